@@ -1,0 +1,70 @@
+"""Every error that graphcomp raises on purpose.
+
+GraphcompError
+├── TraceError      a model that cannot become a Program
+├── LoadError       weights or a saved program that cannot be read
+├── DataError       a data source that cannot be read or is empty
+├── RecipeError     a recipe, pass or option that is not valid (raised before any work)
+├── AnalysisError   the channel analysis was asked for something it cannot do
+├── SurgeryError    a removal that cannot be carried out exactly
+├── VerifyError     a program that breaks an invariant, or a rewrite that changed the function
+├── PassError       a pass that failed, with the passes that ran before it
+├── ExportError     an ONNX file that could not be written or is not equal to the program
+├── BenchError      a measurement that could not be made
+│   └── ProviderError   an execution provider that does not really work here
+└── OutputError     a result that could not be written
+
+Messages read `place: found, expected`, followed by what to do next.
+"""
+
+
+class GraphcompError(Exception):
+    """Base of all errors that graphcomp raises on purpose."""
+
+
+class TraceError(GraphcompError):
+    """A model that cannot become a Program."""
+
+
+class LoadError(GraphcompError):
+    """Weights or a saved program that cannot be read."""
+
+
+class DataError(GraphcompError):
+    """A data source that cannot be read or is empty."""
+
+
+class RecipeError(GraphcompError):
+    """A recipe, pass or option that is not valid."""
+
+
+class AnalysisError(GraphcompError):
+    """The channel analysis was asked for something it cannot do."""
+
+
+class SurgeryError(GraphcompError):
+    """A removal that cannot be carried out exactly."""
+
+
+class VerifyError(GraphcompError):
+    """A program that breaks an invariant, or a rewrite that changed the function."""
+
+
+class PassError(GraphcompError):
+    """A pass that failed; names the passes that ran before it."""
+
+
+class ExportError(GraphcompError):
+    """An ONNX file that could not be written or is not equal to the program."""
+
+
+class BenchError(GraphcompError):
+    """A measurement that could not be made."""
+
+
+class ProviderError(BenchError):
+    """An execution provider that does not really work on this machine."""
+
+
+class OutputError(GraphcompError):
+    """A result that could not be written."""
