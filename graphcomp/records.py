@@ -13,9 +13,9 @@ SCHEMA_VERSION = 1
 
 
 class Record(BaseModel):
-    """Base of all records: frozen, and an unknown field is an error."""
+    """Base of all records: frozen, an unknown field is an error, NaN and infinity are strings in JSON."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class LayerRow(Record):
@@ -54,7 +54,9 @@ class Drift(Record):
     """How far a lossy step moved the outputs, on the calibration batches."""
 
     relative_l2: float = Field(description="||new - old|| / ||old|| of the outputs")
-    top1_agreement: float | None = Field(description="fraction of samples with the same argmax; null if not a classifier")
+    top1_agreement: float | None = Field(
+        description="fraction of samples with the same argmax; null if not a classifier"
+    )
 
 
 class Kept(Record):
@@ -74,7 +76,9 @@ class Step(Record):
     plan_file: str = Field(description="path of the plan, relative to the output directory")
     kept: list[Kept] = Field(default_factory=list)
     drift: Drift | None = Field(description="null for a pass that changes no value")
-    verify_error: float = Field(description="max |rewrite - simulate| / max |simulate|, float64, scrambled statistics")
+    verify_error: float = Field(
+        description="max |rewrite - simulate| / max |simulate|, float64, scrambled statistics"
+    )
     seconds: float
     after: Snapshot
 
@@ -95,8 +99,12 @@ class TimingStats(Record):
     median_ms: float
     p90_ms: float
     p99_ms: float
-    cpu_median_ms: float = Field(description="process CPU time per run (all threads)")
-    end_to_end_median_ms: float | None = Field(default=None, description="with host copies; accelerators only")
+    cpu_median_ms: float = Field(
+        description="CPU time per run: the calling thread's at one thread, otherwise the whole process's"
+    )
+    end_to_end_median_ms: float | None = Field(
+        default=None, description="with host copies; accelerators only"
+    )
 
 
 class BatchTiming(Record):
@@ -108,7 +116,9 @@ class BatchTiming(Record):
     speedup: Interval = Field(description="median base time / median new time (wall)")
     cpu_speedup: Interval = Field(description="the same in CPU time")
     theoretical: float = Field(description="MACs of the baseline / MACs of the candidate")
-    busy: bool = Field(description="wall time exceeded CPU time by more than 10 % at one thread: quote CPU time")
+    busy: bool = Field(
+        description="wall time exceeded CPU time by more than 10 % at one thread: quote CPU time"
+    )
     verdict: str = Field(description="faster, slower, or no measurable difference")
 
 
@@ -156,7 +166,9 @@ class Export(Record):
     bytes: int
     opset: int
     nodes: int
-    parity: dict[str, float] = Field(description="per batch size: max |onnx - torch| / max |torch|, the worst of several inputs")
+    parity: dict[str, float] = Field(
+        description="per batch size: max |onnx - torch| / max |torch|, the worst of several inputs"
+    )
     cleanup: list[str] = Field(description="what the clean-up did, with the count of nodes it saved")
 
 

@@ -1,0 +1,672 @@
+"""Data sources: `load_data("cifar10:DIR?limit=1000", input_shape=(3, 32, 32), seed=0)`.
+
+| spec | what it reads | options |
+| --- | --- | --- |
+| `digits` | scikit-learn's handwritten digits, 32x32x3 | limit |
+| `imagefolder:DIR` | class folders of images, in DIR, or in DIR/train and DIR/val or DIR/test | all |
+| `cifar10:DIR` | the standard python batches, in DIR or DIR/cifar-10-batches-py | all |
+| `npz:FILE` | `x`, `y`, or `x_train`, `y_train`, `x_test`, `y_test`; x is uint8 NHWC or float NCHW | all |
+| `random` | standard normal samples without labels | limit |
+
+Options follow a question mark: `?limit=1000&mean=0.485,0.456,0.406&std=0.229,0.224,0.225`.
+uint8 images are scaled to [0, 1] and normalised by mean and std (default: ImageNet's); float data is taken as
+it is unless mean and std are given. `limit` keeps a random part of each split, in proportion to the classes.
+
+Every split of a source into halves is fixed; `seed` only chooses random samples and the subset of `limit`.
+All random numbers come from numpy's RandomState, whose streams never change from version to version.
+"""
+
+import math
+import pickle
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from graphcomp.errors import DataError
+
+__all__ = ["Data", "Split", "load_data"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SPLIT_SEED = 0
+RANDOM_SAMPLES = 64
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+CROP_FRACTION = 0.875
+
+Indices = NDArray[np.int64]
+Fetch = Callable[[Indices], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Samples in a fixed order.
+
+    Attributes:
+        labels: int64 `[len]`, the class of every sample; zeros if not `labelled`.
+        indices: int64 `[len]`, the position of every sample in its source.
+        fetch: reads the samples at some positions of the source as one float32 tensor.
+        labelled: whether the labels mean anything.
+    """
+
+    labels: Tensor
+    indices: Indices = field(repr=False)
+    fetch: Fetch = field(repr=False)
+    labelled: bool = True
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (float32 `[n, C, H, W]` normalised, int64 `[n]`), n = `size` but for a smaller last batch.
+
+        The order is that of the source, or shuffled by `shuffle_seed`. Raises DataError if `size` < 1, or
+        if an image cannot be decoded when its batch is due.
+        """
+        if size < 1:
+            raise _bad("batch size", size, "at least 1", "give a positive number")
+        order = np.arange(len(self)) if shuffle_seed is None else _rng(shuffle_seed).permutation(len(self))
+        chunks = (order[start : start + size] for start in range(0, len(self), size))
+        return ((self.fetch(self.indices[chunk]), self.labels[torch.from_numpy(chunk)]) for chunk in chunks)
+
+    def subset(self, positions: Indices) -> "Split":
+        """The samples at `positions` of this split."""
+        return replace(self, labels=self.labels[torch.from_numpy(positions)], indices=self.indices[positions])
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Calibration and training samples (`train`), evaluation samples (`eval`) and where they came from.
+
+    `num_classes` is None without labels, and the largest label plus one for `npz`; `description` is one line.
+    """
+
+    train: Split
+    eval: Split
+    num_classes: int | None
+    spec: str
+    description: str
+
+    @property
+    def labelled(self) -> bool:
+        """Whether accuracy can be computed."""
+        return self.eval.labelled
+
+
+@dataclass(frozen=True)
+class _Request:
+    spec: str
+    where: str
+    shape: tuple[int, ...]
+    seed: int
+    limit: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Kind:
+    load: Callable[[_Request], Data]
+    location: str | None
+    options: tuple[str, ...]
+
+    def usage(self, name: str) -> str:
+        return f"{name}:{self.location}" if self.location else name
+
+
+def _bad(place: object, found: object, expected: str, advice: str) -> DataError:
+    return DataError(f"{place}: found {found}, expected {expected}; {advice}")
+
+
+def load_data(spec: str, *, input_shape: tuple[int, ...], seed: int) -> Data:
+    """Open the data that `spec` names (see the module's table).
+
+    Args:
+        spec: the source and its options.
+        input_shape: the shape of one sample that the model takes, (C, H, W), without the batch.
+        seed: 0 or larger; chooses the samples of `random` and the subset of `limit`, never a split.
+
+    Raises DataError for whatever is missing, empty, damaged or does not fit.
+    """
+    request = _parse(spec, input_shape, seed)
+    data = _KINDS[spec.partition("?")[0].partition(":")[0]].load(request)
+    for name, split in (("calibration", data.train), ("evaluation", data.eval)):
+        if len(split) == 0:
+            raise _bad(spec, f"no {name} samples", "at least one", "add samples")
+    return data if request.limit is None else _limited(data, request.limit, seed)
+
+
+def _limited(data: Data, limit: int, seed: int) -> Data:
+    train, evaluation = (
+        s.subset(_stratified(s.labels.numpy(), min(limit, len(s)), seed)) for s in (data.train, data.eval)
+    )
+    note = f"; limited to {len(train)} of {len(data.train)} and {len(evaluation)} of {len(data.eval)} samples"
+    return replace(data, train=train, eval=evaluation, description=data.description + note)
+
+
+# --- the spec -----------------------------------------------------------------------------------------------
+
+
+def _parse(spec: str, shape: tuple[int, ...], seed: int) -> _Request:
+    source, question, query = spec.partition("?")
+    name, _, where = source.partition(":")
+    kind = _KINDS.get(name)
+    if kind is None:
+        known = ", ".join(k.usage(n) for n, k in _KINDS.items())
+        raise _bad(f"data spec {spec!r}", f"source {name!r}", f"one of {known}", "use one of them")
+    if bool(where) != bool(kind.location):
+        raise _bad(f"data spec {spec!r}", f"{source!r}", f"{kind.usage(name)!r}", "write it like that")
+    if not shape or min(shape) < 1:
+        raise _bad("input shape", shape, "positive sizes of one sample", "e.g. (3, 224, 224)")
+    if not 0 <= seed < 2**32:
+        raise _bad("seed", seed, "0 to 2**32 - 1", "choose another")
+    options = _options(spec, query, kind.options) if question else {}
+    return _Request(spec, where, shape, seed, **options)
+
+
+def _options(spec: str, query: str, known: tuple[str, ...]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for item in query.split("&"):
+        name, _, text = item.partition("=")
+        if name not in known:
+            raise _bad(f"data spec {spec!r}", f"option {name!r}", _listed(known), "correct it")
+        if name in options:
+            raise _bad(f"data spec {spec!r}", f"option {name!r} twice", "it once", "remove one")
+        options[name] = _limit(spec, text) if name == "limit" else _floats(spec, name, text)
+    if ("mean" in options) != ("std" in options):
+        raise _bad(f"data spec {spec!r}", "only one of mean and std", "both", "give the other too")
+    return options
+
+
+def _limit(spec: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise _bad(f"data spec {spec!r}", f"limit={text!r}", "a whole number from 1", "correct it")
+    return int(text)
+
+
+def _floats(spec: str, name: str, text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(v) for v in text.split(","))
+    except ValueError:
+        values = (math.nan,)
+    if not all(math.isfinite(v) for v in values) or (name == "std" and min(values) <= 0):
+        expected = "positive numbers" if name == "std" else "numbers"
+        raise _bad(f"data spec {spec!r}", f"{name}={text!r}", expected, f"e.g. {name}=0.5,0.5,0.5")
+    return values
+
+
+# --- sampling -----------------------------------------------------------------------------------------------
+
+
+def _rng(seed: int) -> np.random.RandomState:
+    return np.random.RandomState(seed)
+
+
+def _stratified(labels: Indices, count: int, seed: int) -> Indices:
+    """Positions (sorted) of `count` random samples, every class in proportion to within one sample."""
+    order = _rng(seed).permutation(len(labels))
+    by_class = np.argsort(labels[order], kind="stable")
+    _, starts, sizes = np.unique(labels[order][by_class], return_index=True, return_counts=True)
+    rank = np.arange(len(labels)) - np.repeat(starts, sizes)
+    # The k-th sample of a class of n comes at (k + 1/2) / n: any prefix of that order is in proportion.
+    place = np.empty(len(labels))
+    place[by_class] = (rank + 0.5) / np.repeat(sizes, sizes)
+    return np.sort(order[np.argsort(place, kind="stable")[:count]])
+
+
+def _split(labels: Indices, fetch: Fetch, fraction: float) -> tuple[Split, Split]:
+    """A fixed stratified split: `fraction` of the samples, and the others."""
+    first = _stratified(labels, round(fraction * len(labels)), SPLIT_SEED)
+    whole = _whole(labels, fetch)
+    return whole.subset(first), whole.subset(np.setdiff1d(np.arange(len(labels)), first))
+
+
+def _whole(labels: Indices, fetch: Fetch) -> Split:
+    return Split(torch.from_numpy(labels), np.arange(len(labels)), fetch)
+
+
+# --- images and arrays --------------------------------------------------------------------------------------
+
+
+def _statistics(request: _Request) -> tuple[Tensor, Tensor]:
+    """Mean and std as `[C, 1, 1]`; ImageNet's by default."""
+    mean, std = request.mean or IMAGENET_MEAN, request.std or IMAGENET_STD
+    channels = request.shape[0]
+    if not len(mean) == len(std) == channels:
+        raise _bad(
+            request.spec,
+            f"{len(mean)} mean and {len(std)} std values",
+            f"one for each of the {channels} channels that the model takes",
+            f"give ?mean=..&std=.. with {channels} values each",
+        )
+    return torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+
+
+def _bytes_fetch(images: NDArray[np.uint8], request: _Request) -> Fetch:
+    """Fetch from uint8 `[N, H, W, C]`."""
+    _require_sample(request, images.shape[3:] + images.shape[1:3])
+    mean, std = _statistics(request)
+
+    def fetch(indices: Indices) -> Tensor:
+        batch = np.ascontiguousarray(images[indices].transpose(0, 3, 1, 2))
+        return torch.from_numpy(batch).float().div_(255).sub_(mean).div_(std)
+
+    return fetch
+
+
+def _float_fetch(samples: NDArray[np.float32], request: _Request) -> Fetch:
+    """Fetch from float32 `[N, C, H, W]`, or any shape if there is nothing to normalise."""
+    _require_sample(request, samples.shape[1:])
+    if request.mean is None:
+        return lambda indices: torch.from_numpy(samples[indices])
+    if samples.ndim != 4:
+        raise _bad(
+            request.spec, f"mean and std for samples of shape {samples.shape[1:]}", "CxHxW", "leave them out"
+        )
+    mean, std = _statistics(request)
+    return lambda indices: torch.from_numpy(samples[indices]).sub_(mean).div_(std)
+
+
+def _require_sample(request: _Request, found: tuple[int, ...]) -> None:
+    if found != request.shape:
+        raise _bad(
+            request.spec,
+            f"samples of shape {_sizes(found)}",
+            f"{_sizes(request.shape)} as the model takes them",
+            "convert the data, or give the input shape that it has",
+        )
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "x".join(str(n) for n in shape)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return " or ".join(names)
+
+
+# --- digits, random -----------------------------------------------------------------------------------------
+
+
+def _digits(request: _Request) -> Data:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise _bad("digits", "no scikit-learn", "it", "pip install graphcomp[demo]") from error
+    source = load_digits()
+    grey = np.rint(source.images * (255 / 16)).astype(np.uint8)
+    images = grey.repeat(4, axis=1).repeat(4, axis=2)[..., None].repeat(3, axis=3)
+    labels = source.target.astype(np.int64)
+    train, evaluation = _split(labels, _bytes_fetch(images, request), 0.8)
+    return Data(
+        train,
+        evaluation,
+        10,
+        request.spec,
+        _described("scikit-learn digits at 32x32x3, fixed stratified 80/20 split", train, evaluation),
+    )
+
+
+def _random(request: _Request) -> Data:
+    train, evaluation = (_noise(request, part) for part in (0, 1))
+    return Data(
+        train,
+        evaluation,
+        None,
+        request.spec,
+        _described(f"standard normal {_sizes(request.shape)} samples without labels", train, evaluation),
+    )
+
+
+def _noise(request: _Request, part: int) -> Split:
+    rng = np.random.RandomState([request.seed, part])
+    samples = rng.standard_normal((RANDOM_SAMPLES, *request.shape)).astype(np.float32)
+    split = _whole(np.zeros(RANDOM_SAMPLES, np.int64), _float_fetch(samples, request))
+    return replace(split, labelled=False)
+
+
+def _described(what: str, train: Split, evaluation: Split) -> str:
+    return f"{what}: {len(train)} for calibration and training, {len(evaluation)} for evaluation"
+
+
+# --- npz ----------------------------------------------------------------------------------------------------
+
+PAIR = ("x", "y")
+FOUR = ("x_train", "y_train", "x_test", "y_test")
+
+
+def _npz(request: _Request) -> Data:
+    arrays = _read_npz(Path(request.where))
+    if set(FOUR) <= set(arrays):
+        train = _whole(*_samples(request, arrays, "x_train", "y_train"))
+        evaluation = _whole(*_samples(request, arrays, "x_test", "y_test"))
+        what = "arrays with their own test set"
+    elif set(PAIR) <= set(arrays) and not set(FOUR) & set(arrays):
+        train, evaluation = _split(*_samples(request, arrays, *PAIR), 0.5)
+        what = "arrays, fixed stratified split into halves"
+    else:
+        found = _listed(tuple(sorted(arrays))) or "nothing"
+        raise _bad(
+            request.where,
+            f"arrays {found}",
+            f"{', '.join(PAIR)} or {', '.join(FOUR)}",
+            "save it with np.savez(file, x=x, y=y)",
+        )
+    classes = 1 + max((int(s.labels.max()) for s in (train, evaluation) if len(s)), default=0)
+    return Data(
+        train, evaluation, classes, request.spec, _described(f"{request.where}, {what}", train, evaluation)
+    )
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    if not path.is_file():
+        raise _bad(path, "no such file", "an .npz file", "correct the path")
+    try:
+        with path.open("rb") as file:
+            content = np.load(file, allow_pickle=False)
+            if not isinstance(content, np.lib.npyio.NpzFile):
+                raise _bad(path, "a single array", "an .npz file", "save it with np.savez(file, x=x, y=y)")
+            return {key: content[key] for key in content.files if key in PAIR + FOUR}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise _bad(
+            path, f"an unreadable file ({error})", "plain arrays", "save it again with np.savez"
+        ) from error
+
+
+def _samples(
+    request: _Request, arrays: dict[str, NDArray[Any]], x_key: str, y_key: str
+) -> tuple[Indices, Fetch]:
+    x, y = arrays[x_key], arrays[y_key]
+    labels = _labels(f"{request.where}[{y_key}]", y, x.shape[:1])
+    place = f"{request.where}[{x_key}]"
+    if x.dtype == np.uint8:
+        if x.ndim != 4:
+            raise _bad(place, f"uint8 of shape {x.shape}", "images (N, H, W, C)", "reshape them")
+        return labels, _bytes_fetch(x, request)
+    if x.dtype.kind != "f":
+        raise _bad(place, x.dtype, "uint8 (N, H, W, C) or float (N, C, H, W)", "convert it")
+    with np.errstate(over="ignore"):
+        samples = np.ascontiguousarray(x, dtype=np.float32)
+    if bad := samples.size - int(np.isfinite(samples).sum()):
+        raise _bad(place, f"{bad} NaN or infinite values", "finite float32", "clean the data")
+    return labels, _float_fetch(samples, request)
+
+
+def _labels(place: str, y: NDArray[Any], samples: tuple[int, ...], classes: int | None = None) -> Indices:
+    if y.dtype.kind not in "iu" or y.shape != samples:
+        raise _bad(
+            place,
+            f"{y.dtype} labels of shape {y.shape}",
+            f"integers of shape {samples}",
+            "one class id a sample",
+        )
+    low, high = (int(y.min()), int(y.max())) if y.size else (0, 0)
+    top = np.iinfo(np.int64).max if classes is None else classes - 1
+    if low < 0 or high > top:
+        limits = f"0 to {top}" if classes else "0 or larger"
+        raise _bad(place, f"labels from {low} to {high}", limits, "correct the class ids")
+    return y.astype(np.int64)
+
+
+# --- cifar10 ------------------------------------------------------------------------------------------------
+
+CIFAR_FOLDER = "cifar-10-batches-py"
+CIFAR_TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
+CIFAR_TEST = ("test_batch",)
+
+
+def _cifar10(request: _Request) -> Data:
+    folder = _cifar_folder(Path(request.where))
+    train, evaluation = (
+        _whole(*_cifar_samples(request, folder, names)) for names in (CIFAR_TRAIN, CIFAR_TEST)
+    )
+    return Data(train, evaluation, 10, request.spec, _described(f"CIFAR-10 of {folder}", train, evaluation))
+
+
+def _cifar_folder(where: Path) -> Path:
+    folder = where / CIFAR_FOLDER if (where / CIFAR_FOLDER).is_dir() else where
+    missing = tuple(n for n in CIFAR_TRAIN + CIFAR_TEST if not (folder / n).is_file())
+    if missing:
+        found = f"no {', '.join(missing)}" if where.is_dir() else "no such directory"
+        raise _bad(
+            folder,
+            found,
+            "the python batches of CIFAR-10",
+            f"unpack cifar-10-python.tar.gz and give {CIFAR_FOLDER} or its parent",
+        )
+    return folder
+
+
+def _cifar_samples(request: _Request, folder: Path, names: tuple[str, ...]) -> tuple[Indices, Fetch]:
+    parts = [_cifar_batch(folder / name) for name in names]
+    rows = np.concatenate([data for data, _ in parts])
+    images = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.concatenate([labels for _, labels in parts]), _bytes_fetch(images, request)
+
+
+def _cifar_batch(path: Path) -> tuple[NDArray[np.uint8], Indices]:
+    content = _read_pickle(path)
+    data, labels = (content.get(k, content.get(k.encode())) for k in ("data", "labels"))
+    if not isinstance(data, _PickledArray) or not isinstance(labels, list | _PickledArray):
+        raise _bad(path, "no data and labels", "a python batch of CIFAR-10", "unpack the archive again")
+    rows, ids = data.value, labels.value if isinstance(labels, _PickledArray) else _integers(path, labels)
+    if rows.dtype != np.uint8 or rows.shape[1:] != (3072,):
+        raise _bad(path, f"data of {rows.dtype} {rows.shape}", "uint8 (N, 3072)", "unpack the archive again")
+    return rows, _labels(str(path), ids, rows.shape[:1], 10)
+
+
+def _integers(path: Path, labels: list[Any]) -> NDArray[Any]:
+    if not all(isinstance(v, int) for v in labels):
+        raise _bad(path, "labels that are not integers", "0 to 9", "unpack the archive again")
+    return np.array(labels, dtype=np.int64)
+
+
+def _read_pickle(path: Path) -> dict[Any, Any]:
+    try:
+        with path.open("rb") as file:
+            content = _BatchUnpickler(file).load()
+    except Exception as error:  # a damaged pickle can raise anything at all
+        raise _bad(
+            path, f"an unreadable file ({error})", "a python batch of CIFAR-10", "unpack the archive again"
+        ) from error
+    if not isinstance(content, dict):
+        raise _bad(path, f"a {type(content).__name__}", "a dictionary", "unpack the archive again")
+    return content
+
+
+class _PickledDtype:
+    """Stands in for numpy.dtype: whole numbers only; of a pickle's state only the byte order is taken."""
+
+    def __init__(self, code: str | bytes, *_: object) -> None:
+        self.value = np.dtype(code.decode() if isinstance(code, bytes) else code)
+        if self.value.kind not in "iu":
+            raise pickle.UnpicklingError(f"array of {self.value}")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] in (">", b">"):
+            self.value = self.value.newbyteorder(">")
+
+
+class _PickledArray:
+    """Stands in for numpy.ndarray: takes shape, type and bytes, nothing else."""
+
+    value: NDArray[Any] = np.empty(0, np.int64)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, raw = state
+        self.value = np.frombuffer(raw, dtype.value).reshape(shape, order="F" if fortran else "C")
+
+
+def _reconstruct(*_: object) -> _PickledArray:
+    return _PickledArray()
+
+
+def _from_buffer(raw: bytes, dtype: _PickledDtype, shape: tuple[int, ...], order: str) -> _PickledArray:
+    array = _PickledArray()
+    array.__setstate__((1, shape, dtype, order == "F", raw))
+    return array
+
+
+def _encode(text: str, _encoding: str) -> bytes:
+    return text.encode("latin1")  # how Python 3 writes bytes in protocols 0 to 2
+
+
+_ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): _PickledArray,
+    ("numpy", "dtype"): _PickledDtype,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+    ("_codecs", "encode"): _encode,
+}
+
+
+class _BatchUnpickler(pickle.Unpickler):
+    """Reads plain containers and arrays of whole numbers; refuses everything that could run code."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file, encoding="bytes")
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in of an admitted name; UnpicklingError for all others."""
+        if (module, name) not in _ADMITTED:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+        return _ADMITTED[module, name]
+
+
+# --- imagefolder --------------------------------------------------------------------------------------------
+
+
+def _imagefolder(request: _Request) -> Data:
+    root = Path(request.where)
+    if not root.is_dir():
+        raise _bad(root, "no such directory", "class folders of images", "correct the path")
+    if len(request.shape) != 3 or request.shape[0] not in (1, 3):
+        raise _bad(
+            request.spec,
+            f"a model that takes {_sizes(request.shape)}",
+            "1xHxW or 3xHxW for images",
+            "use npz",
+        )
+    parts = {name for name in ("train", "val", "test") if (root / name).is_dir()}
+    return _separate(request, root, parts) if parts else _halved(request, root)
+
+
+def _separate(request: _Request, root: Path, parts: set[str]) -> Data:
+    held_out = "val" if "val" in parts else "test"
+    if not {"train", held_out} <= parts:
+        raise _bad(
+            root,
+            f"{_listed(tuple(sorted(parts)))} alone",
+            "train and val (or test)",
+            "add the other, or give the folder of class folders itself",
+        )
+    classes = _classes(root / "train")
+    if extra := sorted(set(_classes(root / held_out)) - set(classes)):
+        raise _bad(
+            root / held_out,
+            f"class folder {extra[0]!r}",
+            f"only those of {root / 'train'}",
+            "make them the same",
+        )
+    train, evaluation = (
+        _whole(*_image_samples(request, root / part, classes)) for part in ("train", held_out)
+    )
+    what = f"{root}, {len(classes)} classes, train and {held_out}"
+    return Data(train, evaluation, len(classes), request.spec, _described(what, train, evaluation))
+
+
+def _halved(request: _Request, root: Path) -> Data:
+    classes = _classes(root)
+    train, evaluation = _split(*_image_samples(request, root, classes), 0.5)
+    what = f"{root}, {len(classes)} classes, fixed stratified split into halves"
+    return Data(train, evaluation, len(classes), request.spec, _described(what, train, evaluation))
+
+
+def _classes(folder: Path) -> list[str]:
+    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not classes:
+        loose = sum(_is_image(p) for p in folder.iterdir())
+        raise _bad(
+            folder,
+            f"{loose} images and no class folders",
+            "<class>/<image>",
+            "move every image into a folder named after its class, or pack the images as npz",
+        )
+    return classes
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def _image_samples(request: _Request, folder: Path, classes: list[str]) -> tuple[Indices, Fetch]:
+    found = [(p, i) for i, name in enumerate(classes) for p in _images(folder / name)]
+    labels = np.array([label for _, label in found], dtype=np.int64)
+    return labels, _file_fetch([path for path, _ in found], request)
+
+
+def _images(folder: Path) -> list[Path]:
+    """Images of one class; a class that has a folder in train only has none."""
+    if not folder.is_dir():
+        return []
+    images = sorted(p for p in folder.iterdir() if _is_image(p))
+    if not images:
+        raise _bad(
+            folder,
+            "no images",
+            f"files ending in {', '.join(sorted(IMAGE_SUFFIXES))}",
+            "add images or remove the folder",
+        )
+    return images
+
+
+def _file_fetch(paths: list[Path], request: _Request) -> Fetch:
+    mean, std = _statistics(request)
+
+    def fetch(indices: Indices) -> Tensor:
+        batch = torch.stack([_decode(paths[i], request.shape) for i in indices])
+        return batch.float().div_(255).sub_(mean).div_(std)
+
+    return fetch
+
+
+def _decode(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """The image as uint8 of `shape` (C, H, W)."""
+    channels, height, width = shape
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(_fit(image.convert("RGB" if channels == 3 else "L"), height, width))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _bad(
+            path, f"an unreadable image ({error})", "one that decodes", "replace or remove it"
+        ) from error
+    return torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1)
+
+
+def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The centre, 7/8 of the tighter side, resized; an image that fits stays as it is."""
+    if image.size == (width, height):
+        return image
+    scale = CROP_FRACTION * min(image.width / width, image.height / height)
+    left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
+    box = (left, top, left + scale * width, top + scale * height)
+    return image.resize((width, height), Image.Resampling.BILINEAR, box)
+
+
+_KINDS: dict[str, _Kind] = {
+    "digits": _Kind(_digits, None, ("limit",)),
+    "imagefolder": _Kind(_imagefolder, "DIR", ("limit", "mean", "std")),
+    "cifar10": _Kind(_cifar10, "DIR", ("limit", "mean", "std")),
+    "npz": _Kind(_npz, "FILE", ("limit", "mean", "std")),
+    "random": _Kind(_random, None, ("limit",)),
+}

@@ -1,0 +1,272 @@
+"""What an ONNX file says of itself without being run: its inputs, its hash, its multiply-accumulates.
+
+MACs are those of Conv, ConvTranspose, Gemm and MatMul nodes that depend on an input; what is computed from
+constants alone is folded when the file is loaded and costs nothing at run time. Nothing is counted for
+bias, normalisation, activation or pooling. A node that multiplies but has no rule here is an error, never a
+zero.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx.inliner
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
+
+from graphcomp.errors import BenchError
+
+__all__ = ["Input", "OnnxFile", "count_macs", "feed_shapes", "onnx_macs", "read"]
+
+Shape = tuple[int, ...]
+# Larger tensors are weights: shape inference needs their shape only, not their values.
+SMALL = 1024
+UNCOUNTED = frozenset(
+    {"Einsum", "DeformConv", "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "Attention"}
+    | {"RNN", "GRU", "LSTM", "If", "Loop", "Scan"}
+)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input: `dtype` is ONNX's name (FLOAT), None in `shape` is a dynamic dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        sizes = "x".join("?" if size is None else str(size) for size in self.shape)
+        return f"{self.name} {self.dtype} {sizes or 'scalar'}"
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A file that was read: `sha256` and `bytes` include external data files, in the order of their names."""
+
+    path: Path
+    model: ModelProto
+    inputs: tuple[Input, ...]
+    sha256: str
+    bytes: int
+
+
+def read(path: Path) -> OnnxFile:
+    """Read an ONNX file. Raises BenchError if it is missing, unreadable or not an ONNX model."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BenchError(
+            f"{path}: cannot be read ({error.strerror}), expected an ONNX file; check the path"
+        ) from error
+    model = _parse(content, path)
+    if not model.graph.node:
+        raise BenchError(f"{path}: found no graph in {len(content)} bytes, expected an ONNX model")
+    extra = _external_files(path, model)
+    digest = hashlib.sha256(content)
+    for part in extra:
+        digest.update(part)
+    inputs = _inputs(model, str(path))
+    return OnnxFile(path, model, inputs, digest.hexdigest(), len(content) + sum(map(len, extra)))
+
+
+def _parse(content: bytes, path: Path) -> ModelProto:
+    try:
+        return onnx.load_model_from_string(content)
+    # protobuf's DecodeError has no base but Exception and no typed home of its own; nothing else is raised
+    # here.
+    except Exception as error:
+        raise BenchError(
+            f"{path}: found {len(content)} bytes that are not an ONNX model; export it again"
+        ) from error
+
+
+def feed_shapes(inputs: tuple[Input, ...], batch: int, place: str) -> dict[str, Shape]:
+    """Shapes to feed for `batch` samples: a dynamic first dimension becomes `batch`.
+
+    Raises BenchError for any other dynamic dimension, and for a batch that a fixed-batch file does not
+    take.
+    """
+    fixed = _fixed_batch(inputs)
+    if fixed is not None and fixed != batch:
+        raise BenchError(
+            f"{place}: found a fixed batch of {fixed}, expected {batch}; ask for batch {fixed} or export "
+            "with a dynamic "
+            "batch"
+        )
+    shapes: dict[str, Shape] = {}
+    for item in inputs:
+        sizes = [batch if dim == 0 and size is None else size for dim, size in enumerate(item.shape)]
+        if None in sizes:
+            raise BenchError(
+                f"{place}: input {item} has a dynamic dimension {sizes.index(None)}, expected only the "
+                "batch to be "
+                "dynamic; export with the other sizes fixed"
+            )
+        shapes[item.name] = tuple(size for size in sizes if size is not None)
+    return shapes
+
+
+def onnx_macs(model_or_path: ModelProto | Path | str, batch: int = 1) -> int:
+    """Multiply-accumulates of one run on `batch` samples, from ONNX shape inference.
+
+    A file with a fixed batch is counted at that batch and scaled. Raises BenchError for a dynamic dimension
+    other than the batch, a shape that inference does not find, or a node that multiplies and has no rule.
+    """
+    if isinstance(model_or_path, ModelProto):
+        return _count(model_or_path, _inputs(model_or_path, "model"), batch, "model")
+    return count_macs(read(Path(model_or_path)), batch)
+
+
+def count_macs(file: OnnxFile, batch: int) -> int:
+    """`onnx_macs` of a file that is already read."""
+    return _count(file.model, file.inputs, batch, str(file.path))
+
+
+def _count(model: ModelProto, inputs: tuple[Input, ...], batch: int, place: str) -> int:
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    fixed = _fixed_batch(inputs)
+    nodes = list(_varying(model.graph, inputs))
+    for node in nodes:
+        _check_countable(node, place)
+    shapes = _infer(model, feed_shapes(inputs, fixed or batch, place), place)
+    total = sum(_node_macs(node, shapes, place) for node in nodes if node.op_type in RULES)
+    return total if fixed is None else total * batch // fixed
+
+
+def _inputs(model: ModelProto, place: str) -> tuple[Input, ...]:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    found = [value for value in model.graph.input if value.name not in constants]
+    if not found:
+        raise BenchError(f"{place}: found no input, expected at least one; export the model again")
+    inputs = []
+    for value in found:
+        tensor = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
+            raise BenchError(
+                f"{place}: input {value.name!r} is not a tensor of known rank; export it with one"
+            )
+        sizes = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
+        inputs.append(Input(value.name, TensorProto.DataType.Name(tensor.elem_type), sizes))
+    return tuple(inputs)
+
+
+def _fixed_batch(inputs: tuple[Input, ...]) -> int | None:
+    """The batch that the file insists on; None if any input leaves its first dimension open."""
+    batched = [item.shape[0] for item in inputs if item.shape]
+    return None if not batched or None in batched else batched[0]
+
+
+def _external_files(path: Path, model: ModelProto) -> list[bytes]:
+    tensors = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
+    try:
+        for tensor in tensors:
+            if math.prod(tensor.dims) <= SMALL:
+                load_external_data_for_tensor(tensor, str(path.parent))
+        names = sorted({ExternalDataInfo(tensor).location for tensor in tensors})
+        return [(path.parent / name).read_bytes() for name in names]
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise BenchError(
+            f"{path}: its external data cannot be read ({error}); keep the files side by side"
+        ) from error
+
+
+def _infer(model: ModelProto, inputs: Mapping[str, Shape], place: str) -> dict[str, Shape]:
+    """Shape of every value that inference can find, with the inputs fixed to the given shapes."""
+    fixed = ModelProto()
+    fixed.CopyFrom(model)
+    for tensor in fixed.graph.initializer:
+        if math.prod(tensor.dims) > SMALL:
+            _drop_values(tensor)
+    # Shapes noted by the exporter are symbolic and would win over inferred ones.
+    del fixed.graph.value_info[:]
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    for value in fixed.graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, inputs.get(value.name, ()), strict=False):
+            dim.dim_value = size
+    try:
+        graph = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
+    except onnx.shape_inference.InferenceError as error:
+        raise BenchError(
+            f"{place}: shape inference fails ({error}), expected a valid model; export it again"
+        ) from error
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer} | dict(inputs)
+    for value in (*graph.value_info, *graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
+            shapes[value.name] = tuple(dim.dim_value for dim in dims)
+    return shapes
+
+
+def _drop_values(tensor: TensorProto) -> None:
+    for field in ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data"):
+        tensor.ClearField(field)
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")
+
+
+def _varying(graph: GraphProto, inputs: tuple[Input, ...]) -> Iterator[NodeProto]:
+    """Nodes that depend on an input, in order; the others are constants to the runtime."""
+    seen = {item.name for item in inputs}
+    for node in graph.node:
+        captures = any(
+            attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for attribute in node.attribute
+        )
+        if captures or not seen.isdisjoint(node.input):
+            seen.update(node.output)
+            yield node
+
+
+def _check_countable(node: NodeProto, place: str) -> None:
+    if node.op_type in UNCOUNTED or node.domain not in ("", "ai.onnx"):
+        raise BenchError(
+            f"{_where(node, place)}: its multiply-accumulates cannot be counted, expected only "
+            f"{', '.join(sorted(RULES))} to multiply; export without it"
+        )
+
+
+def _where(node: NodeProto, place: str) -> str:
+    name = node.name or node.output[0]
+    return f"{place}: {node.op_type} {name!r}"
+
+
+def _node_macs(node: NodeProto, shapes: Mapping[str, Shape], place: str) -> int:
+    names = (node.input[0], node.input[1], node.output[0])
+    missing = [name for name in names if name not in shapes]
+    if missing:
+        raise BenchError(
+            f"{_where(node, place)}: shape inference finds no shape for {missing[0]!r}; "
+            "export with fixed sizes"
+        )
+    x, w, y = (shapes[name] for name in names)
+    return RULES[node.op_type](node, x, w, y)
+
+
+def _conv(node: NodeProto, x: Shape, w: Shape, y: Shape) -> int:
+    return math.prod(y) * math.prod(w[1:])
+
+
+def _conv_transpose(node: NodeProto, x: Shape, w: Shape, y: Shape) -> int:
+    return math.prod(x) * math.prod(w[1:])
+
+
+def _gemm(node: NodeProto, x: Shape, w: Shape, y: Shape) -> int:
+    transposed = any(item.name == "transA" and item.i for item in node.attribute)
+    return math.prod(y) * x[0 if transposed else 1]
+
+
+def _matmul(node: NodeProto, x: Shape, w: Shape, y: Shape) -> int:
+    return math.prod(y) * x[-1]
+
+
+RULES: dict[str, Callable[[NodeProto, Shape, Shape, Shape], int]] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+}

@@ -1,0 +1,385 @@
+"""Program: a traced network as a value.
+
+A Program is an fx graph that keeps `torch.nn` modules as modules (so it trains like any PyTorch model), the
+example inputs it was traced with, and the plans of the passes that made it. It is saved as JSON and
+safetensors, never as a pickle, and loads without the source of the model it came from (`graphcomp.storage`).
+"""
+
+import copy
+import operator
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from graphcomp.errors import TraceError
+
+PASS_KEY = "graphcomp_pass"
+"""`node.meta` key: the name of the pass that made the node or changed it last."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A traced network: never changed in place, every pass returns a new one.
+
+    Attributes:
+        module: the fx GraphModule, in eval mode; called like the network that it was traced from.
+        example_inputs: one tensor an input, batch 1; they fix the spatial sizes that costs are counted at.
+        history: the plans (JSON objects) of the passes that led here, oldest first.
+    """
+
+    module: fx.GraphModule
+    example_inputs: tuple[Tensor, ...]
+    history: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The fx graph."""
+        return self.module.graph
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        return self.module(*inputs)
+
+    def clone(self) -> "Program":
+        """The same program with its own copy of graph, modules and tensors."""
+        return Program(editable(self), tuple(x.clone() for x in self.example_inputs), self.history)
+
+    def to(self, dtype: torch.dtype) -> "Program":
+        """A clone whose floating point tensors have `dtype`."""
+        inputs = tuple(x.to(dtype) if x.is_floating_point() else x.clone() for x in self.example_inputs)
+        return Program(editable(self).to(dtype), inputs, self.history)
+
+    def layer(self, target: str, kind: type[nn.Module] = nn.Module) -> nn.Module:
+        """The module at dotted path `target`, checked to be a `kind`."""
+        module = self.module.get_submodule(target)
+        if not isinstance(module, kind):
+            raise TypeError(f"{target}: found {type(module).__name__}, expected {kind.__name__}")
+        return module
+
+    def called_modules(self) -> dict[str, nn.Module]:
+        """Every module that the graph calls, by dotted path, in order of first call."""
+        targets = dict.fromkeys(cast(str, n.target) for n in self.graph.nodes if n.op == "call_module")
+        return {t: self.module.get_submodule(t) for t in targets}
+
+    @cached_property
+    def values(self) -> dict[fx.Node, Any]:
+        """What every node yields for the example inputs, as meta tensors (shapes and types, no numbers)."""
+        return run_on_meta(self)
+
+    def shape(self, node: fx.Node) -> Shape | None:
+        """Shape of a node's output at batch 1; None if it is not one tensor."""
+        value = self.values[node]
+        return tuple(value.shape) if isinstance(value, Tensor) else None
+
+    def save(self, directory: str | Path) -> None:
+        """Write `program.json` and `weights.safetensors` into `directory`, whole or not at all.
+
+        Raises OutputError if the disk refuses, LoadError if a node could not be read back safely.
+        """
+        from graphcomp.storage import save
+
+        save(self, Path(directory))
+
+    @staticmethod
+    def load(directory: str | Path) -> "Program":
+        """Read what `save` wrote, without the model's source and without pickle; LoadError if damaged."""
+        from graphcomp.storage import load
+
+        return load(Path(directory))
+
+    def __str__(self) -> str:
+        return "\n".join(format_node(self, node) for node in self.graph.nodes)
+
+
+class _Tracer(fx.Tracer):
+    """Keeps `torch.nn` modules whole and remembers where it is, for error messages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = ""
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        outer, self.path = self.path, self.path_of_module(m)
+        result = super().call_module(m, forward, args, kwargs)
+        self.path = outer  # not in a `finally`: after a failure it names the innermost module
+        return result
+
+
+def trace(
+    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], *, copy_weights: bool = True
+) -> Program:
+    """Trace `model` in eval mode with `torch.fx.symbolic_trace` into a Program.
+
+    Args:
+        model: left as it is. Weights behind `torch.nn.utils.parametrize` or the old weight norm are baked in.
+        example_inputs: one tensor an input; only the first sample of each is kept.
+        copy_weights: False shares the tensors with `model`, for callers that drop the model.
+
+    Raises:
+        TraceError: naming the module and source line that fx cannot follow, or the node whose shape
+            cannot be derived from the example inputs.
+    """
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if copy_weights or any(_is_parametrized(m) for m in model.modules()):
+        model = copy.deepcopy(model)
+        _bake_parametrizations(model)
+    modes = {m: m.training for m in model.modules()}
+    tracer = _Tracer()
+    try:
+        model.eval()
+        graph = tracer.trace(model)
+        module = fx.GraphModule(tracer.root, graph, type(model).__name__).eval()
+    except Exception as error:
+        raise _trace_error(model, tracer.path, error) from error
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+    for node in module.graph.nodes:
+        node.meta = {PASS_KEY: "trace"}
+    eliminate_dead_nodes(module)
+    module.recompile()
+    program = Program(module, tuple(x[:1].detach().clone() for x in inputs))
+    _ = program.values  # shapes are derived now, so that a wrong input shape fails here
+    return program
+
+
+def eliminate_dead_nodes(module: fx.GraphModule) -> None:
+    """Drop nodes without users, but those that act in place, and modules and tensors that nothing uses."""
+    for node in reversed(list(module.graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output") and not _acts_in_place(module, node):
+            module.graph.erase_node(node)
+    used = {n.target for n in module.graph.nodes if n.op == "get_attr"}
+    for name in [n for n in [*module._buffers, *module._parameters] if n not in used]:
+        delattr(module, name)
+    module.delete_all_unused_submodules()
+
+
+def _acts_in_place(module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(module.get_submodule(cast(str, node.target)), "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place_operator = node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+    return name.endswith("_") or name == "_assert" or in_place_operator or bool(node.kwargs.get("inplace"))
+
+
+def _is_parametrized(module: nn.Module) -> bool:
+    return parametrize.is_parametrized(module) or hasattr(module, "weight_g")
+
+
+def _bake_parametrizations(model: nn.Module) -> None:
+    """Replace computed weights by their values: exact in eval mode, and then the analysis can see them."""
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            for name in list(cast(Any, module.parametrizations)):
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        elif hasattr(module, "weight_g") and hasattr(module, "weight_v"):
+            nn.utils.remove_weight_norm(module)
+
+
+def _trace_error(model: nn.Module, path: str, error: Exception) -> TraceError:
+    torch_dir = str(Path(torch.__file__).parent)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(torch_dir)]
+    here = frames[-1] if frames and frames[-1].filename != __file__ else None
+    module = model.get_submodule(path) if path else model
+    where = f"{path or type(model).__name__} ({type(module).__name__})"
+    line = f"{here.filename}:{here.lineno}: `{here.line}`" if here else "no source line"
+    return TraceError(
+        f"{where}: {line}: {type(error).__name__}: {error}; expected a forward whose control flow does not "
+        "depend on tensor values; move the branch out of forward, or wrap it in a function marked with "
+        "torch.fx.wrap (its channels are then left alone)"
+    )
+
+
+def editable(program: Program, replaced: Mapping[str, Tensor] | None = None) -> fx.GraphModule:
+    """A copy of the program's GraphModule that a pass may edit; nothing is shared with the program.
+
+    Args:
+        program: left as it is.
+        replaced: dotted tensor name -> new tensor to use in place of a clone of the old one. A tensor that
+            has several names (a tied weight) is replaced under all of them.
+    """
+    replaced = replaced or {}
+    names = named_tensors(program.module)
+    memo = {id(names[name]): tensor for name, tensor in replaced.items()}
+    new: dict[int, Tensor] = {}
+
+    def copied(tensor: Tensor) -> Tensor:
+        if id(tensor) not in new:
+            value = memo[id(tensor)] if id(tensor) in memo else tensor.detach().clone()
+            if isinstance(tensor, nn.Parameter):
+                value = nn.Parameter(value.detach(), requires_grad=tensor.requires_grad)
+            new[id(tensor)] = value
+        return new[id(tensor)]
+
+    root = nn.Module()
+    for name, child in program.module._modules.items():
+        root._modules[name] = with_tensors(cast(nn.Module, child), copied)
+    root._parameters = {k: cast(Any, p if p is None else copied(p)) for k, p in program.module._parameters.items()}
+    root._buffers = {k: b if b is None else copied(b) for k, b in program.module._buffers.items()}
+    return fx.GraphModule(root, copy_graph(program.graph), program.module.__class__.__name__).train(
+        program.module.training
+    )
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy with the same node names and metadata."""
+    new, env = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        env[node] = new.node_copy(node, lambda n: env[n])
+    return new
+
+
+def with_tensors(module: nn.Module, f: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A shallow copy of `module` with every parameter and buffer mapped through `f`."""
+    new = copy.copy(module)
+    new.__dict__ = dict(module.__dict__)
+    new._parameters = {k: cast(Any, p if p is None else f(p)) for k, p in module._parameters.items()}
+    new._buffers = {k: b if b is None else f(b) for k, b in module._buffers.items()}
+    new._modules = {k: m if m is None else with_tensors(m, f) for k, m in module._modules.items()}
+    return new
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by dotted name, tied ones under all of their names."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+
+
+def run_on_meta(program: Program) -> dict[fx.Node, Any]:
+    """Run the graph on the meta device at batch 1: shapes without arithmetic."""
+
+    def meta(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+    modules = {t: with_tensors(m, meta).eval() for t, m in program.called_modules().items()}
+    inputs = iter(program.example_inputs)
+    values: dict[fx.Node, Any] = {}
+    for node in program.graph.nodes:
+        try:
+            with torch.no_grad():
+                values[node] = _run_node(node, values, modules, inputs, program, meta)
+        except Exception as error:
+            shapes = [tuple(values[n].shape) for n in node.all_input_nodes if hasattr(values[n], "shape")]
+            raise TraceError(
+                f"{node.name} ({node.target}): {error} (input shapes {shapes}); expected shapes that follow "
+                f"from the example inputs {[tuple(x.shape) for x in program.example_inputs]}; check --input-shape"
+            ) from error
+    return values
+
+
+def _run_node(
+    node: fx.Node,
+    values: dict[fx.Node, Any],
+    modules: Mapping[str, nn.Module],
+    inputs: Iterator[Tensor],
+    program: Program,
+    meta: Callable[[Tensor], Tensor],
+) -> Any:
+    def load(a: Any) -> Any:
+        return fx.node.map_arg(a, lambda n: values[n])
+
+    args, kwargs = load(node.args), load(node.kwargs)
+    if node.op == "placeholder":
+        missing = next(inputs, None)
+        return meta(missing) if missing is not None else node.args[0]
+    if node.op == "get_attr":
+        return meta(get_tensor(program.module, cast(str, node.target)))
+    if node.op == "call_module":
+        return modules[cast(str, node.target)](*args, **kwargs)
+    if node.op == "call_function":
+        return cast(Callable[..., Any], node.target)(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
+    return args[0]
+
+
+def get_tensor(module: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer at a dotted name."""
+    path, _, leaf = name.rpartition(".")
+    return cast(Tensor, getattr(module.get_submodule(path), leaf))
+
+
+def fresh_inputs(program: Program, batch: int, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    """Seeded normal inputs of the program's shapes; integer inputs repeat the example."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn((batch, *x.shape[1:]), generator=generator, dtype=torch.float64).to(dtype)
+        if x.is_floating_point()
+        else x.expand(batch, *x.shape[1:]).clone()
+        for x in program.example_inputs
+    )
+
+
+def output_tensors(output: Any) -> list[Tensor]:
+    """All tensors of a network's output, which may be a tensor or nested tuples, lists and dicts."""
+    if isinstance(output, Tensor):
+        return [output]
+    items = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    return [t for item in items for t in output_tensors(item)]
+
+
+def format_node(program: Program, node: fx.Node) -> str:
+    """One line of the printed program: `%name: 1x64x56x56 = conv 64->64 k3 s1 (%input)`."""
+    shape = program.shape(node)
+    shown = "x".join(map(str, shape)) if shape is not None else type(program.values[node]).__name__
+    return f"%{node.name}: {shown} = {describe(program, node)}"
+
+
+def describe(program: Program, node: fx.Node) -> str:
+    """What a node computes, for people: `conv 64->64 k3 s1 (%maxpool)`."""
+    if node.op in ("placeholder", "get_attr"):
+        return f"{'input' if node.op == 'placeholder' else 'tensor'} {node.target}"
+    args = ", ".join(_format_arg(a) for a in node.args)
+    if node.op == "call_module":
+        return f"{describe_module(program.layer(cast(str, node.target)))} ({args})"
+    if node.op == "output":
+        return f"output ({args})"
+    name = node.target if isinstance(node.target, str) else node.target.__name__
+    extra = "".join(f", {k}={_format_arg(v)}" for k, v in node.kwargs.items())
+    return f"{name} ({args}{extra})"
+
+
+def _format_arg(arg: Any) -> str:
+    if isinstance(arg, fx.Node):
+        return f"%{arg.name}"
+    if isinstance(arg, tuple | list):
+        return "[" + ", ".join(map(_format_arg, arg)) + "]"
+    if isinstance(arg, slice):
+        return ":".join("" if a is None else _format_arg(a) for a in (arg.start, arg.stop, arg.step))
+    if isinstance(arg, dict):
+        return "{" + ", ".join(f"{k}: {_format_arg(v)}" for k, v in arg.items()) + "}"
+    return str(arg)
+
+
+def describe_module(module: nn.Module) -> str:
+    """A module in a few words: `conv 64->64 k3 s1 g1`, `linear 512->10`, `batchnorm2d 64`, `relu`."""
+    kind = type(module).__name__.lower()
+    if isinstance(module, nn.modules.conv._ConvNd):
+        words = [
+            kind.removesuffix("1d").removesuffix("2d").removesuffix("3d"),
+            f"{module.in_channels}->{module.out_channels}",
+            "k" + _square(module.kernel_size),
+            "s" + _square(module.stride),
+        ]
+        return " ".join(words + ([f"g{module.groups}"] if module.groups > 1 else []))
+    if isinstance(module, nn.Linear):
+        return f"linear {module.in_features}->{module.out_features}"
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return f"{kind} {module.num_features}"
+    return kind
+
+
+def _square(sizes: tuple[int, ...]) -> str:
+    return str(sizes[0]) if len(set(sizes)) == 1 else "x".join(map(str, sizes))

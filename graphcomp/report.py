@@ -1,0 +1,653 @@
+"""The report of a compilation: `report.json` (the record itself) and `report.html` (one file, no script).
+
+The text, the tables and the plots are all derived from `records.Report`, so a saved `report.json` can be
+rendered again. Nothing is measured here, and a number is shown only if the record holds it.
+"""
+
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import shlex
+import warnings
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+import matplotlib
+import yaml
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from graphcomp.errors import LoadError, OutputError
+from graphcomp.records import Accuracy, BatchTiming, Interval, LayerRow, Report, Snapshot
+
+__all__ = ["describe_timing", "read_report", "render_html", "summary_table", "write_report"]
+
+# Okabe and Ito's palette: distinct under every common colour blindness, and in grey.
+BEFORE, AFTER, THEORY, INK, GRID = "#b4bac4", "#0072B2", "#D55E00", "#1c2430", "#e3e6eb"
+INCHES_WIDE = 10.0
+LONGEST_LABEL = 44
+
+
+# -- writing and reading -------------------------------------------------------------------------------
+
+
+def write_report(report: Report, out: Path) -> None:
+    """Write `report.json` and `report.html` into the folder `out`, both or neither.
+
+    Raises:
+        OutputError: a file cannot be written (full disk, no permission); names the file. What stood there
+            before is left as it was, and no temporary file stays behind.
+    """
+    texts = {
+        out / "report.json": report.model_dump_json(indent=2) + "\n",
+        out / "report.html": render_html(report),
+    }
+    _write_all(texts)
+
+
+def read_report(path: Path) -> Report:
+    """The report saved in the file `path`.
+
+    Raises:
+        LoadError: the file cannot be read or is no report of this schema version; names the first field.
+    """
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise LoadError(
+            f"{path}: {error.strerror or error}, expected a report.json; check the path"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise LoadError(
+            f"{path}: {field}: {first['msg']}, expected a report of schema version 1; compile the model again"
+        ) from error
+
+
+def _write_all(texts: Mapping[Path, str]) -> None:
+    staged: dict[Path, Path] = {}
+    path = next(iter(texts))
+    try:
+        for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staged[path] = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            _write_through(staged[path], text)
+        for path, temporary in staged.items():
+            temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"{path}: {reason}, expected a writable file; free space or choose another output folder"
+        ) from error
+    finally:
+        for temporary in staged.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def _write_through(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# -- numbers as text -----------------------------------------------------------------------------------
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"
+
+
+def _short(value: float) -> str:
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * size:  # 999,999 is 1 M, not 1e+03 k
+            return f"{value / size:.3g} {unit}"
+    return f"{value:g}"
+
+
+def _bytes(value: int) -> str:
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value} B"
+
+
+def _change(before: float, after: float) -> str:
+    if before == after:
+        return "unchanged"
+    return f"{100 * (after - before) / before:+.1f} %" if before else "was nothing"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}x"
+
+
+def _ms(value: float) -> str:
+    decimals = 3 if value < 10 else 2 if value < 100 else 1
+    return f"{value:.{decimals}f} ms"
+
+
+def _error(value: float) -> str:
+    return f"{value:.2g}"
+
+
+def _interval(interval: Interval) -> str:
+    return f"{interval.value:.2f}x [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _accuracy(accuracy: Accuracy | None) -> str:
+    if accuracy is None:
+        return "not measured"
+    return f"{100 * accuracy.top1:.2f} % [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+
+
+def _points(before: Accuracy | None, after: Accuracy | None) -> str:
+    return f"{100 * (after.top1 - before.top1):+.2f} points" if before and after else ""
+
+
+# -- what the report says ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the before/after table; `theory` is what the MAC ratio promises, where that applies."""
+
+    label: str
+    before: str
+    after: str
+    change: str
+    theory: str = ""
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """A layer of the baseline beside the layer of the same name in the result; None where there is none."""
+
+    name: str
+    before: LayerRow | None
+    after: LayerRow | None
+
+
+@dataclass(frozen=True)
+class KeptGroup:
+    """Everything that was left alone for one reason, as (step, place)."""
+
+    reason: str
+    places: tuple[tuple[str, str], ...]
+
+
+def quoted_speedup(timing: BatchTiming) -> Interval:
+    """The speedup to quote: wall time, or CPU time where the machine was busy."""
+    return timing.cpu_speedup if timing.busy else timing.speedup
+
+
+def describe_timing(timing: BatchTiming) -> str:
+    """One plain sentence: what was measured at this batch size, beside what the MACs promised."""
+    speedup, theory = quoted_speedup(timing), timing.theoretical
+    measured = f"Batch {timing.batch}: {timing.verdict}, {_ratio(speedup.value)} the baseline's speed"
+    spread = f"95 % interval {speedup.low:.2f} to {speedup.high:.2f}"
+    if timing.verdict.startswith("faster") and 0 < theory < math.inf:
+        promise = f"realised {100 * speedup.value / theory:.0f} % of the theoretical {_ratio(theory)}"
+    else:
+        promise = f"theory says {_ratio(theory)}"
+    return f"{measured} ({spread}); {promise}."
+
+
+def comparison(report: Report) -> list[Row]:
+    """The before/after table: parameters, MACs, accuracy, file size and a row for each batch size timed."""
+    old, new = report.baseline, report.final
+    files = (report.baseline_export.bytes, report.export.bytes)
+    rows = [
+        _count_row("Trainable params", old.params_trainable, new.params_trainable),
+        _count_row("Params + buffers", old.params_state, new.params_state),
+        _count_row("MACs per sample", old.macs, new.macs),
+        Row(
+            "Accuracy (top-1)",
+            _accuracy(old.accuracy),
+            _accuracy(new.accuracy),
+            _points(old.accuracy, new.accuracy),
+        ),
+        Row("ONNX file", _bytes(files[0]), _bytes(files[1]), _change(*files)),
+    ]
+    return rows + [_time_row(timing) for timing in (report.bench.batches if report.bench else [])]
+
+
+def _count_row(label: str, before: int, after: int) -> Row:
+    return Row(label, _count(before), _count(after), _change(before, after))
+
+
+def _time_row(timing: BatchTiming) -> Row:
+    clock = "CPU time" if timing.busy else "Time"
+    times = [s.cpu_median_ms if timing.busy else s.median_ms for s in (timing.base, timing.new)]
+    change = _interval(quoted_speedup(timing))
+    return Row(
+        f"{clock}, batch {timing.batch}", _ms(times[0]), _ms(times[1]), change, _ratio(timing.theoretical)
+    )
+
+
+def summary_table(report: Report) -> Table:
+    """The before/after table for a terminal: one row a quantity, one row a batch size."""
+    title = Text(f"{report.model}: before and after")
+    table = Table(title=title, caption=Text("\n".join(headlines(report))), box=box.SIMPLE_HEAD, padding=0)
+    table.caption_justify = "left"
+    table.add_column("", no_wrap=True)
+    for name in ("before", "after", "change", "theory"):
+        # Folded, not cut, where the terminal is narrow: every digit counts.
+        table.add_column(name, justify="right", overflow="fold", no_wrap=name == "change")
+    for row in comparison(report):
+        sides = (side.replace(" [", "\n[") for side in (row.before, row.after))
+        table.add_row(*(Text(cell) for cell in (row.label, *sides, row.change, row.theory)))
+    return table
+
+
+def headlines(report: Report) -> list[str]:
+    """What was measured, a sentence for each batch size; says so if nothing was."""
+    if report.bench is None or not report.bench.batches:
+        return [
+            "No time was measured. MACs are not time: this report does not say that the result is faster."
+        ]
+    return [describe_timing(timing) for timing in report.bench.batches]
+
+
+def pair_layers(before: Sequence[LayerRow], after: Sequence[LayerRow]) -> list[LayerPair]:
+    """Layers side by side, in the baseline's order; a new layer stands behind the one it follows."""
+    old, new = _by_occurrence(before), _by_occurrence(after)
+    order, place = list(old), 0
+    for key in new:
+        if key in old:
+            place = order.index(key) + 1
+        else:
+            order.insert(place, key)
+            place += 1
+    return [LayerPair(key[0], old.get(key), new.get(key)) for key in order]
+
+
+def _by_occurrence(layers: Iterable[LayerRow]) -> dict[tuple[str, int], LayerRow]:
+    # A module that is called twice has two rows of one name.
+    seen: Counter[str] = Counter()
+    rows = {}
+    for layer in layers:
+        rows[layer.name, seen[layer.name]] = layer
+        seen[layer.name] += 1
+    return rows
+
+
+def group_kept(report: Report) -> list[KeptGroup]:
+    """What every pass left alone, by reason, the most frequent reason first."""
+    places: dict[str, list[tuple[str, str]]] = {}
+    for step in report.steps:
+        for kept in step.kept:
+            places.setdefault(kept.reason, []).append((f"{step.index} {step.name}", kept.where))
+    groups = [KeptGroup(reason, tuple(where)) for reason, where in places.items()]
+    return sorted(groups, key=lambda group: -len(group.places))
+
+
+def notes(report: Report) -> list[str]:
+    """What a careful reader should know before quoting a number of this report."""
+    return [*_size_notes(report), *_accuracy_notes(report), *_timing_notes(report)]
+
+
+def _size_notes(report: Report) -> list[str]:
+    old, new = report.baseline, report.final
+    found = [
+        "MACs count convolutions, linear layers and matrix products; bias, normalisation, activation and "
+        "pooling cost time but no MACs. The theoretical speedup is the ratio of MACs, nothing more."
+    ]
+    if (old.params_state, old.macs) == (new.params_state, new.macs):
+        found.append("Nothing became smaller: parameters and MACs are what they were.")
+    return found
+
+
+def _accuracy_notes(report: Report) -> list[str]:
+    old, new = report.baseline.accuracy, report.final.accuracy
+    if old is None or new is None:
+        return [_why_no_accuracy(report)]
+    found = [
+        f"Accuracy is top-1 on {_count(new.samples)} samples of {report.data} with a 95 % Wilson interval; "
+        "it holds for data like these and says nothing about others."
+    ]
+    if old.top1 != new.top1 and max(old.low, new.low) <= min(old.high, new.high):
+        found.append(
+            "The accuracy intervals before and after overlap: the difference may be chance. "
+            "More evaluation samples would tell."
+        )
+    return found
+
+
+def _why_no_accuracy(report: Report) -> str:
+    drifts = [step.drift for step in report.steps if step.drift]
+    if report.data.partition(":")[0] == "random":
+        reason = "the data are random and have no labels"
+    elif drifts and all(drift.top1_agreement is None for drift in drifts):
+        reason = "the outputs are not those of a classifier"
+    else:
+        reason = f"the data ({report.data}) gave no labels to compare with"
+    return f"Accuracy was not measured: {reason}. The drift of each step is all that is known of its loss."
+
+
+def _timing_notes(report: Report) -> list[str]:
+    if report.bench is None or not report.bench.batches:
+        return ["Time was not measured."]
+    found = [
+        "Time is that of the two exported ONNX files in one process, interleaved; the speedup is the ratio "
+        "of medians with a bootstrap 95 % interval. It holds for this machine, runtime and thread count."
+    ]
+    if busy := [str(timing.batch) for timing in report.bench.batches if timing.busy]:
+        found.append(
+            f"The machine was busy at batch {', '.join(busy)}: wall time exceeded CPU time by over 10 %. "
+            "There the speedup is quoted in CPU time."
+        )
+    if copies := report.bench.new.memcpy_nodes:
+        found.append(f"The result copies between host and device inside the graph ({copies} Memcpy nodes).")
+    if report.bench.environment != report.environment:
+        found.append("Time was measured in another environment than the rest; see the table of timings.")
+    return found
+
+
+# -- plots ---------------------------------------------------------------------------------------------
+
+
+def _steps_figure(report: Report) -> Figure:
+    """Accuracy after every step above, size after every step below."""
+    snapshots = [report.baseline, *(step.after for step in report.steps)]
+    names = ["baseline", *(f"{step.index} {step.name}" for step in report.steps)]
+    measured = any(snapshot.accuracy for snapshot in snapshots)
+    figure = Figure(figsize=(INCHES_WIDE, 5.4 if measured else 2.9), layout="constrained")
+    axes = figure.subplots(2 if measured else 1, 1, sharex=True, squeeze=False)[:, 0]
+    if measured:
+        _draw_accuracy(axes[0], snapshots)
+    _draw_sizes(axes[-1], snapshots)
+    crowded = sum(len(name) for name in names) > 90
+    axes[-1].set_xticks(
+        range(len(names)),
+        [_elide(name) for name in names],
+        rotation=40 if crowded else 0,
+        ha="right" if crowded else "center",
+        parse_math=False,
+    )
+    return figure
+
+
+def _draw_accuracy(ax: Axes, snapshots: Sequence[Snapshot]) -> None:
+    known = [(i, snapshot.accuracy) for i, snapshot in enumerate(snapshots) if snapshot.accuracy]
+    x = [i for i, _ in known]
+    top1 = [100 * a.top1 for _, a in known]
+    high = [100 * a.high for _, a in known]
+    spread = _spread(top1, [100 * a.low for _, a in known], high)
+    ax.errorbar(x, top1, yerr=spread, color=AFTER, marker="o", capsize=4, linewidth=1.6, elinewidth=1.2)
+    if len(known) <= 16:
+        for i, value, top in zip(x, top1, high, strict=True):
+            place = (i, max(value, top))
+            ax.annotate(f"{value:.1f}", place, (0, 4), textcoords="offset points", ha="center", color=INK)
+    ax.set_ylabel("top-1 accuracy, %\n(bars: 95 % interval)")
+    ax.margins(x=0.06, y=0.15)
+    _style(ax, "y")
+
+
+def _spread(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[list[float]]:
+    """Lengths of error bars, below and above; rounding may put an end on the wrong side of its value."""
+    below = [max(value - end, 0.0) for value, end in zip(values, low, strict=True)]
+    return [below, [max(end - value, 0.0) for value, end in zip(values, high, strict=True)]]
+
+
+def _draw_sizes(ax: Axes, snapshots: Sequence[Snapshot]) -> None:
+    series = (
+        ("parameters and buffers", [s.params_state for s in snapshots], THEORY, "s--", 9),
+        ("MACs", [s.macs for s in snapshots], AFTER, "o-", 5),
+    )
+    for label, values, colour, style, size in series:
+        if values[0]:
+            percent = [100 * value / values[0] for value in values]
+            line = ax.plot(percent, style, color=colour, linewidth=1.6, markersize=size, label=label)[0]
+            line.set_markerfacecolor("none" if size > 6 else colour)
+    ax.set_ylim(0, 1.08 * ax.get_ylim()[1])
+    ax.set_ylabel("% of the baseline")
+    ax.margins(x=0.06)
+    ax.legend(frameon=False, loc="lower left")
+    _style(ax, "y")
+
+
+def _layers_figure(pairs: Sequence[LayerPair]) -> Figure:
+    """Widths on the left, MACs on the right, one line a layer: the height grows with the network."""
+    figure = Figure(figsize=(INCHES_WIDE, 1.1 + 0.235 * len(pairs)), layout="constrained")
+    widths, macs = figure.subplots(1, 2, sharey=True)
+    rows = range(len(pairs))
+    _draw_bars(widths, [_sides(pair, "out_channels") for pair in pairs], _count)
+    _draw_bars(macs, [_sides(pair, "macs") for pair in pairs], _short)
+    widths.set_yticks(rows, [_elide(pair.name) for pair in pairs], fontsize=10, parse_math=False)
+    widths.set_ylim(len(pairs) - 0.3, -0.7)
+    widths.set_xlabel("output channels")
+    macs.set_xlabel("MACs per sample")
+    macs.xaxis.set_major_formatter(EngFormatter())
+    for ax in (widths, macs):
+        ax.tick_params(axis="y", length=0)
+        ax.tick_params(top=len(pairs) > 40, labeltop=len(pairs) > 40)
+    figure.legend(*widths.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
+    return figure
+
+
+def _sides(pair: LayerPair, field: str) -> tuple[int | None, int | None]:
+    old, new = (getattr(layer, field) if layer else None for layer in (pair.before, pair.after))
+    return old, new
+
+
+def _draw_bars(ax: Axes, values: Sequence[tuple[int | None, int | None]], show: Callable[[int], str]) -> None:
+    rows = range(len(values))
+    ax.barh(rows, [old or 0 for old, _ in values], height=0.78, color=BEFORE, label="before")
+    ax.barh(rows, [new or 0 for _, new in values], height=0.42, color=AFTER, label="after")
+    widest = max((max(old or 0, new or 0) for old, new in values), default=0) or 1
+    labels = [_bar_label(old, new, show) for old, new in values]
+    for row, (old, new) in enumerate(values):
+        start = max(old or 0, new or 0) + 0.012 * widest
+        ax.text(start, row, labels[row], va="center", fontsize=9, color=INK, in_layout=False)
+    # A character takes about 1/40 of a panel: leave room for the longest label behind the widest bar.
+    ax.set_xlim(0, widest / max(1 - 0.025 * max(map(len, labels)), 0.4))
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    _style(ax, "x")
+
+
+def _bar_label(old: int | None, new: int | None, show: Callable[[int], str]) -> str:
+    if new is None:
+        return f"{show(old or 0)} → gone"
+    if old is None:
+        return f"new: {show(new)}"
+    return show(new) if old == new else f"{show(old)} → {show(new)}"
+
+
+def _time_figure(batches: Sequence[BatchTiming]) -> Figure:
+    """Median time a sample on the left, speedup with its interval beside theory on the right."""
+    figure = Figure(figsize=(INCHES_WIDE, 3.7), layout="constrained")
+    times, speedups = figure.subplots(1, 2)
+    _draw_times(times, batches)
+    _draw_speedups(speedups, batches)
+    for ax in (times, speedups):
+        ax.set_xticks(range(len(batches)), [str(timing.batch) for timing in batches])
+        ax.set_xlabel("batch size")
+        ax.set_xlim(-0.6, len(batches) - 0.4)
+        _style(ax, "y")
+    return figure
+
+
+def _draw_times(ax: Axes, batches: Sequence[BatchTiming]) -> None:
+    for offset, label, colour, side in ((-0.19, "before", BEFORE, "base"), (0.19, "after", AFTER, "new")):
+        stats = [getattr(timing, side) for timing in batches]
+        median = [s.median_ms / t.batch for s, t in zip(stats, batches, strict=True)]
+        tail = [max(s.p90_ms - s.median_ms, 0) / t.batch for s, t in zip(stats, batches, strict=True)]
+        x = [i + offset for i in range(len(batches))]
+        whisker = {"ecolor": INK, "capsize": 3, "elinewidth": 1}
+        ax.bar(x, median, 0.36, yerr=([0] * len(x), tail), color=colour, label=label, error_kw=whisker)
+    ax.set_ylabel("wall time, ms per sample\n(bar: median, whisker: p90)")
+    ax.legend(frameon=False)
+
+
+def _draw_speedups(ax: Axes, batches: Sequence[BatchTiming]) -> None:
+    quoted = [quoted_speedup(timing) for timing in batches]
+    x = range(len(batches))
+    value = [q.value for q in quoted]
+    spread = _spread(value, [q.low for q in quoted], [q.high for q in quoted])
+    ax.axhline(1, color=INK, linewidth=1, linestyle=":", label="no difference")
+    theory = [timing.theoretical for timing in batches]
+    ax.plot(x, theory, color=THEORY, marker="D", linestyle="--", linewidth=1.2, label="theoretical (MACs)")
+    clock = "CPU time where busy" if any(timing.busy for timing in batches) else "wall time"
+    label = f"measured ({clock})"
+    ax.errorbar(x, value, spread, color=AFTER, marker="o", linestyle="none", capsize=5, label=label)
+    ax.set_ylabel("speedup, x\n(bars: 95 % interval)")
+    low, high = ax.get_ylim()
+    ax.set_ylim(low - 0.05, high + 0.45 * (high - low))
+    ax.legend(frameon=False, loc="upper left", fontsize=9)
+
+
+def _style(ax: Axes, grid: str) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(BEFORE)
+    ax.tick_params(colors=INK)
+    ax.grid(axis="x" if grid == "x" else "y", color=GRID)
+    ax.set_axisbelow(True)
+
+
+def _elide(name: str) -> str:
+    # XML cannot hold control characters, and a label wider than the plot would squeeze it.
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+    half = LONGEST_LABEL // 2
+    return text if len(text) <= LONGEST_LABEL else f"{text[: half - 1]}…{text[-half:]}"
+
+
+def _svg(figure: Figure, name: str, title: str, description: str) -> Markup:
+    """The figure as an `<svg>` element for HTML: its ids start with `name`, its text stays text."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
+        # The browser draws the text with its own fonts, so what matplotlib's font lacks does not matter.
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    root = ET.fromstring(buffer.getvalue())
+    _strip_namespaces(root)
+    _scope_ids(root, name)
+    _describe(root, name, title, description)
+    return Markup(ET.tostring(root, encoding="unicode"))
+
+
+def _strip_namespaces(root: ET.Element) -> None:
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in ("metadata", "style"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        element.attrib.clear()
+        element.attrib.update(attributes)
+
+
+def _scope_ids(root: ET.Element, name: str) -> None:
+    """Prefix the ids that something refers to, drop the others: several figures share one document."""
+    used = set()
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            if key == "href" or "url(#" in value:
+                used.update(re.findall(r"#([\w-]+)", value))
+    for element in root.iter():
+        if element.get("id") in used:
+            element.set("id", f"{name}-{element.get('id')}")
+        else:
+            element.attrib.pop("id", None)
+        for key in ("href", "clip-path"):
+            if key in element.attrib:
+                element.set(key, element.attrib[key].replace("#", f"#{name}-"))
+
+
+def _describe(root: ET.Element, name: str, title: str, description: str) -> None:
+    for tag in ("width", "height"):
+        root.attrib.pop(tag)
+    root.set("role", "img")
+    root.set("aria-labelledby", f"{name}-title {name}-desc")
+    for place, (tag, text) in enumerate((("title", title), ("desc", description))):
+        element = ET.Element(tag, id=f"{name}-{tag}")
+        element.text = text
+        root.insert(place, element)
+
+
+def _plots(report: Report, pairs: Sequence[LayerPair]) -> dict[str, Markup]:
+    plots = {}
+    if report.steps:
+        plots["steps"] = _svg(
+            _steps_figure(report),
+            "plot-steps",
+            "Accuracy and size after every step",
+            "Line plots; the numbers are in the table of steps.",
+        )
+    if pairs:
+        plots["layers"] = _svg(
+            _layers_figure(pairs),
+            "plot-layers",
+            "Output channels and MACs of every layer, before and after",
+            f"Horizontal bars for {len(pairs)} layers; the numbers are in the table of layers.",
+        )
+    if report.bench and report.bench.batches:
+        plots["time"] = _svg(
+            _time_figure(report.bench.batches),
+            "plot-time",
+            "Time and speedup for every batch size",
+            " ".join(headlines(report)),
+        )
+    return plots
+
+
+# -- the page ------------------------------------------------------------------------------------------
+
+
+def render_html(report: Report) -> str:
+    """The report as one HTML document that makes no request and runs no script."""
+    page = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page.filters |= {
+        "accuracy": _accuracy,
+        "bytes": _bytes,
+        "compact_json": lambda value: json.dumps(to_jsonable_python(value), ensure_ascii=False),
+        "count": _count,
+        "error": _error,
+        "interval": _interval,
+        "ms": _ms,
+        "ratio": _ratio,
+        "short": _short,
+    }
+    source = files("graphcomp").joinpath("report.html.j2").read_text(encoding="utf-8")
+    pairs = pair_layers(report.baseline.layers, report.final.layers)
+    return page.from_string(source).render(
+        report=report,
+        change=_change,
+        points=_points,
+        headlines=headlines(report),
+        quoted=quoted_speedup,
+        rows=comparison(report),
+        pairs=pairs,
+        kept=group_kept(report),
+        notes=notes(report),
+        plots=_plots(report, pairs),
+        recipe=yaml.safe_dump(to_jsonable_python(report.recipe), sort_keys=False, allow_unicode=True),
+        command=_command(report),
+    )
+
+
+def _command(report: Report) -> str:
+    words = ["graphcomp", "compile", report.model]
+    words += ["--weights", report.weights] if report.weights else []
+    words += ["--recipe", "recipe.yaml", "--data", report.data, "--target", report.target]
+    return shlex.join([*words, "--seed", str(report.seed), "-o", "OUT"])

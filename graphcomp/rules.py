@@ -1,0 +1,695 @@
+"""What every operator does with channel labels: one row an operator, in the tables at the end of this file.
+
+An operator without a row is opaque: what it touches is pinned and named. Data movement needs no rule of its
+own: the operator runs on the labels (`MOVES`), here and, on position numbers, in `graphcomp.surgery`.
+"""
+
+import builtins
+import math
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, fx, nn
+
+from graphcomp.channels import Tracker, Unread
+from graphcomp.labels import along, canonical, compact, concatenate, varying
+from graphcomp.program import Program, get_tensor
+
+Rule = Callable[[Tracker, fx.Node], Any]
+NAMESPACES = (torch, F, operator, torch.Tensor, torch.special, torch.linalg, torch.fft, math, builtins)
+
+
+def op_name(node: fx.Node) -> str:
+    """The canonical name of a function or method: `relu` for F.relu_, torch.relu and x.relu_()."""
+    target = node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+    if not isinstance(target, str):
+        if target is torchvision.ops.stochastic_depth:
+            return "stochastic_depth"
+        known = any(getattr(space, name, None) is target for space in NAMESPACES)
+        known |= getattr(target, "__module__", "") in ("torch._C._nn", "torch.nn.functional")
+        if not known:
+            return f"{getattr(target, '__module__', '')}.{name}"
+    if name in INPLACE_OPERATORS:
+        return name[1:]
+    return name.rstrip("_") if not name.startswith("_") else name
+
+
+INPLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior"}
+
+
+def apply_rule(tracker: Tracker, node: fx.Node) -> Any:
+    """Run one node on labels."""
+    if node.op == "placeholder":
+        return _input(tracker, node)
+    if node.op == "get_attr":
+        return Unread()
+    if node.op == "output":
+        for source in node.all_input_nodes:
+            _pin_value(tracker, node, source, "network output")
+        return None
+    value = tracker.program.values[node]
+    if not _holds_tensor(value):
+        return _plain(tracker, node, value)
+    rule = _find_rule(tracker.program, node)
+    if rule is None:
+        return _opaque(tracker, node)
+    if rule is not _move:
+        for source in node.all_input_nodes:
+            for labels in tracker.counts.get(source, ()):
+                tracker.pin(node, labels, "the number of channels is used as a number")
+            if isinstance(tracker.values[source], Tensor):
+                tracker.needs_rectangle(node, tracker.values[source])
+    return rule(tracker, node)
+
+
+def _find_rule(program: Program, node: fx.Node) -> Rule | None:
+    if node.op == "call_module":
+        module = program.layer(cast(str, node.target))
+        if module._forward_hooks or module._forward_pre_hooks:
+            return None
+        return MODULE_RULES.get(type(module))
+    return FUNCTION_RULES.get(op_name(node))
+
+
+def is_move(program: Program, node: fx.Node) -> bool:
+    """Whether a node only moves data."""
+    return node.op.startswith("call_") and _find_rule(program, node) in (_move, _stack, _pad)
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(map(_holds_tensor, value))
+    return isinstance(value, Tensor)
+
+
+# ---------------------------------------------------------------------- the ends, and what is not a tensor
+
+
+def _input(tracker: Tracker, node: fx.Node) -> Any:
+    if not isinstance(tracker.program.values[node], Tensor):
+        return tracker.program.values[node]
+    shape = tracker.shape(node)
+    labels = tracker.mint(1).reshape([1] * len(shape)).expand(shape)
+    tracker.pin(node, labels, "network input")
+    return labels
+
+
+def _plain(tracker: Tracker, node: fx.Node, value: Any) -> Any:
+    """Shapes and numbers: remember which channels a number counts."""
+    sources = [s for s in node.all_input_nodes if isinstance(tracker.values[s], Tensor)]
+    name = op_name(node)
+    counted = [labels for s in node.all_input_nodes for labels in tracker.counts.get(s, ())]
+    if name in ("getattr", "size", "len") and sources:
+        labels, index = sources[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        tensor = cast(Tensor, tracker.values[labels])
+        axes = varying(tensor)
+        hit = [a for a in axes if not isinstance(index, int) or index % tensor.ndim == a]
+        counted += [tensor] if hit and (name != "getattr" or index == "shape") else []
+    elif name == "getitem" and isinstance(tracker.program.values[node.args[0]], torch.Size):  # type: ignore[index]
+        size = tracker.program.values[cast(fx.Node, node.args[0])]
+        wanted = range(len(size))[cast(Any, node.args[1])] if not isinstance(node.args[1], fx.Node) else range(len(size))
+        dims = {wanted} if isinstance(wanted, int) else set(wanted)
+        counted = [t for t in counted if dims & set(varying(t)) or t.ndim != len(size)]
+    elif name == "_assert":
+        for labels_ in counted:
+            tracker.pin(node, labels_, "the number of channels is asserted")
+    elif node.op == "call_module" or sources and name not in QUERIES:
+        for source in node.all_input_nodes:
+            _pin_value(tracker, node, source, f"no rule for {name}")
+    tracker.counts[node] = counted
+    return value
+
+
+QUERIES = {"getattr", "size", "len", "dim", "ndimension", "numel", "is_floating_point", "stride", "type", "get_device"}
+
+
+def _pin_value(tracker: Tracker, node: fx.Node, source: fx.Node, reason: str) -> None:
+    value = tracker.values[source]
+    for labels in value if isinstance(value, tuple | list) else (value,):
+        if isinstance(labels, Tensor):
+            tracker.pin(node, labels, reason)
+    for labels in tracker.counts.get(source, ()):
+        tracker.pin(node, labels, "the number of channels is used as a number")
+
+
+def _opaque(tracker: Tracker, node: fx.Node) -> Any:
+    """No rule: pin what goes in and what comes out."""
+    what = (
+        type(tracker.program.layer(cast(str, node.target))).__name__
+        if node.op == "call_module"
+        else op_name(node)
+    )
+    reason = f"no rule for {what}"
+    for source in node.all_input_nodes:
+        _pin_value(tracker, node, source, reason)
+
+    def fresh(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(map(fresh, value)) if type(value) in (tuple, list) else tuple(map(fresh, value))
+        if not isinstance(value, Tensor):
+            return value
+        labels = tracker.mint(1).reshape([1] * value.ndim).expand(value.shape)
+        tracker.pin(node, labels, reason)
+        return labels
+
+    return fresh(tracker.program.values[node])
+
+
+# ---------------------------------------------------------------------- helpers for arguments
+
+
+def _arg(tracker: Tracker, node: fx.Node, index: int, name: str, default: Any = None) -> Any:
+    """A literal argument, or the number that a node yields."""
+    value = node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+
+    def number(a: Any) -> Any:
+        return tracker.program.values[a]
+
+    return fx.node.map_arg(value, number)
+
+
+def _x(tracker: Tracker, node: fx.Node) -> Tensor:
+    """Labels of the first operand."""
+    source = node.args[0] if node.args else next(iter(node.kwargs.values()))
+    return tracker.labels(cast(fx.Node, source))
+
+
+def _dims(value: Any, ndim: int) -> tuple[int, ...]:
+    if value is None:
+        return tuple(range(ndim))
+    return tuple(d % ndim for d in ((value,) if isinstance(value, int) else value))
+
+
+# ---------------------------------------------------------------------- rules
+
+
+def _pass(tracker: Tracker, node: fx.Node) -> Any:
+    """Element-wise on one tensor (clamp and its like may take more)."""
+    if sum(map(tracker.is_tensor, node.all_input_nodes)) > 1:
+        return _couple(tracker, node)
+    return _x(tracker, node)
+
+
+def _spatial(tracker: Tracker, node: fx.Node) -> Any:
+    """Works on each channel's plane (pooling, resizing)."""
+    if isinstance(tracker.program.values[node], tuple):
+        return _opaque(tracker, node)
+    labels, shape = _x(tracker, node), tracker.shape(node)
+    rank = {"1d": 1, "2d": 2, "3d": 3}.get(_what(tracker, node).lower()[-2:], labels.ndim - 2)
+    axis = labels.ndim - rank - 1
+    return along(tracker.vector(node, labels, axis), axis, shape)
+
+
+def _what(tracker: Tracker, node: fx.Node) -> str:
+    if node.op == "call_module":
+        return type(tracker.program.layer(cast(str, node.target))).__name__
+    return op_name(node)
+
+
+def _conv(tracker: Tracker, node: fx.Node) -> Any:
+    module = cast(nn.modules.conv._ConvNd, tracker.program.layer(cast(str, node.target)))
+    return _convolve(tracker, node, f"{node.target}.", module.bias is not None, module.groups, module.transposed)
+
+
+def _convolve(
+    tracker: Tracker, node: fx.Node, prefix: str, bias: bool, groups: int, transposed: bool
+) -> Tensor:
+    labels, shape = _x(tracker, node), tracker.shape(node)
+    weight = f"{prefix}weight"
+    axis = len(shape) - (get_tensor(tracker.program.module, weight).ndim - 2) - 1
+    vector = tracker.vector(node, labels, axis)
+    biases = [(f"{prefix}bias", 0)] if bias else []
+    if groups == vector.numel() > 1:
+        return along(_depthwise(tracker, node, vector, weight, biases, shape[axis], transposed), axis, shape)
+    read, made = (0, 1) if transposed else (1, 0)
+    out = _mint_rows(tracker, weight, made, shape[axis])
+    tracker.site(node, "in", [(weight, read)], vector, 1 if transposed else groups)
+    if transposed and groups > 1:
+        tracker.site(node, "out", [(weight, made)], out, groups)
+        tracker.site(node, "norm", biases, out) if biases else None
+    else:
+        tracker.site(node, "out", [(weight, made), *biases], out)
+    if groups > 1:
+        tracker.rows += [vector.reshape(groups, -1), out.reshape(groups, -1)]
+    return along(out, axis, shape)
+
+
+def _depthwise(
+    tracker: Tracker,
+    node: fx.Node,
+    vector: Tensor,
+    weight: str,
+    biases: list[tuple[str, int]],
+    width: int,
+    transposed: bool,
+) -> Tensor:
+    """Every output channel is computed from one input channel and shares its label."""
+    out = vector.repeat_interleave(width // vector.numel())
+    if transposed:
+        tracker.site(node, "norm", [(weight, 0)], vector)
+        if biases:
+            tracker.site(node, "norm", biases, out)
+    else:
+        tracker.site(node, "norm", [(weight, 0), *biases], out)
+    return out
+
+
+def _mint_rows(tracker: Tracker, weight: str, dim: int, count: int) -> Tensor:
+    known = tracker.known_rows(weight, dim)
+    return tracker.mint(count) if known is None else known
+
+
+def _linear(tracker: Tracker, node: fx.Node) -> Tensor:
+    module = cast(nn.Linear, tracker.program.layer(cast(str, node.target)))
+    return _dense(tracker, node, f"{node.target}.", module.bias is not None)
+
+
+def _dense(tracker: Tracker, node: fx.Node, prefix: str, bias: bool) -> Tensor:
+    """Reads and mints along the last axis; channels on another axis pass through untouched."""
+    labels, shape = _x(tracker, node), tracker.shape(node)
+    last = labels.ndim - 1
+    axes = varying(labels)
+    if axes and last not in axes:
+        return compact(labels).select(last, 0).unsqueeze(last).expand(shape)
+    vector = tracker.vector(node, labels, last)
+    weight = f"{prefix}weight"
+    out = _mint_rows(tracker, weight, 0, shape[-1])
+    tracker.site(node, "in", [(weight, 1)], vector)
+    tracker.site(node, "out", [(weight, 0), *([(f"{prefix}bias", 0)] if bias else [])], out)
+    return along(out, last, shape)
+
+
+def _functional(tracker: Tracker, node: fx.Node) -> Any:
+    """F.conv2d, F.linear … with weights that are parameters of the network; computed weights are opaque."""
+    names = ["input", "weight", "bias", "stride", "padding", "dilation", "groups"]
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    weight, bias = given["weight"], given.get("bias")
+    direct = isinstance(weight, fx.Node) and weight.op == "get_attr" and isinstance(given["input"], fx.Node)
+    direct &= bias is None or (isinstance(bias, fx.Node) and bias.op == "get_attr")
+    prefix = str(cast(fx.Node, weight).target).removesuffix("weight") if direct else ""
+    direct &= direct and str(cast(fx.Node, weight).target).endswith("weight")
+    direct &= bias is None or (direct and cast(fx.Node, bias).target == f"{prefix}bias")
+    if not direct or given.get("groups", 1) != 1:
+        return _opaque(tracker, node)
+    if op_name(node) == "linear":
+        return _dense(tracker, node, prefix, bias is not None)
+    return _convolve(tracker, node, prefix, bias is not None, 1, False)
+
+
+def _norm(tracker: Tracker, node: fx.Node) -> Any:
+    """Per-channel parameters and statistics."""
+    module = tracker.program.layer(cast(str, node.target))
+    labels, shape = _x(tracker, node), tracker.shape(node)
+    axis = min(1, len(shape) - 1)
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+        axis = len(shape) - int(type(module).__name__[-2]) - 1
+    names = [*module._parameters.items(), *module._buffers.items()]
+    tensors = [(f"{node.target}.{n}", 0) for n, t in names if t is not None and t.numel() > 1 and t.ndim == 1]
+    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+        return labels
+    if not tensors and isinstance(module, nn.PReLU | nn.modules.batchnorm._BatchNorm) and shape[axis] > 1:
+        return _opaque(tracker, node)
+    vector = tracker.vector(node, labels, axis)
+    if tensors:
+        tracker.site(node, "norm", tensors, vector)
+    return along(vector, axis, shape)
+
+
+def _group_norm(tracker: Tracker, node: fx.Node) -> Any:
+    module = cast(nn.GroupNorm, tracker.program.layer(cast(str, node.target)))
+    if module.num_groups == module.num_channels:
+        return _norm(tracker, node)
+    tracker.pin(node, _x(tracker, node), "GroupNorm's statistics mix the channels of a group")
+    return _x(tracker, node)
+
+
+def _layer_norm(tracker: Tracker, node: fx.Node) -> Tensor:
+    labels = _x(tracker, node)
+    if node.op == "call_module":
+        normalized = cast(nn.LayerNorm, tracker.program.layer(cast(str, node.target))).normalized_shape
+    else:
+        normalized = _arg(tracker, node, 1, "normalized_shape")
+    mixed = set(range(labels.ndim - len(normalized), labels.ndim))
+    if mixed & set(varying(labels)):
+        tracker.pin(node, labels, "LayerNorm's statistics mix the channels")
+    return labels
+
+
+def _softmax(tracker: Tracker, node: fx.Node) -> Tensor:
+    """Keeps the shape and mixes along an axis."""
+    labels = _x(tracker, node)
+    if node.op == "call_module":
+        module = tracker.program.layer(cast(str, node.target))
+        dim = -3 if isinstance(module, nn.Softmax2d) else getattr(module, "dim", None)
+    else:
+        dim = _arg(tracker, node, 2 if op_name(node) == "normalize" else 1, "dim", 1)
+    return _mix(tracker, node, labels, _dims(dim, labels.ndim))
+
+
+def _mix(tracker: Tracker, node: fx.Node, labels: Tensor, dims: Sequence[int]) -> Tensor:
+    """Values along `dims` depend on each other: couple them, or pin if that is all the channels there are."""
+    axes = varying(labels)
+    mixed = [d for d in axes if d in dims]
+    if mixed and len(mixed) == len(axes):
+        tracker.pin(node, labels, f"{_what(tracker, node)} mixes the channels")
+        return labels
+    for d in mixed:
+        tracker.couple(node, labels.narrow(d, 0, 1), labels)
+    return labels
+
+
+def _reduce(tracker: Tracker, node: fx.Node) -> Any:
+    """mean, sum, amax …, and max/min/median along an axis, which yield values and indices."""
+    labels, name = _x(tracker, node), op_name(node)
+    if name in ("max", "min") and len(node.args) > 1 and tracker.is_tensor(node.args[1]):
+        return _couple(tracker, node)
+    position = 2 if name in ("norm", "vector_norm") else 1
+    dim = _arg(tracker, node, position, "dim", None)
+    if name in ("var", "std") and isinstance(dim, bool):
+        dim = None
+    dims = _dims(dim, labels.ndim)
+    labels = _mix(tracker, node, labels, dims)
+    value = tracker.program.values[node]
+    if isinstance(value, tuple):
+        return tuple(_reduced(labels, dims, v.shape) for v in value)
+    return _reduced(labels, dims, value.shape)
+
+
+def _reduced(labels: Tensor, dims: Sequence[int], shape: Sequence[int]) -> Tensor:
+    for d in sorted(dims, reverse=True):
+        labels = labels.narrow(d, 0, 1) if len(shape) == labels.ndim and shape[d] == 1 else labels.select(d, 0)
+    return labels.expand(tuple(shape))
+
+
+def _glu(tracker: Tracker, node: fx.Node) -> Any:
+    """a * sigmoid(b) for the two halves of an axis: position k meets position k + n/2."""
+    labels = _x(tracker, node)
+    if node.op == "call_module":
+        dim = cast(nn.GLU, tracker.program.layer(cast(str, node.target))).dim
+    else:
+        dim = _arg(tracker, node, 1, "dim", -1)
+    a, b = labels.chunk(2, dim)
+    tracker.couple(node, a, b)
+    return a
+
+
+def _couple(tracker: Tracker, node: fx.Node) -> Any:
+    """Element-wise on several tensors: labels that meet live or die together."""
+    operands = [tracker.labels(a) for a in node.all_input_nodes if tracker.is_tensor(a)]
+    shape = tracker.shape(node)
+    if tracker.join == "pad" and op_name(node) == "add":
+        joined = _join(tracker, node, shape)
+        if joined is not None:
+            return joined
+    carrying = [x for x in operands if varying(x)]
+    if not carrying:
+        singles = [x for x in operands if x.numel() and int(compact(x).flatten()[0])]
+        for x in singles[1:]:
+            tracker.couple(node, compact(singles[0]).flatten()[:1], compact(x).flatten()[:1])
+        lead = singles[0] if singles else torch.zeros((), dtype=torch.int64)
+        return compact(lead).flatten()[:1].reshape([1] * len(shape)).expand(shape)
+    lead = min(carrying, key=lambda x: len(varying(x)))
+    axes = {d - lead.ndim for d in varying(lead)}
+    for x in operands:
+        if x is lead:
+            continue
+        if any(-d <= x.ndim and x.size(d) > 1 for d in axes):
+            tracker.couple(node, lead, x)
+        elif bool(compact(x).any()):
+            tracker.pin(node, x, "is broadcast over other channels")
+    return lead.expand(shape)
+
+
+def _join(tracker: Tracker, node: fx.Node, shape: tuple[int, ...]) -> Tensor | None:
+    """An addition of two activations whose operands may keep channels of their own."""
+    if len(node.args) < 2 or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args[:2]):
+        return None
+    a, b = (cast(fx.Node, n) for n in node.args[:2])
+    if a is b or a.op == "get_attr" or b.op == "get_attr" or not (tracker.is_tensor(a) and tracker.is_tensor(b)):
+        return None
+    x, y = tracker.labels(a), tracker.labels(b)
+    if x.shape != y.shape or varying(x) != varying(y) or len(varying(x)) != 1:
+        return None
+    inplace = node.target is operator.iadd or (isinstance(node.target, str) and node.target.endswith("_"))
+    if inplace and len(a.users) > 1:
+        return None  # the masked copy would not be what other users of the operand see
+    (axis,) = varying(x)
+    out = tracker.mint(shape[axis])
+    tracker.joins.append((node, axis, compact(x).flatten(), compact(y).flatten(), out))
+    return along(out, axis, shape)
+
+
+def _move(tracker: Tracker, node: fx.Node) -> Any:
+    """Run the operator itself on the labels."""
+    if node.target is operator.getitem and not tracker.is_tensor(node.args[0]):
+        return _item(tracker, node)
+    try:
+        result = move(tracker.program, node, tracker.labels, lambda n: tracker.program.values[n])
+    except NotMovable:
+        return _opaque(tracker, node)
+    if isinstance(result, Tensor):
+        return canonical(result)
+    return tuple(canonical(r) for r in result)
+
+
+def _attribute(tracker: Tracker, node: fx.Node) -> Any:
+    """`.values` and `.indices` of max, min, median."""
+    source, name = cast(fx.Node, node.args[0]), cast(str, node.args[1])
+    whole = tracker.program.values[source]
+    if isinstance(whole, tuple) and isinstance(tracker.values[source], tuple):
+        at = next(i for i, part in enumerate(whole) if part is getattr(whole, name))
+        return tracker.values[source][at]
+    return _opaque(tracker, node)
+
+
+def _item(tracker: Tracker, node: fx.Node) -> Any:
+    source, index = cast(fx.Node, node.args[0]), node.args[1]
+    values = tracker.values[source]
+    return values[index] if isinstance(index, int | str) else _opaque(tracker, node)
+
+
+def _stack(tracker: Tracker, node: fx.Node) -> Any:
+    """Operands must keep equal shapes."""
+    operands = [tracker.labels(cast(fx.Node, a)) for a in cast(Iterable[fx.Node], node.args[0])]
+    for x in operands[1:]:
+        tracker.couple(node, operands[0], x)
+    return _move(tracker, node)
+
+
+def _pad(tracker: Tracker, node: fx.Node) -> Any:
+    """Zeros (or any constant) beside the channels get labels of their own; beside a plane, its channel's."""
+    labels = _x(tracker, node)
+    amounts = pad_amounts(tracker.program, node)
+    mode = _arg(tracker, node, 2, "mode", "constant") if node.op != "call_module" else ""
+    if amounts is None or any(isinstance(a, fx.Node) for a in cast(Iterable[Any], _raw_pad(node))):
+        return _opaque(tracker, node)
+    for d, (before, after) in amounts.items():
+        if d in varying(labels):
+            if mode != "constant" or min(before, after) < 0 or len(varying(labels)) > 1:
+                return _opaque(tracker, node)
+            parts = [along(tracker.mint(n), d, [*labels.shape[:d], n, *labels.shape[d + 1 :]]) for n in (before, after)]
+            labels = concatenate([parts[0], labels, parts[1]], d)
+        else:
+            shape = [*labels.shape[:d], labels.size(d) + before + after, *labels.shape[d + 1 :]]
+            labels = labels.narrow(d, 0, 1).expand(shape)
+    return labels
+
+
+def _raw_pad(node: fx.Node) -> Sequence[Any]:
+    if node.op == "call_module":
+        return ()
+    raw = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad", ())
+    return raw if isinstance(raw, tuple | list) else (raw,)
+
+
+def pad_amounts(program: Program, node: fx.Node) -> dict[int, tuple[int, int]] | None:
+    """Axis -> (before, after) of a padding operator with literal amounts."""
+    source = cast(fx.Node, node.args[0])
+    ndim = len(program.shape(source) or ())
+    if node.op == "call_module":
+        raw: Any = program.layer(cast(str, node.target)).padding
+    else:
+        raw = [program.values[a] if isinstance(a, fx.Node) else a for a in _raw_pad(node)]
+    if not all(isinstance(a, int) for a in raw):
+        return None
+    return {ndim - 1 - i: (raw[2 * i], raw[2 * i + 1]) for i in range(len(raw) // 2) if raw[2 * i] or raw[2 * i + 1]}
+
+
+# ---------------------------------------------------------------------- data movement
+
+
+class NotMovable(Exception):  # noqa: N818 - a signal inside this module, not an error
+    """The operands of a data movement operator are not of a kind that can be followed."""
+
+
+def move(
+    program: Program, node: fx.Node, tensor: Callable[[fx.Node], Tensor], number: Callable[[fx.Node], Any]
+) -> Any:
+    """Run a data movement node on tensors of one's own (labels, positions).
+
+    Args:
+        program: the program that the node is in; its integer and boolean buffers serve as indices.
+        node: a node for which `is_move` is true.
+        tensor, number: what its argument nodes yield.
+    """
+
+    def load(source: fx.Node) -> Any:
+        value = program.values[source]
+        if not _holds_tensor(value):
+            return number(source)
+        if not isinstance(value, Tensor):
+            return tensor(source)
+        if not value.dtype.is_floating_point and source is not node.args[0] and op_name(node) in INDEXERS:
+            if source.op != "get_attr":
+                raise NotMovable
+            return get_tensor(program.module, cast(str, source.target))
+        return tensor(source)
+
+    args, kwargs = fx.node.map_arg(node.args, load), fx.node.map_arg(node.kwargs, load)
+    if node.op == "call_module":
+        return MODULE_MOVES[type(program.layer(cast(str, node.target)))](
+            program.layer(cast(str, node.target)), *args, **kwargs
+        )
+    if any(isinstance(a, torch.dtype) for a in args) and op_name(node) == "view":
+        raise NotMovable
+    return MOVES[op_name(node)](*args, **kwargs)
+
+
+INDEXERS = {"getitem", "index_select"}
+
+
+def _concatenate(tensors: Sequence[Tensor], dim: int = 0, axis: int | None = None) -> Tensor:
+    return concatenate(list(tensors), dim if axis is None else axis)
+
+
+def _same(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x
+
+
+def _shuffle(x: Tensor, groups: int) -> Tensor:
+    b, c, *rest = x.shape
+    return x.reshape(b, groups, c // groups, *rest).transpose(1, 2).reshape(b, c, *rest)
+
+
+MOVES: dict[str, Callable[..., Any]] = {
+    "view": torch.Tensor.reshape,
+    "reshape": torch.Tensor.reshape,
+    "flatten": torch.flatten,
+    "unflatten": torch.unflatten,
+    "permute": torch.Tensor.permute,
+    "transpose": torch.transpose,
+    "swapaxes": torch.transpose,
+    "swapdims": torch.transpose,
+    "movedim": torch.movedim,
+    "moveaxis": torch.movedim,
+    "t": torch.t,
+    "squeeze": torch.squeeze,
+    "unsqueeze": torch.unsqueeze,
+    "expand": torch.Tensor.expand,
+    "repeat": torch.Tensor.repeat,
+    "tile": torch.tile,
+    "roll": torch.roll,
+    "flip": lambda x, *dims: torch.flip(x, dims[0] if isinstance(dims[0], tuple | list) else dims),
+    "repeat_interleave": torch.repeat_interleave,
+    "chunk": torch.chunk,
+    "split": torch.split,
+    "tensor_split": torch.tensor_split,
+    "unbind": torch.unbind,
+    "narrow": torch.narrow,
+    "select": torch.select,
+    "index_select": torch.index_select,
+    "getitem": operator.getitem,
+    "cat": _concatenate,
+    "concat": _concatenate,
+    "concatenate": _concatenate,
+    "stack": torch.stack,
+    "pixel_shuffle": F.pixel_shuffle,
+    "pixel_unshuffle": F.pixel_unshuffle,
+    "channel_shuffle": _shuffle,
+    **dict.fromkeys(["contiguous", "clone", "detach", "to", "float", "double", "half", "type_as"], _same),
+}
+
+MODULE_MOVES: dict[type[nn.Module], Callable[..., Any]] = {
+    nn.Flatten: lambda m, x: torch.flatten(x, m.start_dim, m.end_dim),
+    nn.Unflatten: lambda m, x: torch.unflatten(x, m.dim, m.unflattened_size),
+    nn.PixelShuffle: lambda m, x: F.pixel_shuffle(x, m.upscale_factor),
+    nn.PixelUnshuffle: lambda m, x: F.pixel_unshuffle(x, m.downscale_factor),
+    nn.ChannelShuffle: lambda m, x: _shuffle(x, m.groups),
+}
+
+# ---------------------------------------------------------------------- the tables
+
+_POOLS = [f"{a}{k}_pool{d}d" for a in ("", "adaptive_") for k in ("avg", "max") for d in (1, 2, 3)]
+
+FUNCTION_RULES: dict[str, Rule] = {
+    **dict.fromkeys(MOVES, _move),
+    "stack": _stack,
+    "pad": _pad,
+    **dict.fromkeys(
+        """relu relu6 elu selu celu gelu silu mish hardswish hardsigmoid hardtanh leaky_relu logsigmoid softplus
+        softsign tanhshrink sigmoid tanh exp log log1p expm1 sqrt rsqrt square abs neg clamp clip clamp_min
+        clamp_max erf sin cos reciprocal sign round floor ceil hardshrink softshrink threshold positive
+        dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout stochastic_depth
+        logical_not bitwise_not nan_to_num zeros_like ones_like""".split(),
+        _pass,
+    ),
+    **dict.fromkeys([*_POOLS, "interpolate", "upsample", "lp_pool2d"], _spatial),
+    **dict.fromkeys(["conv1d", "conv2d", "conv3d", "linear"], _functional),
+    "layer_norm": _layer_norm,
+    **dict.fromkeys(["softmax", "log_softmax", "softmin", "cumsum", "cumprod", "normalize"], _softmax),
+    **dict.fromkeys(
+        "mean sum prod amax amin max min median logsumexp norm vector_norm var std any all".split(), _reduce
+    ),
+    "glu": _glu,
+    "getattr": _attribute,
+    **dict.fromkeys(
+        """add sub mul div truediv true_divide multiply subtract divide pow floordiv maximum minimum fmax fmin
+        where lerp addcmul addcdiv atan2 rsub radd rmul remainder fmod lt le gt ge eq ne logical_and logical_or
+        logical_xor and or""".split(),
+        _couple,
+    ),
+}
+
+_ACTIVATIONS = [
+    nn.ReLU, nn.ReLU6, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid,
+    nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Tanhshrink, nn.Sigmoid, nn.Tanh,
+    nn.Hardshrink, nn.Softshrink, nn.Threshold, nn.RReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
+    nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+]  # fmt: skip
+_PLANES = [
+    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d, nn.LPPool1d, nn.LPPool2d, nn.Upsample, nn.UpsamplingBilinear2d,
+    nn.UpsamplingNearest2d,
+]  # fmt: skip
+_CONVOLUTIONS = [
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+]  # fmt: skip
+_NORMS = [
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
+    nn.InstanceNorm3d, nn.PReLU,
+]  # fmt: skip
+_PADS = [
+    nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
+    nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d,
+    nn.ReplicationPad3d,
+]  # fmt: skip
+
+MODULE_RULES: dict[type[nn.Module], Rule] = {
+    **dict.fromkeys(_ACTIVATIONS, _pass),
+    **dict.fromkeys(_PLANES, _spatial),
+    **dict.fromkeys(_CONVOLUTIONS, _conv),
+    nn.Linear: _linear,
+    **dict.fromkeys(_NORMS, _norm),
+    nn.GroupNorm: _group_norm,
+    nn.LayerNorm: _layer_norm,
+    **dict.fromkeys([nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d], _softmax),
+    nn.GLU: _glu,
+    **dict.fromkeys(MODULE_MOVES, _move),
+    **dict.fromkeys(_PADS, _pad),
+}

@@ -1,0 +1,695 @@
+"""Removing channels from a program, exactly.
+
+`mask` writes zeros where removed channels are read (same graph, same shapes; all accuracy is lost here).
+`remove` takes them out of every tensor that they sit on. The invariant that makes `remove` local: every
+tensor of the smaller graph is the old one with positions deleted, in the old order. A data movement node that
+would not deliver that by itself gets its literals rewritten (`view(-1, 64, 8, 8)`, `chunk` → `split`), or is
+bypassed by one `index_select` (a channel shuffle whose halves lose different channels).
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from graphcomp.channels import ELEMENTS, Axis, Channels, Join, Unread
+from graphcomp.errors import SurgeryError
+from graphcomp.labels import Ints, along, compact, varying
+from graphcomp.program import PASS_KEY, Program, editable, eliminate_dead_nodes, get_tensor
+from graphcomp.rules import is_move, move, op_name, pad_amounts
+
+Drop = np.ndarray[Any, np.dtype[np.bool_]]
+"""Which channels go: one bool a channel id."""
+
+MASK_PREFIX = "graphcomp_mask_"
+
+# ---------------------------------------------------------------------- which sets of channels can go
+
+
+def no_drop(channels: Channels) -> Drop:
+    """The empty choice."""
+    return np.zeros(len(channels.channel_of), bool)
+
+
+def legalise(channels: Channels, drop: Drop, score: np.ndarray[Any, Any]) -> Drop:
+    """The largest part of `drop` that can be removed, keeping channels of high `score` first.
+
+    Restores pinned channels, one channel of every tensor that would be left empty, and channels of
+    convolution groups that would become smaller than their siblings; then adds the sums of padded joins of
+    which both operands are gone. Terminates since it only restores.
+    """
+    drop = drop.copy()
+    derived = _derived(channels)
+    drop[[0, *channels.pinned, *derived]] = False
+    _restore(channels, drop, score)
+    if derived:
+        drop[derived] = True
+        drop[list(channels.pinned)] = False
+        _settle_joins(channels, drop)
+        _restore(channels, drop, score)
+        _settle_joins(channels, drop)
+    return drop
+
+
+def _derived(channels: Channels) -> list[int]:
+    return [c for g in channels.groups if g.derived for c in g.channels.tolist()]
+
+
+def _restore(channels: Channels, drop: Drop, score: np.ndarray[Any, Any]) -> None:
+    while True:
+        before = int(drop.sum())
+        for span in channels.spans:
+            if drop[span].all():
+                drop[span[np.argmax(score[span])]] = False
+        for rows in channels.balanced:
+            _balance(rows, drop, score)
+        if int(drop.sum()) == before:
+            return
+
+
+def _balance(rows: Ints, drop: Drop, score: np.ndarray[Any, Any]) -> None:
+    width = int((~drop[rows]).sum(1).max())
+    for row in rows:
+        for channel in row[np.argsort(-score[row], kind="stable")]:
+            if int((~drop[row]).sum()) >= width:
+                break
+            drop[channel] = False
+
+
+def _settle_joins(channels: Channels, drop: Drop) -> None:
+    """A sum's channel goes only if both operands' channels are gone."""
+    while True:
+        before = int(drop.sum())
+        for join in channels.joins:
+            a, b = join.operands
+            drop[join.result[~(drop[a] & drop[b])]] = False
+        if int(drop.sum()) == before:
+            return
+
+
+def dropped_rows(channels: Channels, drop: Drop) -> dict[str, list[int]]:
+    """The choice as plain data: layer -> output rows that go."""
+    rows: dict[str, list[int]] = {}
+    for axis in channels.axes:
+        gone = np.flatnonzero(drop[axis.channels]).tolist() if axis.role == "out" else []
+        if gone:
+            rows[axis.tensors[0][0]] = gone
+    return rows
+
+
+def drop_of(channels: Channels, rows: Mapping[str, Sequence[int]]) -> Drop:
+    """The choice back from `dropped_rows`; SurgeryError if it does not fit this program."""
+    drop = no_drop(channels)
+    axes = {a.tensors[0][0]: a for a in channels.axes if a.role == "out"}
+    for name, gone in rows.items():
+        if name not in axes:
+            raise SurgeryError(f"{name}: found no such layer, expected one of {len(axes)} that produce channels")
+        if gone and max(gone) >= len(axes[name].channels):
+            raise SurgeryError(f"{name}: found row {max(gone)}, expected fewer than {len(axes[name].channels)}")
+        drop[axes[name].channels[list(gone)]] = True
+    wanted = {k: list(v) for k, v in rows.items() if v}
+    if dropped_rows(channels, drop) != wanted:
+        odd = next(k for k, v in dropped_rows(channels, drop).items() if wanted.get(k) != v)
+        raise SurgeryError(f"{odd}: found a plan that splits coupled channels, expected a plan made for this program")
+    derived = _derived(channels)
+    drop[derived] = True
+    drop[list(channels.pinned)] = False
+    _settle_joins(channels, drop)
+    legal = legalise(channels, drop, np.zeros(len(drop)))
+    if not np.array_equal(legal, drop):
+        drop[derived] = legal[derived]
+    if not np.array_equal(legal, drop):
+        lost = int((drop & ~legal).sum())
+        raise SurgeryError(f"plan: found {lost} channels that cannot be removed, expected a legal choice")
+    return drop
+
+
+# ---------------------------------------------------------------------- simulate
+
+
+def mask(program: Program, channels: Channels, drop: Drop) -> Program:
+    """Zeros where removed channels are read: in the columns of readers, and before padded joins."""
+    replaced: dict[str, Tensor] = {}
+    for axis in channels.axes:
+        if axis.reads and drop[axis.channels].any():
+            (name, dim), *_ = axis.tensors
+            old = replaced.get(name, get_tensor(program.module, name))
+            replaced[name] = _zero(old.detach().clone(), dim, drop[axis.channels], axis.groups)
+    module = editable(program, replaced)
+    new = dict(zip(program.graph.nodes, module.graph.nodes, strict=True))
+    for join in channels.joins:
+        for position, operand in enumerate(join.operands):
+            if (drop[operand] & ~drop[join.result]).any():
+                _insert_mask(module, new[join.node], position, join, ~drop[operand], program.shape(join.node) or ())
+    module.recompile()
+    return Program(module, program.example_inputs, program.history)
+
+
+def _zero(weight: Tensor, dim: int, gone: Drop, groups: int) -> Tensor:
+    columns = torch.from_numpy(gone).reshape(groups, -1)
+    blocks = weight.reshape(groups, -1, *weight.shape[1:]) if groups > 1 else weight.unsqueeze(0)
+    for block, zero in zip(blocks, columns, strict=True):
+        block.movedim(dim, 0)[zero] = 0
+    return blocks.reshape(weight.shape)
+
+
+def _insert_mask(
+    module: fx.GraphModule, node: fx.Node, position: int, join: Join, kept: Drop, shape: Sequence[int]
+) -> None:
+    name = f"{MASK_PREFIX}{node.name}_{position}"
+    view = [1] * len(shape)
+    view[join.axis] = len(kept)
+    dtype = next((p.dtype for p in module.parameters()), torch.float32)
+    module.register_buffer(name, torch.from_numpy(kept).to(dtype).reshape(view))
+    operand = cast(fx.Node, node.args[position])
+    with module.graph.inserting_before(node):
+        weight = module.graph.get_attr(name)
+        masked = module.graph.call_function(torch.mul, (operand, weight))
+    for new in (weight, masked):
+        new.meta = dict(node.meta)
+    args = list(node.args)
+    args[position] = masked
+    node.args = tuple(args)
+
+
+def _remove_masks(module: fx.GraphModule) -> None:
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr" and str(node.target).startswith(MASK_PREFIX):
+            for masked in list(node.users):
+                masked.replace_all_uses_with(cast(fx.Node, masked.args[0]))
+                module.graph.erase_node(masked)
+            module.graph.erase_node(node)
+            delattr(module, str(node.target))
+
+
+# ---------------------------------------------------------------------- rewrite
+
+
+def remove(program: Program, channels: Channels, drop: Drop, pass_name: str) -> Program:
+    """Take the channels out of every tensor that they sit on, and rewrite what moves data around.
+
+    Args:
+        program: the program that `channels` was found in.
+        drop: a legal choice (`legalise`).
+        pass_name: recorded on every node that changes.
+
+    Raises:
+        SurgeryError: naming a node that cannot be rewritten exactly. `program` is untouched.
+    """
+    return _Surgeon(program, channels, drop, pass_name).run()
+
+
+class _Ragged:
+    """A tensor from which the channels cannot be deleted as hyperplanes; its users must be bypassed."""
+
+
+RAGGED = _Ragged()
+Cut = tuple[int, Tensor] | _Ragged | None
+"""How a tensor shrinks: (axis, positions to keep), not at all (None), or not as a tensor."""
+
+
+class _Surgeon:
+    def __init__(self, program: Program, channels: Channels, drop: Drop, pass_name: str) -> None:
+        self.program, self.channels, self.drop, self.pass_name = program, channels, drop, pass_name
+        self.kept = torch.from_numpy(~drop[channels.channel_of])
+        replaced = self.sliced_tensors()
+        self.module = editable(program, replaced)
+        self.new = dict(zip(program.graph.nodes, self.module.graph.nodes, strict=True))
+        self.changed_layers = {name.rpartition(".")[0] for name in replaced}
+        self.cuts: dict[fx.Node, Any] = {}
+        self.numbers: dict[fx.Node, Any] = {}
+        self.joins = {j.node: j for j in channels.joins}
+
+    def run(self) -> Program:
+        for node in self.program.graph.nodes:
+            self.visit(node)
+        _remove_masks(self.module)
+        eliminate_dead_nodes(self.module)
+        self.refuse_ragged()
+        self.module.graph.lint()
+        self.module.recompile()
+        return Program(self.module, self.program.example_inputs, self.program.history)
+
+    def refuse_ragged(self) -> None:
+        alive = set(self.module.graph.nodes)
+        for node, cut in self.cuts.items():
+            if cut is RAGGED and self.new[node] in alive:
+                raise SurgeryError(
+                    f"{node.name}: found a layout from which the chosen channels cannot be deleted, expected "
+                    f"whole rows or columns; exclude {node.name}'s producer from the pass"
+                )
+
+    # -------------------------------------------------------------- tensors
+
+    def sliced_tensors(self) -> dict[str, Tensor]:
+        selections: dict[str, dict[int, Axis]] = {}
+        for axis in self.channels.axes:
+            if self.drop[axis.channels].any():
+                for name, dim in axis.tensors:
+                    selections.setdefault(name, {})[dim] = axis
+        return {name: self.slice(name, dims) for name, dims in selections.items()}
+
+    def slice(self, name: str, dims: Mapping[int, Axis]) -> Tensor:
+        tensor = get_tensor(self.program.module, name).detach()
+        if ELEMENTS in dims:
+            cut = self.cut_of(torch.from_numpy(dims[ELEMENTS].channels), of_channels=True)
+            if isinstance(cut, _Ragged):
+                raise SurgeryError(f"{name}: found a tensor without a channel axis, expected whole rows to go")
+            return _apply(tensor, cut)
+        grouped = next((d for d, a in dims.items() if a.groups > 1), None)
+        if grouped is not None:
+            return self.slice_grouped(tensor, dims, grouped)
+        for dim, axis in dims.items():
+            tensor = tensor.index_select(dim, _indices(~self.drop[axis.channels]))
+        return tensor
+
+    def slice_grouped(self, tensor: Tensor, dims: Mapping[int, Axis], grouped: int) -> Tensor:
+        """A grouped weight: rows come in blocks, and each block has columns of its own."""
+        groups = dims[grouped].groups
+        columns = ~self.drop[dims[grouped].channels].reshape(groups, -1)
+        rows = np.ones((groups, tensor.size(0) // groups), bool)
+        if 0 in dims:
+            rows = ~self.drop[dims[0].channels].reshape(groups, -1)
+        blocks = tensor.reshape(groups, -1, *tensor.shape[1:])
+        parts = [
+            block.index_select(0, _indices(r)).index_select(1, _indices(c))
+            for block, r, c in zip(blocks, rows, columns, strict=True)
+        ]
+        return torch.cat(parts)
+
+    # -------------------------------------------------------------- nodes
+
+    def cut_of(self, labels: Tensor, of_channels: bool = False) -> Cut:
+        """How a tensor with these labels shrinks."""
+        thin = compact(labels)
+        kept = torch.from_numpy(~self.drop)[thin] if of_channels else self.kept[thin]
+        if bool(kept.all()):
+            return None
+        for axis in varying(thin):
+            flat = kept.movedim(axis, 0).reshape(kept.size(axis), -1)
+            if bool((flat == flat[:, :1]).all()):
+                return axis, torch.nonzero(flat[:, 0]).flatten()
+        return RAGGED
+
+    def visit(self, node: fx.Node) -> None:
+        labels = self.channels.values[node]
+        if isinstance(labels, tuple | list) and labels and all(isinstance(x, Tensor) for x in labels):
+            self.cuts[node] = [self.cut_of(x) for x in labels]
+        elif isinstance(labels, Tensor):
+            self.cuts[node] = self.cut_of(labels)
+        elif isinstance(labels, Unread) or node.op == "output":
+            self.cuts[node] = None
+        else:
+            self.numbers[node] = self.number(node)
+            return
+        if node.op == "call_module":
+            self.sync(node)
+        if node in self.joins:
+            self.pad_join(self.joins[node])
+        elif self.is_affected_move(node):
+            self.fix(node)
+
+    def number(self, node: fx.Node) -> Any:
+        """A shape or a number, from the smaller shapes."""
+        sources = node.all_input_nodes
+        if any(self.cuts.get(s) is RAGGED or self.numbers.get(s) is RAGGED for s in sources):
+            return RAGGED
+        if node.op != "call_function" and node.op != "call_method":
+            return self.program.values[node]
+        if not any(self.cuts.get(s) for s in sources) and all(
+            self.numbers.get(s) == self.program.values[s] for s in sources if s in self.numbers
+        ):
+            return self.program.values[node]
+
+        def load(source: fx.Node) -> Any:
+            return self.numbers[source] if source in self.numbers else self.meta(source)
+
+        args, kwargs = fx.node.map_arg(node.args, load), fx.node.map_arg(node.kwargs, load)
+        if node.op == "call_method":
+            return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
+        return cast(Callable[..., Any], node.target)(*args, **kwargs)
+
+    def meta(self, source: fx.Node) -> Any:
+        value = self.program.values[source]
+        return _apply(value, self.cuts[source]) if isinstance(value, Tensor) else value
+
+    def sync(self, node: fx.Node) -> None:
+        """Module attributes follow their tensors."""
+        target = cast(str, node.target)
+        module = self.module.get_submodule(target)
+        source = next((a for a in node.args if isinstance(a, fx.Node)), None)
+        cut = self.cuts.get(source) if source is not None else None
+        sync_attributes(module, self.program.layer(target), cut[1].numel() if isinstance(cut, tuple) else None)
+        if target in self.changed_layers:
+            self.new[node].meta[PASS_KEY] = self.pass_name
+
+    def is_affected_move(self, node: fx.Node) -> bool:
+        if not is_move(self.program, node) or _is_item(self.program, node):
+            return False
+        changed = (s for s in node.all_input_nodes if s in self.numbers)
+        return any(self.cuts.get(s) is not None for s in node.all_input_nodes) or any(
+            self.numbers[s] is RAGGED or self.numbers[s] != self.program.values[s] for s in changed
+        )
+
+    def fix(self, node: fx.Node) -> None:
+        """Make a data movement node deliver the old tensor with positions deleted."""
+        if op_name(node) == "pad":
+            return self.fix_pad(node)
+        cut = self.cuts[node]
+        if cut is RAGGED or isinstance(cut, list) and any(c is RAGGED for c in cut):
+            return None
+        try:
+            if self.delivers(node, node):
+                return None
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            pass  # the sizes do not divide any more: rewrite below
+        for rewrite in (self.fix_sizes, self.fix_split, self.fix_item, self.bypass):
+            if rewrite(node):
+                self.new[node].meta[PASS_KEY] = self.pass_name
+                return None
+        raise SurgeryError(
+            f"{node.name} ({op_name(node)}): found an arrangement of channels that no rewrite reproduces after "
+            f"removal, expected one; exclude the layers that produce {node.args[0]} from the pass"
+        )
+
+    def delivers(self, node: fx.Node, candidate: fx.Node) -> bool:
+        """Whether `candidate`, run on the smaller operands, yields the smaller result, position by position."""
+        if any(self.cuts.get(s) is RAGGED or self.numbers.get(s) is RAGGED for s in candidate.all_input_nodes):
+            return False
+        ids, start = dict[fx.Node, Tensor](), 1
+        for source in node.all_input_nodes:
+            labels = self.channels.values[source]
+            if isinstance(labels, Tensor):
+                thin = compact(labels)
+                ids[source] = torch.arange(start, start + thin.numel()).reshape(thin.shape).expand(labels.shape)
+                start += thin.numel()
+        whole = move(self.program, node, ids.__getitem__, self.program.values.__getitem__)
+        small = {s: _apply(x, self.cuts[s]) for s, x in ids.items()}
+        found = move(self.program, candidate, small.__getitem__, self.numbers.__getitem__)
+        if isinstance(whole, Tensor):
+            return _equal(found, _apply(whole, self.cuts[node]))
+        cuts = self.cuts[node]
+        return len(found) == len(whole) and all(
+            _equal(f, _apply(w, c)) for f, w, c in zip(found, whole, cuts, strict=True)
+        )
+
+    def commit(self, node: fx.Node, candidate: fx.Node) -> None:
+        """Give the new node the arguments of a candidate that was tried on the old graph."""
+        new = self.new[node]
+        new.op, new.target = candidate.op, candidate.target
+        new.args = fx.node.map_arg(candidate.args, lambda s: self.new[s])
+        new.kwargs = fx.node.map_arg(candidate.kwargs, lambda s: self.new[s])
+
+    def attempt(self, node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Commit the call if it delivers."""
+        op = node.op if target is node.target else "call_function"
+        candidate = fx.Graph().create_node(op, target, args, kwargs)
+        try:
+            good = self.delivers(node, candidate)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            good = False
+        if good:
+            self.commit(node, candidate)
+        for source in candidate.all_input_nodes:
+            source.users.pop(candidate, None)
+        return good
+
+    def fix_sizes(self, node: fx.Node) -> bool:
+        """Literal sizes in view, reshape, expand and unflatten."""
+        if op_name(node) not in ("view", "reshape", "expand", "unflatten") or node.op == "call_module":
+            return False
+        cut, old = self.cuts[node], self.program.shape(node) or ()
+        wanted = _shrunk(old, cut)
+
+        def resize(sizes: Sequence[Any], first: int) -> list[Any]:
+            return [
+                wanted[first + i] if isinstance(s, int) and s == old[first + i] else s for i, s in enumerate(sizes)
+            ]
+
+        args = list(node.args)
+        if op_name(node) == "unflatten":
+            source = cast(fx.Node, args[0])
+            dim = cast(int, args[1]) % len(self.program.shape(source) or ())
+            args[2] = tuple(resize(cast(Sequence[Any], args[2]), dim))
+        elif len(args) == 2 and isinstance(args[1], tuple | list):
+            args[1] = tuple(resize(args[1], 0))
+        else:
+            args[1:] = resize(args[1:], 0)
+        return self.attempt(node, node.target, tuple(args), dict(node.kwargs))
+
+    def fix_split(self, node: fx.Node) -> bool:
+        """chunk, split and tensor_split become a split into the surviving sizes."""
+        if op_name(node) not in ("chunk", "split", "tensor_split"):
+            return False
+        old = self.program.shape(cast(fx.Node, node.args[0])) or ()
+        dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+        pieces = [p.shape for p in self.program.values[node]]
+        sizes = [
+            _shrunk(shape, cut)[cast(int, dim) % len(old)]
+            for shape, cut in zip(pieces, self.cuts[node], strict=True)
+        ]
+        return self.attempt(node, torch.split, (node.args[0], sizes, dim), {})
+
+    def fix_item(self, node: fx.Node) -> bool:
+        """x[…] along channels: new bounds, or an index_select in front of the rest of the item."""
+        if op_name(node) not in ("getitem", "select"):
+            return False
+        source = cast(fx.Node, node.args[0])
+        cut, shape = self.cuts[source], self.program.shape(source) or ()
+        if not isinstance(cut, tuple):
+            return False
+        axis, kept = cut
+        if op_name(node) == "select":
+            items: list[Any] = [slice(None)] * len(shape)
+            items[cast(int, node.args[1])] = node.args[2]
+        else:
+            items = _full_index(node.args[1], len(shape))
+        where = _entry(items, axis)
+        entry = None if where is None else fx.node.map_arg(items[where], self.program.values.__getitem__)
+        if where is None or not isinstance(entry, int | slice):
+            return False
+        wanted = torch.arange(shape[axis])[entry]
+        rank = torch.full((shape[axis],), -1).scatter(0, kept, torch.arange(kept.numel()))
+        if isinstance(entry, int):
+            items[where] = int(rank[wanted])
+            return self.set_item(node, items)
+        positions = rank[wanted][rank[wanted] >= 0]
+        first = int(positions[0]) if positions.numel() else 0
+        if torch.equal(positions, torch.arange(first, first + positions.numel())):
+            items[where] = slice(first, first + positions.numel())
+            return self.set_item(node, items)
+        items[where] = slice(None)
+        new = self.new[node]
+        with self.module.graph.inserting_before(new):
+            picked = self.select(self.new[source], axis, positions, node.name)
+        new.op, new.target, new.args, new.kwargs = "call_function", operator.getitem, (picked, tuple(items)), {}
+        return True
+
+    def set_item(self, node: fx.Node, items: list[Any]) -> bool:
+        return self.attempt(node, operator.getitem, (node.args[0], tuple(items)), {})
+
+    def bypass(self, node: fx.Node) -> bool:
+        """Replace a chain of moves whose net effect is on one axis by an index_select of its beginning."""
+        chain, source = [node], _parent(self.program, node)
+        while source is not None:
+            index = self.net_index(source, chain)
+            if index is not None:
+                axis, positions = index
+                new = self.new[node]
+                with self.module.graph.inserting_before(new):
+                    picked = self.select(self.new[source], axis, positions, node.name)
+                new.replace_all_uses_with(picked)
+                self.new[node] = picked
+                return True
+            chain, source = [*chain, source], _parent(self.program, source)
+        return False
+
+    def net_index(self, source: fx.Node, chain: Sequence[fx.Node]) -> tuple[int, Tensor] | None:
+        """(axis, positions in the smaller source) that the chain amounts to; None if it does anything else."""
+        cut, out_cut = self.cuts.get(source), self.cuts[chain[0]]
+        old, new = self.program.shape(source), self.program.shape(chain[0])
+        if not isinstance(cut, tuple) or old is None or new is None or len(old) != len(new):
+            return None
+        axis, kept = cut
+        if any(old[d] != new[d] for d in range(len(old)) if d != axis):
+            return None
+        for d in range(len(old)):
+            ran = self.run_chain(source, chain, along(torch.arange(old[d]), d, old))
+            if d == axis:
+                index = ran.movedim(axis, 0).reshape(new[axis], -1)
+                if bool((index != index[:, :1]).any()):
+                    return None
+            elif not _equal(ran, along(torch.arange(old[d]), d, new)):
+                return None
+        rank = torch.full((old[axis],), -1).scatter(0, kept, torch.arange(kept.numel()))
+        positions = _apply(index[:, 0], (0, out_cut[1])) if isinstance(out_cut, tuple) else index[:, 0]
+        return axis, rank[positions]
+
+    def run_chain(self, source: fx.Node, chain: Sequence[fx.Node], tensor: Tensor) -> Tensor:
+        values: dict[fx.Node, Any] = {source: tensor}
+        for node in reversed(chain):
+            if _is_item(self.program, node):
+                values[node] = values[cast(fx.Node, node.args[0])][node.args[1]]
+            else:
+                values[node] = move(self.program, node, values.__getitem__, self.program.values.__getitem__)
+        return cast(Tensor, values[chain[0]])
+
+    def select(self, source: fx.Node, axis: int, positions: Tensor, name: str) -> fx.Node:
+        """Insert index_select(source, axis, positions)."""
+        buffer = _free_name(self.module, f"graphcomp_index_{name}")
+        self.module.register_buffer(buffer, positions.clone())
+        index = self.module.graph.get_attr(buffer)
+        picked = self.module.graph.call_function(torch.index_select, (source, axis, index))
+        for node in (index, picked):
+            node.meta = {PASS_KEY: self.pass_name}
+        return picked
+
+    def fix_pad(self, node: fx.Node) -> None:
+        """Padding beside channels shrinks with the channels that it stands for."""
+        labels, amounts = self.channels.values[node], pad_amounts(self.program, node) or {}
+        ndim = labels.ndim
+        cut = self.cuts[node]
+        if not isinstance(cut, tuple) or cut[0] not in amounts:
+            return
+        axis, kept = cut
+        before, after = amounts[axis]
+        size = labels.size(axis)
+        amounts[axis] = (int((kept < before).sum()), int((kept >= size - after).sum()))
+        flat = [n for d in range(ndim - 1, min(amounts) - 1, -1) for n in amounts.get(d, (0, 0))]
+        new = self.new[node]
+        if node.op == "call_module":
+            raise SurgeryError(f"{node.name}: found a padding module beside channels, expected F.pad; exclude it")
+        if len(new.args) > 1:
+            new.args = (new.args[0], flat, *new.args[2:])
+        else:
+            new.kwargs = {**new.kwargs, "pad": flat}
+        new.meta[PASS_KEY] = self.pass_name
+
+    def pad_join(self, join: Join) -> None:
+        """Put zeros back into an operand of an addition that lost more than the sum did."""
+        result = ~self.drop[join.result]
+        new = self.new[join.node]
+        for position, operand in enumerate(join.operands):
+            present = (~self.drop[operand])[result]
+            if not present.all():
+                args = list(new.args)
+                with self.module.graph.inserting_before(new):
+                    source = cast(fx.Node, args[position])
+                    args[position] = self.spread(source, join, present, f"{join.node.name}_{position}")
+                new.args = tuple(args)
+                new.meta[PASS_KEY] = self.pass_name
+
+    def spread(self, source: fx.Node, join: Join, present: Drop, name: str) -> fx.Node:
+        """`source`'s channels where `present`, zeros elsewhere."""
+        where = np.flatnonzero(present)
+        first, last = int(where[0]), int(where[-1])
+        ndim = len(self.program.shape(join.node) or ())
+        planes = [0, 0] * (ndim - 1 - join.axis)
+        contiguous = last - first + 1 == len(where)
+        ends = [first, len(present) - 1 - last] if contiguous else [0, 1]
+        padded = self.module.graph.call_function(F.pad, (source, [*planes, *ends]))
+        padded.meta = {PASS_KEY: self.pass_name}
+        if contiguous:
+            return padded
+        index = np.full(len(present), len(where))
+        index[where] = np.arange(len(where))
+        return self.select(padded, join.axis, torch.from_numpy(index), name)
+
+
+def _indices(keep: Drop) -> Tensor:
+    return torch.from_numpy(np.flatnonzero(keep))
+
+
+def _apply(tensor: Tensor, cut: Cut) -> Tensor:
+    """The tensor with positions deleted, still broadcast where it was."""
+    if cut is None:
+        return tensor
+    if isinstance(cut, _Ragged):
+        raise SurgeryError("a ragged tensor has no shape")
+    axis, keep = cut
+    if tensor.is_meta:
+        return tensor.narrow(axis, 0, keep.numel())
+    shape = [*tensor.shape[:axis], keep.numel(), *tensor.shape[axis + 1 :]]
+    if tensor.size(axis) > 1 and tensor.stride(axis) == 0:
+        return tensor.narrow(axis, 0, 1).expand(shape)
+    return compact(tensor, keep=(axis,)).index_select(axis, keep).expand(shape)
+
+
+def _shrunk(shape: Sequence[int], cut: Cut) -> tuple[int, ...]:
+    if not isinstance(cut, tuple):
+        return tuple(shape)
+    return (*shape[: cut[0]], cut[1].numel(), *shape[cut[0] + 1 :])
+
+
+def _equal(a: Any, b: Tensor) -> bool:
+    return isinstance(a, Tensor) and a.shape == b.shape and bool((compact(a) == compact(b)).all())
+
+
+def _is_item(program: Program, node: fx.Node) -> bool:
+    """`pieces[1]` of a chunk or split."""
+    if node.target is not operator.getitem:
+        return False
+    return isinstance(program.values[cast(fx.Node, node.args[0])], tuple | list)
+
+
+def _parent(program: Program, node: fx.Node) -> fx.Node | None:
+    """The one tensor that a move moves, if there is one."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or not (is_move(program, node) or _is_item(program, node)):
+        return None
+    return source
+
+
+def _full_index(index: Any, ndim: int) -> list[Any]:
+    """An item's index with the ellipsis written out."""
+    items = list(index) if isinstance(index, tuple | list) else [index]
+    used = sum(i is not None and i is not Ellipsis for i in items)
+    if Ellipsis in [i for i in items if not isinstance(i, fx.Node | Tensor)]:
+        at = next(k for k, i in enumerate(items) if i is Ellipsis)
+        items[at : at + 1] = [slice(None)] * (ndim - used)
+    else:
+        items += [slice(None)] * (ndim - used)
+    return items
+
+
+def _entry(items: Sequence[Any], axis: int) -> int | None:
+    """Which entry of a full index speaks of input axis `axis`."""
+    real = [k for k, i in enumerate(items) if i is not None]
+    return real[axis] if axis < len(real) else None
+
+
+def _free_name(module: nn.Module, name: str) -> str:
+    while hasattr(module, name):
+        name += "_"
+    return name
+
+
+def sync_attributes(module: nn.Module, before: nn.Module, width: int | None) -> None:
+    """Set channel counts of a sliced module from its tensors.
+
+    Args:
+        module: sliced; changed in place.
+        before: the module as it was, whose `groups` says whether it is depthwise.
+        width: channels that arrive now, None if unchanged (for modules without tensors).
+    """
+    if isinstance(module, nn.modules.conv._ConvNd):
+        rows, columns = module.weight.shape[:2]
+        old = cast(nn.modules.conv._ConvNd, before)
+        if old.groups == old.in_channels > 1:
+            module.groups = rows if old.transposed else rows * old.groups // old.out_channels
+        inside, outside = columns * module.groups, rows
+        module.in_channels, module.out_channels = (
+            (rows, columns * module.groups) if module.transposed else (inside, outside)
+        )
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
+    elif isinstance(module, nn.GroupNorm) and width is not None:
+        module.num_groups = module.num_channels = width
+    elif isinstance(module, nn.modules.batchnorm._NormBase) and width is not None:
+        module.num_features = width

@@ -1,0 +1,50 @@
+"""The networks of the papers, by name: `MODELS`. On the command line: `models:NAME`."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from graphcomp.models.resnet_cifar import ResNet
+from graphcomp.models.vgg_cifar import VGG16
+
+__all__ = ["MODELS", "ModelSpec"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How to build one network, the shape of one sample (C, H, W), and what comes with it."""
+
+    factory: Callable[[], nn.Module]
+    input_shape: tuple[int, ...]
+    weights: Path | None = None
+    data: str | None = None
+
+
+def _cifar(family: Callable[..., nn.Module], *args: object) -> ModelSpec:
+    return ModelSpec(functools.partial(family, *args), (3, 32, 32))
+
+
+MODELS: dict[str, ModelSpec] = {
+    "resnet20": _cifar(ResNet, 20, "A"),
+    "resnet32": _cifar(ResNet, 32, "A"),
+    "resnet44": _cifar(ResNet, 44, "A"),
+    "resnet56": _cifar(ResNet, 56, "A"),
+    "resnet110": _cifar(ResNet, 110, "A"),
+    "resnet20-b": _cifar(ResNet, 20, "B"),
+    "resnet32-b": _cifar(ResNet, 32, "B"),
+    "resnet44-b": _cifar(ResNet, 44, "B"),
+    "resnet56-b": _cifar(ResNet, 56, "B"),
+    "resnet110-b": _cifar(ResNet, 110, "B"),
+    "resnet56-cifar100": _cifar(ResNet, 56, "A", 100),
+    "vgg16-cifar": _cifar(VGG16, "two"),
+    "vgg16-cifar-single": _cifar(VGG16, "single"),
+    "resnet20-digits": ModelSpec(
+        functools.partial(ResNet, 20, "A"),
+        (3, 32, 32),
+        weights=Path(__file__).parent / "resnet20_digits.safetensors",
+        data="digits",
+    ),
+}

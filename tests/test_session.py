@@ -1,0 +1,186 @@
+from pathlib import Path
+
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from graphcomp import session
+from graphcomp.errors import BenchError, ProviderError
+
+
+def has_cuda() -> bool:
+    try:
+        session.probe("cuda")
+    except ProviderError:
+        return False
+    return True
+
+
+needs_gpu = pytest.mark.skipif(not has_cuda(), reason="no working CUDA provider on this machine")
+needs_no_gpu = pytest.mark.skipif(has_cuda(), reason="this machine has a working CUDA provider")
+
+
+class FakeNode:
+    def __init__(self, op_type: str, name: str) -> None:
+        self.op_type, self.name = op_type, name
+
+
+class FakePart:
+    def __init__(self, ep_name: str, *nodes: FakeNode) -> None:
+        self.ep_name, self._nodes = ep_name, nodes
+
+    def get_nodes(self) -> tuple[FakeNode, ...]:
+        return self._nodes
+
+
+class FakeSession:
+    """What ONNX Runtime reports when a provider took a part of the model only."""
+
+    def __init__(self, providers: list[str], *parts: FakePart) -> None:
+        self._providers, self._parts = providers, parts
+
+    def get_providers(self) -> list[str]:
+        return self._providers
+
+    def get_provider_graph_assignment_info(self) -> tuple[FakePart, ...]:
+        return self._parts
+
+
+def test_cpu_session_states_what_it_is() -> None:
+    opened = session.open_session(session._probe_model(), "cpu", 2)
+    settings = opened.session.get_session_options()
+    assert opened.nodes_per_provider == {"CPUExecutionProvider": 1}
+    assert opened.session.get_providers() == ["CPUExecutionProvider"]
+    assert (settings.intra_op_num_threads, settings.inter_op_num_threads) == (2, 1)
+    assert (opened.tf32, opened.memcpy_nodes, opened.device) == (None, 0, "cpu")
+    assert opened.load_seconds > 0
+
+
+def test_probe_runs_on_the_cpu() -> None:
+    assert session.probe("cpu").provider == "cpu"
+
+
+def test_probe_notices_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "wrong",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8, 4, 4])],
+    )
+    wrong = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    monkeypatch.setattr(session, "_probe_model", wrong.SerializeToString)
+    with pytest.raises(ProviderError, match="convolution is wrong, expected 16"):
+        session.probe("cpu")
+
+
+@needs_no_gpu
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_absent_provider_is_refused_with_what_to_do(
+    provider: session.Provider, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ProviderError) as caught:
+        session.open_session(session._probe_model(), provider)
+    message = str(caught.value)
+    assert session.PROVIDERS[provider] in message
+    assert "use provider 'cpu'" in message
+    assert "graphcomp doctor" in message
+    assert capfd.readouterr() == ("", "")  # one clear error, not the runtime's log beside it
+
+
+def test_provider_that_was_not_built_in_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    error = session._refusal(ort, b"", "model", "cuda", {}, RuntimeError("unknown provider"))
+    assert isinstance(error, ProviderError)
+    assert "built without it" in str(error)
+
+
+def test_two_runtimes_at_once_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = {"onnxruntime": "1.31.0", "onnxruntime-gpu": "1.31.1"}
+    monkeypatch.setattr(session, "installed_runtimes", lambda: both)
+    with pytest.raises(
+        ProviderError, match=r"found onnxruntime 1\.31\.0 and onnxruntime-gpu 1\.31\.1"
+    ) as caught:
+        session.open_session(session._probe_model(), "cpu")
+    assert "pip uninstall onnxruntime onnxruntime-gpu" in str(caught.value)
+
+
+def test_installed_runtimes_reads_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    owners = {"onnxruntime": ["onnxruntime-gpu", "onnxruntime", "onnxruntime"], "onnxruntime_genai": ["x"]}
+    monkeypatch.setattr(session.importlib.metadata, "packages_distributions", lambda: owners)
+    monkeypatch.setattr(session.importlib.metadata, "version", lambda name: f"of {name}")
+    assert session.installed_runtimes.__wrapped__() == {
+        "onnxruntime": "of onnxruntime",
+        "onnxruntime-gpu": "of onnxruntime-gpu",
+    }
+
+
+def test_runtime_that_cannot_tell_placement_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "InferenceSession", type("InferenceSession", (), {}))
+    with pytest.raises(ProviderError, match=r"expected 1\.24 or later"):
+        session.probe("cpu")
+
+
+def test_heavy_node_off_the_provider_is_refused() -> None:
+    partial = FakeSession(
+        ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        FakePart("CUDAExecutionProvider", FakeNode("Conv", "a"), FakeNode("Relu", "b")),
+        FakePart("CPUExecutionProvider", FakeNode("Gemm", "head"), FakeNode("Shape", "s")),
+    )
+    with pytest.raises(ProviderError, match="Gemm 'head' on CPUExecutionProvider"):
+        session._check_placement(ort, partial, "net.onnx", "cuda")
+
+
+def test_light_node_off_the_provider_is_counted() -> None:
+    partial = FakeSession(
+        ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        FakePart("CUDAExecutionProvider", FakeNode("Conv", "a"), FakeNode("Relu", "b")),
+        FakePart("CPUExecutionProvider", FakeNode("Shape", "s")),
+    )
+    counted = session._check_placement(ort, partial, "net.onnx", "cuda")
+    assert counted == {"CUDAExecutionProvider": 2, "CPUExecutionProvider": 1}
+
+
+def test_silently_dropped_provider_is_refused() -> None:
+    with pytest.raises(ProviderError, match="dropped it without an error"):
+        session._check_placement(ort, FakeSession(["CPUExecutionProvider"]), "net.onnx", "cuda")
+
+
+@pytest.mark.parametrize(("provider", "threads"), [("cpu", 0), ("vulkan", 1)])
+def test_options_out_of_range(provider: session.Provider, threads: int) -> None:
+    with pytest.raises(BenchError, match="expected"):
+        session.open_session(session._probe_model(), provider, threads)
+
+
+def test_model_that_the_runtime_refuses() -> None:
+    with pytest.raises(BenchError, match="cannot load it"):
+        session.open_session(b"not a model")
+
+
+def test_tf32_is_what_options_and_environment_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    assert session._tf32("cpu", {}) is None
+    assert session._tf32("cuda", {"use_tf32": "1"}) is True
+    assert session._tf32("cuda", {"use_tf32": "0"}) is False
+    assert session._tf32("tensorrt", {}) is True
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert session._tf32("cuda", {"use_tf32": "1"}) is False
+    assert session._tf32("tensorrt", {}) is False
+
+
+def test_tensorrt_engines_are_cached_by_model_and_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = session._tensorrt_options("tensorrt", {"x": (8, 3, 32, 32)}, "abc-b8")
+    assert options["trt_engine_cache_path"] == f"{tmp_path}/graphcomp/tensorrt/abc-b8"
+    assert {options[f"trt_profile_{bound}_shapes"] for bound in ("min", "opt", "max")} == {"x:8x3x32x32"}
+    assert session._tensorrt_options("cuda", {"x": (8, 3, 32, 32)}, "abc-b8") == {}
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_cuda_really_runs() -> None:
+    opened = session.probe("cuda")
+    assert opened.nodes_per_provider == {"CUDAExecutionProvider": 1}
+    assert opened.provider_options["use_tf32"] == "1"
+    assert opened.memcpy_nodes == 0
