@@ -43,7 +43,16 @@ class AnalysisError(GraphcompError):
 
 
 class SurgeryError(GraphcompError):
-    """A removal that cannot be carried out exactly."""
+    """A removal that cannot be carried out exactly.
+
+    Attributes:
+        node: the fx node that cannot be rewritten, "" if none is to blame.
+        channels: ids of the channels that are in its way.
+    """
+
+    def __init__(self, message: str, node: str = "", channels: frozenset[int] = frozenset()) -> None:
+        super().__init__(message)
+        self.node, self.channels = node, channels
 
 
 class VerifyError(GraphcompError):

@@ -63,9 +63,9 @@ _TORCHVISION = {
         _get_window_and_shift_size _compute_pad_size_3d _compute_attention_mask_3d""",
     "torchvision.models.video.mvit": "_unsqueeze _squeeze _add_rel_pos _add_shortcut",
 }
-_ATTRIBUTES = """shape ndim dtype device layout T mT H mH real imag data requires_grad is_cuda is_meta is_sparse
-    is_quantized itemsize nbytes values indices sign logabsdet mantissa exponent eigenvalues eigenvectors
-    Q R U S V Vh L LU P pivots"""
+_ATTRIBUTES = """shape ndim dtype device layout T mT H mH real imag data requires_grad is_cuda is_meta
+    is_sparse is_quantized itemsize nbytes values indices sign logabsdet mantissa exponent eigenvalues
+    eigenvectors Q R U S V Vh L LU P pivots"""
 # Public on Tensor, but not arithmetic: they reach for memory, hooks, processes and callables.
 _NO_METHODS = """apply_ backward const_data_ptr data_ptr map2_ map_ module_load numpy pin_memory record_stream
     register_hook register_post_accumulate_grad_hook resize resize_ resize_as resize_as_ resize_as_sparse_
@@ -130,7 +130,7 @@ def save(program: Program, directory: Path) -> None:
 
     Raises:
         LoadError: naming the node, module or tensor that could not be read back as it is.
-        OutputError: if the disk refuses, or `directory` holds something that is not a program.
+        OutputError: if the disk refuses, or `directory` holds anything but a program.
     """
     names = named_tensors(program.module)
     record = _record(program, names)
@@ -169,13 +169,18 @@ def is_program(directory: Path) -> bool:
     return (directory / PROGRAM_FILE).is_file() and (directory / WEIGHTS_FILE).is_file()
 
 
+def _is_only_program(directory: Path) -> bool:
+    return {f.name for f in directory.iterdir()} == {PROGRAM_FILE, WEIGHTS_FILE}
+
+
 @contextmanager
-def atomic_directory(final: Path, replaces: Callable[[Path], bool] = is_program) -> Iterator[Path]:
+def atomic_directory(final: Path, replaces: Callable[[Path], bool] = _is_only_program) -> Iterator[Path]:
     """A new directory beside `final` that becomes `final` if the body ends well, and else is removed.
 
     Args:
         final: does not exist, is empty, or is something that may be replaced; its parents are made.
-        replaces: whether an existing directory may be replaced (never asked about an empty one).
+        replaces: whether an existing directory may be replaced (never asked about an empty one); as it
+            stands, if it holds a saved program and nothing else.
 
     Raises:
         OutputError: naming `final` and the reason, for any OSError of the body (so only write in it).
@@ -361,8 +366,8 @@ def _changed_attributes(place: str, module: nn.Module, fresh: nn.Module) -> dict
     own, built = vars(module), vars(fresh)
     changed: dict[str, Any] = {}
     lost = list(built.keys() - own.keys())
-    for name in own.keys() - _MACHINERY:
-        if name in built and _same(own[name], built[name]):
+    for name in own:
+        if name in _MACHINERY or name in built and _same(own[name], built[name]):
             continue
         try:
             changed[name] = _encode(own[name])
@@ -371,8 +376,8 @@ def _changed_attributes(place: str, module: nn.Module, fresh: nn.Module) -> dict
     lost += [name for name in changed if not _may_set(fresh, name)]
     if lost:
         raise LoadError(
-            f"{place}: found {', '.join(sorted(lost))} unlike what the constructor of torch.nn sets, expected "
-            "an unchanged module or plain values; trace through the module"
+            f"{place}: found {', '.join(sorted(lost))} unlike what the constructor of torch.nn sets, "
+            "expected an unchanged module or plain values; trace through the module"
         )
     return changed
 
@@ -504,8 +509,8 @@ def _checked_tensors(
         r, tensor = record.tensors[name], stored[name]
         if (tuple(tensor.shape), _torch_name(tensor.dtype)) != (r.shape, r.dtype):
             raise LoadError(
-                f"{name}: found {tuple(tensor.shape)} {_torch_name(tensor.dtype)}, expected {r.shape} {r.dtype} "
-                f"as {PROGRAM_FILE} says; both files must come from one save"
+                f"{name}: found {tuple(tensor.shape)} {_torch_name(tensor.dtype)}, expected {r.shape} "
+                f"{r.dtype} as {PROGRAM_FILE} says; both files must come from one save"
             )
         if r.order is not None and sorted(r.order) != list(range(tensor.dim())):
             raise LoadError(
@@ -705,8 +710,8 @@ def _functions() -> dict[str, Callable[..., Any]]:
         for name, value in vars(module).items():
             if name.startswith(("_", *_KERNELS)) or isinstance(value, type) or not callable(value):
                 continue
-            in_place_form_of = getattr(module, name[:-1], None) if name.endswith("_") else None
-            if id(value) in tensor_functions or id(in_place_form_of) in tensor_functions:
+            out_of_place = getattr(module, name[:-1], None) if name.endswith("_") else None
+            if id(value) in tensor_functions or id(out_of_place) in tensor_functions:
                 table[f"{module.__name__}.{name}"] = value
     for namespace, names in (
         (torch, _TORCH),
@@ -749,8 +754,8 @@ def _methods() -> frozenset[str]:
     }
     dunder = {f"__{n.strip('_')}__" for n in _OPERATORS.split()}
     reflected = {f"__r{n[2:]}" for n in dunder}
-    factories = {"new_empty", "new_full", "new_ones", "new_tensor", "new_zeros", "view", "type_as", "stride"}
-    known = frozenset(n for n in public | dunder | reflected | factories if hasattr(Tensor, n))
+    others = {"new_empty", "new_full", "new_ones", "new_tensor", "new_zeros", "stride", "unflatten"}
+    known = frozenset(n for n in public | dunder | reflected | others if hasattr(Tensor, n))
     return known - set(_NO_METHODS.split())
 
 

@@ -128,6 +128,23 @@ def drop_of(channels: Channels, rows: Mapping[str, Sequence[int]]) -> Drop:
     return drop
 
 
+def feasible(channels: Channels, drop: Drop, score: np.ndarray[Any, Any]) -> tuple[Drop, dict[str, str]]:
+    """`legalise`, then try the removal; what turns out to be in the way is kept, with the reason by node."""
+    kept: dict[str, str] = {}
+    drop = legalise(channels, drop, score)
+    while True:
+        try:
+            remove(channels.program, channels, drop, "trial")
+            return drop, kept
+        except SurgeryError as refusal:
+            if not refusal.channels:
+                raise
+            kept[refusal.node] = str(refusal)
+            drop = drop.copy()
+            drop[list(refusal.channels)] = False
+            drop = legalise(channels, drop, score)
+
+
 # ---------------------------------------------------------------------- simulate
 
 
@@ -238,10 +255,7 @@ class _Surgeon:
         alive = set(self.module.graph.nodes)
         for node, cut in self.cuts.items():
             if cut is RAGGED and self.new[node] in alive:
-                raise SurgeryError(
-                    f"{node.name}: found a layout from which the chosen channels cannot be deleted, expected "
-                    f"whole rows or columns; exclude {node.name}'s producer from the pass"
-                )
+                raise self.refusal(node, "a layout without a channel axis")
 
     # -------------------------------------------------------------- tensors
 
@@ -371,9 +385,18 @@ class _Surgeon:
             if rewrite(node):
                 self.new[node].meta[PASS_KEY] = self.pass_name
                 return None
-        raise SurgeryError(
-            f"{node.name} ({op_name(node)}): found an arrangement of channels that no rewrite reproduces after "
-            f"removal, expected one; exclude the layers that produce {node.args[0]} from the pass"
+        raise self.refusal(node, f"an arrangement of channels that {op_name(node)} cannot reproduce")
+
+    def refusal(self, node: fx.Node, found: str) -> SurgeryError:
+        """An error that carries the channels that are in the way."""
+        sources = [self.channels.values[s] for s in (node, *node.all_input_nodes)]
+        labels = [x for s in sources for x in (s if isinstance(s, tuple) else (s,)) if isinstance(x, Tensor)]
+        ids = np.concatenate([self.channels.channel_of[compact(x).flatten().numpy()] for x in labels])
+        return SurgeryError(
+            f"{node.name}: found {found} after removal, expected whole rows or columns to go; "
+            "exclude the layers that produce its input",
+            node.name,
+            frozenset(np.unique(ids[self.drop[ids]]).tolist()),
         )
 
     def delivers(self, node: fx.Node, candidate: fx.Node) -> bool:
@@ -419,16 +442,19 @@ class _Surgeon:
         return good
 
     def fix_sizes(self, node: fx.Node) -> bool:
-        """Literal sizes in view, reshape, expand and unflatten."""
+        """Sizes in view, reshape, expand and unflatten that are not derived from the tensor itself."""
         if op_name(node) not in ("view", "reshape", "expand", "unflatten") or node.op == "call_module":
             return False
         cut, old = self.cuts[node], self.program.shape(node) or ()
         wanted = _shrunk(old, cut)
 
+        def stale(size: Any) -> bool:
+            """A literal, or the channel count of some other tensor."""
+            return isinstance(size, int) or self.numbers.get(size) != self.program.values[size]
+
         def resize(sizes: Sequence[Any], first: int) -> list[Any]:
-            return [
-                wanted[first + i] if isinstance(s, int) and s == old[first + i] else s for i, s in enumerate(sizes)
-            ]
+            wrong = [stale(s) and self.program.values.get(s, s) == old[first + i] for i, s in enumerate(sizes)]
+            return [wanted[first + i] if w else s for i, (s, w) in enumerate(zip(sizes, wrong, strict=True))]
 
         args = list(node.args)
         if op_name(node) == "unflatten":
@@ -562,7 +588,7 @@ class _Surgeon:
         flat = [n for d in range(ndim - 1, min(amounts) - 1, -1) for n in amounts.get(d, (0, 0))]
         new = self.new[node]
         if node.op == "call_module":
-            raise SurgeryError(f"{node.name}: found a padding module beside channels, expected F.pad; exclude it")
+            raise self.refusal(node, "a padding module beside channels")
         if len(new.args) > 1:
             new.args = (new.args[0], flat, *new.args[2:])
         else:

@@ -1122,7 +1122,8 @@ def random_cnn() -> SearchStrategy[Spec]:
     """Specs of random CNN graphs, as plain data; every one is valid for `build`, also after shrinking.
 
     `ops` are 3 to 12 operations; their `of` and `with` count back from the newest value. What no operation
-    read in the end is merged by `join`, or gets a classifier each (`heads`).
+    read in the end is merged by `join`, or gets a classifier each (`heads`); with `map` a feature map is an
+    output too.
     """
     head = st.fixed_dictionaries(
         {
@@ -1159,7 +1160,8 @@ def _flat(g: _Graph, value: int, how: str) -> tuple[int, int]:
 def _classify(g: _Graph, flat: int, features: int, hidden: int) -> int:
     if hidden:
         flat = g.step("hidden", nn.Linear(features, hidden), flat)
-        flat = g.step("relu", F.relu, g.step("bn", nn.BatchNorm1d(hidden), flat))
+        # not a ReLU: without space to vary over, all of so few units can be off at once
+        flat = g.step("silu", F.silu, g.step("bn", nn.BatchNorm1d(hidden), flat))
     return g.step("fc", nn.Linear(hidden or features, 5), flat)
 
 
@@ -1187,12 +1189,15 @@ def build(spec: Spec) -> Built:
 def _build(spec: Spec) -> Built:
     g = _Graph(3, spec["size"])
     stem = {"stride": 1, "bias": True, "bn": True, "act": "relu", "inplace": False, "tap": False}
-    g.open.append(g.conv(0, spec["stem"], stem))
+    first = g.conv(0, spec["stem"], stem)
+    g.open.append(first)
     for op in spec["ops"]:
         emit, _ = _OPS[op["op"]]
         g.open.append(emit(g, op))
     last = g.open[-1]
-    outputs = _heads(g, spec["head"]) + ([last] if spec["head"]["map"] else [])
+    outputs = _heads(g, spec["head"])
+    if spec["head"]["map"]:  # with the first map added: the last alone may be all zeros
+        outputs.append(g.step("add", add, last, g.fit(first, *g.maps[last])))
     layers = {name: layer for layer, name in g.names.items()}
     for layer in layers.values():
         if isinstance(layer, nn.Conv2d | nn.Linear):

@@ -1,0 +1,1 @@
+"""graphcomp: makes trained CNNs smaller and measurably faster."""

@@ -1,0 +1,100 @@
+"""What a program costs: parameters and multiply-accumulates, one function a counter.
+
+`macs` counts `n * c/groups * k * oh * ow` for every call of a convolution or linear layer at batch 1, and
+nothing for bias, normalisation, activation and pooling. Percentages are always new / old of one counter.
+"""
+
+from typing import cast
+
+from torch import Tensor, fx, nn
+
+from graphcomp.program import Program, get_tensor, named_tensors
+from graphcomp.records import Accuracy, LayerRow, Snapshot
+from graphcomp.rules import op_name
+
+
+def params_trainable(program: Program) -> int:
+    """Elements of all parameters that training would change, tied ones once."""
+    return sum(p.numel() for p in program.module.parameters() if p.requires_grad)
+
+
+def params_state(program: Program) -> int:
+    """Elements of all parameters and buffers, tied ones once."""
+    return sum(t.numel() for t in {id(t): t for t in named_tensors(program.module).values()}.values())
+
+
+def macs(program: Program) -> int:
+    """Multiply-accumulates of convolutions and linear layers for one sample."""
+    return sum(row.macs for row in layer_rows(program))
+
+
+def layer_rows(program: Program) -> list[LayerRow]:
+    """One row a call of a convolution or linear layer, in graph order."""
+    return [row for node in program.graph.nodes if (row := layer_row(program, node)) is not None]
+
+
+def layer_row(program: Program, node: fx.Node) -> LayerRow | None:
+    """The row of one node; None if it is no convolution or linear layer with weights of its own."""
+    if node.op == "call_module":
+        return _module_row(program, node)
+    if node.op != "call_function" or op_name(node) not in ("conv1d", "conv2d", "conv3d", "linear"):
+        return None
+    weight = cast(fx.Node, node.args[1] if len(node.args) > 1 else node.kwargs["weight"])
+    tensor = program.values[weight]
+    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    extra = program.values[bias].numel() if isinstance(bias, fx.Node) else 0
+    shape = program.shape(node) or ()
+    groups = int(cast(int, node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)))
+    return LayerRow(
+        name=node.name,
+        kind=op_name(node),
+        in_channels=tensor.shape[1] * groups,
+        out_channels=tensor.shape[0],
+        kernel=tuple(tensor.shape[2:]),
+        groups=groups,
+        params=tensor.numel() + extra,
+        macs=tensor.numel() * _positions(shape, tensor.ndim),
+    )
+
+
+def _module_row(program: Program, node: fx.Node) -> LayerRow | None:
+    target = cast(str, node.target)
+    module = program.layer(target)
+    if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+        return None
+    convolution = isinstance(module, nn.modules.conv._ConvNd)
+    weight: Tensor = get_tensor(program.module, f"{target}.weight")
+    shape = program.shape(node) or ()
+    source = program.shape(cast(fx.Node, node.args[0])) or ()
+    positions = _positions(source if convolution and module.transposed else shape, weight.ndim)
+    return LayerRow(
+        name=target,
+        kind=type(module).__name__,
+        in_channels=module.in_channels if convolution else cast(nn.Linear, module).in_features,
+        out_channels=module.out_channels if convolution else cast(nn.Linear, module).out_features,
+        kernel=tuple(module.kernel_size) if convolution else (),
+        groups=module.groups if convolution else 1,
+        params=weight.numel() + (module.bias.numel() if module.bias is not None else 0),
+        macs=weight.numel() * positions,
+    )
+
+
+def _positions(shape: tuple[int, ...], weight_ndim: int) -> int:
+    """Output positions that share the weight: the plane of a convolution, the tokens of a linear layer."""
+    spatial = shape[len(shape) - (weight_ndim - 2) :] if weight_ndim > 2 else shape[1:-1]
+    count = 1
+    for size in spatial:
+        count *= size
+    return count
+
+
+def snapshot(program: Program, accuracy: Accuracy | None = None) -> Snapshot:
+    """All counters of a program."""
+    rows = layer_rows(program)
+    return Snapshot(
+        params_trainable=params_trainable(program),
+        params_state=params_state(program),
+        macs=sum(row.macs for row in rows),
+        accuracy=accuracy,
+        layers=rows,
+    )
