@@ -189,7 +189,9 @@ class Tracker:
 
     def couple(self, node: fx.Node, a: Tensor, b: Tensor) -> None:
         """Labels that meet (broadcast against each other) live or die together."""
-        a, b = torch.broadcast_tensors(compact(a), compact(b))
+        a, b = compact(a), compact(b)
+        shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
+        a, b = a.expand(shape), b.expand(shape)
         if a.data_ptr() != b.data_ptr() or a.shape != b.shape or a.stride() != b.stride():
             self.edges.append((node.name, a.flatten(), b.flatten()))
 
@@ -256,8 +258,7 @@ class Tracker:
         channel_of, edges = self._components()
         pinned = self._pinned(channel_of)
         axes = tuple(
-            Axis(s.node, s.role, tuple(s.tensors), channel_of[s.labels.numpy()], s.groups)
-            for s in self.sites
+            Axis(s.node, s.role, tuple(s.tensors), channel_of[s.labels.numpy()], s.groups) for s in self.sites
         )
         joins = tuple(
             Join(n, axis, (channel_of[a.numpy()], channel_of[b.numpy()]), channel_of[out.numpy()])
@@ -295,7 +296,9 @@ class Tracker:
         for (tensor, _), index in self.site_of.items():
             if tensor in whole and len([k for k in self.site_of if k[0] == tensor]) > 1:
                 site = self.sites[index]
-                self.pins.append((site.node, "a layer's weight is also used as a tensor", site.labels.flatten()))
+                self.pins.append(
+                    (site.node, "a layer's weight is also used as a tensor", site.labels.flatten())
+                )
         for node, reason, labels in self.pins:
             for channel in np.unique(channel_of[labels.numpy()]).tolist():
                 if channel:
@@ -303,7 +306,11 @@ class Tracker:
         return pinned
 
     def _pin_unproduced(
-        self, axes: Iterable[Axis], joins: Iterable[Join], channel_of: Ints, pinned: dict[int, tuple[str, str]]
+        self,
+        axes: Iterable[Axis],
+        joins: Iterable[Join],
+        channel_of: Ints,
+        pinned: dict[int, tuple[str, str]],
     ) -> None:
         """Channels that no layer produces have nothing to score; sums of a join are decided by its operands."""
         made = {c for a in axes if a.role == "out" for c in a.channels.tolist()}
@@ -313,7 +320,9 @@ class Tracker:
                 if channel and channel not in made and channel not in summed:
                     pinned.setdefault(channel, (axis.node, "no layer produces these channels"))
         for channel in made & summed:
-            pinned.setdefault(channel, ("join", "a sum that is padded is coupled with a layer's own channels"))
+            pinned.setdefault(
+                channel, ("join", "a sum that is padded is coupled with a layer's own channels")
+            )
 
     def _spans(self, channel_of: Ints) -> tuple[Ints, ...]:
         seen: dict[bytes, Ints] = {}

@@ -62,20 +62,23 @@ def _module_row(program: Program, node: fx.Node) -> LayerRow | None:
     module = program.layer(target)
     if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
         return None
-    convolution = isinstance(module, nn.modules.conv._ConvNd)
     weight: Tensor = get_tensor(program.module, f"{target}.weight")
-    shape = program.shape(node) or ()
-    source = program.shape(cast(fx.Node, node.args[0])) or ()
-    positions = _positions(source if convolution and module.transposed else shape, weight.ndim)
+    measured = node
+    if isinstance(module, nn.modules.conv._ConvNd):
+        into, out, kernel, groups = module.in_channels, module.out_channels, module.kernel_size, module.groups
+        if module.transposed:  # every *input* position multiplies the whole kernel
+            measured = cast(fx.Node, node.args[0])
+    else:
+        into, out, kernel, groups = module.in_features, module.out_features, (), 1
     return LayerRow(
         name=target,
         kind=type(module).__name__,
-        in_channels=module.in_channels if convolution else cast(nn.Linear, module).in_features,
-        out_channels=module.out_channels if convolution else cast(nn.Linear, module).out_features,
-        kernel=tuple(module.kernel_size) if convolution else (),
-        groups=module.groups if convolution else 1,
+        in_channels=into,
+        out_channels=out,
+        kernel=tuple(kernel),
+        groups=groups,
         params=weight.numel() + (module.bias.numel() if module.bias is not None else 0),
-        macs=weight.numel() * positions,
+        macs=weight.numel() * _positions(program.shape(measured) or (), weight.ndim),
     )
 
 

@@ -224,7 +224,9 @@ def editable(program: Program, replaced: Mapping[str, Tensor] | None = None) -> 
     root = nn.Module()
     for name, child in program.module._modules.items():
         root._modules[name] = with_tensors(cast(nn.Module, child), copied)
-    root._parameters = {k: cast(Any, p if p is None else copied(p)) for k, p in program.module._parameters.items()}
+    root._parameters = {
+        k: cast(Any, p if p is None else copied(p)) for k, p in program.module._parameters.items()
+    }
     root._buffers = {k: b if b is None else copied(b) for k, b in program.module._buffers.items()}
     return fx.GraphModule(root, copy_graph(program.graph), program.module.__class__.__name__).train(
         program.module.training
@@ -311,7 +313,9 @@ def get_tensor(module: nn.Module, name: str) -> Tensor:
     return cast(Tensor, getattr(module.get_submodule(path), leaf))
 
 
-def fresh_inputs(program: Program, batch: int, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+def fresh_inputs(
+    program: Program, batch: int, seed: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, ...]:
     """Seeded normal inputs of the program's shapes; integer inputs repeat the example."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(
@@ -326,7 +330,9 @@ def output_tensors(output: Any) -> list[Tensor]:
     """All tensors of a network's output, which may be a tensor or nested tuples, lists and dicts."""
     if isinstance(output, Tensor):
         return [output]
-    items = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    items = (
+        output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    )
     return [t for item in items for t in output_tensors(item)]
 
 

@@ -112,7 +112,11 @@ def _plain(tracker: Tracker, node: fx.Node, value: Any) -> Any:
         counted += [tensor] if hit and (name != "getattr" or index == "shape") else []
     elif name == "getitem" and isinstance(tracker.program.values[node.args[0]], torch.Size):  # type: ignore[index]
         size = tracker.program.values[cast(fx.Node, node.args[0])]
-        wanted = range(len(size))[cast(Any, node.args[1])] if not isinstance(node.args[1], fx.Node) else range(len(size))
+        wanted = (
+            range(len(size))[cast(Any, node.args[1])]
+            if not isinstance(node.args[1], fx.Node)
+            else range(len(size))
+        )
         dims = {wanted} if isinstance(wanted, int) else set(wanted)
         counted = [t for t in counted if dims & set(varying(t)) or t.ndim != len(size)]
     elif name == "_assert":
@@ -125,7 +129,18 @@ def _plain(tracker: Tracker, node: fx.Node, value: Any) -> Any:
     return value
 
 
-QUERIES = {"getattr", "size", "len", "dim", "ndimension", "numel", "is_floating_point", "stride", "type", "get_device"}
+QUERIES = {
+    "getattr",
+    "size",
+    "len",
+    "dim",
+    "ndimension",
+    "numel",
+    "is_floating_point",
+    "stride",
+    "type",
+    "get_device",
+}
 
 
 def _pin_value(tracker: Tracker, node: fx.Node, source: fx.Node, reason: str) -> None:
@@ -150,7 +165,9 @@ def _opaque(tracker: Tracker, node: fx.Node) -> Any:
 
     def fresh(value: Any) -> Any:
         if isinstance(value, tuple | list):
-            return type(value)(map(fresh, value)) if type(value) in (tuple, list) else tuple(map(fresh, value))
+            return (
+                type(value)(map(fresh, value)) if type(value) in (tuple, list) else tuple(map(fresh, value))
+            )
         if not isinstance(value, Tensor):
             return value
         labels = tracker.mint(1).reshape([1] * value.ndim).expand(value.shape)
@@ -213,7 +230,9 @@ def _what(tracker: Tracker, node: fx.Node) -> str:
 
 def _conv(tracker: Tracker, node: fx.Node) -> Any:
     module = cast(nn.modules.conv._ConvNd, tracker.program.layer(cast(str, node.target)))
-    return _convolve(tracker, node, f"{node.target}.", module.bias is not None, module.groups, module.transposed)
+    return _convolve(
+        tracker, node, f"{node.target}.", module.bias is not None, module.groups, module.transposed
+    )
 
 
 def _convolve(
@@ -382,7 +401,9 @@ def _reduce(tracker: Tracker, node: fx.Node) -> Any:
 
 def _reduced(labels: Tensor, dims: Sequence[int], shape: Sequence[int]) -> Tensor:
     for d in sorted(dims, reverse=True):
-        labels = labels.narrow(d, 0, 1) if len(shape) == labels.ndim and shape[d] == 1 else labels.select(d, 0)
+        labels = (
+            labels.narrow(d, 0, 1) if len(shape) == labels.ndim and shape[d] == 1 else labels.select(d, 0)
+        )
     return labels.expand(tuple(shape))
 
 
@@ -430,7 +451,12 @@ def _join(tracker: Tracker, node: fx.Node, shape: tuple[int, ...]) -> Tensor | N
     if len(node.args) < 2 or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args[:2]):
         return None
     a, b = (cast(fx.Node, n) for n in node.args[:2])
-    if a is b or a.op == "get_attr" or b.op == "get_attr" or not (tracker.is_tensor(a) and tracker.is_tensor(b)):
+    if (
+        a is b
+        or a.op == "get_attr"
+        or b.op == "get_attr"
+        or not (tracker.is_tensor(a) and tracker.is_tensor(b))
+    ):
         return None
     x, y = tracker.labels(a), tracker.labels(b)
     if x.shape != y.shape or varying(x) != varying(y) or len(varying(x)) != 1:
@@ -492,7 +518,10 @@ def _pad(tracker: Tracker, node: fx.Node) -> Any:
         if d in varying(labels):
             if mode != "constant" or min(before, after) < 0 or len(varying(labels)) > 1:
                 return _opaque(tracker, node)
-            parts = [along(tracker.mint(n), d, [*labels.shape[:d], n, *labels.shape[d + 1 :]]) for n in (before, after)]
+            parts = [
+                along(tracker.mint(n), d, [*labels.shape[:d], n, *labels.shape[d + 1 :]])
+                for n in (before, after)
+            ]
             labels = concatenate([parts[0], labels, parts[1]], d)
         else:
             shape = [*labels.shape[:d], labels.size(d) + before + after, *labels.shape[d + 1 :]]
@@ -517,7 +546,11 @@ def pad_amounts(program: Program, node: fx.Node) -> dict[int, tuple[int, int]] |
         raw = [program.values[a] if isinstance(a, fx.Node) else a for a in _raw_pad(node)]
     if not all(isinstance(a, int) for a in raw):
         return None
-    return {ndim - 1 - i: (raw[2 * i], raw[2 * i + 1]) for i in range(len(raw) // 2) if raw[2 * i] or raw[2 * i + 1]}
+    return {
+        ndim - 1 - i: (raw[2 * i], raw[2 * i + 1])
+        for i in range(len(raw) // 2)
+        if raw[2 * i] or raw[2 * i + 1]
+    }
 
 
 # ---------------------------------------------------------------------- data movement

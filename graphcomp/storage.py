@@ -367,7 +367,7 @@ def _changed_attributes(place: str, module: nn.Module, fresh: nn.Module) -> dict
     changed: dict[str, Any] = {}
     lost = list(built.keys() - own.keys())
     for name in own:
-        if name in _MACHINERY or name in built and _same(own[name], built[name]):
+        if name in _MACHINERY or (name in built and _same(own[name], built[name])):
             continue
         try:
             changed[name] = _encode(own[name])
@@ -439,11 +439,10 @@ def _write_weights(tensors: Mapping[str, Tensor], file: Path) -> None:
     storages: set[int] = set()
     for name, tensor in tensors.items():
         packed = tensor.detach().cpu().contiguous()
-        shared = (
-            packed.untyped_storage().data_ptr() in storages
-        )  # a view of another one; safetensors wants none
-        own[name] = packed.clone() if shared else packed
-        storages.add(own[name].untyped_storage().data_ptr())
+        if packed.untyped_storage().data_ptr() in storages:  # safetensors takes no views of one memory
+            packed = packed.clone()
+        own[name] = packed
+        storages.add(packed.untyped_storage().data_ptr())
     try:
         save_file(own, file)
     except KeyError as error:  # the table of dtypes
@@ -513,9 +512,7 @@ def _checked_tensors(
                 f"{r.dtype} as {PROGRAM_FILE} says; both files must come from one save"
             )
         if r.order is not None and sorted(r.order) != list(range(tensor.dim())):
-            raise LoadError(
-                f"{name}: found memory order {r.order}, expected {tensor.dim()} dimensions once each"
-            )
+            raise LoadError(f"{name}: found memory order {r.order}, expected each of {tensor.dim()} once")
         tensors[name] = _laid_out(tensor, r.order)
     return tuple(stored[n].clone() for n in names), tensors
 
@@ -592,9 +589,11 @@ def _attach_tensors(
     expected = named_tensors(root)
     for name, record in records.items():
         source = record.same_as or name
-        if source not in tensors or not _PATH.fullmatch(name) or tensors[source].shape != record.shape:
+        stored = source in tensors and (tensors[source].shape, records[source].kind)
+        if not _PATH.fullmatch(name) or stored != (record.shape, record.kind):
             raise LoadError(
-                f"tensors.{name}: expected to be, or to be the same as, a stored tensor of its shape"
+                f"tensors.{name}: expected itself or `same_as` to be stored, with the same shape and kind; "
+                "save the program again"
             )
         if source not in shared:
             shared[source] = _leaf_tensor(source, records[source], tensors[source])
@@ -609,9 +608,7 @@ def _attach_tensors(
         else:
             holder.register_buffer(leaf, shared[source], persistent=record.persistent)
     if expected:
-        raise LoadError(
-            f"tensors: found none for {sorted(expected)}, expected one for every tensor of the modules"
-        )
+        raise LoadError(f"tensors: found none for {sorted(expected)}, expected all that the modules have")
 
 
 def _leaf_tensor(name: str, record: TensorRecord, tensor: Tensor) -> Tensor:
@@ -634,9 +631,7 @@ def _check_fits(name: str, record: TensorRecord, expected: Tensor, holder: nn.Mo
 def _new_holder(root: nn.Module, owner: str, leaf: str, name: str) -> nn.Module:
     holder = _container(root, owner)
     if holder is None or hasattr(holder, leaf):
-        raise LoadError(
-            f"{name}: found a tensor that its module does not have, expected only those of torch.nn"
-        )
+        raise LoadError(f"{name}: found a tensor, expected none of this name; save the program again")
     return holder
 
 
@@ -651,9 +646,7 @@ def _add_node(
     target = _target(place, record, args, root, program)
     node = graph.create_node(record.op, target, args, kwargs, name=record.name)
     if node.name != record.name:
-        raise LoadError(
-            f"{place}: found a name that fx turns into {node.name}, expected a free one; rename it"
-        )
+        raise LoadError(f"{place}: found a name that fx makes {node.name}, expected a free one; rename it")
     node.meta = {} if record.made_by is None else {PASS_KEY: record.made_by}
     return node
 

@@ -107,14 +107,20 @@ def drop_of(channels: Channels, rows: Mapping[str, Sequence[int]]) -> Drop:
     axes = {a.tensors[0][0]: a for a in channels.axes if a.role == "out"}
     for name, gone in rows.items():
         if name not in axes:
-            raise SurgeryError(f"{name}: found no such layer, expected one of {len(axes)} that produce channels")
+            raise SurgeryError(
+                f"{name}: found no such layer, expected one of {len(axes)} that produce channels"
+            )
         if gone and max(gone) >= len(axes[name].channels):
-            raise SurgeryError(f"{name}: found row {max(gone)}, expected fewer than {len(axes[name].channels)}")
+            raise SurgeryError(
+                f"{name}: found row {max(gone)}, expected fewer than {len(axes[name].channels)}"
+            )
         drop[axes[name].channels[list(gone)]] = True
     wanted = {k: list(v) for k, v in rows.items() if v}
     if dropped_rows(channels, drop) != wanted:
         odd = next(k for k, v in dropped_rows(channels, drop).items() if wanted.get(k) != v)
-        raise SurgeryError(f"{odd}: found a plan that splits coupled channels, expected a plan made for this program")
+        raise SurgeryError(
+            f"{odd}: found a plan that splits coupled channels, expected a plan made for this program"
+        )
     derived = _derived(channels)
     drop[derived] = True
     drop[list(channels.pinned)] = False
@@ -161,7 +167,9 @@ def mask(program: Program, channels: Channels, drop: Drop) -> Program:
     for join in channels.joins:
         for position, operand in enumerate(join.operands):
             if (drop[operand] & ~drop[join.result]).any():
-                _insert_mask(module, new[join.node], position, join, ~drop[operand], program.shape(join.node) or ())
+                _insert_mask(
+                    module, new[join.node], position, join, ~drop[operand], program.shape(join.node) or ()
+                )
     module.recompile()
     return Program(module, program.example_inputs, program.history)
 
@@ -272,7 +280,9 @@ class _Surgeon:
         if ELEMENTS in dims:
             cut = self.cut_of(torch.from_numpy(dims[ELEMENTS].channels), of_channels=True)
             if isinstance(cut, _Ragged):
-                raise SurgeryError(f"{name}: found a tensor without a channel axis, expected whole rows to go")
+                raise SurgeryError(
+                    f"{name}: found a tensor without a channel axis, expected whole rows to go"
+                )
             return _apply(tensor, cut)
         grouped = next((d for d, a in dims.items() if a.groups > 1), None)
         if grouped is not None:
@@ -357,7 +367,9 @@ class _Surgeon:
         module = self.module.get_submodule(target)
         source = next((a for a in node.args if isinstance(a, fx.Node)), None)
         cut = self.cuts.get(source) if source is not None else None
-        sync_attributes(module, self.program.layer(target), cut[1].numel() if isinstance(cut, tuple) else None)
+        sync_attributes(
+            module, self.program.layer(target), cut[1].numel() if isinstance(cut, tuple) else None
+        )
         if target in self.changed_layers:
             self.new[node].meta[PASS_KEY] = self.pass_name
 
@@ -401,14 +413,18 @@ class _Surgeon:
 
     def delivers(self, node: fx.Node, candidate: fx.Node) -> bool:
         """Whether `candidate`, run on the smaller operands, yields the smaller result, position by position."""
-        if any(self.cuts.get(s) is RAGGED or self.numbers.get(s) is RAGGED for s in candidate.all_input_nodes):
+        if any(
+            self.cuts.get(s) is RAGGED or self.numbers.get(s) is RAGGED for s in candidate.all_input_nodes
+        ):
             return False
         ids, start = dict[fx.Node, Tensor](), 1
         for source in node.all_input_nodes:
             labels = self.channels.values[source]
             if isinstance(labels, Tensor):
                 thin = compact(labels)
-                ids[source] = torch.arange(start, start + thin.numel()).reshape(thin.shape).expand(labels.shape)
+                ids[source] = (
+                    torch.arange(start, start + thin.numel()).reshape(thin.shape).expand(labels.shape)
+                )
                 start += thin.numel()
         whole = move(self.program, node, ids.__getitem__, self.program.values.__getitem__)
         small = {s: _apply(x, self.cuts[s]) for s, x in ids.items()}
@@ -453,7 +469,9 @@ class _Surgeon:
             return isinstance(size, int) or self.numbers.get(size) != self.program.values[size]
 
         def resize(sizes: Sequence[Any], first: int) -> list[Any]:
-            wrong = [stale(s) and self.program.values.get(s, s) == old[first + i] for i, s in enumerate(sizes)]
+            wrong = [
+                stale(s) and self.program.values.get(s, s) == old[first + i] for i, s in enumerate(sizes)
+            ]
             return [wanted[first + i] if w else s for i, (s, w) in enumerate(zip(sizes, wrong, strict=True))]
 
         args = list(node.args)
@@ -512,7 +530,12 @@ class _Surgeon:
         new = self.new[node]
         with self.module.graph.inserting_before(new):
             picked = self.select(self.new[source], axis, positions, node.name)
-        new.op, new.target, new.args, new.kwargs = "call_function", operator.getitem, (picked, tuple(items)), {}
+        new.op, new.target, new.args, new.kwargs = (
+            "call_function",
+            operator.getitem,
+            (picked, tuple(items)),
+            {},
+        )
         return True
 
     def set_item(self, node: fx.Node, items: list[Any]) -> bool:

@@ -72,9 +72,9 @@ def scrambled(program: Program, seed: int = 0) -> Program:
 
     for module in copy.called_modules().values():
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_var is not None:
-            cast(Tensor, module.running_var).mul_(uniform(module.running_var))
+            module.running_var.mul_(uniform(module.running_var))
             mean = cast(Tensor, module.running_mean)
-            mean.add_(noise(mean) * cast(Tensor, module.running_var).sqrt() * 0.1)
+            mean.add_(noise(mean) * module.running_var.sqrt() * 0.1)
         bias = getattr(module, "bias", None)
         if isinstance(bias, Tensor):
             bias.add_(noise(bias) * (0.1 + bias.abs().mean()))

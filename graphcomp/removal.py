@@ -1,0 +1,256 @@
+"""What all passes that remove channels share: options, allocation, and the three verbs.
+
+A criterion scores channels and nothing else; how many go, which may go, and how they go is decided here and
+in `graphcomp.surgery`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from fnmatch import fnmatch
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic.dataclasses import dataclass
+
+from graphcomp.channels import ELEMENTS, ChannelGroup, Channels, JoinPolicy, analyse
+from graphcomp.cost import layer_rows, params_trainable
+from graphcomp.errors import PassError
+from graphcomp.pipeline import Context, Plan
+from graphcomp.program import Program, get_tensor
+from graphcomp.records import Kept
+from graphcomp.surgery import Drop, drop_of, dropped_rows, feasible, legalise, mask, no_drop, remove
+
+Scores = NDArray[np.float64]
+"""Importance by channel id; the lowest go first."""
+
+OPTIONS = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+def _parse_target(value: Any) -> Any:
+    """`macs:0.5` as on the command line, or {"macs": 0.5} as in a recipe."""
+    if isinstance(value, str):
+        name, found, amount = value.partition(":")
+        if not found:
+            raise ValueError("expected macs:FRACTION or params:FRACTION")
+        return {name.strip(): amount.strip()}
+    return value
+
+
+Budget = Annotated[
+    dict[Literal["macs", "params"], Annotated[float, Field(gt=0, lt=1)]],
+    BeforeValidator(_parse_target),
+    Field(min_length=1, max_length=1),
+]
+Globs = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
+
+
+def options_of(pass_: Any) -> dict[str, Any]:
+    """A pass's options as plain JSON values."""
+    dumped: dict[str, Any] = TypeAdapter(type(pass_)).dump_python(pass_, mode="json")
+    return dumped
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class ChannelRemoval(ABC):
+    """Base of the passes that remove channels.
+
+    Options:
+        ratio: fraction of each group's channels to remove, in [0, 1).
+        target: {"macs": x} or {"params": x}: the same ratio everywhere, the smallest that brings the whole
+            network down to the fraction x of what this pass was given.
+        min_channels: every group keeps at least this many.
+        multiple: kept counts are rounded up to it; default from the target, 1 switches it off.
+        include, exclude: globs on module paths; a group is considered if any of its producers is included
+            and none is excluded.
+        join: "couple" (both sides of an addition lose the same channels) or "pad" (each keeps its own and is
+            padded with zeros).
+        allow_nothing: removing nothing is an error unless this is set.
+    """
+
+    name: ClassVar[str]
+
+    ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
+    target: Budget | None = None
+    min_channels: Annotated[int, Field(ge=1)] = 1
+    multiple: Annotated[int, Field(ge=1)] | None = None
+    include: Globs = ("*",)
+    exclude: Globs = ()
+    join: JoinPolicy = "couple"
+    allow_nothing: bool = False
+
+    needs_amount: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        if self.ratio is not None and self.target is not None:
+            raise ValueError("found both ratio and target, expected one of them")
+        if self.needs_amount and self.ratio is None and self.target is None:
+            raise ValueError("found neither ratio nor target, expected one of them, e.g. ratio=0.5")
+        return self
+
+    @abstractmethod
+    def score(self, channels: Channels, context: Context) -> tuple[Scores, dict[str, str]]:
+        """Importance by channel id, and group name -> reason for groups that the criterion cannot judge."""
+
+    def keep_counts(self, scores: Scores, group: ChannelGroup, ratio: float) -> int:
+        """How many of a group's channels stay, before rounding."""
+        return len(group.channels) - math.floor(ratio * len(group.channels) + 1e-9)
+
+    def plan(self, program: Program, context: Context) -> Plan:
+        """Choose the channels; PassError if none can go, unless that is allowed."""
+        channels = analyse(program, self.join)
+        scores, unjudged = self.score(channels, context)
+        multiple = self.multiple or context.target.multiple
+        groups, kept = self._candidates(channels, unjudged)
+
+        def choose(ratio: float) -> Drop:
+            drop = no_drop(channels)
+            for group in groups:
+                keep = round_up(self.keep_counts(scores, group, ratio), group, multiple, self.min_channels)
+                _drop_lowest(drop, group, scores, keep)
+            return legalise(channels, drop, scores)
+
+        ratio = self._ratio(channels, choose)
+        drop, refused = feasible(channels, choose(ratio), scores)
+        kept += [Kept(where=node, reason=reason) for node, reason in refused.items()]
+        kept += _untouched(groups, drop, multiple, self.min_channels)
+        if not drop.any() and not self.allow_nothing:
+            reasons = "; ".join(f"{k.where}: {k.reason}" for k in kept[:5]) or "there is nothing to remove"
+            raise PassError(
+                f"found no channel to remove ({reasons}), expected some; set allow_nothing to accept"
+            )
+        gone = dropped_rows(channels, drop)
+        return Plan(
+            name=self.name,
+            options=options_of(self),
+            decisions={"join": self.join, "rows": gone, "ratio": ratio, "multiple": multiple},
+            kept=kept,
+            summary=_summary(channels, drop),
+        )
+
+    def simulate(self, program: Program, plan: Plan) -> Program:
+        """Zeros where the removed channels are read."""
+        channels = analyse(program, plan.decisions["join"])
+        return mask(program, channels, drop_of(channels, plan.decisions["rows"]))
+
+    def rewrite(self, program: Program, plan: Plan) -> Program:
+        """Take the channels out."""
+        channels = analyse(program, plan.decisions["join"])
+        return remove(program, channels, drop_of(channels, plan.decisions["rows"]), self.name)
+
+    def _candidates(
+        self, channels: Channels, unjudged: dict[str, str]
+    ) -> tuple[list[ChannelGroup], list[Kept]]:
+        groups: list[ChannelGroup] = []
+        kept: list[Kept] = []
+        for group in channels.groups:
+            reason = None
+            if group.pinned is not None:
+                reason = f"{group.pinned[1]} ({group.pinned[0]})"
+            elif not any(fnmatch(p, g) for p in group.producers for g in self.include):
+                reason = "not included" if group.producers else None
+            elif any(fnmatch(p, g) for p in group.producers for g in self.exclude):
+                reason = "excluded"
+            elif group.name in unjudged:
+                reason = unjudged[group.name]
+            if reason is not None:
+                kept.append(Kept(where=group.name, reason=reason))
+            elif group.producers and not group.derived:
+                groups.append(group)
+        return groups, kept
+
+    def _ratio(self, channels: Channels, choose: Callable[[float], Drop]) -> float:
+        """The given ratio, or the smallest that meets the target (bisection; costs fall with the ratio)."""
+        if self.target is None:
+            return self.ratio if self.ratio is not None else 0.0
+        ((counter, fraction),) = self.target.items()
+        cost = CostModel(channels)
+        goal = fraction * cost(no_drop(channels), counter)
+        low, high = 0.0, 1.0
+        if cost(choose(high), counter) > goal:
+            least = cost(choose(high), counter) / cost(no_drop(channels), counter)
+            raise PassError(
+                f"target {counter}: found {least:.3f} of the {counter} left when only {self.min_channels} "
+                f"channels a group stay, expected {fraction}; ask for less, or include more layers"
+            )
+        for _ in range(30):
+            middle = (low + high) / 2
+            low, high = (low, middle) if cost(choose(middle), counter) <= goal else (middle, high)
+        return high
+
+
+def round_up(keep: int, group: ChannelGroup, multiple: int, min_channels: int) -> int:
+    """Kept channels after rounding up: to the multiple, and to equal numbers in every block."""
+    total, blocks = len(group.channels), int(group.blocks.max()) + 1
+    step = math.lcm(multiple, blocks)
+    keep = max(keep, min_channels)
+    return min(total, math.ceil(keep / step) * step) if total % blocks == 0 else total
+
+
+def _drop_lowest(drop: Drop, group: ChannelGroup, scores: Scores, keep: int) -> None:
+    blocks = int(group.blocks.max()) + 1
+    for block in range(blocks):
+        members = group.channels[group.blocks == block]
+        order = members[np.argsort(scores[members], kind="stable")]
+        drop[order[: len(members) - keep // blocks]] = True
+
+
+def _untouched(groups: list[ChannelGroup], drop: Drop, multiple: int, min_channels: int) -> list[Kept]:
+    """Groups that could lose channels and lost none."""
+    found = []
+    for group in groups:
+        if drop[group.channels].any():
+            continue
+        width = len(group.channels)
+        if width <= min_channels:
+            tied = f", coupled at {', '.join(group.coupled_by[:3])}" if group.coupled_by else ""
+            reason = f"{width} channel(s) wide{tied}"
+        elif round_up(1, group, multiple, min_channels) >= width:
+            reason = (
+                f"{width} channels are no more than one block of {multiple}, which the target computes anyway"
+            )
+        else:
+            reason = "nothing left to remove after rounding up and the criterion's choice"
+        found.append(Kept(where=group.name, reason=reason))
+    return found
+
+
+def _summary(channels: Channels, drop: Drop) -> str:
+    touched = sum(bool(drop[g.channels].any()) for g in channels.groups)
+    total = sum(len(g.channels) for g in channels.groups)
+    return (
+        f"removed {int(drop.sum())} of {total} coupled channels in {touched} of {len(channels.groups)} groups"
+    )
+
+
+class CostModel:
+    """Parameters and MACs of a program after a removal, from the axes alone."""
+
+    def __init__(self, channels: Channels) -> None:
+        program = channels.program
+        self.axes = [a for a in channels.axes if any(d != ELEMENTS for _, d in a.tensors)]
+        self.total_params = params_trainable(program)
+        self.sizes: dict[str, tuple[int, bool]] = {}
+        for axis in self.axes:
+            for name, _ in axis.tensors:
+                tensor = get_tensor(program.module, name)
+                self.sizes[name] = tensor.numel(), tensor.requires_grad
+        self.macs: dict[str, int] = {}
+        for row in layer_rows(program):
+            weight = f"{row.name}.weight"
+            self.macs[weight] = self.macs.get(weight, 0) + row.macs
+
+    def __call__(self, drop: Drop, counter: Literal["macs", "params"]) -> float:
+        """The counter after the removal."""
+        left = dict.fromkeys(self.sizes, 1.0)
+        for axis in self.axes:
+            fraction = 1 - float(drop[axis.channels].mean())
+            for name, _ in axis.tensors:
+                left[name] *= fraction
+        if counter == "macs":
+            return sum(m * left.get(weight, 1.0) for weight, m in self.macs.items())
+        lost = sum(n * (1 - left[name]) for name, (n, trainable) in self.sizes.items() if trainable)
+        return self.total_params - lost

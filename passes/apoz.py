@@ -1,0 +1,107 @@
+"""apoz: average percentage of zeros (Hu et al. 2016, "Network Trimming"; the rule is Aghli & Ribeiro's, 2021).
+
+    APoZ_c = share of entries of channel c, after convolution, normalisation and ReLU, that are exactly 0
+             over all samples and positions                                                  (METHODS 2.1)
+    remove { c : APoZ_c > mu + sigma },  mu and sigma over the layer's channels, sigma with ddof = 0     (2.2)
+
+Only layers whose channels no other layer shares (no residual addition) and that feed a ReLU or ReLU6 are
+judged. With `ratio` or `target` the order is the same and the count is theirs.
+"""
+
+from typing import Annotated, ClassVar, cast
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import fx, nn
+
+from graphcomp.calibrate import Watcher, ZeroCounter, watch
+from graphcomp.channels import ChannelGroup, Channels
+from graphcomp.errors import DataError
+from graphcomp.evaluate import first_inputs
+from graphcomp.pipeline import Context
+from graphcomp.program import Program
+from graphcomp.removal import OPTIONS, ChannelRemoval, Scores
+from graphcomp.rules import op_name
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class APoZ(ChannelRemoval):
+    """Remove the channels that are most often zero after their ReLU: one step, without fine-tuning."""
+
+    name: ClassVar[str] = "apoz"
+    needs_amount: ClassVar[bool] = False
+
+    samples: Annotated[int, Field(ge=1, description="calibration samples")] = 1000
+    max_fraction: Annotated[
+        float, Field(gt=0, lt=1, description="of a layer, at most, by the sigma rule")
+    ] = 0.5
+
+    def score(self, channels: Channels, context: Context) -> tuple[Scores, dict[str, str]]:
+        """1 - APoZ."""
+        if context.data is None:
+            raise DataError("apoz: found no data, expected calibration samples; give --data")
+        counters: dict[str, ZeroCounter] = {}
+        unjudged: dict[str, str] = {}
+        watchers: dict[fx.Node, Watcher] = {}
+        for group in channels.removable:
+            node = _layer_node(channels.program, group.name)
+            relu = _relu_after(channels.program, node)
+            if len(group.producers) > 1:
+                unjudged[group.name] = (
+                    f"its channels are shared with {len(group.producers) - 1} other layer(s)"
+                )
+            elif relu is None:
+                unjudged[group.name] = "no ReLU behind it, so zeros say nothing"
+            elif relu not in watchers:
+                watchers[relu] = counters[group.name] = ZeroCounter(_width(channels.program, node))
+            else:
+                counters[group.name] = cast(ZeroCounter, watchers[relu])
+        if watchers:
+            watch(channels.program, first_inputs(context.data.train, self.samples), watchers)
+        scores = np.zeros(len(channels.channel_of))
+        for group in channels.removable:
+            if group.name in counters:
+                rows = group.producers[group.name]
+                axis = next(
+                    a for a in channels.axes if a.role == "out" and a.tensors[0][0] == f"{group.name}.weight"
+                )
+                scores[axis.channels[rows]] = 1 - counters[group.name].fraction.numpy()[rows]
+        return scores, unjudged
+
+    def keep_counts(self, scores: Scores, group: ChannelGroup, ratio: float) -> int:
+        """By the ratio if there is one, else by the sigma rule."""
+        if self.ratio is not None or self.target is not None:
+            return super().keep_counts(scores, group, ratio)
+        gone = beyond_sigma(1 - scores[group.channels])
+        return len(group.channels) - min(len(gone), int(self.max_fraction * len(group.channels)))
+
+
+def beyond_sigma(apoz: Scores) -> list[int]:
+    """Indices with `apoz > mean + std` (population std); none if all are alike (METHODS 2.2)."""
+    mu, sigma = float(apoz.mean()), float(apoz.std())
+    return [] if sigma < 1e-12 else np.flatnonzero(apoz > mu + sigma).tolist()
+
+
+def _layer_node(program: Program, layer: str) -> fx.Node | None:
+    return next((n for n in program.graph.nodes if n.op == "call_module" and n.target == layer), None)
+
+
+def _width(program: Program, node: fx.Node | None) -> int:
+    shape = (program.shape(node) or ()) if node is not None else ()
+    return shape[1] if len(shape) > 2 else shape[-1]
+
+
+def _relu_after(program: Program, node: fx.Node | None) -> fx.Node | None:
+    """The ReLU that a layer feeds, directly or through a normalisation, and nothing else."""
+    while node is not None:
+        users = list(node.users)
+        if len(users) != 1:
+            return None
+        node = users[0]
+        module = program.layer(cast(str, node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.ReLU | nn.ReLU6) or (module is None and op_name(node) in ("relu", "relu6")):
+            return node
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm | nn.Identity | nn.Dropout):
+            return None
+    return None

@@ -1,0 +1,118 @@
+"""fold-bn: merge a normalisation into the convolution or linear layer in front of it.
+
+    y = gamma * (W x + b - mean) / sqrt(var + eps) + beta
+      = (s W) x + (beta + s (b - mean)),    s = gamma / sqrt(var + eps)        (one factor an output channel)
+
+Exact in eval mode. Folded networks can be fine-tuned, but no longer have batch statistics: fold last if you
+mean to train.
+"""
+
+from typing import Annotated, ClassVar, cast
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, fx, nn
+
+from graphcomp.pipeline import Context, Plan
+from graphcomp.program import PASS_KEY, Program, editable
+from graphcomp.records import Kept
+from graphcomp.removal import OPTIONS, options_of
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+Foldable = (nn.modules.conv._ConvNd, nn.Linear)
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class FoldBN:
+    """Merge batch normalisation into the layer in front of it; what cannot be merged is named in the plan."""
+
+    name: ClassVar[str] = "fold-bn"
+
+    exclude: Annotated[
+        tuple[str, ...], Field(description="module paths of normalisations to leave alone")
+    ] = ()
+
+    def plan(self, program: Program, context: Context) -> Plan:
+        """Find the pairs; a pair needs both modules to be called once and the layer to feed only it."""
+        pairs: dict[str, str] = {}
+        kept: list[Kept] = []
+        for node in program.graph.nodes:
+            if node.op == "call_module" and isinstance(program.layer(node.target), BatchNorm):
+                reason = self._reason(program, node)
+                if reason:
+                    kept.append(Kept(where=node.target, reason=reason))
+                else:
+                    pairs[node.target] = cast(str, cast(fx.Node, node.args[0]).target)
+        return Plan(
+            name=self.name,
+            options=options_of(self),
+            decisions={"pairs": pairs},
+            kept=kept,
+            summary=f"folded {len(pairs)} of {len(pairs) + len(kept)} normalisations",
+        )
+
+    def _reason(self, program: Program, node: fx.Node) -> str | None:
+        """Why a normalisation cannot be folded."""
+        norm = cast(BatchNorm, program.layer(cast(str, node.target)))
+        source = node.args[0]
+        if node.target in self.exclude:
+            return "excluded"
+        if norm.running_mean is None:
+            return "it has no running statistics"
+        if not isinstance(source, fx.Node) or source.op != "call_module":
+            return "no layer in front of it"
+        layer = program.layer(cast(str, source.target))
+        if not isinstance(layer, Foldable):
+            return f"{type(layer).__name__} in front of it, not a convolution or linear layer"
+        if isinstance(layer, nn.Linear) and len(program.shape(source) or ()) != 2:
+            return "its channels are not the linear layer's outputs"
+        if len(source.users) > 1:
+            return f"{source.target} feeds other nodes too"
+        calls = [n.target for n in program.graph.nodes if n.op == "call_module"]
+        if calls.count(source.target) > 1 or calls.count(node.target) > 1:
+            return "one of the two is called more than once"
+        return None
+
+    def simulate(self, program: Program, plan: Plan) -> Program:
+        """Folding changes no value."""
+        return program
+
+    def rewrite(self, program: Program, plan: Plan) -> Program:
+        """Scale the weights, set the bias, drop the normalisation."""
+        module = editable(program)
+        for norm_name, layer_name in plan.decisions["pairs"].items():
+            _fold(
+                cast(nn.Conv2d, module.get_submodule(layer_name)),
+                cast(BatchNorm, module.get_submodule(norm_name)),
+            )
+            node = next(n for n in module.graph.nodes if n.op == "call_module" and n.target == norm_name)
+            source = cast(fx.Node, node.args[0])
+            source.meta[PASS_KEY] = self.name
+            node.replace_all_uses_with(source)
+            module.graph.erase_node(node)
+        module.delete_all_unused_submodules()
+        module.graph.lint()
+        module.recompile()
+        return Program(module, program.example_inputs, program.history)
+
+
+@torch.no_grad()
+def _fold(layer: nn.Conv2d, norm: BatchNorm) -> None:
+    mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    gamma = norm.weight if norm.weight is not None else torch.ones_like(mean)
+    beta = norm.bias if norm.bias is not None else torch.zeros_like(mean)
+    scale = gamma / torch.sqrt(var + norm.eps)
+    bias = layer.bias if layer.bias is not None else torch.zeros_like(mean)
+    trainable = layer.weight.requires_grad
+    layer.weight.copy_(_scaled(layer, scale))
+    layer.bias = nn.Parameter(beta + scale * (bias - mean), requires_grad=trainable)
+
+
+def _scaled(layer: nn.Conv2d, scale: Tensor) -> Tensor:
+    """The weight times one factor an output channel; a transposed weight is (in, out / groups, …)."""
+    weight = layer.weight
+    if not getattr(layer, "transposed", False):
+        return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    blocks = weight.reshape(layer.groups, -1, *weight.shape[1:])
+    return (blocks * scale.reshape(layer.groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
