@@ -101,7 +101,9 @@ def load_recipe(path: Path, table: PassTable) -> Recipe:
         raise RecipeError(_explain(error, str(path), lines, list(Recipe.model_fields))) from error
     if recipe.target != "auto" and recipe.target not in TARGETS:
         line = lines.get(("target",), 1)
-        raise RecipeError(f"{path}:{line}: target: found {recipe.target!r}, expected auto, {', '.join(TARGETS)}")
+        raise RecipeError(
+            f"{path}:{line}: target: found {recipe.target!r}, expected auto, {', '.join(TARGETS)}"
+        )
     _make(_items(recipe.passes, str(path), lines), table)
     return recipe
 
@@ -154,7 +156,9 @@ def _make_one(item: _Item, table: PassTable) -> Pass:
     if item.name not in table:
         close = difflib.get_close_matches(item.name, table, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise RecipeError(f"{item.place}: found no pass {item.name!r}, expected one of {', '.join(table)}{hint}")
+        raise RecipeError(
+            f"{item.place}: found no pass {item.name!r}, expected one of {', '.join(table)}{hint}"
+        )
     kind = table[item.name]
     try:
         return TypeAdapter(kind).validate_python(dict(item.options))  # type: ignore[no-any-return]
@@ -165,7 +169,11 @@ def _make_one(item: _Item, table: PassTable) -> Pass:
 
 
 def _explain(
-    error: ValidationError, place: str, lines: Mapping[tuple[Any, ...], int], known: Sequence[str], owner: str = ""
+    error: ValidationError,
+    place: str,
+    lines: Mapping[tuple[Any, ...], int],
+    known: Sequence[str],
+    owner: str = "",
 ) -> str:
     """The first problem in one line: place, field, what was found and expected."""
     problem = error.errors()[0]
@@ -203,7 +211,9 @@ def _option(text: str, column: int) -> tuple[str, Any]:
     try:
         return name.strip(), yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise RecipeError(f"passes, column {column + 1}: {name.strip()}: found {value!r}, expected a value") from error
+        raise RecipeError(
+            f"passes, column {column + 1}: {name.strip()}: found {value!r}, expected a value"
+        ) from error
 
 
 def _split(text: str, depth: int) -> list[tuple[int, str]]:

@@ -1,0 +1,402 @@
+"""From a model and a recipe to a directory that can be deployed, checked and resumed.
+
+    OUT/model.onnx       the compressed network            OUT/program/      the same, for PyTorch
+    OUT/baseline.onnx    the original, what it is timed against
+    OUT/plans/           what each pass decided            OUT/report.json, report.html
+    OUT/checkpoints/     program and record after each pass; OUT/state.json says of what run they are
+
+Every file appears whole or not at all; after an interruption the last finished pass is the place to resume.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from graphcomp import __version__, verify
+from graphcomp.bench import benchmark
+from graphcomp.cost import snapshot
+from graphcomp.data import Data, load_data
+from graphcomp.doctor import environment
+from graphcomp.errors import DataError, LoadError, OutputError, RecipeError
+from graphcomp.export import export_onnx
+from graphcomp.pipeline import Context, Pass, Pipeline, Plan
+from graphcomp.program import Program, named_tensors, trace
+from graphcomp.recipe import Recipe
+from graphcomp.records import Bench, Export, Record, Report, Snapshot, Step
+from graphcomp.removal import options_of
+from graphcomp.report import write_report
+from graphcomp.sources import is_program_dir, load_model, load_weights
+from graphcomp.storage import atomic_file
+from graphcomp.targets import find_target
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the fraction of the whole run that is finished."""
+
+
+def quiet(message: str, fraction: float) -> None:
+    """A progress callback that says nothing."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides what a run computes.
+
+    Attributes:
+        model: `torchvision:NAME`, `models:NAME`, `file.py:factory` or a saved program directory.
+        recipe: data, target, seed, export and benchmark options.
+        passes: made from the recipe.
+        weights: file of weights, None for those that come with the model (if any).
+        input_shape: with the batch, e.g. (1, 3, 224, 224); None for the model's own.
+    """
+
+    model: str
+    recipe: Recipe
+    passes: Sequence[Pass]
+    weights: Path | None = None
+    input_shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was loaded: the program, where its weights came from, and data that belongs to it."""
+
+    program: Program
+    weights: Path | None
+    data: str | None
+
+
+class State(Record):
+    """`state.json`: what run a directory belongs to, so that only the same run resumes it."""
+
+    fingerprint: dict[str, Any]
+    started: str
+    baseline: Snapshot
+
+
+def load_source(
+    model: str, weights: Path | None = None, input_shape: tuple[int, ...] | None = None
+) -> Source:
+    """Load and trace a model.
+
+    Raises:
+        LoadError: unknown model, unreadable or unfitting weights, NaN weights, no input shape.
+        TraceError: a model that cannot be traced, or an input shape that it does not take.
+    """
+    if is_program_dir(model):
+        program = Program.load(model)
+        if weights is not None or input_shape is not None:
+            raise LoadError(
+                f"{model}: found a saved program with --weights or --input-shape, expected neither"
+            )
+        return Source(program, None, None)
+    loaded = load_model(model)
+    weights = weights or loaded.default_weights
+    if weights is not None:
+        load_weights(loaded.module, weights)
+    shape = input_shape or ((1, *loaded.input_shape) if loaded.input_shape else None)
+    if shape is None:
+        raise LoadError(f"{model}: found no input shape, expected one; give --input-shape, e.g. 1,3,224,224")
+    generator = torch.Generator().manual_seed(0)
+    program = trace(loaded.module, torch.randn(shape, generator=generator), copy_weights=False)
+    verify.check(program)
+    return Source(program, weights, loaded.default_data)
+
+
+def build(
+    job: Job, out: Path, *, resume: bool = False, overwrite: bool = False, progress: Progress = quiet
+) -> Report:
+    """Run a whole job into `out`.
+
+    Args:
+        job: what to do.
+        out: output directory.
+        resume: go on after the last finished pass of the same job in `out`.
+        overwrite: throw away what an earlier run left in `out`.
+        progress: told what is going on.
+
+    Raises:
+        GraphcompError: see `graphcomp.errors`; nothing half-written is left, finished passes stay resumable.
+    """
+    clock, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+    target = find_target(job.recipe.target)
+    progress("load the model", 0.0)
+    source = load_source(job.model, job.weights, job.input_shape)
+    spec = job.recipe.data or source.data or "random"
+    data = load_data(
+        spec, input_shape=tuple(source.program.example_inputs[0].shape[1:]), seed=job.recipe.seed
+    )
+    context = Context(target, data, job.recipe.seed)
+    fingerprint = _fingerprint(job, source.program, spec, target.name)
+    state = _open(out, fingerprint, resume, overwrite)
+    if state is None:
+        progress("evaluate the baseline", 0.05)
+        baseline = snapshot(source.program, context.evaluate(source.program))
+        state = State(fingerprint=fingerprint, started=started, baseline=baseline)
+        _write(out / "state.json", state.model_dump_json(indent=2))
+    done, program = _finished(out, job.passes, source.program)
+    share = 0.6 / len(job.passes)
+    context = replace(context, progress=_Scaled(progress, share, len(done), len(job.passes)))
+    program, steps = Pipeline(job.passes, [_checkpoint(out)]).run(program, context, done)
+    progress("save the program", 0.72)
+    with _replacing(out / "program"):
+        program.save(out / "program")
+    progress("export the baseline", 0.74)
+    exported = job.recipe.export
+    base = _export(source.program, out / "baseline.onnx", exported)
+    progress("export the result", 0.8)
+    new = _export(program, out / "model.onnx", exported)
+    bench = _bench(job.recipe, out, target.provider, progress)
+    report = Report(
+        model=job.model,
+        weights=str(source.weights) if source.weights else None,
+        data=data.description if spec != "random" else "random",
+        target=target.name,
+        seed=job.recipe.seed,
+        recipe=_effective(job, spec, target.name),
+        baseline=state.baseline,
+        final=steps[-1].after,
+        steps=steps,
+        export=new,
+        baseline_export=base,
+        bench=bench,
+        environment=environment(),
+        started=state.started,
+        seconds=time.perf_counter() - clock,
+    )
+    write_report(report, out)
+    progress("done", 1.0)
+    return report
+
+
+class _Scaled:
+    """Maps each pass's own progress into its share of the whole."""
+
+    def __init__(self, progress: Progress, share: float, first: int, count: int) -> None:
+        self.progress, self.share, self.index, self.count = progress, share, first, count
+
+    def __call__(self, message: str, fraction: float) -> None:
+        self.progress(
+            f"[{self.index + 1}/{self.count}] {message}", 0.1 + self.share * (self.index + fraction)
+        )
+        self.index += fraction >= 1.0
+
+
+def _effective(job: Job, data: str, target: str) -> dict[str, Any]:
+    """The recipe as it ran, valid as a recipe file."""
+    recipe = job.recipe.model_dump(mode="json", exclude_none=True)
+    passes = [{p.name: _plain(options_of(p))} for p in job.passes]
+    return {**recipe, "passes": passes, "data": data, "target": target, "model": job.model}
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in options.items() if v is not None}
+
+
+def _fingerprint(job: Job, program: Program, data: str, target: str) -> dict[str, Any]:
+    digest = hashlib.sha256(str(program).encode())
+    for name, tensor in sorted(named_tensors(program.module).items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return {
+        "graphcomp": __version__,
+        "model": job.model,
+        "weights": digest.hexdigest(),
+        "input_shape": [list(x.shape) for x in program.example_inputs],
+        "passes": [{p.name: options_of(p)} for p in job.passes],
+        "data": data,
+        "target": target,
+        "seed": job.recipe.seed,
+    }
+
+
+# ---------------------------------------------------------------------- the output directory
+
+OWN = (
+    "state.json",
+    "report.json",
+    "report.html",
+    "model.onnx",
+    "baseline.onnx",
+    "plans",
+    "checkpoints",
+    "program",
+)
+
+
+def _open(out: Path, fingerprint: dict[str, Any], resume: bool, overwrite: bool) -> State | None:
+    """Make `out` ready; the state of the run that is resumed, if one is."""
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: found a file, expected a directory; choose another -o")
+    present = sorted(p.name for p in out.iterdir()) if out.exists() else []
+    if resume and "state.json" in present:
+        return _matching_state(out, fingerprint)
+    if present and not overwrite:
+        raise OutputError(
+            f"{out}: found {len(present)} files, expected an empty or new directory; use --resume to go on with "
+            "an interrupted run, --overwrite to replace its results, or choose another -o"
+        )
+    foreign = [n for n in present if n not in OWN]
+    if foreign:
+        raise OutputError(
+            f"{out}: found {foreign[0]!r}, which is not graphcomp's, expected only results; choose another -o"
+        )
+    try:
+        for name in present:
+            path = out / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{out}: found {error}, expected a writable directory; choose another -o"
+        ) from error
+    return None
+
+
+def _matching_state(out: Path, fingerprint: dict[str, Any]) -> State:
+    try:
+        state = State.model_validate_json((out / "state.json").read_text())
+    except (OSError, ValidationError) as error:
+        raise LoadError(
+            f"{out / 'state.json'}: {error}; expected the state of a run; use --overwrite"
+        ) from error
+    for key, value in json.loads(json.dumps(fingerprint)).items():
+        if state.fingerprint.get(key) != value:
+            raise RecipeError(
+                f"--resume: {key}: found {_short(value)}, expected {_short(state.fingerprint.get(key))} as in the "
+                f"interrupted run in {out}; use the same command, or --overwrite"
+            )
+    return state
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 80 else f"{text[:77]}..."
+
+
+def _checkpoint(out: Path) -> Callable[[int, Step, Plan, Program], None]:
+    """Save each result; the step's record comes last and makes the checkpoint count."""
+
+    def save(index: int, step: Step, plan: Plan, program: Program) -> None:
+        place = _place(out, index, step.name)
+        _write(out / step.plan_file, plan.model_dump_json(indent=2))
+        with _replacing(place):
+            program.save(place)
+        _write(place.with_suffix(".json"), step.model_dump_json(indent=2))
+
+    return save
+
+
+def _place(out: Path, index: int, name: str) -> Path:
+    return out / "checkpoints" / f"{index + 1:02d}-{name}"
+
+
+def _finished(out: Path, passes: Sequence[Pass], program: Program) -> tuple[list[Step], Program]:
+    """Steps that an interrupted run finished, and the program after the last of them."""
+    steps: list[Step] = []
+    for index, pass_ in enumerate(passes):
+        record = _place(out, index, pass_.name).with_suffix(".json")
+        if not record.exists():
+            break
+        try:
+            steps.append(Step.model_validate_json(record.read_text()))
+        except ValidationError as error:
+            raise LoadError(f"{record}: {error}; expected a step's record; use --overwrite") from error
+    if steps:
+        program = Program.load(_place(out, len(steps) - 1, steps[-1].name))
+    return steps, program
+
+
+class _replacing:  # noqa: N801 - used like a function
+    """Removes a directory left by an earlier try before a new one is written."""
+
+    def __init__(self, path: Path) -> None:
+        if path.is_dir():
+            shutil.rmtree(path)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(text)
+
+
+def _export(program: Program, path: Path, options: Any) -> Export:
+    batches = (1, 2, 5) if options.dynamic_batch else (1,)
+    record = export_onnx(
+        program,
+        path,
+        opset=options.opset,
+        batches=batches,
+        tolerance=options.tolerance,
+        dynamic_batch=options.dynamic_batch,
+    )
+    return record.model_copy(update={"path": path.name})
+
+
+def _bench(recipe: Recipe, out: Path, provider: Any, progress: Progress) -> Bench | None:
+    if recipe.bench is False:
+        return None
+    options = recipe.bench
+
+    def tell(message: str, fraction: float) -> None:
+        progress(f"benchmark: {message}", 0.85 + 0.14 * fraction)
+
+    return benchmark(
+        out / "baseline.onnx",
+        out / "model.onnx",
+        provider=options.provider or provider,
+        batches=options.batches,
+        threads=options.threads,
+        runs=options.runs,
+        seconds=options.seconds,
+        progress=tell,
+    )
+
+
+# ---------------------------------------------------------------------- without a directory
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Result of `graphcomp.compile`: the program, and a record a pass."""
+
+    program: Program
+    steps: list[Step]
+
+
+def compile_program(
+    program: Program, passes: Sequence[Pass], *, data: Data | None = None, target: str = "auto", seed: int = 0
+) -> Compiled:
+    """Run passes on a program in memory; every one is verified.
+
+    Raises:
+        PassError: naming the pass, the ones before it and the reason; `program` is untouched.
+        DataError: a pass that needs data was given none.
+    """
+    if not passes:
+        raise RecipeError("passes: found none, expected at least one")
+    result, steps = Pipeline(passes).run(program, Context(find_target(target), data, seed))
+    return Compiled(result, steps)
+
+
+def need_data(spec: str | None, program: Program, seed: int) -> Data | None:
+    """Load a data spec for a program."""
+    if spec is None:
+        return None
+    if not program.example_inputs:
+        raise DataError("the program has no inputs, expected one")
+    return load_data(spec, input_shape=tuple(program.example_inputs[0].shape[1:]), seed=seed)
