@@ -33,8 +33,8 @@ class BenchOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    provider: Literal["cpu", "cuda", "tensorrt"] | None = Field(None, description="default: the target's")
-    batches: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)
+    provider: Literal["cpu", "cuda", "tensorrt"] | None = None  # the target's
+    batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1,)
     threads: Annotated[int, Field(ge=1)] = 1
     runs: Annotated[int, Field(ge=1)] = 200
     seconds: Annotated[float, Field(gt=0)] = 10.0
@@ -55,11 +55,11 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    passes: list[str | dict[str, dict[str, Any] | None]] = Field(min_length=1)
+    passes: Annotated[list[str | dict[str, dict[str, Any] | None]], Field(min_length=1)]
     model: str | None = None
     weights: str | None = None
     data: str | None = None
-    target: str = Field("auto", description="auto or the name of a target")
+    target: str = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
     export: ExportOptions = ExportOptions()
     bench: BenchOptions | Literal[False] = BenchOptions()

@@ -26,6 +26,9 @@ from graphcomp.surgery import Drop, drop_of, dropped_rows, feasible, legalise, m
 Scores = NDArray[np.float64]
 """Importance by channel id; the lowest go first."""
 
+Ratios = dict[str, float]
+"""Group name -> fraction of its channels to remove."""
+
 OPTIONS = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
@@ -106,15 +109,15 @@ class ChannelRemoval(ABC):
         multiple = self.multiple or context.target.multiple
         groups, kept = self._candidates(channels, unjudged)
 
-        def choose(ratio: float) -> Drop:
+        def choose(ratios: Ratios) -> Drop:
             drop = no_drop(channels)
             for group in groups:
-                keep = round_up(self.keep_counts(scores, group, ratio), group, multiple, self.min_channels)
-                _drop_lowest(drop, group, scores, keep)
+                keep = self.keep_counts(scores, group, ratios[group.name])
+                _drop_lowest(drop, group, scores, round_up(keep, group, multiple, self.min_channels))
             return legalise(channels, drop, scores)
 
-        ratio = self._ratio(channels, choose)
-        drop, refused = feasible(channels, choose(ratio), scores)
+        ratios = self._ratios(channels, groups, scores, choose)
+        drop, refused = feasible(channels, choose(ratios), scores)
         kept += [Kept(where=node, reason=reason) for node, reason in refused.items()]
         kept += _untouched(groups, drop, multiple, self.min_channels)
         if not drop.any() and not self.allow_nothing:
@@ -126,7 +129,7 @@ class ChannelRemoval(ABC):
         return Plan(
             name=self.name,
             options=options_of(self),
-            decisions={"join": self.join, "rows": gone, "ratio": ratio, "multiple": multiple},
+            decisions={"join": self.join, "rows": gone, "ratios": ratios, "multiple": multiple},
             kept=kept,
             summary=_summary(channels, drop),
         )
@@ -162,24 +165,61 @@ class ChannelRemoval(ABC):
                 groups.append(group)
         return groups, kept
 
-    def _ratio(self, channels: Channels, choose: Callable[[float], Drop]) -> float:
-        """The given ratio, or the smallest that meets the target (bisection; costs fall with the ratio)."""
+    def _ratios(
+        self,
+        channels: Channels,
+        groups: list[ChannelGroup],
+        scores: Scores,
+        choose: Callable[[Ratios], Drop],
+    ) -> Ratios:
+        """The given ratio for every group, or ratios that meet the target."""
+        uniform = {g.name: self.ratio or 0.0 for g in groups}
         if self.target is None:
-            return self.ratio if self.ratio is not None else 0.0
+            return uniform
         ((counter, fraction),) = self.target.items()
         cost = CostModel(channels)
         goal = fraction * cost(no_drop(channels), counter)
+
+        def meets(ratios: Ratios) -> bool:
+            return cost(choose(ratios), counter) <= goal
+
         low, high = 0.0, 1.0
-        if cost(choose(high), counter) > goal:
-            least = cost(choose(high), counter) / cost(no_drop(channels), counter)
+        if not meets(dict.fromkeys(uniform, high)):
+            least = cost(choose(dict.fromkeys(uniform, high)), counter) / goal * fraction
             raise PassError(
                 f"target {counter}: found {least:.3f} of the {counter} left when only {self.min_channels} "
-                f"channels a group stay, expected {fraction}; ask for less, or include more layers"
+                f"channels a group (rounded up to the multiple) stay, expected {fraction}; ask for less, "
+                "include more layers, or set multiple=1"
             )
         for _ in range(30):
             middle = (low + high) / 2
-            low, high = (low, middle) if cost(choose(middle), counter) <= goal else (middle, high)
-        return high
+            low, high = (low, middle) if meets(dict.fromkeys(uniform, middle)) else (middle, high)
+        return _refill(dict.fromkeys(uniform, high), low, groups, scores, choose, meets)
+
+
+def _refill(
+    ratios: Ratios,
+    low: float,
+    groups: list[ChannelGroup],
+    scores: Scores,
+    choose: Callable[[Ratios], Drop],
+    meets: Callable[[Ratios], bool],
+) -> Ratios:
+    """Rounding makes groups of one width jump together, past the target: give back what there is room for.
+
+    The groups that would lose the largest share of their importance by the jump get theirs back first.
+    """
+    more, less = choose(ratios), choose(dict.fromkeys(ratios, low))
+
+    def regained(group: ChannelGroup) -> float:
+        back = group.channels[more[group.channels] & ~less[group.channels]]
+        return float(scores[back].sum() / max(float(scores[group.channels].sum()), 1e-300))
+
+    for group in sorted(groups, key=regained, reverse=True):
+        trial = {**ratios, group.name: low}
+        if regained(group) > 0 and meets(trial):
+            ratios = trial
+    return ratios
 
 
 def round_up(keep: int, group: ChannelGroup, multiple: int, min_channels: int) -> int:

@@ -377,7 +377,8 @@ class _Surgeon:
         if not is_move(self.program, node) or _is_item(self.program, node):
             return False
         changed = (s for s in node.all_input_nodes if s in self.numbers)
-        return any(self.cuts.get(s) is not None for s in node.all_input_nodes) or any(
+        around = (node, *node.all_input_nodes)  # a pad's own zeros may go while its input stays
+        return any(self.cuts.get(s) is not None for s in around) or any(
             self.numbers[s] is RAGGED or self.numbers[s] != self.program.values[s] for s in changed
         )
 

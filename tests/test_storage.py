@@ -784,6 +784,21 @@ def test_an_output_error_names_path_and_reason(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
 
+def test_a_disk_that_is_full_at_the_last_moment_is_named(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="program: found 'No space left on device'"):
+        traced(nn.Linear(3, 2), 1, 3).save(directory)
+    with pytest.raises(OutputError, match="No space left"), storage.atomic_file(tmp_path / "x") as file:
+        file.write_text("x")
+    assert [f.name for f in tmp_path.iterdir()] == ["program"]
+    assert_same(everything(), Program.load(directory))
+
+
 def test_a_failed_swap_restores_the_older_directory(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rename = Path.rename
 
