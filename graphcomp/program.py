@@ -138,7 +138,8 @@ def trace(
     try:
         model.eval()
         graph = tracer.trace(model)
-        module = fx.GraphModule(tracer.root, graph, type(model).__name__).eval()
+        # shallow copies: the caller's modules keep their training mode, these are in eval mode
+        module = fx.GraphModule(with_tensors(model, lambda t: t), graph, type(model).__name__).eval()
     except Exception as error:
         raise _trace_error(model, tracer.path, error) from error
     finally:

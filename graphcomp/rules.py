@@ -104,7 +104,9 @@ def _plain(tracker: Tracker, node: fx.Node, value: Any) -> Any:
     sources = [s for s in node.all_input_nodes if isinstance(tracker.values[s], Tensor)]
     name = op_name(node)
     counted = [labels for s in node.all_input_nodes for labels in tracker.counts.get(s, ())]
-    if name in ("getattr", "size", "len") and sources:
+    if name in ("numel", "stride") and sources:
+        counted += [x for s in sources if varying(x := cast(Tensor, tracker.values[s]))]
+    elif name in ("getattr", "size", "len") and sources:
         labels, index = sources[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         tensor = cast(Tensor, tracker.values[labels])
         axes = varying(tensor)
@@ -293,11 +295,13 @@ def _dense(tracker: Tracker, node: fx.Node, prefix: str, bias: bool) -> Tensor:
     labels, shape = _x(tracker, node), tracker.shape(node)
     last = labels.ndim - 1
     axes = varying(labels)
-    if axes and last not in axes:
-        return compact(labels).select(last, 0).unsqueeze(last).expand(shape)
-    vector = tracker.vector(node, labels, last)
     weight = f"{prefix}weight"
     out = _mint_rows(tracker, weight, 0, shape[-1])
+    if axes and last not in axes:
+        tracker.site(node, "out", [(weight, 0), *([(f"{prefix}bias", 0)] if bias else [])], out)
+        tracker.pin(node, out, "works along another axis than that of the channels")
+        return compact(labels).select(last, 0).unsqueeze(last).expand(shape)
+    vector = tracker.vector(node, labels, last)
     tracker.site(node, "in", [(weight, 1)], vector)
     tracker.site(node, "out", [(weight, 0), *([(f"{prefix}bias", 0)] if bias else [])], out)
     return along(out, last, shape)
@@ -385,7 +389,7 @@ def _mix(tracker: Tracker, node: fx.Node, labels: Tensor, dims: Sequence[int]) -
 def _reduce(tracker: Tracker, node: fx.Node) -> Any:
     """mean, sum, amax …, and max/min/median along an axis, which yield values and indices."""
     labels, name = _x(tracker, node), op_name(node)
-    if name in ("max", "min") and len(node.args) > 1 and tracker.is_tensor(node.args[1]):
+    if name in ("max", "min") and sum(map(tracker.is_tensor, node.all_input_nodes)) > 1:
         return _couple(tracker, node)
     position = 2 if name in ("norm", "vector_norm") else 1
     dim = _arg(tracker, node, position, "dim", None)
@@ -501,7 +505,7 @@ def _item(tracker: Tracker, node: fx.Node) -> Any:
 
 def _stack(tracker: Tracker, node: fx.Node) -> Any:
     """Operands must keep equal shapes."""
-    operands = [tracker.labels(cast(fx.Node, a)) for a in cast(Iterable[fx.Node], node.args[0])]
+    operands = [tracker.labels(a) for a in cast(Iterable[fx.Node], node.args[0])]
     for x in operands[1:]:
         tracker.couple(node, operands[0], x)
     return _move(tracker, node)

@@ -8,7 +8,7 @@ bypassed by one `index_select` (a channel shuffle whose halves lose different ch
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -50,8 +50,6 @@ def legalise(channels: Channels, drop: Drop, score: np.ndarray[Any, Any]) -> Dro
         drop[derived] = True
         drop[list(channels.pinned)] = False
         _settle_joins(channels, drop)
-        _restore(channels, drop, score)
-        _settle_joins(channels, drop)
     return drop
 
 
@@ -81,12 +79,16 @@ def _balance(rows: Ints, drop: Drop, score: np.ndarray[Any, Any]) -> None:
 
 
 def _settle_joins(channels: Channels, drop: Drop) -> None:
-    """A sum's channel goes only if both operands' channels are gone."""
+    """A sum's channel goes only if both operands' channels are gone.
+
+    Which sums go follows from the other channels alone, not from scores: `drop_of` must find the same ones.
+    """
     while True:
         before = int(drop.sum())
         for join in channels.joins:
             a, b = join.operands
             drop[join.result[~(drop[a] & drop[b])]] = False
+        _restore(channels, drop, np.zeros(len(drop)))
         if int(drop.sum()) == before:
             return
 
@@ -110,28 +112,22 @@ def drop_of(channels: Channels, rows: Mapping[str, Sequence[int]]) -> Drop:
             raise SurgeryError(
                 f"{name}: found no such layer, expected one of {len(axes)} that produce channels"
             )
-        if gone and max(gone) >= len(axes[name].channels):
-            raise SurgeryError(
-                f"{name}: found row {max(gone)}, expected fewer than {len(axes[name].channels)}"
-            )
+        width = len(axes[name].channels)
+        outside = [row for row in gone if not 0 <= row < width]
+        if outside:
+            raise SurgeryError(f"{name}: found row {outside[0]}, expected 0 to {width - 1}")
         drop[axes[name].channels[list(gone)]] = True
-    wanted = {k: list(v) for k, v in rows.items() if v}
+    wanted = {k: sorted(set(v)) for k, v in rows.items() if v}
     if dropped_rows(channels, drop) != wanted:
         odd = next(k for k, v in dropped_rows(channels, drop).items() if wanted.get(k) != v)
         raise SurgeryError(
             f"{odd}: found a plan that splits coupled channels, expected a plan made for this program"
         )
-    derived = _derived(channels)
-    drop[derived] = True
-    drop[list(channels.pinned)] = False
-    _settle_joins(channels, drop)
     legal = legalise(channels, drop, np.zeros(len(drop)))
-    if not np.array_equal(legal, drop):
-        drop[derived] = legal[derived]
-    if not np.array_equal(legal, drop):
-        lost = int((drop & ~legal).sum())
+    lost = int((drop & ~legal).sum())
+    if lost:
         raise SurgeryError(f"plan: found {lost} channels that cannot be removed, expected a legal choice")
-    return drop
+    return legal
 
 
 def feasible(channels: Channels, drop: Drop, score: np.ndarray[Any, Any]) -> tuple[Drop, dict[str, str]]:
@@ -146,9 +142,17 @@ def feasible(channels: Channels, drop: Drop, score: np.ndarray[Any, Any]) -> tup
             if not refusal.channels:
                 raise
             kept[refusal.node] = str(refusal)
-            drop = drop.copy()
-            drop[list(refusal.channels)] = False
-            drop = legalise(channels, drop, score)
+            drop = legalise(channels, drop & ~_with_operands(channels, refusal.channels), score)
+
+
+def _with_operands(channels: Channels, ids: Iterable[int]) -> Drop:
+    """These channels and, for sums among them, those that they are sums of: a sum goes when both have gone."""
+    wanted = no_drop(channels)
+    wanted[list(ids)] = True
+    for join in reversed(channels.joins):
+        for operand in join.operands:
+            wanted[operand[wanted[join.result]]] = True
+    return wanted
 
 
 # ---------------------------------------------------------------------- simulate
@@ -402,7 +406,7 @@ class _Surgeon:
 
     def refusal(self, node: fx.Node, found: str) -> SurgeryError:
         """An error that carries the channels that are in the way."""
-        sources = [self.channels.values[s] for s in (node, *node.all_input_nodes)]
+        sources = [self.channels.values[s] for s in (node, *self.tensors_behind(node))]
         labels = [x for s in sources for x in (s if isinstance(s, tuple) else (s,)) if isinstance(x, Tensor)]
         ids = np.concatenate([self.channels.channel_of[compact(x).flatten().numpy()] for x in labels])
         return SurgeryError(
@@ -411,6 +415,13 @@ class _Surgeon:
             node.name,
             frozenset(np.unique(ids[self.drop[ids]]).tolist()),
         )
+
+    def tensors_behind(self, node: fx.Node) -> list[fx.Node]:
+        """The operands of a node, and for those that are numbers the tensors that these count."""
+        found: list[fx.Node] = []
+        for source in node.all_input_nodes:
+            found += self.tensors_behind(source) if source in self.numbers else [source]
+        return found
 
     def delivers(self, node: fx.Node, candidate: fx.Node) -> bool:
         """Whether `candidate`, run on the smaller operands, yields the smaller result, position by position."""
