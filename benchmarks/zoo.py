@@ -633,10 +633,10 @@ HEAD = [
 
 INTRO = f"""\
 Every network of torchvision's classification and segmentation zoos, with random weights; half of all
-removable channels go. Written by `benchmarks/zoo.py` (see `benchmarks/README.md` for how it judges). Times are
-CPU seconds on one thread at {NATIVE} px, both engines warm, the median of {REPEATS} fresh networks (one where a run
-takes more than {LONG:.0f} s); Torch-Pruning is set up as its README does. *Error*: largest difference between the
-smaller and the masked network in float64, relative to how much the output depends on the input; up to
+removable channels go. Written by `benchmarks/zoo.py`; `benchmarks/README.md` says how it judges. Times are CPU
+seconds on one thread at {NATIVE} px, both engines warm, the median of {REPEATS} fresh networks (one where a run
+takes more than {LONG:.0f} s); Torch-Pruning is set up as its README does. *Error*: largest difference between
+the smaller and the masked network in float64, relative to how much the output depends on the input; up to
 {EXACT:.0e} is called exact. *ONNX parity*: largest relative difference in float32 after export."""
 
 
@@ -680,19 +680,10 @@ def section(results: Result) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in there["versions"].items() if v)
     table = [f"| {' | '.join(HEAD)} |", "|---|" + "---:|" * 10 + "---:|---|---:|"]
     table += [row(n, f) for n, f in networks.items()]
-    return "\n".join(
-        [
-            BEGIN,
-            "## Zoo",
-            "",
-            INTRO,
-            "",
-            f"{there['machine']}; {versions}; {there['date']}.",
-            "",
-            *totals(networks),
-        ]
-        + ["", *table, "", "Channels that stay, and why:", "", *pin_lines(networks), END]
-    )
+    where = f"{there['machine']}; {versions}; {there['date']}."
+    stay = ["Channels that stay, and why:", "", *pin_lines(networks)]
+    parts = [BEGIN, "## Zoo", "", INTRO, "", where, "", *totals(networks), "", *table, "", *stay, END]
+    return "\n".join(parts)
 
 
 def render(results: Result) -> None:

@@ -167,8 +167,12 @@ def compile_command(
         raise RecipeError("MODEL: found none, expected one on the command line or as `model:` in the recipe")
     file = weights or (Path(plan.weights) if plan.weights and model is None else None)
     job = Job(name, plan, made, file, _shape(input_shape))
-    with _progress() as progress:
-        report = build(job, out, resume=resume, overwrite=overwrite, progress=progress)
+    try:
+        with _progress() as progress:
+            report = build(job, out, resume=resume, overwrite=overwrite, progress=progress)
+    except KeyboardInterrupt:
+        err_console.print("interrupted: finished passes are kept; the same command with --resume goes on")
+        raise typer.Exit(130) from None
     out_console.print(summary_table(report))
     for step in report.steps:
         out_console.print(f"{step.index + 1}. {escape(step.name)}: {escape(step.summary)}", highlight=False)
@@ -220,7 +224,7 @@ def inspect_command(
     if json_file is not None:
         write_json(inspection, json_file)
     if svg_file is not None:
-        write_svg(program, inspection, svg_file)
+        write_svg(inspection, svg_file)
 
 
 @app.command("bench")

@@ -58,6 +58,7 @@ NODE_PROP = "graphcomp.node"
 PASS_PROP = "graphcomp.pass"
 
 _TAG = "graphcomp"
+_BATCH = "batch"
 # Protobuf's limit of 2^31 bytes, less room for the graph around the weights.
 _MAX_BYTES = 2**31 - 2**24
 # Captured with fake tensors, so it costs nothing; unlike 1 or 2, no literal of a network equals it by chance.
@@ -240,7 +241,7 @@ def _capture(program: Program, batch: int | None) -> ExportedProgram:
     """torch.export of the program with every node tagged by its fx name; `batch` None leaves it open."""
     inputs = fresh_inputs(program, batch or _CAPTURE_BATCH, 0)
     inputs = tuple(x.to(example.dtype) for x, example in zip(inputs, program.example_inputs, strict=True))
-    open_batch = Dim("batch")
+    open_batch = Dim(_BATCH)
     shapes = None if batch else tuple({0: open_batch} for _ in inputs)
     with _silenced():
         try:
@@ -280,6 +281,8 @@ def _translate(
             result = torch.onnx.export(
                 exported,
                 dynamo=True,
+                # Not what decides the shapes, which `exported` has, only the name of the open dimension.
+                dynamic_shapes=tuple({0: _BATCH} for _ in inputs) if exported.range_constraints else None,
                 opset_version=opset,
                 input_names=inputs,
                 output_names=outputs,

@@ -361,8 +361,8 @@ def test_nothing_of_this_machine_is_in_the_file(exported: Callable[[str], Export
 def test_clean_up_says_what_it_did_and_keeps_the_function(exported: Callable[[str], Exported]) -> None:
     file = exported("shuffled")
     assert file.record.cleanup == [
-        "indexing by Transpose, GatherND, Transpose -> Gather: 1 rewritten, 17 -> 15 nodes",
-        "Identity or Pad by nothing -> dropped: 1 rewritten, 15 -> 14 nodes",
+        "indexing by Transpose, GatherND, Transpose -> Gather: 1 rewritten, 14 -> 12 nodes",
+        "Identity or Pad by nothing -> dropped: 1 rewritten, 12 -> 11 nodes",
     ]
     assert not file.nodes("GatherND", "Pad")
     assert [props(n)[MODULE_PROP] for n in file.nodes("Gather")] == ["getitem_2"]
@@ -386,7 +386,8 @@ def cleaned(body: str, output: str = "float[n,c,h,w] y") -> tuple[list[str], lis
     """Operators left of a graph of x, and what was said; the outputs are checked to be the same."""
     text = f"""<ir_version: 10, opset_import: ["": 18]>
     g (float[n,4,6,6] x) => ({output}) <int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}},
-        int64[1] three = {{3}}, int64[1] five = {{5}}, int64[1] last = {{-1}}, int64[8] none = {{0,0,0,0,0,0,0,0}},
+        int64[1] three = {{3}}, int64[1] five = {{5}}, int64[1] last = {{-1}},
+        int64[8] none = {{0,0,0,0,0,0,0,0}},
         int64[8] some = {{0,0,0,1,0,0,0,0}}, int64[3,1] index = {{2,0,-1}}, int64[2,2] pairs = {{0,1,1,0}}>
     {{ {body} }}"""
     model = onnx.parser.parse_model(text)
@@ -508,7 +509,9 @@ def test_batch_baked_into_a_branch(tmp_path: Path) -> None:
 @torch.fx.wrap
 def only_small_batches(x: Tensor) -> Tensor:
     """Specialises the batch when it is exported, and runs at every batch in torch."""
-    return x * 2 if x.shape[0] == 7 else x * 2
+    if x.shape[0] == 7:
+        return x * 2
+    return x + x
 
 
 def test_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
@@ -546,7 +549,7 @@ def test_more_weights_than_one_file_holds(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OutputError, match="m.onnx: found 'Not a directory'"):
+    with pytest.raises(OutputError, match=r"file/m\.onnx: found "):
         export_onnx(traced(Plain(torch.relu)), tmp_path / "file" / "m.onnx")
     assert (tmp_path / "file").read_text() == "in the way"
 
