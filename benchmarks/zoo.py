@@ -124,8 +124,8 @@ def lively(name: str) -> nn.Module:
         model(image(check_pixels(name), 2, seed=3).double())
     for norm in norms:
         shift = torch.randn(norm.num_features, generator=generator, dtype=torch.float64)
-        norm.eval().running_mean.add_(shift, alpha=0.1)  # type: ignore[union-attr, arg-type]
-        norm.running_var.mul_(shift.abs() + 0.5)  # type: ignore[union-attr, arg-type]
+        norm.eval().running_mean.add_(shift, alpha=0.1)  # type: ignore[union-attr]
+        norm.running_var.mul_(shift.abs() + 0.5)  # type: ignore[union-attr]
     return model
 
 
@@ -204,14 +204,13 @@ def guarded(work: Callable[[], Result]) -> Result:
 
 def half(channels: Any) -> tuple[Any, Any]:
     """Drop half of every removable group by the L1 norm of the producing rows: (drop, score)."""
-    from graphcomp.program import get_tensor
     from graphcomp.surgery import no_drop
 
     drop, score = no_drop(channels), np.zeros(len(channels.channel_of))
     for axis in channels.axes:
         if axis.role == "out":
             name, dim = axis.tensors[0]
-            weight = get_tensor(channels.program.module, name).detach()
+            weight = channels.program.tensors[name].detach()
             norms = weight.abs().sum([d for d in range(weight.ndim) if d != dim]).double().numpy()
             np.add.at(score, axis.channels, norms)
     for group in channels.removable:
@@ -310,7 +309,7 @@ def params(module: nn.Module) -> int:
 
 def their_pruner(model: nn.Module, x: Tensor) -> Any:
     """Set up as its README does: half of all channels, all but the classifier."""
-    import torch_pruning as tp
+    import torch_pruning as tp  # type: ignore[import-not-found] # only in its own venv
 
     classes = {1000, 21}
     ignored = [
@@ -633,11 +632,11 @@ HEAD = [
 
 INTRO = f"""\
 Every network of torchvision's classification and segmentation zoos, with random weights; half of all
-removable channels go. Written by `benchmarks/zoo.py`; `benchmarks/README.md` says how it judges. Times are CPU
-seconds on one thread at {NATIVE} px, both engines warm, the median of {REPEATS} fresh networks (one where a run
-takes more than {LONG:.0f} s); Torch-Pruning is set up as its README does. *Error*: largest difference between
-the smaller and the masked network in float64, relative to how much the output depends on the input; up to
-{EXACT:.0e} is called exact. *ONNX parity*: largest relative difference in float32 after export."""
+removable channels go. Written by `benchmarks/zoo.py`; `benchmarks/README.md` says how it judges. Times are
+CPU seconds on one thread at {NATIVE} px, both engines warm, the median of {REPEATS} fresh networks (one where
+a run takes more than {LONG:.0f} s); Torch-Pruning is set up as its README does. *Error*: largest difference
+between the smaller and the masked network in float64, relative to how much the output depends on the input;
+up to {EXACT:.0e} is called exact. *ONNX parity*: largest relative difference in float32 after export."""
 
 
 def totals(networks: dict[str, Result]) -> list[str]:

@@ -46,14 +46,19 @@ def watch(program: Program, batches: Iterable[Tensor], watchers: Mapping[fx.Node
 
 
 class ZeroCounter:
-    """Counts exact zeros a channel: integers, so that the result does not depend on the batch size."""
+    """Counts exact zeros a channel: integers, so that the result does not depend on the batch size.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: how many there are.
+        dim: the dimension of the watched tensors that they are on.
+    """
+
+    def __init__(self, channels: int, dim: int = 1) -> None:
         self.zeros = torch.zeros(channels, dtype=torch.int64)
-        self.entries = 0
+        self.entries, self.dim = 0, dim
 
     def __call__(self, output: Tensor) -> None:
-        flat = output.movedim(1 if output.ndim > 2 else -1, 0).flatten(1)
+        flat = output.movedim(self.dim, 0).flatten(1)
         self.zeros += (flat == 0).sum(1)
         self.entries += flat.size(1)
 

@@ -13,7 +13,7 @@ through a reader, and readers read zero for what is removed. So dropping a chann
 function as writing zeros into the weights that read it (`graphcomp.surgery`).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from graphcomp.errors import AnalysisError
-from graphcomp.labels import Ints, along, compact, components, varying
-from graphcomp.program import Program, get_tensor
+from graphcomp.labels import Ints, compact, components, varying
+from graphcomp.program import Program
 
 ELEMENTS = -1
 """Stands for "all dimensions" where an axis is a whole parameter or buffer (role "tensor")."""
@@ -222,7 +222,7 @@ class Tracker:
         self, node: fx.Node, role: Role, tensors: Sequence[tuple[str, int]], labels: Tensor, groups: int = 1
     ) -> None:
         """Labels sit on these tensor dimensions; a dimension seen before couples old labels with new."""
-        keys = {(id(get_tensor(self.program.module, name)), dim): (name, dim) for name, dim in tensors}
+        keys = {(id(self.program.tensors[name]), dim): (name, dim) for name, dim in tensors}
         old = {self.site_of[k] for k in keys if k in self.site_of}
         index = min(old) if old else len(self.sites)
         if not old:
@@ -236,7 +236,7 @@ class Tracker:
 
     def known_rows(self, name: str, dim: int) -> Tensor | None:
         """Labels minted before for the output rows of this tensor (a layer that is called twice)."""
-        index = self.site_of.get((id(get_tensor(self.program.module, name)), dim))
+        index = self.site_of.get((id(self.program.tensors[name]), dim))
         return None if index is None else self.sites[index].labels
 
     def vector(self, node: fx.Node, labels: Tensor, axis: int) -> Tensor:

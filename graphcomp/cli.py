@@ -165,7 +165,8 @@ def compile_command(
     name = model or plan.model
     if name is None:
         raise RecipeError("MODEL: found none, expected one on the command line or as `model:` in the recipe")
-    file = weights or (Path(plan.weights) if plan.weights and model is None else None)
+    own = plan.weights if model is None or plan.model in (None, model) else None  # of another model otherwise
+    file = weights or (Path(own) if own else None)
     job = Job(name, plan, made, file, _shape(input_shape))
     try:
         with _progress() as progress:

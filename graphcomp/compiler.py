@@ -10,6 +10,7 @@ Every file appears whole or not at all; after an interruption the last finished 
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -192,9 +193,10 @@ class _Scaled:
 
 def _effective(job: Job, data: str, target: str) -> dict[str, Any]:
     """The recipe as it ran, valid as a recipe file."""
-    recipe = job.recipe.model_dump(mode="json", exclude_none=True)
+    recipe = job.recipe.model_dump(mode="json", exclude_none=True, exclude={"weights"})
     passes = [{p.name: _plain(options_of(p))} for p in job.passes]
-    return {**recipe, "passes": passes, "data": data, "target": target, "model": job.model}
+    weights = {"weights": str(job.weights)} if job.weights else {}
+    return {**recipe, **weights, "passes": passes, "data": data, "target": target, "model": job.model}
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
@@ -230,6 +232,8 @@ OWN = (
     "checkpoints",
     "program",
 )
+LEFTOVER = re.compile(rf"\.([0-9a-f]{{8}}-({'|'.join(map(re.escape, OWN))})|report\.(json|html)\.\d+\.tmp)")
+"""What a run that was killed while it wrote one of its files leaves behind."""
 
 
 def _open(out: Path, fingerprint: dict[str, Any], resume: bool, overwrite: bool) -> State | None:
@@ -244,7 +248,7 @@ def _open(out: Path, fingerprint: dict[str, Any], resume: bool, overwrite: bool)
             f"{out}: found {len(present)} files, expected an empty or new directory; use --resume to go on with "
             "an interrupted run, --overwrite to replace its results, or choose another -o"
         )
-    foreign = [n for n in present if n not in OWN]
+    foreign = [n for n in present if n not in OWN and not LEFTOVER.fullmatch(n)]
     if foreign:
         raise OutputError(
             f"{out}: found {foreign[0]!r}, which is not graphcomp's, expected only results; choose another -o"

@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import Tensor, fx, nn
 
-from graphcomp.program import Program, get_tensor, named_tensors
+from graphcomp.program import Program, named_tensors
 from graphcomp.records import Accuracy, LayerRow, Snapshot
 from graphcomp.rules import op_name
 
@@ -57,12 +57,20 @@ def layer_row(program: Program, node: fx.Node) -> LayerRow | None:
     )
 
 
+def layer_weight(program: Program, node: fx.Node) -> Tensor | None:
+    """The weight of a node that `layer_row` has a row for; None if the network computes it."""
+    if node.op == "call_module":
+        return program.tensors[f"{node.target}.weight"]
+    weight = cast(fx.Node, node.args[1] if len(node.args) > 1 else node.kwargs["weight"])
+    return program.tensors[cast(str, weight.target)] if weight.op == "get_attr" else None
+
+
 def _module_row(program: Program, node: fx.Node) -> LayerRow | None:
     target = cast(str, node.target)
     module = program.layer(target)
     if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
         return None
-    weight: Tensor = get_tensor(program.module, f"{target}.weight")
+    weight: Tensor = program.tensors[f"{target}.weight"]
     measured = node
     if isinstance(module, nn.modules.conv._ConvNd):
         into, out, kernel, groups = module.in_channels, module.out_channels, module.kernel_size, module.groups

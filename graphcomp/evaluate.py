@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable
 
-
 import torch
 from torch import Tensor
 

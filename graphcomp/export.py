@@ -130,7 +130,7 @@ def export_onnx(
     inputs, outputs = _input_names(program), _output_names(program)
     cases = [case for batch in checked for case in _cases(program, batch, seed, outputs)]
     exported = _capture(program, None if dynamic_batch else batches[0])
-    model, origins = _translate(program, exported, opset, inputs, outputs)
+    model, origins = _translate(program, exported, opset, inputs, outputs, dynamic_batch)
     done: list[str] = []
     if cleanup:
         with _silenced():
@@ -273,7 +273,12 @@ def _capture_error(program: Program, error: Exception) -> ExportError:
 
 
 def _translate(
-    program: Program, exported: ExportedProgram, opset: int, inputs: list[str], outputs: list[str]
+    program: Program,
+    exported: ExportedProgram,
+    opset: int,
+    inputs: list[str],
+    outputs: list[str],
+    dynamic_batch: bool,
 ) -> tuple[ModelProto, dict[str, _Origin]]:
     """The ONNX model, with unique names, and the origin of each of its nodes by name."""
     with _silenced() as noise:
@@ -281,8 +286,8 @@ def _translate(
             result = torch.onnx.export(
                 exported,
                 dynamo=True,
-                # Not what decides the shapes, which `exported` has, only the name of the open dimension.
-                dynamic_shapes=tuple({0: _BATCH} for _ in inputs) if exported.range_constraints else None,
+                # Only names the open dimension: `exported` has the shapes already.
+                dynamic_shapes=tuple({0: _BATCH} for _ in inputs) if dynamic_batch else None,
                 opset_version=opset,
                 input_names=inputs,
                 output_names=outputs,

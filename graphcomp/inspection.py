@@ -15,7 +15,6 @@ from typing import Literal, cast
 from xml.etree import ElementTree as ET
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from rich import box
 from rich.console import Console
@@ -26,7 +25,7 @@ from torch import Tensor, fx, nn
 from graphcomp.channels import ELEMENTS, Axis, ChannelGroup, Channels, JoinPolicy, analyse
 from graphcomp.cost import layer_row, snapshot
 from graphcomp.labels import Ints, compact, varying
-from graphcomp.program import Program, describe, describe_module, get_tensor, output_tensors
+from graphcomp.program import Program, describe, describe_module, output_tensors
 from graphcomp.records import LayerRow, Record
 from graphcomp.rules import op_name
 from graphcomp.storage import atomic_file
@@ -78,7 +77,9 @@ class Group(Record):
     name: str = Field(description="the first layer that produces them; several groups may share it")
     channels: int
     producers: dict[str, int] = Field(description="layer -> how many of its outputs are in the group")
-    readers: list[str] = Field(description="layers that read the channels")
+    readers: list[str] = Field(
+        description="layers that read the channels; what reads a padded sum reads the sum's group"
+    )
     coupled_by: list[Coupling] = Field(
         description="why they live or die together; empty if one layer is alone"
     )
@@ -225,13 +226,28 @@ class _Gatherer:
             return []
         axis = (*varying(labels), min(1, labels.ndim - 1))[0]
         vector = compact(labels, keep=(axis,)).movedim(axis, 0).reshape(labels.size(axis))
-        keys = map(self._key, self.channels.channel_of[vector.numpy()].tolist())
-        return [Segment(group=g, pinned=pin, channels=len(list(run))) for (g, pin), run in groupby(keys)]
+        channels = self.channels.channel_of[vector.numpy()]
+        keys = np.stack([self.owner[channels], self.reason[channels]])
+        starts = np.flatnonzero((np.diff(keys, prepend=-2) != 0).any(axis=0))
+        lengths = np.diff(starts, append=len(channels))
+        return [
+            Segment(group=group + 1 or None, channels=length, pinned=self.reasons[reason])
+            for (group, reason), length in zip(keys[:, starts].T.tolist(), lengths.tolist(), strict=True)
+        ]
 
-    def _key(self, channel: int) -> tuple[int | None, str | None]:
-        number = int(self.owner[channel]) + 1
-        pin = self.channels.pinned.get(channel)
-        return number or None, pin and pin[1]
+    @cached_property
+    def reasons(self) -> list[str | None]:
+        """Every reason to stay; the first is none."""
+        return [None, *dict.fromkeys(reason for _, reason in self.channels.pinned.values())]
+
+    @cached_property
+    def reason(self) -> Ints:
+        """Channel -> index in `reasons`."""
+        index = {reason: i for i, reason in enumerate(self.reasons)}
+        found = np.zeros(len(self.channels.channel_of), np.int64)
+        for channel, (_, reason) in self.channels.pinned.items():
+            found[channel] = index[reason]
+        return found
 
     def group(self, index: int, group: ChannelGroup) -> Group:
         """The record of one group."""
@@ -256,18 +272,27 @@ class _Gatherer:
 
     def couplings(self, index: int, group: ChannelGroup) -> list[Coupling]:
         """Nodes where labels met, convolutions that hand labels on or tie their groups, padded joins."""
-        found = {name: self.kind(self.nodes[name]) for name in group.coupled_by}
-        for axis in self.channels.axes:
-            word = self._convolution_groups(axis)
-            if word and (self.owner[axis.channels] == index).any():
-                found.setdefault(axis.node, f"{self.kind(self.nodes[axis.node])} ({word})")
-        for join in self.channels.joins:
-            if group.derived and (self.owner[join.result] == index).any():
-                found.setdefault(join.node.name, f"{self.kind(join.node)} (padded)")
-        order = {name: i for i, name in enumerate(self.nodes)}
-        return [Coupling(node=n, what=found[n]) for n in sorted(found, key=order.__getitem__)]
+        found = {name: self.kind(self.nodes[name]) for name in group.coupled_by} | self.shared[index]
+        return [Coupling(node=n, what=found[n]) for n in sorted(found, key=self.order.__getitem__)]
+
+    @cached_property
+    def order(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.nodes)}
+
+    @cached_property
+    def shared(self) -> list[dict[str, str]]:
+        """Per group, the nodes that tie channels without an edge between labels, and how they do it."""
+        found: list[dict[str, str]] = [{} for _ in self.channels.groups]
+        ties = [(a.node, self._convolution_groups(a), a.channels) for a in self.channels.axes]
+        ties += [(j.node.name, "padded", j.result) for j in self.channels.joins]
+        for name, how, channels in ties:
+            for index in np.unique(self.owner[channels]).tolist() if how else ():
+                if index >= 0:
+                    found[index][name] = f"{self.kind(self.nodes[name])} ({how})"
+        return found
 
     def _convolution_groups(self, axis: Axis) -> str:
+        """How a convolution in groups ties the channels on an axis; "" if the axis is of no such one."""
         node = self.nodes[axis.node]
         module = self.program.layer(cast(str, node.target)) if node.op == "call_module" else None
         if not isinstance(module, nn.modules.conv._ConvNd) or module.groups == 1:
@@ -281,7 +306,7 @@ class _Gatherer:
         for axis in self.channels.axes:
             for name, dim in axis.tensors:
                 sites.setdefault(name, {})[dim] = axis
-        tensors = {name: get_tensor(self.program.module, name) for name in sites}
+        tensors = {name: self.program.tensors[name] for name in sites}
         on_group = {id(t): self._elements(t, sites[name]) for name, t in tensors.items()}
         zero = np.zeros(len(self.channels.groups), np.int64)
         parameters = {id(t) for t in tensors.values() if isinstance(t, nn.Parameter)}
@@ -296,9 +321,9 @@ class _Gatherer:
 
     def _weight(self, node: fx.Node) -> Tensor:
         if node.op == "call_module":
-            return get_tensor(self.program.module, f"{node.target}.weight")
+            return self.program.tensors[f"{node.target}.weight"]
         source = cast(fx.Node, node.args[1] if len(node.args) > 1 else node.kwargs["weight"])
-        return get_tensor(self.program.module, cast(str, source.target))
+        return self.program.tensors[cast(str, source.target)]
 
     def _elements(self, tensor: Tensor, sites: dict[int, Axis]) -> Ints:
         """Per group, the elements of a tensor that at least one of its axes gives to the group."""
@@ -312,14 +337,16 @@ class _Gatherer:
             whole = whole * size
             others = others * (size - self._counts(axis, blocks))
         inner = tensor.numel() // int(whole.sum())
-        return cast(Ints, (whole - others).sum(axis=0) * inner)
+        total: Ints = (whole - others).sum(axis=0) * inner
+        return total
 
     def _counts(self, axis: Axis, blocks: int) -> Ints:
         """(blocks, groups): how many positions of an axis each group has in each convolution group."""
         width = len(self.channels.groups) + 1
         owner = self.owner[axis.channels].reshape(blocks, -1) + 1
-        flat = owner + width * np.arange(blocks)[:, None]
-        return np.bincount(flat.ravel(), minlength=blocks * width).reshape(blocks, width)[:, 1:]
+        counts: Ints = np.zeros((blocks, width), np.int64)
+        np.add.at(counts, (np.arange(blocks)[:, None], owner), 1)
+        return counts[:, 1:]
 
 
 # ---- text ------------------------------------------------------------------------------------------------
@@ -327,36 +354,35 @@ class _Gatherer:
 
 def render(inspection: Inspection, console: Console) -> None:
     """Print the groups in graph order, what is pinned by reason, and the totals; 100 columns are enough."""
-    console.print(_groups_table(inspection))
+    console.print(_groups_table(inspection, min(console.width, 120)))
     if inspection.pinned:
         console.print(_pinned_table(inspection))
     console.print(Text(_totals(inspection)))
 
 
-def _groups_table(inspection: Inspection) -> Table:
-    caption = Text(
-        "params, MACs: what sits on the group's channels; a weight between two groups counts for both",
-        style="dim",
-    )
+def _groups_table(inspection: Inspection, width: int) -> Table:
+    caption = "params, MACs: what sits on the group's channels; a weight between two groups counts for both"
     table = Table(
         title=Text(f"{inspection.model}: coupled channels"),
-        caption=caption,
+        caption=Text(caption, style="dim"),
         box=box.SIMPLE_HEAD,
-        padding=(0, 1),
+        collapse_padding=True,
+        width=width,
     )
     for name in ("#", "channels", "params", "MACs"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("made by", "read by", "why"):
-        table.add_column(name, overflow="fold", ratio=1)
+    for name, ratio in (("made by", 5), ("read by", 4), ("why", 5)):
+        table.add_column(name, overflow="fold", ratio=ratio)
     total = inspection.totals
     for group in inspection.groups:
+        producers = [layer + _tied(group, layer) for layer in group.producers]
         table.add_row(
             str(group.number),
             str(group.channels),
             _percent(group.params, total.params_trainable),
             _percent(group.macs, total.macs),
-            Text(_some(list(group.producers)) or "(sum)"),
-            Text(_some(group.readers)),
+            Text(_some(producers) or "(sum)"),
+            Text(_some([_tail(layer, 20) for layer in group.readers], 1)),
             Text(_why(group), style="bold" if group.pinned else ""),
         )
     return table
@@ -389,17 +415,55 @@ def _totals(inspection: Inspection) -> str:
 
 def _why(group: Group) -> str:
     if group.pinned is not None:
-        return f"pinned at {group.pinned.node}: {group.pinned.reason}"
-    nodes = [f"{coupling.node} ({coupling.what})" for coupling in group.coupled_by]
-    if not nodes:
-        return "alone"
-    return ("sum at " if group.derived else "coupled by ") + _some(nodes)
+        return f"pinned: {group.pinned.reason} at {group.pinned.node}"
+    nodes = _coupling_nodes(group)
+    return _coupled(group) + _some(nodes) if nodes else "alone"
+
+
+def _tied(group: Group, layer: str) -> str:
+    """How many outputs of a layer its channels are, where it is not one each."""
+    outputs = group.producers.get(layer, group.channels)
+    return "" if outputs == group.channels else f" ({outputs:,} outputs)"
+
+
+def _coupled(group: Group) -> str:
+    return "sum at " if group.derived else "coupled by "
+
+
+def _coupling_nodes(group: Group) -> list[str]:
+    """The nodes that couple a group, each with a word on what it is where its name does not say so."""
+    found = []
+    for coupling in group.coupled_by:
+        tail = re.search(r"\((\w+)\)$", coupling.what)
+        word = tail[1] if tail else coupling.what.split()[0]
+        found.append(coupling.node if coupling.node.startswith(word) else f"{coupling.node} ({word})")
+    return found
 
 
 def _some(names: Sequence[str], most: int = 2) -> str:
     """The first names of a list and how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" +{more} more" if more > 0 else "")
+
+
+def _fitting(names: Sequence[str], width: int) -> str:
+    """As many names as `width` characters take (one at least), and how many more there are."""
+    fits = [most for most in range(1, len(names) + 1) if len(_some(names, most)) <= width]
+    return _some(names, max(fits, default=1))
+
+
+def _cut(text: str, most: int) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _tail(path: str, most: int) -> str:
+    """The end of a long module path, where paths differ; cut at a dot if there is one."""
+    if len(path) <= most:
+        return path
+    end = path[1 - most :]
+    whole = end.partition(".")[2]
+    return "\N{HORIZONTAL ELLIPSIS}" + (whole if 2 * len(whole) > most else end)
 
 
 def _count(number: int, noun: str) -> str:
@@ -423,7 +487,7 @@ def write_svg(inspection: Inspection, path: str | Path) -> None:
 
     Top to bottom, a row for every layer, join and rearrangement of channels; nodes that leave the channels as
     they are (normalisation, activation, pooling) are named in the row of the node they follow. A row's bar is
-    its output's channel axis: as long as the square root of the width, coloured by group.
+    its output's channel axis: as long as the cube root of the width, coloured by group.
     """
     svg = _Drawing(inspection).draw()
     ET.indent(svg, " ")
@@ -515,9 +579,10 @@ def _lanes(skips: Sequence[_Skip]) -> dict[int, int]:
 
 # ---- picture: colours ------------------------------------------------------------------------------------
 
-# Paul Tol's "muted" and "light" schemes: distinct for every kind of colour vision.
+# Paul Tol's "muted" and "light" schemes: distinct for every kind of colour vision. Both counts are odd, so
+# that layers which take turns (as in a dense block) do not share the same few colours.
 _COUPLED = "#332288 #CC6677 #44AA99 #DDCC77 #882255 #88CCEE #117733 #AA4499 #999933".split()
-_ALONE = "#77AADD #EE8866 #BBCC33 #FFAABB #44BB99 #EEDD88 #99DDFF #AAAA00".split()
+_ALONE = "#77AADD #EE8866 #BBCC33 #FFAABB #44BB99 #EEDD88 #99DDFF".split()
 _PINNED, _NONE, _INK, _FAINT = "#C4C9D1", "#FFFFFF", "#1F2430", "#667085"
 
 
@@ -533,7 +598,8 @@ def _palette(groups: Sequence[Group]) -> dict[int | None, tuple[str, str]]:
         scheme = _COUPLED if coupled else _ALONE
         colour = scheme[used[coupled] % len(scheme)]
         used[coupled] += 1
-        colours[group.number] = (colour if coupled else _mixed(colour, "#FFFFFF", 0.35), colour)
+        pair = (colour, colour) if coupled else (_pale(colour), _mixed(colour, _INK, 0.2))
+        colours[group.number] = pair
     return colours
 
 
@@ -546,6 +612,10 @@ def _mixed(colour: str, other: str, share: float) -> str:
     return "#" + "".join(f"{round((1 - share) * a + share * b):02X}" for a, b in pairs)
 
 
+def _pale(colour: str) -> str:
+    return _mixed(colour, "#FFFFFF", 0.35)
+
+
 def _ink_on(colour: str) -> str:
     red, green, blue = _channels(colour)
     return _INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#FFFFFF"
@@ -553,17 +623,22 @@ def _ink_on(colour: str) -> str:
 
 # ---- picture: drawing ------------------------------------------------------------------------------------
 
-_TOP, _PITCH, _BAR, _MARGIN, _LANE = 118.0, 38.0, 20.0, 24.0, 9.0
+_TOP, _PITCH, _BAR, _MARGIN, _LANE = 136.0, 38.0, 20.0, 24.0, 9.0
 _BAR_WIDTH, _TEXT_WIDTH, _LEGEND_WIDTH, _CORNER = 220.0, 340.0, 420.0, 6.0
-_MOST_STRIPES = 48
+_MOST_STRIPES, _SUBTITLE_CHARS, _LEGEND_CHARS = 48, 58, 68
 
 _STYLE = f"""
-text {{ font-family: Inter, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif; fill: {_INK} }}
+text {{ font-family: Inter, 'Segoe UI', Roboto, Arial, 'DejaVu Sans', sans-serif; fill: {_INK} }}
+.title {{ font-size: 20px; font-weight: 700 }}
 .name {{ font-size: 12.5px; font-weight: 600 }}
+.key {{ stroke: #98A2B3; stroke-width: .6 }}
 .small {{ font-size: 11px; fill: {_FAINT} }}
 .pin {{ font-weight: 600; fill: {_INK} }}
 .chip {{ font-size: 10.5px; font-weight: 700; text-anchor: middle; pointer-events: none }}
+.box {{ fill: none; stroke: #475467; stroke-width: .8 }}
+.empty {{ stroke-dasharray: 3 2 }}
 .line {{ fill: none; stroke-width: 1.7 }}
+.hit {{ fill: #FFFFFF }}
 .row:hover .hit {{ fill: #F2F4F7 }}
 """
 
@@ -584,11 +659,6 @@ def _legal(text: str) -> str:
     return re.sub(
         r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]", "\N{REPLACEMENT CHARACTER}", text
     )
-
-
-def _elide(text: str, most: int) -> str:
-    """The end of a long text: names differ there."""
-    return text if len(text) <= most else "\N{HORIZONTAL ELLIPSIS}" + text[1 - most :]
 
 
 def _arrow(text: str) -> str:
@@ -664,90 +734,70 @@ class _Drawing:
         )
 
     def _hatch(self, svg: ET.Element) -> None:
-        pattern = _add(
-            _add(svg, "defs"), "pattern", id="pinned", width=6.0, height=6.0,
-            patternUnits="userSpaceOnUse", patternTransform="rotate(45)",
-        )  # fmt: skip
+        turned = {"patternUnits": "userSpaceOnUse", "patternTransform": "rotate(45)"}
+        pattern = _add(_add(svg, "defs"), "pattern", id="pinned", width=6.0, height=6.0, **turned)
         _add(pattern, "rect", width=6.0, height=6.0, fill=_PINNED)
         _add(pattern, "rect", width=2.0, height=6.0, fill="#9AA2AE")
 
     def _header(self, svg: ET.Element) -> None:
         inputs = ", ".join("x".join(map(str, shape)) for shape in self.inspection.input_shapes)
-        _add(
-            svg,
-            "text",
-            f"{self.inspection.model} ({inputs})",
-            x=_MARGIN,
-            y=34.0,
-            style="font-size:20px;font-weight:700",
-        )
+        _add(svg, "text", f"{self.inspection.model} ({inputs})", x=_MARGIN, y=34.0, class_="title")
         for i, line in enumerate(_totals(self.inspection).splitlines()):
             _add(svg, "text", line, x=_MARGIN, y=54.0 + 16 * i, class_="small")
         x = _MARGIN
         for fill, text in (
             (_COUPLED[0], "coupled layers: same colour, same number"),
-            (_mixed(_ALONE[0], "#FFFFFF", 0.35), "a layer of its own"),
+            (_pale(_ALONE[0]), "a layer of its own"),
             ("url(#pinned)", "pinned"),
-            (_NONE, "no channels of a layer"),
+            (_NONE, "of no layer, or not on one axis"),
         ):
-            _add(
-                svg,
-                "rect",
-                x=x,
-                y=82.0,
-                width=18.0,
-                height=12.0,
-                rx=2.0,
-                fill=fill,
-                stroke="#98A2B3",
-                stroke_width=0.6,
-            )
+            _add(svg, "rect", x=x, y=82.0, width=18.0, height=12.0, rx=2.0, fill=fill, class_="key")
             _add(svg, "text", text, x=x + 24, y=92.0, class_="small")
             x += 44 + 5.7 * len(text)
-        _add(svg, "text", "bar length: square root of the channels", x=x, y=92.0, class_="small")
+        _add(svg, "text", "bar length: cube root of the channels", x=x, y=92.0, class_="small")
 
     # -- rows
 
     def _row(self, parent: ET.Element, row: _Row, text_at: float) -> None:
         g, y = _add(parent, "g", class_="row", data_node=row.node.name), self.y(row.index)
         _add(g, "title", self._details(row))
-        _add(
-            g, "rect", class_="hit", x=self.left - 4, y=y - 9, height=_PITCH, rx=4.0, fill="none",
-            width=text_at + _TEXT_WIDTH - self.left, pointer_events="all",
-        )  # fmt: skip
+        width = text_at + _TEXT_WIDTH - self.left
+        _add(g, "rect", class_="hit", x=self.left - 4, y=y - 9, width=width, height=_PITCH, rx=4.0)
         end = self._bar(g, row.node, y)
         count = sum(s.channels for s in row.node.segments)
         if count:
             _add(g, "text", str(count), x=end + 6, y=y + 14, class_="small")
         name = row.node.layer or row.node.name
-        _add(g, "text", _elide(name, 36), x=text_at, y=y + 7, class_="name")
+        _add(g, "text", _tail(name, 38), x=text_at, y=y + 7, class_="name")
         if row.node.shape is not None:
             shape = "x".join(map(str, row.node.shape[1:]))
             _add(g, "text", shape, x=text_at + _TEXT_WIDTH - 8, y=y + 7, class_="small", text_anchor="end")
-        line = _add(g, "text", self._subtitle(row), x=text_at, y=y + 22, class_="small")
-        reason = next((s.pinned for s in row.node.segments if s.pinned), None)
+        subtitle, reason = self._subtitle(row), next((s.pinned for s in row.node.segments if s.pinned), None)
+        line = _add(g, "text", subtitle, x=text_at, y=y + 22, class_="small")
         if reason:
-            _add(line, "tspan", f"  pinned: {reason}", class_="pin")
+            shown = _cut(f"pinned: {reason}", max(_SUBTITLE_CHARS - len(subtitle), 20))
+            _add(line, "tspan", shown, dx=8.0, class_="pin")
 
     def _subtitle(self, row: _Row) -> str:
-        words = [_BATCHNORM.sub("bn", node.kind.split()[0]) for node in row.folded]
-        return ", ".join([_arrow(row.node.kind), *(word for word, _ in groupby(words))][:5]) + (
-            ", \N{HORIZONTAL ELLIPSIS}" if len(words) > 4 else ""
-        )
+        """What the row is and, where there is room, what follows it."""
+        if row.node.kind == "output":
+            return ""
+        pinned = any(s.pinned for s in row.node.segments)
+        words = [_BATCHNORM.sub("bn", node.kind.split()[0]) for node in row.folded if not pinned]
+        kinds = [_arrow(row.node.kind), *(word for word, _ in groupby(words))]
+        return ", ".join(kinds[:5] + ["\N{HORIZONTAL ELLIPSIS}"] * (len(kinds) > 5))
 
     def _bar(self, g: ET.Element, node: NodeRow, y: float) -> float:
         """Draws the segments; returns where the bar ends."""
         total = sum(s.channels for s in node.segments)
-        length = max(26.0, _BAR_WIDTH * math.sqrt(total / self.widest)) if total else 26.0
+        length = max(26.0, _BAR_WIDTH * math.cbrt(total / self.widest)) if total else 26.0
         x = self.left
         for segment in _stripes(node.segments):
             width = length * segment.channels / total
             self._segment(g, segment, x, y, width)
             x += width
-        _add(
-            g, "rect", class_="box", x=self.left, y=y, width=length, height=_BAR, fill="none",
-            stroke="#475467", stroke_width=0.8, rx=1.5, **({} if total else {"stroke_dasharray": "3 2"}),
-        )  # fmt: skip
+        frame = "box" if total else "box empty"
+        _add(g, "rect", class_=frame, x=self.left, y=y, width=length, height=_BAR, rx=1.5)
         return self.left + length
 
     def _segment(self, g: ET.Element, segment: Segment, x: float, y: float, width: float) -> None:
@@ -772,9 +822,7 @@ class _Drawing:
             counts[segment.group] = counts.get(segment.group, 0) + segment.channels
         for number, count in counts.items():
             group = self.groups.get(number)
-            lines.append(
-                f"{count} of no layer" if group is None else f"{count} of {_headline(group)}: {_why(group)}"
-            )
+            lines.append(f"{count} of " + (f"{_headline(group)}: {_why(group)}" if group else "no layer"))
         lines += [f"pinned: {reason}" for reason in dict.fromkeys(s.pinned for s in node.segments) if reason]
         return "\n".join(lines)
 
@@ -797,10 +845,8 @@ class _Drawing:
 
     def _skip(self, svg: ET.Element, skip: _Skip) -> None:
         """One line down a lane, turning off to every reader."""
-        lane, (colour, kind) = (
-            self.left - 20 - _LANE * self.lanes[skip.source],
-            self._line_colour(skip.source),
-        )
+        colour, kind = self._line_colour(skip.source)
+        lane = self.left - 20 - _LANE * self.lanes[skip.source]
         r, ends = _CORNER, [self._entry(reader, skip.source) for reader in skip.readers]
         y = self.y(skip.source) + _BAR - 4
         path = f"M{self.left:g} {y:g}H{lane + r:g}q{-r:g} 0 {-r:g} {r:g}V{ends[-1] - r:g}"
@@ -810,9 +856,9 @@ class _Drawing:
         _add(svg, "path", class_=kind, fill=colour, d=heads)
 
     def _entry(self, reader: int, source: int) -> float:
-        """Height at which a skip enters a row: the upper half of the bar, one below the other."""
-        skipping = [s for s in self.rows[reader].sources if s != reader - 1]
-        return self.y(reader) + 12 * (skipping.index(source) + 1) / (len(skipping) + 1)
+        """Height at which a skip enters a row: inner lanes above outer ones, so that ends do not cross."""
+        lanes = sorted(self.lanes[s] for s in self.rows[reader].sources if s != reader - 1)
+        return self.y(reader) + 12 * (lanes.index(self.lanes[source]) + 1) / (len(lanes) + 1)
 
     # -- legend
 
@@ -828,9 +874,9 @@ class _Drawing:
             kind = self._class(group.number)
             _add(g, "rect", class_=kind, x=x, y=y, width=30.0, height=18.0, rx=2.0, fill=fill)
             _add(g, "text", str(group.number), x=x + 15, y=y + 13, class_="chip", style=f"fill:{ink}")
-            _add(g, "text", _elide(group.name, 42), x=x + 40, y=y + 9, class_="name")
+            _add(g, "text", _tail(group.name, 48), x=x + 40, y=y + 9, class_="name")
             for i, line in enumerate(_lines(group)):
-                _add(g, "text", _elide(line, 66), x=x + 40, y=y + 24 + 14 * i, class_="small")
+                _add(g, "text", line, x=x + 40, y=y + 24 + 14 * i, class_="small")
             y += 34 + 14 * (len(_lines(group)) - 1)
         return y
 
@@ -856,15 +902,14 @@ def _headline(group: Group) -> str:
 
 def _lines(group: Group) -> list[str]:
     """A group in the legend, below its name."""
-    others = [layer for layer in group.producers if layer != group.name]
-    first = _count(group.channels, "channel") + (f" with {_some(others)}" if others else "")
-    coupled = _some([f"{c.node} ({_arrow(c.what)})" for c in group.coupled_by], 1 if group.pinned else 2)
-    lines = [first]
-    if coupled:
-        lines.append(("sum at " if group.derived else "coupled by ") + coupled)
+    others, nodes = [layer for layer in group.producers if layer != group.name], _coupling_nodes(group)
+    first = _count(group.channels, "channel") + _tied(group, group.name)
+    lines = [first + (f" with {_fitting(others, _LEGEND_CHARS - len(first) - 6)}" if others else "")]
+    if nodes:
+        lines.append(_coupled(group) + _fitting(nodes, _LEGEND_CHARS - 11))
     if group.pinned is not None:
-        lines.append(f"pinned at {group.pinned.node}: {group.pinned.reason}")
-    return lines
+        lines.append(f"pinned: {group.pinned.reason} at {group.pinned.node}")
+    return [_cut(line, _LEGEND_CHARS) for line in lines]
 
 
 def _full(group: Group) -> list[str]:
@@ -874,6 +919,6 @@ def _full(group: Group) -> list[str]:
         "made by " + ", ".join(f"{layer} ({count})" for layer, count in group.producers.items()),
         "read by " + (", ".join(group.readers) or "no layer"),
         *(f"coupled by {c.node}: {c.what}" for c in group.coupled_by),
-        *([f"pinned at {group.pinned.node}: {group.pinned.reason}"] if group.pinned else []),
+        *([f"pinned: {group.pinned.reason} at {group.pinned.node}"] if group.pinned else []),
         f"{group.params:,} params and {group.macs:,} MACs a sample sit on these channels",
     ]

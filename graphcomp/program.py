@@ -8,7 +8,7 @@ safetensors, never as a pickle, and loads without the source of the model it cam
 import copy
 import operator
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,9 +57,19 @@ class Program:
         inputs = tuple(x.to(dtype) if x.is_floating_point() else x.clone() for x in self.example_inputs)
         return Program(editable(self).to(dtype), inputs, self.history)
 
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module by dotted path."""
+        return dict(self.module.named_modules(remove_duplicate=False))
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter and buffer by dotted name, tied ones under all of their names."""
+        return named_tensors(self.module)
+
     def layer(self, target: str, kind: type[nn.Module] = nn.Module) -> nn.Module:
         """The module at dotted path `target`, checked to be a `kind`."""
-        module = self.module.get_submodule(target)
+        module = self.modules[target]
         if not isinstance(module, kind):
             raise TypeError(f"{target}: found {type(module).__name__}, expected {kind.__name__}")
         return module
@@ -67,7 +77,7 @@ class Program:
     def called_modules(self) -> dict[str, nn.Module]:
         """Every module that the graph calls, by dotted path, in order of first call."""
         targets = dict.fromkeys(cast(str, n.target) for n in self.graph.nodes if n.op == "call_module")
-        return {t: self.module.get_submodule(t) for t in targets}
+        return {t: self.modules[t] for t in targets}
 
     @cached_property
     def values(self) -> dict[fx.Node, Any]:
@@ -99,12 +109,42 @@ class Program:
         return "\n".join(format_node(self, node) for node in self.graph.nodes)
 
 
+OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.ipow: operator.pow,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
+}
+"""`x += y` and its like -> the operator that yields the same value and leaves x alone."""
+
+
+class _Proxy(fx.Proxy):
+    """Records `x += y` as what it is; fx itself would record `x + y`, and views of x would miss the change."""
+
+
+def _recorder(function: Callable[..., Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _function in OUT_OF_PLACE:
+    setattr(_Proxy, f"__{_function.__name__}__", _recorder(_function))
+
+
 class _Tracer(fx.Tracer):
     """Keeps `torch.nn` modules whole and remembers where it is, for error messages."""
 
     def __init__(self) -> None:
         super().__init__()
         self.path = ""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -138,6 +178,7 @@ def trace(
     try:
         model.eval()
         graph = tracer.trace(model)
+        eliminate_dead_nodes(graph, model)
         # shallow copies: the caller's modules keep their training mode, these are in eval mode
         module = fx.GraphModule(with_tensors(model, lambda t: t), graph, type(model).__name__).eval()
     except Exception as error:
@@ -147,30 +188,87 @@ def trace(
             m.training = mode
     for node in module.graph.nodes:
         node.meta = {PASS_KEY: "trace"}
-    eliminate_dead_nodes(module)
-    module.recompile()
+        _place_operand(node)
     program = Program(module, tuple(x[:1].detach().clone() for x in inputs))
-    _ = program.values  # shapes are derived now, so that a wrong input shape fails here
+    if _replace_augmented(program):  # shapes are derived now, so that a wrong input shape fails here
+        program = Program(module, program.example_inputs)
     return program
 
 
-def eliminate_dead_nodes(module: fx.GraphModule) -> None:
-    """Drop nodes without users, but those that act in place, and modules and tensors that nothing uses."""
-    for node in reversed(list(module.graph.nodes)):
-        if not node.users and node.op not in ("placeholder", "output") and not _acts_in_place(module, node):
-            module.graph.erase_node(node)
+def _replace_augmented(program: Program) -> bool:
+    """Turn `x += y` into `x + y` where nothing else sees the change of x; whether any was."""
+    values = program.values
+    augmented = [n for n in program.graph.nodes if n.target in OUT_OF_PLACE]
+    unseen = [n for n in augmented if not isinstance(values[n], Tensor) or not is_read_later(program, n)]
+    for node in unseen:
+        node.target = OUT_OF_PLACE[node.target]
+    if unseen:
+        eliminate_dead_nodes(program.graph, program.module)
+        program.module.recompile()
+    return bool(unseen)
+
+
+def _place_operand(node: fx.Node) -> None:
+    """torch.cat(tensors=…), conv(input=…): the operand comes first, where every rule looks for it."""
+    torch_owned = str(getattr(node.target, "__module__", "")).partition(".")[0] == "torch"
+    if node.args or not (node.op == "call_module" or node.op == "call_function" and torch_owned):
+        return
+    name = next((k for k in ("input", "tensors", "tensor") if k in node.kwargs), None)
+    if name is not None:
+        node.args = (node.kwargs[name],)
+        node.kwargs = {k: v for k, v in node.kwargs.items() if k != name}
+
+
+def eliminate_dead_nodes(graph: fx.Graph, module: nn.Module) -> None:
+    """Drop nodes without users, but those that act in place; `module` holds the graph's modules."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output") and not acts_in_place(module, node):
+            graph.erase_node(node)
+
+
+def delete_unused(module: fx.GraphModule) -> None:
+    """Drop modules and tensors that no node uses."""
     used = {n.target for n in module.graph.nodes if n.op == "get_attr"}
-    for name in [n for n in [*module._buffers, *module._parameters] if n not in used]:
-        delattr(module, name)
     module.delete_all_unused_submodules()
+    called = {cast(str, n.target) for n in module.graph.nodes if n.op == "call_module"}
+    for path, part in _outside(module, called):
+        for name in [n for n in [*part._buffers, *part._parameters] if f"{path}{n}" not in used]:
+            delattr(part, name)
 
 
-def _acts_in_place(module: fx.GraphModule, node: fx.Node) -> bool:
+def _outside(module: nn.Module, called: Iterable[str], path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Modules that only hold others or tensors, with the prefix of their names; called ones are skipped."""
+    yield path, module
+    for name, part in module._modules.items():
+        if part is not None and f"{path}{name}" not in called:
+            yield from _outside(part, called, f"{path}{name}.")
+
+
+def acts_in_place(module: nn.Module, node: fx.Node) -> bool:
+    """Whether a node writes into its operand."""
     if node.op == "call_module":
         return bool(getattr(module.get_submodule(cast(str, node.target)), "inplace", False))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    in_place_operator = node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-    return name.endswith("_") or name == "_assert" or in_place_operator or bool(node.kwargs.get("inplace"))
+    in_place = name.endswith("_") or node.target in OUT_OF_PLACE or bool(node.kwargs.get("inplace"))
+    return in_place or name == "_assert"
+
+
+def same_memory(a: Any, b: Any) -> bool:
+    """Whether two values are tensors (of `Program.values`, for one) that view the same memory."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return False
+    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
+
+
+def is_read_later(program: Program, writer: fx.Node) -> bool:
+    """Whether what an in-place node writes is seen by later nodes that do not take its result."""
+    order = {node: i for i, node in enumerate(program.graph.nodes)}
+    written = program.values[writer.all_input_nodes[0]]
+    return any(
+        any(order[user] > at for user in node.users) and same_memory(program.values[node], written)
+        for node, i in order.items()
+        if i < (at := order[writer])
+    )
 
 
 def _is_parametrized(module: nn.Module) -> bool:
@@ -282,6 +380,10 @@ def run_on_meta(program: Program) -> dict[fx.Node, Any]:
     return values
 
 
+SAME_SHAPE = {nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Dropout, nn.Identity}
+"""Modules that keep shape and type: not run on the meta device, where some of them are slow."""
+
+
 def _run_node(
     node: fx.Node,
     values: dict[fx.Node, Any],
@@ -298,20 +400,18 @@ def _run_node(
         missing = next(inputs, None)
         return meta(missing) if missing is not None else node.args[0]
     if node.op == "get_attr":
-        return meta(get_tensor(program.module, cast(str, node.target)))
+        return meta(program.tensors[cast(str, node.target)])
     if node.op == "call_module":
-        return modules[cast(str, node.target)](*args, **kwargs)
+        module = modules[cast(str, node.target)]
+        if type(module) in SAME_SHAPE:
+            same = getattr(module, "inplace", False) or isinstance(module, nn.Dropout | nn.Identity)
+            return args[0] if same else torch.empty_like(args[0])  # views matter: see `same_memory`
+        return module(*args, **kwargs)
     if node.op == "call_function":
         return cast(Callable[..., Any], node.target)(*args, **kwargs)
     if node.op == "call_method":
         return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
     return args[0]
-
-
-def get_tensor(module: nn.Module, name: str) -> Tensor:
-    """The parameter or buffer at a dotted name."""
-    path, _, leaf = name.rpartition(".")
-    return cast(Tensor, getattr(module.get_submodule(path), leaf))
 
 
 def fresh_inputs(

@@ -25,7 +25,8 @@ from graphcomp.pipeline import Pass
 from graphcomp.targets import TARGETS
 
 PassTable = Mapping[str, type[Any]]
-Lines = dict[tuple[Any, ...], int]
+Lines = Mapping[tuple[Any, ...], int]
+"""Where a field is -> its line."""
 
 
 class BenchOptions(BaseModel):
@@ -65,6 +66,11 @@ class Recipe(BaseModel):
     bench: BenchOptions | Literal[False] = BenchOptions()
 
 
+SECTIONS: dict[str, type[BaseModel]] = {"export": ExportOptions, "bench": BenchOptions}
+UNION_TAGS = ("str", "dict[str,nullable[dict[str,any]]]", "BenchOptions", "literal[False]")
+"""What pydantic puts into the place of an error to tell the members of a union apart."""
+
+
 @dataclass(frozen=True)
 class _Item:
     """One pass before it is made: where it stands, for messages."""
@@ -72,7 +78,7 @@ class _Item:
     name: str
     options: Mapping[str, Any]
     place: str
-    lines: Mapping[str, int]
+    lines: Lines
 
 
 def load_recipe(path: Path, table: PassTable) -> Recipe:
@@ -94,7 +100,7 @@ def load_recipe(path: Path, table: PassTable) -> Recipe:
         raise RecipeError(f"{path}: found {error}, expected YAML") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path}:1: found {type(data).__name__}, expected fields such as `passes:`")
-    lines = _lines(tree)
+    lines = _lines(tree, str(path))
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
@@ -108,16 +114,18 @@ def load_recipe(path: Path, table: PassTable) -> Recipe:
     return recipe
 
 
-def _lines(tree: Any, place: tuple[Any, ...] = ()) -> Lines:
-    """Path of every field -> its line."""
-    found: Lines = {place: tree.start_mark.line + 1} if tree is not None else {}
+def _lines(tree: Any, path: str, place: tuple[Any, ...] = ()) -> Lines:
+    found = {place: tree.start_mark.line + 1}
     if isinstance(tree, yaml.MappingNode):
         for key, value in tree.value:
-            found |= _lines(value, (*place, key.value))
-            found[(*place, key.value)] = key.start_mark.line + 1
+            field, line = (*place, key.value), key.start_mark.line + 1
+            if field in found:
+                raise RecipeError(f"{path}:{line}: {_dotted(field)}: found it twice, expected it once")
+            found |= _lines(value, path, field)
+            found[field] = line
     elif isinstance(tree, yaml.SequenceNode):
         for index, value in enumerate(tree.value):
-            found |= _lines(value, (*place, index))
+            found |= _lines(value, path, (*place, index))
     return found
 
 
@@ -126,15 +134,15 @@ def _items(passes: Sequence[str | dict[str, dict[str, Any] | None]], path: str, 
     for index, entry in enumerate(passes):
         line = lines.get(("passes", index), 1)
         if isinstance(entry, str):
-            items += [_Item(name, options, f"{path}:{line}", {}) for name, options in split_passes(entry)]
+            items += [_Item(name, options, path, {(): line}) for name, options in split_passes(entry)]
             continue
         if len(entry) != 1:
             raise RecipeError(
-                f"{path}:{line}: passes.{index}: found {len(entry)} names in one entry, expected one pass an entry"
+                f"{path}:{line}: passes.{index}: found {len(entry)} names in one entry, expected one"
             )
         ((name, options),) = entry.items()
-        at = {k[3]: n for k, n in lines.items() if len(k) == 4 and k[:3] == ("passes", index, name)}
-        items.append(_Item(name, options or {}, f"{path}:{line}", at))
+        at = {k[3:]: n for k, n in lines.items() if k[:3] == ("passes", index, name)}
+        items.append(_Item(name, options or {}, path, at))
     return items
 
 
@@ -156,76 +164,101 @@ def _make_one(item: _Item, table: PassTable) -> Pass:
     if item.name not in table:
         close = difflib.get_close_matches(item.name, table, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise RecipeError(
-            f"{item.place}: found no pass {item.name!r}, expected one of {', '.join(table)}{hint}"
-        )
+        at = _at(item.place, item.lines, ())
+        raise RecipeError(f"{at}: found no pass {item.name!r}, expected one of {', '.join(table)}{hint}")
     kind = table[item.name]
     try:
         return TypeAdapter(kind).validate_python(dict(item.options))  # type: ignore[no-any-return]
     except ValidationError as error:
-        lines = {(name,): line for name, line in item.lines.items()}
-        place = item.place.rpartition(":")[0] if lines else item.place
-        raise RecipeError(_explain(error, place, lines, [f.name for f in fields(kind)], item.name)) from error
+        known = [f.name for f in fields(kind)]
+        raise RecipeError(_explain(error, item.place, item.lines, known, item.name)) from error
 
 
 def _explain(
     error: ValidationError,
     place: str,
-    lines: Mapping[tuple[Any, ...], int],
+    lines: Lines,
     known: Sequence[str],
     owner: str = "",
 ) -> str:
     """The first problem in one line: place, field, what was found and expected."""
     problem = error.errors()[0]
-    loc = tuple(problem["loc"])
-    where = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
-    at = f"{place}:{where}" if where is not None else place
-    field = ".".join(str(part) for part in ((owner, *loc) if owner else loc) if part != "")
+    loc = tuple(part for part in problem["loc"] if part not in UNION_TAGS)
+    at, field = _at(place, lines, loc), _dotted((owner, *loc) if owner else loc)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        if not owner and loc[0] in SECTIONS:
+            known = list(SECTIONS[str(loc[0])].model_fields)
         close = difflib.get_close_matches(str(loc[-1]), known, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return f"{at}: {field}: found an unknown option, expected one of {', '.join(known)}{hint}"
     found = "" if problem["type"] in ("missing", "value_error") else f"found {problem['input']!r}, "
-    return f"{at}: {field}: {found}{problem['msg'].removeprefix('Value error, ')}"
+    said = problem["msg"].removeprefix("Value error, ")
+    if not owner and loc[0] == "passes" and len(loc) == 2:
+        said = "expected the name of a pass, alone or with its options as in `l1: {ratio: 0.5}`"
+    return f"{at}: {field}: {found}{said}"
+
+
+def _at(place: str, lines: Lines, loc: tuple[Any, ...]) -> str:
+    """`file:line` of a field, or of what is around it if the field itself is not there."""
+    line = next((lines[loc[:n]] for n in range(len(loc), -1, -1) if loc[:n] in lines), None)
+    return f"{place}:{line}" if line is not None else place
+
+
+def _dotted(loc: Sequence[Any]) -> str:
+    return ".".join(str(part) for part in loc)
 
 
 def split_passes(text: str) -> list[tuple[str, dict[str, Any]]]:
     """`a, b{x=1, y=[2, 3]}` -> [("a", {}), ("b", {"x": 1, "y": [2, 3]})]; RecipeError naming the column."""
     found = []
-    for start, part in _split(text, 0):
+    for start, part in _split(text):
         name, brace, rest = part.partition("{")
         if not name.strip():
             raise RecipeError(f"passes, column {start + 1}: found {part!r}, expected the name of a pass")
         if brace and not rest.rstrip().endswith("}"):
             raise RecipeError(f"passes, column {start + 1}: found {part!r}, expected a closing brace")
         inside = rest.rstrip()[:-1] if brace else ""
-        options = dict(_option(p, start + len(name) + 1 + at) for at, p in _split(inside, 0) if p.strip())
+        options: dict[str, Any] = {}
+        for column, option in _split(inside, start + len(name) + 1):
+            if option.strip():
+                _add_option(options, option, column)
         found.append((name.strip(), options))
     return found
 
 
-def _option(text: str, column: int) -> tuple[str, Any]:
+def _add_option(options: dict[str, Any], text: str, column: int) -> None:
+    column += len(text) - len(text.lstrip())
     name, equals, value = text.partition("=")
-    if not equals:
+    name = name.strip()
+    if not equals or not name:
         raise RecipeError(f"passes, column {column + 1}: found {text.strip()!r}, expected option=value")
+    if name in options:
+        raise RecipeError(f"passes, column {column + 1}: {name}: found it twice, expected it once")
     try:
-        return name.strip(), yaml.safe_load(value)
+        options[name] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise RecipeError(
-            f"passes, column {column + 1}: {name.strip()}: found {value!r}, expected a value"
+            f"passes, column {column + 1}: {name}: found {value!r}, expected a value; put quotes around text "
+            'that begins with a special character, e.g. include="*.conv1"'
         ) from error
 
 
-def _split(text: str, depth: int) -> list[tuple[int, str]]:
-    """Split at commas outside brackets: (column, part)."""
-    parts, start = [], 0
+def _split(text: str, offset: int = 0) -> list[tuple[int, str]]:
+    """Split at commas outside brackets and quotes: (column from `offset`, part)."""
+    parts, start, depth, quote = [], 0, 0, ""
     for column, char in enumerate(text):
+        if quote or char in "\"'":
+            quote = "" if char == quote else quote or char
+            continue
         depth += (char in "{[") - (char in "}]")
         if depth < 0:
-            raise RecipeError(f"passes, column {column + 1}: found {char!r}, expected it to be opened before")
+            raise RecipeError(
+                f"passes, column {offset + column + 1}: found {char!r}, expected it to be opened before"
+            )
         if char == "," and depth == 0:
-            parts.append((start, text[start:column]))
+            parts.append((offset + start, text[start:column]))
             start = column + 1
-    if depth:
-        raise RecipeError(f"passes, column {len(text)}: found the end, expected a closing bracket")
-    return [*parts, (start, text[start:])]
+    if depth or quote:
+        missing = "quote" if quote else "bracket"
+        raise RecipeError(f"passes, column {offset + len(text)}: found the end, expected a closing {missing}")
+    return [*parts, (offset + start, text[start:])]

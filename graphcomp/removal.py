@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
-from graphcomp.channels import ELEMENTS, ChannelGroup, Channels, JoinPolicy, analyse
-from graphcomp.cost import layer_rows, params_trainable
+from graphcomp.channels import ChannelGroup, Channels, JoinPolicy, analyse
+from graphcomp.cost import layer_row, layer_weight, params_trainable
 from graphcomp.errors import PassError
 from graphcomp.pipeline import Context, Plan
-from graphcomp.program import Program, get_tensor
+from graphcomp.program import Program
 from graphcomp.records import Kept
 from graphcomp.surgery import Drop, drop_of, dropped_rows, feasible, legalise, mask, no_drop, remove
 
@@ -270,18 +270,21 @@ class CostModel:
     """Parameters and MACs of a program after a removal, from the axes alone."""
 
     def __init__(self, channels: Channels) -> None:
-        program = channels.program
-        self.axes = [a for a in channels.axes if any(d != ELEMENTS for _, d in a.tensors)]
+        program, self.axes = channels.program, channels.axes
         self.total_params = params_trainable(program)
         self.sizes: dict[str, tuple[int, bool]] = {}
+        name_of: dict[int, str] = {}  # a tied weight is on the axes under one of its names
         for axis in self.axes:
             for name, _ in axis.tensors:
-                tensor = get_tensor(program.module, name)
+                tensor = program.tensors[name]
                 self.sizes[name] = tensor.numel(), tensor.requires_grad
+                name_of[id(tensor)] = name
         self.macs: dict[str, int] = {}
-        for row in layer_rows(program):
-            weight = f"{row.name}.weight"
-            self.macs[weight] = self.macs.get(weight, 0) + row.macs
+        for node in program.graph.nodes:
+            row = layer_row(program, node)
+            if row is not None:
+                weight = name_of.get(id(layer_weight(program, node)), "")
+                self.macs[weight] = self.macs.get(weight, 0) + row.macs
 
     def __call__(self, drop: Drop, counter: Literal["macs", "params"]) -> float:
         """The counter after the removal."""

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from graphcomp.channels import Tracker, Unread
 from graphcomp.labels import along, canonical, compact, concatenate, varying
-from graphcomp.program import Program, get_tensor
+from graphcomp.program import Program, is_read_later
 
 Rule = Callable[[Tracker, fx.Node], Any]
 NAMESPACES = (torch, F, operator, torch.Tensor, torch.special, torch.linalg, torch.fft, math, builtins)
@@ -242,7 +242,7 @@ def _convolve(
 ) -> Tensor:
     labels, shape = _x(tracker, node), tracker.shape(node)
     weight = f"{prefix}weight"
-    axis = len(shape) - (get_tensor(tracker.program.module, weight).ndim - 2) - 1
+    axis = len(shape) - (tracker.program.tensors[weight].ndim - 2) - 1
     vector = tracker.vector(node, labels, axis)
     biases = [(f"{prefix}bias", 0)] if bias else []
     if groups == vector.numel() > 1:
@@ -466,8 +466,8 @@ def _join(tracker: Tracker, node: fx.Node, shape: tuple[int, ...]) -> Tensor | N
     if x.shape != y.shape or varying(x) != varying(y) or len(varying(x)) != 1:
         return None
     inplace = node.target is operator.iadd or (isinstance(node.target, str) and node.target.endswith("_"))
-    if inplace and len(a.users) > 1:
-        return None  # the masked copy would not be what other users of the operand see
+    if inplace and is_read_later(tracker.program, node):
+        return None  # the masked copy would not be what others see
     (axis,) = varying(x)
     out = tracker.mint(shape[axis])
     tracker.joins.append((node, axis, compact(x).flatten(), compact(y).flatten(), out))
@@ -500,12 +500,15 @@ def _attribute(tracker: Tracker, node: fx.Node) -> Any:
 def _item(tracker: Tracker, node: fx.Node) -> Any:
     source, index = cast(fx.Node, node.args[0]), node.args[1]
     values = tracker.values[source]
-    return values[index] if isinstance(index, int | str) else _opaque(tracker, node)
+    return values[index] if isinstance(index, int | slice) else _opaque(tracker, node)
 
 
 def _stack(tracker: Tracker, node: fx.Node) -> Any:
     """Operands must keep equal shapes."""
-    operands = [tracker.labels(a) for a in cast(Iterable[fx.Node], node.args[0])]
+    if isinstance(node.args[0], fx.Node):  # one tuple of tensors
+        operands = list(cast(Iterable[Tensor], tracker.values[node.args[0]]))
+    else:
+        operands = [tracker.labels(a) for a in cast(Iterable[fx.Node], node.args[0])]
     for x in operands[1:]:
         tracker.couple(node, operands[0], x)
     return _move(tracker, node)
@@ -584,7 +587,7 @@ def move(
         if not value.dtype.is_floating_point and source is not node.args[0] and op_name(node) in INDEXERS:
             if source.op != "get_attr":
                 raise NotMovable
-            return get_tensor(program.module, cast(str, source.target))
+            return program.tensors[cast(str, source.target)]
         return tensor(source)
 
     args, kwargs = fx.node.map_arg(node.args, load), fx.node.map_arg(node.kwargs, load)

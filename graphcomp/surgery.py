@@ -19,7 +19,15 @@ from torch import Tensor, fx, nn
 from graphcomp.channels import ELEMENTS, Axis, Channels, Join, Unread
 from graphcomp.errors import SurgeryError
 from graphcomp.labels import Ints, along, compact, varying
-from graphcomp.program import PASS_KEY, Program, editable, eliminate_dead_nodes, get_tensor
+from graphcomp.program import (
+    PASS_KEY,
+    Program,
+    acts_in_place,
+    delete_unused,
+    editable,
+    eliminate_dead_nodes,
+    same_memory,
+)
 from graphcomp.rules import is_move, move, op_name, pad_amounts
 
 Drop = np.ndarray[Any, np.dtype[np.bool_]]
@@ -164,7 +172,7 @@ def mask(program: Program, channels: Channels, drop: Drop) -> Program:
     for axis in channels.axes:
         if axis.reads and drop[axis.channels].any():
             (name, dim), *_ = axis.tensors
-            old = replaced.get(name, get_tensor(program.module, name))
+            old = replaced.get(name, program.tensors[name])
             replaced[name] = _zero(old.detach().clone(), dim, drop[axis.channels], axis.groups)
     module = editable(program, replaced)
     new = dict(zip(program.graph.nodes, module.graph.nodes, strict=True))
@@ -257,17 +265,50 @@ class _Surgeon:
         for node in self.program.graph.nodes:
             self.visit(node)
         _remove_masks(self.module)
-        eliminate_dead_nodes(self.module)
+        eliminate_dead_nodes(self.module.graph, self.module)
+        delete_unused(self.module)
         self.refuse_ragged()
         self.module.graph.lint()
         self.module.recompile()
-        return Program(self.module, self.program.example_inputs, self.program.history)
+        result = Program(self.module, self.program.example_inputs, self.program.history)
+        self.refuse_moved_memory(result)
+        return result
 
     def refuse_ragged(self) -> None:
         alive = set(self.module.graph.nodes)
         for node, cut in self.cuts.items():
             if cut is RAGGED and self.new[node] in alive:
                 raise self.refusal(node, "a layout without a channel axis")
+
+    def refuse_moved_memory(self, result: Program) -> None:
+        """What an in-place operator writes through a view must reach the same readers as before."""
+        old, nodes, alive = self.program.values, list(self.program.graph.nodes), set(self.module.graph.nodes)
+        order = {node: i for i, node in enumerate(nodes)}
+        for at in self.writes():
+            written = nodes[at].all_input_nodes[0]
+            if not (is_move(self.program, written) or _is_item(self.program, written)):
+                continue
+            new = result.values[self.new[written]]
+            for node in nodes[:at]:
+                read_later = node is not written and any(order[user] > at for user in node.users)
+                if not read_later or self.new[node] not in alive:
+                    continue
+                if same_memory(old[node], old[written]) != same_memory(result.values[self.new[node]], new):
+                    raise self.refusal(written, f"memory shared with {node.name}, and written in place,")
+
+    def writes(self) -> list[int]:
+        """Positions of the in-place operators in the graph."""
+        nodes = enumerate(self.program.graph.nodes)
+        return [i for i, n in nodes if acts_in_place(self.program.module, n) and n.all_input_nodes]
+
+    def overwritten(self, source: fx.Node, until: fx.Node) -> bool:
+        """Whether an in-place operator changes `source` before `until` reads it."""
+        values, nodes = self.program.values, list(self.program.graph.nodes)
+        between = range(nodes.index(source) + 1, nodes.index(until))
+        return any(
+            at in between and same_memory(values[nodes[at].all_input_nodes[0]], values[source])
+            for at in self.writes()
+        )
 
     # -------------------------------------------------------------- tensors
 
@@ -280,7 +321,7 @@ class _Surgeon:
         return {name: self.slice(name, dims) for name, dims in selections.items()}
 
     def slice(self, name: str, dims: Mapping[int, Axis]) -> Tensor:
-        tensor = get_tensor(self.program.module, name).detach()
+        tensor = self.program.tensors[name].detach()
         if ELEMENTS in dims:
             cut = self.cut_of(torch.from_numpy(dims[ELEMENTS].channels), of_channels=True)
             if isinstance(cut, _Ragged):
@@ -391,7 +432,7 @@ class _Surgeon:
         if op_name(node) == "pad":
             return self.fix_pad(node)
         cut = self.cuts[node]
-        if cut is RAGGED or isinstance(cut, list) and any(c is RAGGED for c in cut):
+        if _has_ragged(cut):
             return None
         try:
             if self.delivers(node, node):
@@ -425,21 +466,22 @@ class _Surgeon:
 
     def delivers(self, node: fx.Node, candidate: fx.Node) -> bool:
         """Whether `candidate`, run on the smaller operands, yields the smaller result, position by position."""
-        if any(
-            self.cuts.get(s) is RAGGED or self.numbers.get(s) is RAGGED for s in candidate.all_input_nodes
-        ):
+        if any(_has_ragged(self.cuts.get(s, self.numbers.get(s))) for s in candidate.all_input_nodes):
             return False
-        ids, start = dict[fx.Node, Tensor](), 1
-        for source in node.all_input_nodes:
-            labels = self.channels.values[source]
-            if isinstance(labels, Tensor):
-                thin = compact(labels)
-                ids[source] = (
-                    torch.arange(start, start + thin.numel()).reshape(thin.shape).expand(labels.shape)
-                )
-                start += thin.numel()
+        start = 1
+
+        def numbered(labels: Any) -> Any:
+            nonlocal start
+            if not isinstance(labels, Tensor):
+                return tuple(map(numbered, labels))
+            thin = compact(labels)
+            start += thin.numel()
+            return torch.arange(start - thin.numel(), start).reshape(thin.shape).expand(labels.shape)
+
+        sources = [s for s in node.all_input_nodes if _is_labelled(self.channels.values[s])]
+        ids = {s: numbered(self.channels.values[s]) for s in sources}
         whole = move(self.program, node, ids.__getitem__, self.program.values.__getitem__)
-        small = {s: _apply(x, self.cuts[s]) for s, x in ids.items()}
+        small = {s: _apply_all(x, self.cuts[s]) for s, x in ids.items()}
         found = move(self.program, candidate, small.__getitem__, self.numbers.__getitem__)
         if isinstance(whole, Tensor):
             return _equal(found, _apply(whole, self.cuts[node]))
@@ -521,7 +563,8 @@ class _Surgeon:
         axis, kept = cut
         if op_name(node) == "select":
             items: list[Any] = [slice(None)] * len(shape)
-            items[cast(int, node.args[1])] = node.args[2]
+            dim, index = (*node.args[1:], *(node.kwargs[k] for k in ("dim", "index") if k in node.kwargs))
+            items[cast(int, dim)] = index
         else:
             items = _full_index(node.args[1], len(shape))
         where = _entry(items, axis)
@@ -557,7 +600,7 @@ class _Surgeon:
         """Replace a chain of moves whose net effect is on one axis by an index_select of its beginning."""
         chain, source = [node], _parent(self.program, node)
         while source is not None:
-            index = self.net_index(source, chain)
+            index = None if self.overwritten(source, node) else self.net_index(source, chain)
             if index is not None:
                 axis, positions = index
                 new = self.new[node]
@@ -678,6 +721,24 @@ def _apply(tensor: Tensor, cut: Cut) -> Tensor:
     if tensor.size(axis) > 1 and tensor.stride(axis) == 0:
         return tensor.narrow(axis, 0, 1).expand(shape)
     return compact(tensor, keep=(axis,)).index_select(axis, keep).expand(shape)
+
+
+def _apply_all(value: Any, cut: Any) -> Any:
+    """`_apply` for a tensor or a tuple of tensors."""
+    if isinstance(cut, list):
+        return tuple(map(_apply, value, cut))
+    return _apply(value, cut)
+
+
+def _has_ragged(cut: Any) -> bool:
+    return cut is RAGGED or isinstance(cut, list) and any(c is RAGGED for c in cut)
+
+
+def _is_labelled(value: Any) -> bool:
+    """Whether a node yields labels, in one tensor or several."""
+    if isinstance(value, tuple | list):
+        return bool(value) and all(isinstance(x, Tensor) for x in value)
+    return isinstance(value, Tensor)
 
 
 def _shrunk(shape: Sequence[int], cut: Cut) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""apoz: average percentage of zeros (Hu et al. 2016, "Network Trimming"; the rule is Aghli & Ribeiro's, 2021).
+"""apoz: average percentage of zeros (Hu et al. 2016, "Network Trimming"; rule: Aghli & Ribeiro 2021).
 
     APoZ_c = share of entries of channel c, after convolution, normalisation and ReLU, that are exactly 0
              over all samples and positions                                                  (METHODS 2.1)
@@ -54,7 +54,7 @@ class APoZ(ChannelRemoval):
             elif relu is None:
                 unjudged[group.name] = "no ReLU behind it, so zeros say nothing"
             elif relu not in watchers:
-                watchers[relu] = counters[group.name] = ZeroCounter(_width(channels.program, node))
+                watchers[relu] = counters[group.name] = ZeroCounter(*_channel_axis(channels.program, node))
             else:
                 counters[group.name] = cast(ZeroCounter, watchers[relu])
         if watchers:
@@ -87,9 +87,11 @@ def _layer_node(program: Program, layer: str) -> fx.Node | None:
     return next((n for n in program.graph.nodes if n.op == "call_module" and n.target == layer), None)
 
 
-def _width(program: Program, node: fx.Node | None) -> int:
-    shape = (program.shape(node) or ()) if node is not None else ()
-    return shape[1] if len(shape) > 2 else shape[-1]
+def _channel_axis(program: Program, node: fx.Node | None) -> tuple[int, int]:
+    """Width and dimension of a layer's channels: the last of a linear layer, else the second."""
+    assert node is not None  # a layer with a ReLU behind it
+    dim = -1 if isinstance(program.layer(cast(str, node.target)), nn.Linear) else 1
+    return (program.shape(node) or ())[dim], dim
 
 
 def _relu_after(program: Program, node: fx.Node | None) -> fx.Node | None:

@@ -14,6 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, fx, nn
 
+from graphcomp.errors import PassError
 from graphcomp.pipeline import Context, Plan
 from graphcomp.program import PASS_KEY, Program, editable
 from graphcomp.records import Kept
@@ -39,11 +40,11 @@ class FoldBN:
         kept: list[Kept] = []
         for node in program.graph.nodes:
             if node.op == "call_module" and isinstance(program.layer(node.target), BatchNorm):
-                reason = self._reason(program, node)
+                reason = "excluded" if node.target in self.exclude else _obstacle(program, node)
                 if reason:
                     kept.append(Kept(where=node.target, reason=reason))
                 else:
-                    pairs[node.target] = cast(str, cast(fx.Node, node.args[0]).target)
+                    pairs[node.target] = cast(str, node.all_input_nodes[0].target)
         return Plan(
             name=self.name,
             options=options_of(self),
@@ -52,42 +53,21 @@ class FoldBN:
             summary=f"folded {len(pairs)} of {len(pairs) + len(kept)} normalisations",
         )
 
-    def _reason(self, program: Program, node: fx.Node) -> str | None:
-        """Why a normalisation cannot be folded."""
-        norm = cast(BatchNorm, program.layer(cast(str, node.target)))
-        source = node.args[0]
-        if node.target in self.exclude:
-            return "excluded"
-        if norm.running_mean is None:
-            return "it has no running statistics"
-        if not isinstance(source, fx.Node) or source.op != "call_module":
-            return "no layer in front of it"
-        layer = program.layer(cast(str, source.target))
-        if not isinstance(layer, Foldable):
-            return f"{type(layer).__name__} in front of it, not a convolution or linear layer"
-        if isinstance(layer, nn.Linear) and len(program.shape(source) or ()) != 2:
-            return "its channels are not the linear layer's outputs"
-        if len(source.users) > 1:
-            return f"{source.target} feeds other nodes too"
-        calls = [n.target for n in program.graph.nodes if n.op == "call_module"]
-        if calls.count(source.target) > 1 or calls.count(node.target) > 1:
-            return "one of the two is called more than once"
-        return None
-
     def simulate(self, program: Program, plan: Plan) -> Program:
         """Folding changes no value."""
         return program
 
     def rewrite(self, program: Program, plan: Plan) -> Program:
         """Scale the weights, set the bias, drop the normalisation."""
+        _check(program, plan.decisions["pairs"])
         module = editable(program)
+        calls = {n.target: n for n in module.graph.nodes if n.op == "call_module"}
         for norm_name, layer_name in plan.decisions["pairs"].items():
             _fold(
                 cast(nn.Conv2d, module.get_submodule(layer_name)),
                 cast(BatchNorm, module.get_submodule(norm_name)),
             )
-            node = next(n for n in module.graph.nodes if n.op == "call_module" and n.target == norm_name)
-            source = cast(fx.Node, node.args[0])
+            node, source = calls[norm_name], calls[layer_name]
             source.meta[PASS_KEY] = self.name
             node.replace_all_uses_with(source)
             module.graph.erase_node(node)
@@ -95,6 +75,49 @@ class FoldBN:
         module.graph.lint()
         module.recompile()
         return Program(module, program.example_inputs, program.history)
+
+
+def _obstacle(program: Program, node: fx.Node) -> str | None:
+    """Why a normalisation cannot be folded."""
+    norm = cast(BatchNorm, program.layer(cast(str, node.target)))
+    source = node.all_input_nodes[0]
+    if norm.running_mean is None:
+        return "it has no running statistics"
+    if source.op != "call_module":
+        return "no layer in front of it"
+    layer = program.layer(cast(str, source.target))
+    if not isinstance(layer, Foldable):
+        return f"{type(layer).__name__} in front of it, not a convolution or linear layer"
+    if isinstance(layer, nn.Linear) and len(program.shape(source) or ()) != 2:
+        return "its channels are not the linear layer's outputs"
+    if len(source.users) > 1:
+        return f"{source.target} feeds other nodes too"
+    calls = [n.target for n in program.graph.nodes if n.op == "call_module"]
+    if calls.count(source.target) > 1 or calls.count(node.target) > 1:
+        return "one of the two is called more than once"
+    if _is_shared(program, layer, cast(str, source.target)):
+        return f"the weights of {source.target} are used elsewhere too"
+    return None
+
+
+def _check(program: Program, pairs: dict[str, str]) -> None:
+    """PassError if the pairs are not this program's, as those of a plan that was made for another one."""
+    called = program.called_modules()
+    norms = {n.target: n for n in program.graph.nodes if isinstance(called.get(str(n.target)), BatchNorm)}
+    for norm, layer in pairs.items():
+        node = norms.get(norm)
+        if node is None or node.all_input_nodes[0].target != layer or _obstacle(program, node):
+            raise PassError(
+                f"{norm}: found no normalisation to fold into {layer}, expected a plan made for this program"
+            )
+
+
+def _is_shared(program: Program, layer: nn.Module, name: str) -> bool:
+    """Whether another layer is tied to the weights, or a node reads them by themselves."""
+    own = {id(p) for p in layer.parameters()}
+    names = [n for n, t in program.tensors.items() if id(t) in own]
+    read = {n.target for n in program.graph.nodes if n.op == "get_attr"}
+    return any(not n.startswith(f"{name}.") or n in read for n in names)
 
 
 @torch.no_grad()

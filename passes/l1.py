@@ -12,7 +12,6 @@ from torch import Tensor
 
 from graphcomp.channels import Axis, Channels
 from graphcomp.pipeline import Context
-from graphcomp.program import get_tensor
 from graphcomp.removal import OPTIONS, ChannelRemoval, Scores
 
 
@@ -30,7 +29,7 @@ class L1(ChannelRemoval):
                 np.add.at(
                     scores,
                     axis.channels,
-                    filter_norms(get_tensor(channels.program.module, axis.tensors[0][0]), axis),
+                    filter_norms(channels.program.tensors[axis.tensors[0][0]], axis),
                 )
         return scores, {}
 
