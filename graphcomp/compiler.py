@@ -245,8 +245,8 @@ def _open(out: Path, fingerprint: dict[str, Any], resume: bool, overwrite: bool)
         return _matching_state(out, fingerprint)
     if present and not overwrite:
         raise OutputError(
-            f"{out}: found {len(present)} files, expected an empty or new directory; use --resume to go on with "
-            "an interrupted run, --overwrite to replace its results, or choose another -o"
+            f"{out}: found {len(present)} files, expected an empty or new directory; use --resume to go on "
+            "with an interrupted run, --overwrite to replace its results, or choose another -o"
         )
     foreign = [n for n in present if n not in OWN and not LEFTOVER.fullmatch(n)]
     if foreign:
@@ -275,8 +275,8 @@ def _matching_state(out: Path, fingerprint: dict[str, Any]) -> State:
     for key, value in json.loads(json.dumps(fingerprint)).items():
         if state.fingerprint.get(key) != value:
             raise RecipeError(
-                f"--resume: {key}: found {_short(value)}, expected {_short(state.fingerprint.get(key))} as in the "
-                f"interrupted run in {out}; use the same command, or --overwrite"
+                f"--resume: {key}: found {_short(value)}, expected {_short(state.fingerprint.get(key))} as "
+                f"in the interrupted run in {out}; use the same command, or --overwrite"
             )
     return state
 

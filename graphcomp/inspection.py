@@ -91,7 +91,10 @@ class Group(Record):
         description="parameters that sit on the group's channels; one that sits on two groups (a row of one, "
         "a column of the other) counts for both"
     )
-    macs: int = Field(description="multiply-accumulates of those parameters, for one sample")
+    macs: int = Field(
+        description="multiply-accumulates of those parameters, for one sample; without those of weights that "
+        "the graph computes"
+    )
 
 
 class PinnedReason(Record):
@@ -313,22 +316,24 @@ class _Gatherer:
         params = sum((on_group[key] for key in parameters), start=zero)
         macs = zero.copy()
         for node in self.program.graph.nodes:
-            row = layer_row(self.program, node)
-            if row is not None:
-                weight = self._weight(node)
+            row, weight = layer_row(self.program, node), self._weight(node)
+            if row is not None and weight is not None:
                 macs += on_group.get(id(weight), zero) * (row.macs // weight.numel())
         return params, macs
 
-    def _weight(self, node: fx.Node) -> Tensor:
+    def _weight(self, node: fx.Node) -> Tensor | None:
+        """The stored weight of a layer; None if there is none, or the graph computes it."""
         if node.op == "call_module":
-            return self.program.tensors[f"{node.target}.weight"]
-        source = cast(fx.Node, node.args[1] if len(node.args) > 1 else node.kwargs["weight"])
-        return self.program.tensors[cast(str, source.target)]
+            return self.program.tensors.get(f"{node.target}.weight")
+        source = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+        stored = isinstance(source, fx.Node) and source.op == "get_attr"
+        return self.program.tensors[cast(str, cast(fx.Node, source).target)] if stored else None
 
     def _elements(self, tensor: Tensor, sites: dict[int, Axis]) -> Ints:
         """Per group, the elements of a tensor that at least one of its axes gives to the group."""
         if ELEMENTS in sites:
-            return self._counts(sites[ELEMENTS], 1)[0]
+            elements: Ints = self._counts(sites[ELEMENTS], 1)[0]
+            return elements
         blocks = max(axis.groups for axis in sites.values())
         whole: Ints = np.ones((blocks, 1), np.int64)
         others: Ints = np.ones((blocks, len(self.channels.groups)), np.int64)

@@ -5,6 +5,7 @@ example inputs it was traced with, and the plans of the passes that made it. It 
 safetensors, never as a pickle, and loads without the source of the model it came from (`graphcomp.storage`).
 """
 
+import contextlib
 import copy
 import operator
 import traceback
@@ -408,7 +409,9 @@ def _run_node(
             return args[0] if same else torch.empty_like(args[0])  # views matter: see `same_memory`
         return module(*args, **kwargs)
     if node.op == "call_function":
-        return cast(Callable[..., Any], node.target)(*args, **kwargs)
+        makes = not any(isinstance(values[n], Tensor) for n in node.all_input_nodes)  # torch.ones(…), for one
+        with torch.device("meta") if makes else contextlib.nullcontext():
+            return cast(Callable[..., Any], node.target)(*args, **kwargs)
     if node.op == "call_method":
         return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
     return args[0]

@@ -563,8 +563,8 @@ class _Surgeon:
         axis, kept = cut
         if op_name(node) == "select":
             items: list[Any] = [slice(None)] * len(shape)
-            dim, index = (*node.args[1:], *(node.kwargs[k] for k in ("dim", "index") if k in node.kwargs))
-            items[cast(int, dim)] = index
+            given = [*node.args[1:], *(node.kwargs[k] for k in ("dim", "index") if k in node.kwargs)]
+            items[cast(int, given[0])] = given[1]
         else:
             items = _full_index(node.args[1], len(shape))
         where = _entry(items, axis)

@@ -24,7 +24,7 @@ SHIFT = 2
 BATCH = 64
 PEAK_RATE = 0.1
 WEIGHT_DECAY = 5e-4
-SPARSITY = 3e-3
+SPARSITY = 1.2e-2
 DEFAULT_OUT = Path(__file__).with_name("resnet20_digits.safetensors")
 
 

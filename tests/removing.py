@@ -1,0 +1,85 @@
+"""What tests of channel removal share: a random choice of half the channels, and removal as a pass."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import nn
+
+from graphcomp.channels import Channels, JoinPolicy, analyse
+from graphcomp.labels import Ints
+from graphcomp.program import Program, named_tensors, trace
+from graphcomp.surgery import Drop, drop_of, mask, no_drop, remove
+from tests.nets import Built, scramble
+
+JOINS: tuple[JoinPolicy, ...] = get_args(JoinPolicy)
+Rows = Mapping[str, Sequence[int]]
+
+
+def exact_program(built: Built, seed: int = 0) -> Program:
+    """The network, scrambled, in float64."""
+    module, shape = built
+    return trace(scramble(module, seed).double(), torch.zeros(shape, dtype=torch.float64), copy_weights=False)
+
+
+def plain_program(module: nn.Module, *shape: int) -> Program:
+    """The network as it was built, in float32."""
+    return trace(module, torch.zeros(shape), copy_weights=False)
+
+
+def random_scores(channels: Channels, seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """A number for every channel."""
+    return np.random.default_rng(seed).random(len(channels.channel_of))
+
+
+def half(channels: Channels, seed: int = 0) -> Drop:
+    """The lower half by `random_scores` of every block of every removable group."""
+    score, drop = random_scores(channels, seed), no_drop(channels)
+    for group in channels.removable:
+        for block in np.unique(group.blocks):
+            members = group.channels[group.blocks == block]
+            drop[members[np.argsort(score[members])[: len(members) // 2]]] = True
+    return drop
+
+
+def every_other(channels: Channels, layer: str) -> Drop:
+    """Channels 0, 2, 4, … of what a layer produces."""
+    drop = no_drop(channels)
+    for group in channels.group_of(layer):
+        drop[group.channels[::2]] = True
+    return drop
+
+
+def rows_of(channels: Channels, layer: str) -> Ints:
+    """The channel of every output row of a layer."""
+    return next(
+        a.channels for a in channels.axes if a.role == "out" and a.tensors[0][0].startswith(f"{layer}.")
+    )
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Channel removal as a pass whose plan is `dropped_rows`."""
+
+    join: JoinPolicy = "couple"
+    name: str = "removal"
+
+    def simulate(self, program: Program, plan: Rows) -> Program:
+        channels = analyse(program, self.join)
+        return mask(program, channels, drop_of(channels, plan))
+
+    def rewrite(self, program: Program, plan: Rows) -> Program:
+        channels = analyse(program, self.join)
+        return remove(program, channels, drop_of(channels, plan), self.name)
+
+
+def digest(program: Program) -> str:
+    """A hash of the printed graph and of every tensor's name, bytes and `requires_grad`."""
+    found = hashlib.sha256(str(program).encode())
+    for name, tensor in named_tensors(program.module).items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.requires_grad}".encode())
+        found.update(tensor.detach().contiguous().numpy().tobytes())
+    return found.hexdigest()
