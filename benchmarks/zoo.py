@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,7 +42,7 @@ from torch import Tensor, nn  # noqa: E402
 
 Result = dict[str, Any]
 
-OURS, THEIRS = "graphcomp", "torch-pruning"
+OURS, THEIRS, ONNX = "graphcomp", "torch-pruning", "onnx"
 RESULTS, DOCS = ROOT / "out" / "zoo.json", ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- zoo: begin, written by benchmarks/zoo.py --render -->", "<!-- zoo: end -->"
 RATIO = 0.5
@@ -160,7 +160,12 @@ class Toy(nn.Module):
 # ---------------------------------------------------------------------- measuring
 
 
-def error_of(expected: Any, found: Any) -> Result:
+def outputs(result: Any) -> list[Tensor]:
+    """All tensors of a network's output: one, or a dict of them (segmentation)."""
+    return list(result.values()) if isinstance(result, Mapping) else [result]
+
+
+def error_of(expected: list[Tensor], found: list[Tensor]) -> Result:
     """How far two answers to the same two images are apart.
 
     Returns:
@@ -168,11 +173,8 @@ def error_of(expected: Any, found: Any) -> Result:
         is mostly a constant would hide everything from an error relative to its size);
         spread: how much of the output depends on the image, relative to its size.
     """
-    from graphcomp.program import output_tensors
-
     error, spread = 0.0, float("inf")
-    pairs = list(zip(output_tensors(expected), output_tensors(found), strict=True))
-    for e, f in pairs:
+    for e, f in zip(expected, found, strict=True):
         if e.shape != f.shape:
             raise ValueError(f"output has shape {tuple(f.shape)}, was {tuple(e.shape)}")
         depends = (e[0] - e[1]).abs().max()
@@ -255,7 +257,7 @@ def ours_timed(name: str) -> dict[str, float]:
 def ours_exact(name: str) -> Result:
     """What can be removed, and whether removing half of it changes what the masked network computes."""
     from graphcomp.channels import analyse
-    from graphcomp.program import output_tensors, trace
+    from graphcomp.program import trace
     from graphcomp.surgery import drop_of, dropped_rows, mask, remove
 
     program = trace(lively(name), image(check_pixels(name)).double(), copy_weights=False)
@@ -268,11 +270,11 @@ def ours_exact(name: str) -> Result:
     again = analyse(simulated)
     x = image(check_pixels(name), 2).double()
     with torch.no_grad():
-        expected = output_tensors(simulated(x))
+        expected = outputs(simulated(x))
     smaller = remove(simulated, again, drop_of(again, rows), "l1")
     del simulated, again
     with torch.no_grad():
-        return {**facts, "params_after": params(smaller.module), **error_of(expected, smaller(x))}
+        return {**facts, "params_after": params(smaller.module), **error_of(expected, outputs(smaller(x)))}
 
 
 def census(channels: Any) -> Result:
@@ -351,20 +353,14 @@ def theirs_exact(name: str) -> Result:
         except Exception as error:
             first = str(error).strip().splitlines()[:1]
             return {**facts, "outcome": f"pruned network raises {type(error).__name__}: {first[0]}"[:300]}
-        found = [t.clone() for t in _tensors(found)]
+        found = outputs(found)
         if norm_widths(model) != widths:  # then its statistics are those of no masked network
             return {**facts, "outcome": "runs, not judged: LayerNorm over fewer channels"}
         pruned = dict(model.named_parameters())
         for parameter_name, p in reference.named_parameters():
             keep_only(p, pruned[parameter_name])
-        facts |= error_of(_tensors(reference(x)), found)
+        facts |= error_of(outputs(reference(x)), found)
     return {**facts, "outcome": "exact" if facts["error"] <= EXACT else "wrong output"}
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    from graphcomp.program import output_tensors
-
-    return output_tensors(output)
 
 
 def norm_widths(model: nn.Module) -> dict[str, int]:
@@ -394,18 +390,19 @@ def keep_only(reference: Tensor, pruned: Tensor) -> None:
 # ---------------------------------------------------------------------- servers
 
 
-def job_ours(name: str, onnx: bool) -> Result:
-    """Everything that is measured of graphcomp."""
-    if onnx:
-        return guarded(lambda: ours_onnx(name))
+def job_ours(name: str) -> Result:
+    """What can be removed, whether it is exact, and how long it takes."""
     exact = guarded(lambda: ours_exact(name))
     return {**exact, **guarded(lambda: repeated(lambda: ours_timed(name)))}
 
 
-def job_theirs(name: str, onnx: bool) -> Result:
-    """Everything that is measured of Torch-Pruning."""
+def job_theirs(name: str) -> Result:
+    """How long it takes, and whether it is exact."""
     timed = guarded(lambda: repeated(lambda: theirs_timed(name)))
     return timed if "raised" in timed else {**timed, **guarded(lambda: theirs_exact(name))}
+
+
+JOBS: dict[str, Callable[[str], Result]] = {OURS: job_ours, THEIRS: job_theirs, ONNX: ours_onnx}
 
 
 def warm_up(engine: str) -> None:
@@ -431,12 +428,11 @@ def serve(engine: str) -> None:
     gc.freeze()
     answers.write("ready\n")
     for line in sys.stdin:
-        job = json.loads(line)
+        name = json.loads(line)
         child = os.fork()
         if child == 0:
             signal.alarm(TIMEOUT)
-            work = job_theirs if engine == THEIRS else job_ours
-            result = guarded(lambda: work(job["name"], job["onnx"]))  # noqa: B023 - called at once
+            result = guarded(lambda: JOBS[engine](name))  # noqa: B023 - called at once
             result["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
             answers.write(json.dumps(result) + "\n")
             os._exit(0)
@@ -467,10 +463,10 @@ class Server:
         assert pipe is not None
         return pipe
 
-    def ask(self, name: str, onnx: bool = False) -> Result:
+    def ask(self, name: str) -> Result:
         """Measure one network."""
         stdin = self._pipe(self.process.stdin)
-        stdin.write(json.dumps({"name": name, "onnx": onnx}) + "\n")
+        stdin.write(json.dumps(name) + "\n")
         stdin.flush()
         result: Result = json.loads(self._pipe(self.process.stdout).readline())
         return result
@@ -504,25 +500,29 @@ def make_venv(folder: Path) -> None:
 # ---------------------------------------------------------------------- driver
 
 
-def measure(names: list[str], venv: Path, onnx: bool, again: bool) -> None:
-    """Ask both engines about every network that has no result yet, and save after each."""
+def measure(names: list[str], venv: Path, engines: list[str], again: bool) -> None:
+    """Ask the engines about every network that lacks a result, and save after each.
+
+    `engines` are `OURS`, `THEIRS`, or `ONNX` for the export of what graphcomp made smaller.
+    """
     theirs = venv / "bin" / "python"
-    if not onnx and not theirs.exists():
+    if THEIRS in engines and not theirs.exists():
         raise SystemExit(f"{theirs}: not found; create it with --create --venv {venv}")
     results = load()
-    key = "onnx" if onnx else OURS
-    todo = [n for n in names if again or key not in results["networks"].get(n, {})]
+    networks = results["networks"]
+    todo = [n for n in names if again or not set(engines) <= set(networks.get(n, {}))]
     if not todo:
         return
     results["environment"] = describe(theirs if theirs.exists() else None)
-    servers = {OURS: Server(sys.executable, OURS)}
-    if not onnx:
-        servers[THEIRS] = Server(str(theirs), THEIRS)
+    servers = {e: Server(str(theirs) if e == THEIRS else sys.executable, e) for e in engines}
     for position, name in enumerate(todo, 1):
-        found = results["networks"].setdefault(name, {})
-        found |= {key if onnx else e: server.ask(name, onnx) for e, server in servers.items()}
+        found = networks.setdefault(name, {})
+        for engine, server in servers.items():
+            if again or engine not in found:
+                found[engine] = server.ask(name)
         save(results)
-        print(f"[{position}/{len(todo)}] {name}: {line_of(found, onnx)}", flush=True)
+        words = ", ".join(f"{e}: {in_words(e, found[e])}" for e in engines)
+        print(f"[{position}/{len(todo)}] {name}: {words}", flush=True)
     for server in servers.values():
         server.close()
 
@@ -560,14 +560,14 @@ def describe(theirs: Path | None) -> Result:
     return {"machine": machine, "versions": versions, "date": datetime.now(UTC).date().isoformat()}
 
 
-def line_of(found: Result, onnx: bool) -> str:
-    """One line of progress."""
-    if onnx:
-        return str(found["onnx"])
-    ours, theirs = found[OURS], found[THEIRS]
-    seconds = [f"{e['seconds']['total']:.2f} s" if "seconds" in e else "-" for e in (ours, theirs)]
-    mine = ours.get("raised") or f"error {ours['error']:.1e}"
-    return f"{seconds[0]}, {mine} | {THEIRS} {seconds[1]}, {their_outcome(theirs)}"
+def in_words(engine: str, result: Result) -> str:
+    """A result for the progress line."""
+    seconds = f"{result['seconds']['total']:.2f} s, " if "seconds" in result else ""
+    if engine == THEIRS:
+        return seconds + their_outcome(result)
+    if "raised" in result:
+        return seconds + str(result["raised"])
+    return f"parity {result['parity']:.0e}" if engine == ONNX else f"{seconds}error {result['error']:.0e}"
 
 
 # ---------------------------------------------------------------------- table
@@ -608,7 +608,7 @@ def row(name: str, found: Result) -> str:
             f"{ours['removable']} / {pinned}",
             left,
             f"{ours['error']:.0e}",
-            onnx_cell(found.get("onnx", {})),
+            onnx_cell(found.get(ONNX, {})),
         ]
     ratio = ratio_of(found)
     seconds = f"{theirs['seconds']['total']:.2f}" if "seconds" in theirs else ""
@@ -674,14 +674,33 @@ def pin_lines(networks: dict[str, Result]) -> list[str]:
 
 def section(results: Result) -> str:
     """The whole Markdown section."""
-    networks = {n: results["networks"][n] for n in zoo() if OURS in results["networks"].get(n, {})}
+    networks = {
+        n: results["networks"][n] for n in zoo() if {OURS, THEIRS} <= set(results["networks"].get(n, {}))
+    }
+    absent = [n for n in zoo() if n not in networks]
+    missing = [f"- Not measured: {', '.join(absent)}."] if absent else []
     there = results["environment"]
     versions = ", ".join(f"{k} {v}" for k, v in there["versions"].items() if v)
     table = [f"| {' | '.join(HEAD)} |", "|---|" + "---:|" * 10 + "---:|---|---:|"]
     table += [row(n, f) for n, f in networks.items()]
     where = f"{there['machine']}; {versions}; {there['date']}."
     stay = ["Channels that stay, and why:", "", *pin_lines(networks)]
-    parts = [BEGIN, "## Zoo", "", INTRO, "", where, "", *totals(networks), "", *table, "", *stay, END]
+    parts = [
+        BEGIN,
+        "## Zoo",
+        "",
+        INTRO,
+        "",
+        where,
+        "",
+        *totals(networks),
+        *missing,
+        "",
+        *table,
+        "",
+        *stay,
+        END,
+    ]
     return "\n".join(parts)
 
 
@@ -700,7 +719,7 @@ def render(results: Result) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--serve", choices=[OURS, THEIRS], help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=list(JOBS), help=argparse.SUPPRESS)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv-zoo", help="the venv of Torch-Pruning")
     parser.add_argument("--create", action="store_true", help="create the venv and stop")
     parser.add_argument("--models", default="*", help="glob of network names, several separated by commas")
@@ -709,6 +728,7 @@ def main() -> None:
     )
     parser.add_argument("--again", action="store_true", help="measure what has a result too")
     parser.add_argument("--onnx", action="store_true", help="measure ONNX parity after removal instead")
+    parser.add_argument("--engine", choices=[OURS, THEIRS], help="measure one of the two alone")
     parser.add_argument("--render", action="store_true", help="only write the table into docs/results.md")
     options = parser.parse_args()
     if options.serve:
@@ -723,7 +743,8 @@ def main() -> None:
         for n, size in zoo().items()
         if size <= options.limit_params and any(fnmatch.fnmatch(n, p) for p in patterns)
     ]
-    return measure(names, options.venv, options.onnx, options.again)
+    engines = [ONNX] if options.onnx else [options.engine] if options.engine else [OURS, THEIRS]
+    return measure(names, options.venv, engines, options.again)
 
 
 if __name__ == "__main__":

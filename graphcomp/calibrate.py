@@ -58,6 +58,7 @@ class ZeroCounter:
         self.entries, self.dim = 0, dim
 
     def __call__(self, output: Tensor) -> None:
+        """Count one batch."""
         flat = output.movedim(self.dim, 0).flatten(1)
         self.zeros += (flat == 0).sum(1)
         self.entries += flat.size(1)

@@ -312,31 +312,38 @@ class Tracker:
         channel_of: Ints,
         pinned: dict[int, tuple[str, str]],
     ) -> None:
-        """Channels that no layer produces have nothing to score; sums of a join are decided by its operands."""
-        made = {c for a in axes if a.role == "out" for c in a.channels.tolist()}
-        summed = {c for j in joins for c in j.result.tolist()}
+        """Channels that no layer produces have nothing to score; a join's operands decide its sums."""
+        size = len(channel_of)
+        made, summed = np.zeros(size, bool), np.zeros(size, bool)
         for axis in axes:
-            for channel in np.unique(axis.channels).tolist():
-                if channel and channel not in made and channel not in summed:
-                    pinned.setdefault(channel, (axis.node, "no layer produces these channels"))
-        for channel in made & summed:
+            if axis.role == "out":
+                made[axis.channels] = True
+        for join in joins:
+            summed[join.result] = True
+        for axis in axes:
+            if not (made | summed)[axis.channels].all():
+                for channel in np.unique(axis.channels[~(made | summed)[axis.channels]]).tolist():
+                    if channel:
+                        pinned.setdefault(channel, (axis.node, "no layer produces these channels"))
+        for channel in np.flatnonzero(made & summed).tolist():
             pinned.setdefault(
                 channel, ("join", "a sum that is padded is coupled with a layer's own channels")
             )
 
     def _spans(self, channel_of: Ints) -> tuple[Ints, ...]:
         seen: dict[bytes, Ints] = {}
-        for value in self.values.values():
-            for labels in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(labels, Tensor) and labels.numel():
-                    span = np.unique(channel_of[compact(labels).flatten().numpy()])
-                    if span[0] != 0:
-                        seen.setdefault(span.tobytes(), span)
+        parts = [
+            v for value in self.values.values() for v in (value if isinstance(value, tuple) else (value,))
+        ]
+        for labels in {id(p): p for p in parts if isinstance(p, Tensor) and p.numel()}.values():
+            span = np.unique(channel_of[compact(labels).flatten().numpy()])
+            if span[0] != 0:
+                seen.setdefault(span.tobytes(), span)
         return tuple(seen.values())
 
 
 def _ties(node: str, channels: Ints) -> list[tuple[str, Ints, Ints]]:
-    """Edges that leave only hyperplanes of one axis apart: the longest, the innermost-counting one on ties."""
+    """Edges that leave only hyperplanes of one axis apart: the longest, of equals the innermost-counting."""
     varies = [d for d in range(channels.ndim) if (channels != channels.take([0], axis=d)).any()]
     if len(varies) < 2:
         return []

@@ -35,6 +35,7 @@ from graphcomp.recipe import Recipe
 from graphcomp.records import Bench, Export, Record, Report, Snapshot, Step
 from graphcomp.removal import options_of
 from graphcomp.report import write_report
+from graphcomp.session import probe
 from graphcomp.sources import is_program_dir, load_model, load_weights
 from graphcomp.storage import atomic_file
 from graphcomp.targets import find_target
@@ -129,6 +130,8 @@ def build(
     """
     clock, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     target = find_target(job.recipe.target)
+    if job.recipe.bench is not False:
+        probe(job.recipe.bench.provider or target.provider)  # fails now rather than after the passes
     progress("load the model", 0.0)
     source = load_source(job.model, job.weights, job.input_shape)
     spec = job.recipe.data or source.data or "random"
@@ -148,8 +151,7 @@ def build(
     context = replace(context, progress=_Scaled(progress, share, len(done), len(job.passes)))
     program, steps = Pipeline(job.passes, [_checkpoint(out)]).run(program, context, done)
     progress("save the program", 0.72)
-    with _replacing(out / "program"):
-        program.save(out / "program")
+    program.save(out / "program")
     progress("export the baseline", 0.74)
     exported = job.recipe.export
     base = _export(source.program, out / "baseline.onnx", exported)
@@ -292,8 +294,7 @@ def _checkpoint(out: Path) -> Callable[[int, Step, Plan, Program], None]:
     def save(index: int, step: Step, plan: Plan, program: Program) -> None:
         place = _place(out, index, step.name)
         _write(out / step.plan_file, plan.model_dump_json(indent=2))
-        with _replacing(place):
-            program.save(place)
+        program.save(place)
         _write(place.with_suffix(".json"), step.model_dump_json(indent=2))
 
     return save
@@ -317,20 +318,6 @@ def _finished(out: Path, passes: Sequence[Pass], program: Program) -> tuple[list
     if steps:
         program = Program.load(_place(out, len(steps) - 1, steps[-1].name))
     return steps, program
-
-
-class _replacing:  # noqa: N801 - used like a function
-    """Removes a directory left by an earlier try before a new one is written."""
-
-    def __init__(self, path: Path) -> None:
-        if path.is_dir():
-            shutil.rmtree(path)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 def _write(path: Path, text: str) -> None:

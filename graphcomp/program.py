@@ -9,13 +9,14 @@ import contextlib
 import copy
 import operator
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
@@ -47,7 +48,8 @@ class Program:
         return self.module.graph
 
     def __call__(self, *inputs: Tensor) -> Any:
-        return self.module(*inputs)
+        """What the network yields for these inputs."""
+        return nn.Module.__call__(self.module, *inputs)  # GraphModule's own prints its code when it fails
 
     def clone(self) -> "Program":
         """The same program with its own copy of graph, modules and tensors."""
@@ -126,7 +128,7 @@ OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
 
 
 class _Proxy(fx.Proxy):
-    """Records `x += y` as what it is; fx itself would record `x + y`, and views of x would miss the change."""
+    """Records `x += y` as what it is; under fx it would be `x + y`, and views of x would miss the change."""
 
 
 def _recorder(function: Callable[..., Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
@@ -172,7 +174,7 @@ def trace(
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     if copy_weights or any(_is_parametrized(m) for m in model.modules()):
-        model = copy.deepcopy(model)
+        model = _copied(model)
         _bake_parametrizations(model)
     modes = {m: m.training for m in model.modules()}
     tracer = _Tracer()
@@ -180,6 +182,11 @@ def trace(
         model.eval()
         graph = tracer.trace(model)
         eliminate_dead_nodes(graph, model)
+        augmented = {n.name for n in graph.nodes if n.target in OUT_OF_PLACE}
+        for node in graph.nodes:  # `x += y` becomes `x + y` for now
+            node.target = (
+                OUT_OF_PLACE.get(node.target, node.target) if node.op == "call_function" else node.target
+            )
         # shallow copies: the caller's modules keep their training mode, these are in eval mode
         module = fx.GraphModule(with_tensors(model, lambda t: t), graph, type(model).__name__).eval()
     except Exception as error:
@@ -191,22 +198,26 @@ def trace(
         node.meta = {PASS_KEY: "trace"}
         _place_operand(node)
     program = Program(module, tuple(x[:1].detach().clone() for x in inputs))
-    if _replace_augmented(program):  # shapes are derived now, so that a wrong input shape fails here
-        program = Program(module, program.example_inputs)
-    return program
+    # shapes are derived now, so that a wrong input shape fails here
+    return _without_seen_writes(program, [n for n in module.graph.nodes if n.name in augmented])
 
 
-def _replace_augmented(program: Program) -> bool:
-    """Turn `x += y` into `x + y` where nothing else sees the change of x; whether any was."""
-    values = program.values
-    augmented = [n for n in program.graph.nodes if n.target in OUT_OF_PLACE]
-    unseen = [n for n in augmented if not isinstance(values[n], Tensor) or not is_read_later(program, n)]
-    for node in unseen:
-        node.target = OUT_OF_PLACE[node.target]
-    if unseen:
+def _without_seen_writes(program: Program, augmented: Sequence[fx.Node]) -> Program:
+    """Turn `x + y` back into `x += y` where something else sees the change of x."""
+    while True:
+        values = program.values
+        seen = [n for n in augmented if isinstance(values[n], Tensor) and is_read_later(program, n)]
+        if not seen:
+            break
+        for node in seen:
+            node.target = next(k for k, v in OUT_OF_PLACE.items() if v is node.target)
+        augmented = [n for n in augmented if n not in seen]
+        program = Program(program.module, program.example_inputs)
+        program.module.recompile()
+    if any(not n.users for n in augmented):
         eliminate_dead_nodes(program.graph, program.module)
         program.module.recompile()
-    return bool(unseen)
+    return program
 
 
 def _place_operand(node: fx.Node) -> None:
@@ -225,24 +236,6 @@ def eliminate_dead_nodes(graph: fx.Graph, module: nn.Module) -> None:
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op not in ("placeholder", "output") and not acts_in_place(module, node):
             graph.erase_node(node)
-
-
-def delete_unused(module: fx.GraphModule) -> None:
-    """Drop modules and tensors that no node uses."""
-    used = {n.target for n in module.graph.nodes if n.op == "get_attr"}
-    module.delete_all_unused_submodules()
-    called = {cast(str, n.target) for n in module.graph.nodes if n.op == "call_module"}
-    for path, part in _outside(module, called):
-        for name in [n for n in [*part._buffers, *part._parameters] if f"{path}{n}" not in used]:
-            delattr(part, name)
-
-
-def _outside(module: nn.Module, called: Iterable[str], path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Modules that only hold others or tensors, with the prefix of their names; called ones are skipped."""
-    yield path, module
-    for name, part in module._modules.items():
-        if part is not None and f"{path}{name}" not in called:
-            yield from _outside(part, called, f"{path}{name}.")
 
 
 def acts_in_place(module: nn.Module, node: fx.Node) -> bool:
@@ -272,6 +265,13 @@ def is_read_later(program: Program, writer: fx.Node) -> bool:
     )
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also of the old weight norm's computed weights, which torch refuses to copy."""
+    held = (t for m in model.modules() for t in vars(m).values())
+    computed = {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
+    return copy.deepcopy(model, cast(dict[int, Any], computed))
+
+
 def _is_parametrized(module: nn.Module) -> bool:
     return parametrize.is_parametrized(module) or hasattr(module, "weight_g")
 
@@ -280,10 +280,23 @@ def _bake_parametrizations(model: nn.Module) -> None:
     """Replace computed weights by their values: exact in eval mode, and then the analysis can see them."""
     for module in model.modules():
         if parametrize.is_parametrized(module):
-            for name in list(cast(Any, module.parametrizations)):
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            _bake(module)
         elif hasattr(module, "weight_g") and hasattr(module, "weight_v"):
             nn.utils.remove_weight_norm(module)
+
+
+def _bake(module: nn.Module) -> None:
+    """torch's own `remove_parametrizations` would take the property from the class, which copies share."""
+    lists = dict(cast(nn.ModuleDict, module.parametrizations).items())
+    values = {name: getattr(module, name).detach().clone() for name in lists}
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module._modules["parametrizations"]
+    for name, value in values.items():
+        origin = list(lists[name].parameters())
+        if origin:
+            module.register_parameter(name, nn.Parameter(value, any(p.requires_grad for p in origin)))
+        else:
+            module.register_buffer(name, value)
 
 
 def _trace_error(model: nn.Module, path: str, error: Exception) -> TraceError:
@@ -308,9 +321,15 @@ def editable(program: Program, replaced: Mapping[str, Tensor] | None = None) -> 
         replaced: dotted tensor name -> new tensor to use in place of a clone of the old one. A tensor that
             has several names (a tied weight) is replaced under all of them.
     """
-    replaced = replaced or {}
-    names = named_tensors(program.module)
-    memo = {id(names[name]): tensor for name, tensor in replaced.items()}
+    return assemble(program, *parts(program, replaced))
+
+
+def parts(program: Program, replaced: Mapping[str, Tensor] | None = None) -> tuple[nn.Module, fx.Graph]:
+    """What `editable` copies, not yet put together: modules with their tensors, and the graph.
+
+    For edits that go through many states: a GraphModule compiles its code whenever it is given a graph.
+    """
+    memo = {id(program.tensors[name]): tensor for name, tensor in (replaced or {}).items()}
     new: dict[int, Tensor] = {}
 
     def copied(tensor: Tensor) -> Tensor:
@@ -328,9 +347,12 @@ def editable(program: Program, replaced: Mapping[str, Tensor] | None = None) -> 
         k: cast(Any, p if p is None else copied(p)) for k, p in program.module._parameters.items()
     }
     root._buffers = {k: b if b is None else copied(b) for k, b in program.module._buffers.items()}
-    return fx.GraphModule(root, copy_graph(program.graph), program.module.__class__.__name__).train(
-        program.module.training
-    )
+    return root, copy_graph(program.graph)
+
+
+def assemble(program: Program, root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """A GraphModule of edited parts of `program`; modules and tensors that no node uses are left out."""
+    return fx.GraphModule(root, graph, program.module.__class__.__name__).train(program.module.training)
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
@@ -343,11 +365,14 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
 
 def with_tensors(module: nn.Module, f: Callable[[Tensor], Tensor]) -> nn.Module:
     """A shallow copy of `module` with every parameter and buffer mapped through `f`."""
-    new = copy.copy(module)
-    new.__dict__ = dict(module.__dict__)
-    new._parameters = {k: cast(Any, p if p is None else f(p)) for k, p in module._parameters.items()}
-    new._buffers = {k: b if b is None else f(b) for k, b in module._buffers.items()}
-    new._modules = {k: m if m is None else with_tensors(m, f) for k, m in module._modules.items()}
+    new = module.__new__(type(module))
+    state: dict[str, Any] = {  # hooks are not shared
+        k: v.copy() if isinstance(v, dict | set) else v for k, v in module.__dict__.items()
+    }
+    for kind in ("_parameters", "_buffers"):
+        state[kind] = {k: t if t is None else f(t) for k, t in state[kind].items()}
+    state["_modules"] = {k: m if m is None else with_tensors(m, f) for k, m in state["_modules"].items()}
+    object.__setattr__(new, "__dict__", state)  # nn.Module's own is slow, and there is nothing to check
     return new
 
 
@@ -376,13 +401,58 @@ def run_on_meta(program: Program) -> dict[fx.Node, Any]:
             shapes = [tuple(values[n].shape) for n in node.all_input_nodes if hasattr(values[n], "shape")]
             raise TraceError(
                 f"{node.name} ({node.target}): {error} (input shapes {shapes}); expected shapes that follow "
-                f"from the example inputs {[tuple(x.shape) for x in program.example_inputs]}; check --input-shape"
+                f"from the example inputs {[tuple(x.shape) for x in program.example_inputs]}; "
+                "check --input-shape"
             ) from error
     return values
 
 
-SAME_SHAPE = {nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Dropout, nn.Identity}
-"""Modules that keep shape and type: not run on the meta device, where some of them are slow."""
+_SHAPE_KEEPING = """BatchNorm1d BatchNorm2d BatchNorm3d LayerNorm ReLU ReLU6 SiLU GELU ELU LeakyReLU Hardswish
+    Hardsigmoid Sigmoid Tanh Softmax Dropout Identity"""
+SAME_SHAPE = {getattr(nn, name) for name in _SHAPE_KEEPING.split()}
+SAME_SHAPE_FUNCTIONS = {
+    F.relu,
+    F.relu6,
+    F.silu,
+    F.gelu,
+    F.hardswish,
+    F.hardsigmoid,
+    torch.relu,
+    torch.sigmoid,
+}
+BROADCASTS = {operator.add, operator.mul, operator.sub, torch.add, torch.mul}
+
+
+def _quick_module(module: nn.Module, x: Any) -> Any:
+    """Shape of the commonest modules without the meta device, which is slow at them; None for others."""
+    if type(module) in SAME_SHAPE:
+        same = getattr(module, "inplace", False) or isinstance(module, nn.Dropout | nn.Identity)
+        return x if same else _empty(x, x.shape)  # views matter: see `same_memory`
+    if type(module) is nn.Linear and x.shape[-1] == module.in_features:
+        return _empty(x, (*x.shape[:-1], module.out_features))
+    if type(module) is nn.AdaptiveAvgPool2d:
+        size = module.output_size
+        height, width = size if isinstance(size, tuple) else (size, size)
+        if isinstance(height, int) and isinstance(width, int):
+            return _empty(x, (*x.shape[:-2], height, width))
+    return None
+
+
+def _quick_function(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The same for activations, and for arithmetic on two tensors of one type."""
+    if function in SAME_SHAPE_FUNCTIONS and len(args) == 1:
+        return args[0] if kwargs.get("inplace") else _empty(args[0], args[0].shape)
+    if function not in BROADCASTS or len(args) != 2 or kwargs or not all(isinstance(a, Tensor) for a in args):
+        return None
+    a, b = args
+    if a.dtype != b.dtype:
+        return None
+    shape = a.shape if a.shape == b.shape else torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
+    return _empty(a, shape)
+
+
+def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
+    return torch.empty(tuple(shape), dtype=like.dtype, device="meta")
 
 
 def _run_node(
@@ -404,11 +474,12 @@ def _run_node(
         return meta(program.tensors[cast(str, node.target)])
     if node.op == "call_module":
         module = modules[cast(str, node.target)]
-        if type(module) in SAME_SHAPE:
-            same = getattr(module, "inplace", False) or isinstance(module, nn.Dropout | nn.Identity)
-            return args[0] if same else torch.empty_like(args[0])  # views matter: see `same_memory`
-        return module(*args, **kwargs)
+        quick = _quick_module(module, args[0]) if len(args) == 1 else None
+        return module(*args, **kwargs) if quick is None else quick
     if node.op == "call_function":
+        quick = _quick_function(node.target, args, kwargs)
+        if quick is not None:
+            return quick
         makes = not any(isinstance(values[n], Tensor) for n in node.all_input_nodes)  # torch.ones(…), for one
         with torch.device("meta") if makes else contextlib.nullcontext():
             return cast(Callable[..., Any], node.target)(*args, **kwargs)

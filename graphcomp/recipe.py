@@ -96,8 +96,9 @@ def load_recipe(path: Path, table: PassTable) -> Recipe:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{path}:{line}: found {error.problem}, expected YAML") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: found {error}, expected YAML") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise RecipeError(f"{path}:{line}: found a character that is not text, expected YAML") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path}:1: found {type(data).__name__}, expected fields such as `passes:`")
     lines = _lines(tree, str(path))

@@ -671,9 +671,9 @@ FUNCTION_RULES: dict[str, Rule] = {
     "stack": _stack,
     "pad": _pad,
     **dict.fromkeys(
-        """relu relu6 elu selu celu gelu silu mish hardswish hardsigmoid hardtanh leaky_relu logsigmoid softplus
-        softsign tanhshrink sigmoid tanh exp log log1p expm1 sqrt rsqrt square abs neg clamp clip clamp_min
-        clamp_max erf sin cos reciprocal sign round floor ceil hardshrink softshrink threshold positive
+        """relu relu6 elu selu celu gelu silu mish hardswish hardsigmoid hardtanh leaky_relu logsigmoid
+        softplus softsign tanhshrink sigmoid tanh exp log log1p expm1 sqrt rsqrt square abs neg clamp clip
+        clamp_min clamp_max erf sin cos reciprocal sign round floor ceil hardshrink softshrink threshold positive
         dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout stochastic_depth
         logical_not bitwise_not nan_to_num zeros_like ones_like""".split(),
         _pass,
@@ -689,8 +689,8 @@ FUNCTION_RULES: dict[str, Rule] = {
     "getattr": _attribute,
     **dict.fromkeys(
         """add sub mul div truediv true_divide multiply subtract divide pow floordiv maximum minimum fmax fmin
-        where lerp addcmul addcdiv atan2 rsub radd rmul remainder fmod lt le gt ge eq ne logical_and logical_or
-        logical_xor and or""".split(),
+        where lerp addcmul addcdiv atan2 rsub radd rmul remainder fmod lt le gt ge eq ne logical_and
+        logical_or logical_xor and or""".split(),
         _couple,
     ),
 }

@@ -23,9 +23,9 @@ from graphcomp.program import (
     PASS_KEY,
     Program,
     acts_in_place,
-    delete_unused,
-    editable,
+    assemble,
     eliminate_dead_nodes,
+    parts,
     same_memory,
 )
 from graphcomp.rules import is_move, move, op_name, pad_amounts
@@ -50,9 +50,10 @@ def legalise(channels: Channels, drop: Drop, score: np.ndarray[Any, Any]) -> Dro
     convolution groups that would become smaller than their siblings; then adds the sums of padded joins of
     which both operands are gone. Terminates since it only restores.
     """
-    drop = drop.copy()
-    derived = _derived(channels)
-    drop[[0, *channels.pinned, *derived]] = False
+    removable = no_drop(channels)
+    for group in channels.removable:
+        removable[group.channels] = True
+    drop, derived = drop & removable, _derived(channels)
     _restore(channels, drop, score)
     if derived:
         drop[derived] = True
@@ -154,7 +155,7 @@ def feasible(channels: Channels, drop: Drop, score: np.ndarray[Any, Any]) -> tup
 
 
 def _with_operands(channels: Channels, ids: Iterable[int]) -> Drop:
-    """These channels and, for sums among them, those that they are sums of: a sum goes when both have gone."""
+    """These channels and, for sums among them, what they are sums of: a sum goes when both have gone."""
     wanted = no_drop(channels)
     wanted[list(ids)] = True
     for join in reversed(channels.joins):
@@ -174,16 +175,14 @@ def mask(program: Program, channels: Channels, drop: Drop) -> Program:
             (name, dim), *_ = axis.tensors
             old = replaced.get(name, program.tensors[name])
             replaced[name] = _zero(old.detach().clone(), dim, drop[axis.channels], axis.groups)
-    module = editable(program, replaced)
-    new = dict(zip(program.graph.nodes, module.graph.nodes, strict=True))
+    root, graph = parts(program, replaced)
+    new = dict(zip(program.graph.nodes, graph.nodes, strict=True))
     for join in channels.joins:
         for position, operand in enumerate(join.operands):
             if (drop[operand] & ~drop[join.result]).any():
-                _insert_mask(
-                    module, new[join.node], position, join, ~drop[operand], program.shape(join.node) or ()
-                )
-    module.recompile()
-    return Program(module, program.example_inputs, program.history)
+                shape = program.shape(join.node) or ()
+                _insert_mask(root, graph, new[join.node], position, join, ~drop[operand], shape)
+    return Program(assemble(program, root, graph), program.example_inputs, program.history)
 
 
 def _zero(weight: Tensor, dim: int, gone: Drop, groups: int) -> Tensor:
@@ -195,17 +194,23 @@ def _zero(weight: Tensor, dim: int, gone: Drop, groups: int) -> Tensor:
 
 
 def _insert_mask(
-    module: fx.GraphModule, node: fx.Node, position: int, join: Join, kept: Drop, shape: Sequence[int]
+    root: nn.Module,
+    graph: fx.Graph,
+    node: fx.Node,
+    position: int,
+    join: Join,
+    kept: Drop,
+    shape: Sequence[int],
 ) -> None:
     name = f"{MASK_PREFIX}{node.name}_{position}"
     view = [1] * len(shape)
     view[join.axis] = len(kept)
-    dtype = next((p.dtype for p in module.parameters()), torch.float32)
-    module.register_buffer(name, torch.from_numpy(kept).to(dtype).reshape(view))
+    dtype = next((p.dtype for p in root.parameters()), torch.float32)
+    root.register_buffer(name, torch.from_numpy(kept).to(dtype).reshape(view))
     operand = cast(fx.Node, node.args[position])
-    with module.graph.inserting_before(node):
-        weight = module.graph.get_attr(name)
-        masked = module.graph.call_function(torch.mul, (operand, weight))
+    with graph.inserting_before(node):
+        weight = graph.create_node("get_attr", name)
+        masked = graph.call_function(torch.mul, (operand, weight))
     for new in (weight, masked):
         new.meta = dict(node.meta)
     args = list(node.args)
@@ -213,14 +218,13 @@ def _insert_mask(
     node.args = tuple(args)
 
 
-def _remove_masks(module: fx.GraphModule) -> None:
-    for node in list(module.graph.nodes):
+def _remove_masks(graph: fx.Graph) -> None:
+    for node in list(graph.nodes):
         if node.op == "get_attr" and str(node.target).startswith(MASK_PREFIX):
             for masked in list(node.users):
                 masked.replace_all_uses_with(cast(fx.Node, masked.args[0]))
-                module.graph.erase_node(masked)
-            module.graph.erase_node(node)
-            delattr(module, str(node.target))
+                graph.erase_node(masked)
+            graph.erase_node(node)
 
 
 # ---------------------------------------------------------------------- rewrite
@@ -254,46 +258,46 @@ class _Surgeon:
         self.program, self.channels, self.drop, self.pass_name = program, channels, drop, pass_name
         self.kept = torch.from_numpy(~drop[channels.channel_of])
         replaced = self.sliced_tensors()
-        self.module = editable(program, replaced)
-        self.new = dict(zip(program.graph.nodes, self.module.graph.nodes, strict=True))
+        self.root, self.graph = parts(program, replaced)
+        self.new = dict(zip(program.graph.nodes, self.graph.nodes, strict=True))
         self.changed_layers = {name.rpartition(".")[0] for name in replaced}
         self.cuts: dict[fx.Node, Any] = {}
         self.numbers: dict[fx.Node, Any] = {}
         self.joins = {j.node: j for j in channels.joins}
+        self.known_cuts: dict[int, Cut] = {}
 
     def run(self) -> Program:
         for node in self.program.graph.nodes:
             self.visit(node)
-        _remove_masks(self.module)
-        eliminate_dead_nodes(self.module.graph, self.module)
-        delete_unused(self.module)
+        _remove_masks(self.graph)
+        eliminate_dead_nodes(self.graph, self.root)
         self.refuse_ragged()
-        self.module.graph.lint()
-        self.module.recompile()
-        result = Program(self.module, self.program.example_inputs, self.program.history)
+        self.graph.lint()
+        module = assemble(self.program, self.root, self.graph)
+        result = Program(module, self.program.example_inputs, self.program.history)
         self.refuse_moved_memory(result)
         return result
 
     def refuse_ragged(self) -> None:
-        alive = set(self.module.graph.nodes)
+        alive = set(self.graph.nodes)
         for node, cut in self.cuts.items():
             if cut is RAGGED and self.new[node] in alive:
                 raise self.refusal(node, "a layout without a channel axis")
 
     def refuse_moved_memory(self, result: Program) -> None:
         """What an in-place operator writes through a view must reach the same readers as before."""
-        old, nodes, alive = self.program.values, list(self.program.graph.nodes), set(self.module.graph.nodes)
+        old, nodes, alive = self.program.values, list(self.program.graph.nodes), set(self.graph.nodes)
         order = {node: i for i, node in enumerate(nodes)}
         for at in self.writes():
             written = nodes[at].all_input_nodes[0]
             if not (is_move(self.program, written) or _is_item(self.program, written)):
                 continue
-            new = result.values[self.new[written]]
             for node in nodes[:at]:
                 read_later = node is not written and any(order[user] > at for user in node.users)
                 if not read_later or self.new[node] not in alive:
                     continue
-                if same_memory(old[node], old[written]) != same_memory(result.values[self.new[node]], new):
+                before = same_memory(old[node], old[written])
+                if before != same_memory(result.values[self.new[node]], result.values[self.new[written]]):
                     raise self.refusal(written, f"memory shared with {node.name}, and written in place,")
 
     def writes(self) -> list[int]:
@@ -314,8 +318,11 @@ class _Surgeon:
 
     def sliced_tensors(self) -> dict[str, Tensor]:
         selections: dict[str, dict[int, Axis]] = {}
+        self.indices: dict[int, Tensor] = {}
         for axis in self.channels.axes:
-            if self.drop[axis.channels].any():
+            gone = self.drop[axis.channels]
+            if gone.any():
+                self.indices[id(axis)] = _indices(~gone)
                 for name, dim in axis.tensors:
                     selections.setdefault(name, {})[dim] = axis
         return {name: self.slice(name, dims) for name, dims in selections.items()}
@@ -333,7 +340,7 @@ class _Surgeon:
         if grouped is not None:
             return self.slice_grouped(tensor, dims, grouped)
         for dim, axis in dims.items():
-            tensor = tensor.index_select(dim, _indices(~self.drop[axis.channels]))
+            tensor = tensor.index_select(dim, self.indices[id(axis)])
         return tensor
 
     def slice_grouped(self, tensor: Tensor, dims: Mapping[int, Axis], grouped: int) -> Tensor:
@@ -353,9 +360,16 @@ class _Surgeon:
     # -------------------------------------------------------------- nodes
 
     def cut_of(self, labels: Tensor, of_channels: bool = False) -> Cut:
-        """How a tensor with these labels shrinks."""
+        """How a tensor with these labels shrinks; nodes that pass labels on share them, and the answer."""
+        if of_channels:
+            return self.find_cut(labels, torch.from_numpy(~self.drop))
+        if id(labels) not in self.known_cuts:
+            self.known_cuts[id(labels)] = self.find_cut(labels, self.kept)
+        return self.known_cuts[id(labels)]
+
+    def find_cut(self, labels: Tensor, keep: Tensor) -> Cut:
         thin = compact(labels)
-        kept = torch.from_numpy(~self.drop)[thin] if of_channels else self.kept[thin]
+        kept = keep[thin]
         if bool(kept.all()):
             return None
         for axis in varying(thin):
@@ -409,7 +423,7 @@ class _Surgeon:
     def sync(self, node: fx.Node) -> None:
         """Module attributes follow their tensors."""
         target = cast(str, node.target)
-        module = self.module.get_submodule(target)
+        module = self.root.get_submodule(target)
         source = next((a for a in node.args if isinstance(a, fx.Node)), None)
         cut = self.cuts.get(source) if source is not None else None
         sync_attributes(
@@ -465,7 +479,7 @@ class _Surgeon:
         return found
 
     def delivers(self, node: fx.Node, candidate: fx.Node) -> bool:
-        """Whether `candidate`, run on the smaller operands, yields the smaller result, position by position."""
+        """Whether `candidate`, run on the smaller operands, yields the smaller result, place by place."""
         if any(_has_ragged(self.cuts.get(s, self.numbers.get(s))) for s in candidate.all_input_nodes):
             return False
         start = 1
@@ -583,7 +597,7 @@ class _Surgeon:
             return self.set_item(node, items)
         items[where] = slice(None)
         new = self.new[node]
-        with self.module.graph.inserting_before(new):
+        with self.graph.inserting_before(new):
             picked = self.select(self.new[source], axis, positions, node.name)
         new.op, new.target, new.args, new.kwargs = (
             "call_function",
@@ -604,7 +618,7 @@ class _Surgeon:
             if index is not None:
                 axis, positions = index
                 new = self.new[node]
-                with self.module.graph.inserting_before(new):
+                with self.graph.inserting_before(new):
                     picked = self.select(self.new[source], axis, positions, node.name)
                 new.replace_all_uses_with(picked)
                 self.new[node] = picked
@@ -613,7 +627,7 @@ class _Surgeon:
         return False
 
     def net_index(self, source: fx.Node, chain: Sequence[fx.Node]) -> tuple[int, Tensor] | None:
-        """(axis, positions in the smaller source) that the chain amounts to; None if it does anything else."""
+        """(axis, positions in the smaller source) that the chain amounts to; None if it does more."""
         cut, out_cut = self.cuts.get(source), self.cuts[chain[0]]
         old, new = self.program.shape(source), self.program.shape(chain[0])
         if not isinstance(cut, tuple) or old is None or new is None or len(old) != len(new):
@@ -644,10 +658,10 @@ class _Surgeon:
 
     def select(self, source: fx.Node, axis: int, positions: Tensor, name: str) -> fx.Node:
         """Insert index_select(source, axis, positions)."""
-        buffer = _free_name(self.module, f"graphcomp_index_{name}")
-        self.module.register_buffer(buffer, positions.clone())
-        index = self.module.graph.get_attr(buffer)
-        picked = self.module.graph.call_function(torch.index_select, (source, axis, index))
+        buffer = _free_name(self.root, f"graphcomp_index_{name}")
+        self.root.register_buffer(buffer, positions.clone())
+        index = self.graph.create_node("get_attr", buffer)
+        picked = self.graph.call_function(torch.index_select, (source, axis, index))
         for node in (index, picked):
             node.meta = {PASS_KEY: self.pass_name}
         return picked
@@ -681,7 +695,7 @@ class _Surgeon:
             present = (~self.drop[operand])[result]
             if not present.all():
                 args = list(new.args)
-                with self.module.graph.inserting_before(new):
+                with self.graph.inserting_before(new):
                     source = cast(fx.Node, args[position])
                     args[position] = self.spread(source, join, present, f"{join.node.name}_{position}")
                 new.args = tuple(args)
@@ -695,7 +709,7 @@ class _Surgeon:
         planes = [0, 0] * (ndim - 1 - join.axis)
         contiguous = last - first + 1 == len(where)
         ends = [first, len(present) - 1 - last] if contiguous else [0, 1]
-        padded = self.module.graph.call_function(F.pad, (source, [*planes, *ends]))
+        padded = self.graph.call_function(F.pad, (source, [*planes, *ends]))
         padded.meta = {PASS_KEY: self.pass_name}
         if contiguous:
             return padded

@@ -201,7 +201,6 @@ def test_every_trap_adds_up_and_can_be_drawn(name: str, join: JoinPolicy, tmp_pa
     drawn = picture(found, tmp_path / "net.svg")
     ends = {node.name for node in found.nodes if node.kind in ("input", "output")}
     assert ends <= rows(drawn).keys()
-    assert text(found).count("\n") >= len(found.groups)
 
 
 # ---- text

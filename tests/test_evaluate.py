@@ -1,0 +1,141 @@
+"""Accuracy with its interval, and drift."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from graphcomp.data import Split
+from graphcomp.errors import DataError
+from graphcomp.evaluate import accuracy, drift, first_inputs, is_classifier, wilson
+from graphcomp.program import Program
+from tests.nets import Net
+from tests.tiny import seeded, traced
+
+__all__ = ["seeded"]
+
+
+def split(x: Tensor, y: list[int], labelled: bool = True) -> Split:
+    return Split(torch.tensor(y), np.arange(len(x)), lambda i: x[torch.from_numpy(i)], labelled)
+
+
+def identity(width: int = 3) -> Program:
+    """Logits are the inputs."""
+    return traced(nn.Flatten(), 1, width)
+
+
+LOGITS = torch.tensor([[3.0, 1, 0], [0, 2, 1], [0, 1, 5], [9, 0, 0], [0, 9, 0]])
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, table I, the score method
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson(correct: int, total: int, low: float, high: float) -> None:
+    assert wilson(correct, total) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_at_the_ends() -> None:
+    low, high = wilson(0, 20)
+    assert low == 0.0 and high == pytest.approx(0.16113, abs=1e-5)
+    low, high = wilson(20, 20)
+    assert low == pytest.approx(0.83887, abs=1e-5) and high == 1.0
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_accuracy() -> None:
+    found = accuracy(identity(), split(LOGITS, [0, 1, 0, 0, 2]))
+    assert found is not None
+    assert (found.top1, found.samples) == (3 / 5, 5)
+    assert (found.low, found.high) == wilson(3, 5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 99])
+def test_accuracy_does_not_depend_on_the_batch(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphcomp.evaluate.BATCH", size)
+    seen: list[int] = []
+    found = accuracy(identity(), split(LOGITS, [0, 1, 0, 0, 2]), seen.append)
+    assert found is not None and found.top1 == 3 / 5
+    assert sum(seen) == 5
+
+
+def test_no_accuracy_without_labels() -> None:
+    assert accuracy(identity(), split(LOGITS, [0] * 5, labelled=False)) is None
+
+
+@pytest.mark.parametrize(
+    ("net", "classifies"),
+    [
+        (nn.Flatten(), True),
+        (Net(lambda m, x: x.sum((2, 3))[:, :1]), False),  # one output
+        (nn.Identity(), False),  # a map
+        (Net(lambda m, x: (x.flatten(1), x)), False),
+        (Net(lambda m, x: {"out": x.flatten(1)}), False),
+    ],
+)
+def test_is_classifier(net: nn.Module, classifies: bool) -> None:
+    program = traced(net, 1, 2, 2, 2)
+    assert is_classifier(program) is classifies
+    data = split(torch.ones(2, 2, 2, 2), [0, 0])
+    assert (accuracy(program, data) is not None) is classifies
+
+
+def test_labels_beyond_the_outputs() -> None:
+    with pytest.raises(
+        DataError, match="labels: found class 3, expected classes below 3, the network's outputs"
+    ):
+        accuracy(identity(), split(LOGITS, [0, 1, 3, 0, 2]))
+
+
+def test_no_samples() -> None:
+    with pytest.raises(DataError, match="evaluation data: found no samples"):
+        accuracy(identity(), split(LOGITS[:0], []))
+
+
+def scaled(factor: float) -> Program:
+    return traced(Net(lambda m, x: x * factor), 1, 3)
+
+
+def test_drift_of_the_same_program() -> None:
+    found = drift(identity(), identity(), [LOGITS])
+    assert (found.relative_l2, found.top1_agreement) == (0.0, 1.0)
+
+
+def test_drift_by_hand() -> None:
+    """||2x - x|| / ||x|| = 1 and the order stays; ||-x - x|| / ||x|| = 2 and it turns round."""
+    double = drift(identity(), scaled(2.0), [LOGITS[:2], LOGITS[2:]])
+    assert (double.relative_l2, double.top1_agreement) == (1.0, 1.0)
+    negative = drift(identity(), scaled(-1.0), [LOGITS])
+    assert (negative.relative_l2, negative.top1_agreement) == (2.0, 0.0)
+
+
+def test_drift_adds_up_over_outputs_and_batches() -> None:
+    def two(a: float, b: float) -> Program:
+        return traced(Net(lambda m, x: (x * a, {"b": x * b})), 1, 3)
+
+    found = drift(two(1, 1), two(1, 3), [LOGITS[:1], LOGITS[1:]])
+    assert found.relative_l2 == pytest.approx(math.sqrt(4 / 2))
+    assert found.top1_agreement is None  # not a classifier
+
+
+def test_drift_from_zero() -> None:
+    found = drift(scaled(0.0), identity(), [torch.ones(1, 3)])
+    assert found.relative_l2 == pytest.approx(math.sqrt(3))
+
+
+@pytest.mark.parametrize(
+    ("samples", "sizes"), [(1, [1]), (10, [10]), (250, [250]), (251, [250, 250]), (9999, None)]
+)
+def test_first_inputs(samples: int, sizes: Any) -> None:
+    x = torch.arange(600.0).view(600, 1)
+    found = first_inputs(split(x, [0] * 600), samples)
+    assert [len(b) for b in found] == (sizes or [250, 250, 100])
+    assert torch.equal(torch.cat(found), x[: sum(map(len, found))])

@@ -1,0 +1,299 @@
+"""The repository's own rules: packaging, layers, safety, versions."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import graphcomp
+from graphcomp import doctor, errors, passes
+from graphcomp.errors import GraphcompError
+
+ROOT = Path(__file__).parent.parent
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGE_FILES = sorted(
+    p for folder in ("graphcomp", "passes", "models") for p in (ROOT / folder).glob("*.py")
+)
+FRONTS = {"graphcomp.api", "graphcomp.cli", "graphcomp.sources"}  # what offers the methods and networks
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "graphcomp" else ("graphcomp", *parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in PACKAGE_FILES}
+TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in FILES.items()}
+
+
+def imported(tree: ast.AST, *, lazy: bool) -> set[str]:
+    """Modules of this package that a file imports; `lazy` for those inside functions too."""
+    found: set[str] = set()
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            whole = {f"{node.module}.{a.name}" for a in node.names}
+            found |= {m if m in FILES else str(node.module) for m in whole}
+        if lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            todo += ast.iter_child_nodes(node)
+    return {m for m in found if m in FILES} - {"graphcomp"}  # `from graphcomp import __version__`
+
+
+# ---------------------------------------------------------------------- packages
+
+
+def test_every_package_is_declared() -> None:
+    """A folder with an `__init__.py` that is missing here would not be installed."""
+    settings = PROJECT["tool"]["setuptools"]
+    folders = {p.parent.name for p in ROOT.glob("*/__init__.py")} - {"tests"}
+    mapped = {path: name for name, path in settings["package-dir"].items()}
+    assert {mapped.get(f, f) for f in folders} == set(settings["packages"])
+    inner = {p.parent for p in (ROOT / "graphcomp").rglob("__init__.py")}
+    assert inner - {ROOT / "graphcomp", ROOT / "graphcomp/passes", ROOT / "graphcomp/models"} == set()
+
+
+@pytest.mark.parametrize("name", ["passes", "models"])
+def test_links_for_tools_that_read_the_disk(name: str) -> None:
+    link = ROOT / "graphcomp" / name
+    assert link.is_symlink() and link.readlink() == Path("..") / name
+    assert link.resolve() == ROOT / name
+
+
+def test_package_data_is_there() -> None:
+    data = PROJECT["tool"]["setuptools"]["package-data"]
+    for package, patterns in data.items():
+        folder = ROOT / PROJECT["tool"]["setuptools"]["package-dir"].get(package, package)
+        for pattern in patterns:
+            assert list(folder.glob(pattern)), f"{package}: nothing matches {pattern}"
+
+
+def test_every_pass_is_in_the_table() -> None:
+    """One method a file, one line in PASSES, under the name that the class has."""
+    methods = {name for name in FILES if name.startswith("graphcomp.passes.")}
+    assert {kind.__module__ for kind in passes.PASSES.values()} == methods
+    assert all(kind.name == name for name, kind in passes.PASSES.items())
+
+
+# ---------------------------------------------------------------------- layers
+
+
+def test_the_compiler_knows_no_method_and_no_network() -> None:
+    """Only the fronts import `passes` and `models`, and only when they are asked for one."""
+    for name, tree in TREES.items():
+        if name.startswith(("graphcomp.passes", "graphcomp.models")):
+            continue
+        methods = {
+            m for m in imported(tree, lazy=True) if m.startswith(("graphcomp.passes", "graphcomp.models"))
+        }
+        assert not methods or name in FRONTS, f"{name} imports {methods}"
+        at_top = {
+            m for m in imported(tree, lazy=False) if m.startswith(("graphcomp.passes", "graphcomp.models"))
+        }
+        assert not at_top, f"{name} imports {at_top} at its top"
+
+
+def test_passes_and_models_do_not_know_each_other() -> None:
+    for name, tree in TREES.items():
+        found = imported(tree, lazy=True)
+        if name.startswith("graphcomp.passes."):
+            assert not {m for m in found if m.startswith(("graphcomp.passes", "graphcomp.models"))}, name
+        if name.startswith("graphcomp.models."):
+            assert not {m for m in found if m.startswith("graphcomp.passes")}, name
+
+
+def reachable(name: str) -> set[str]:
+    """What is loaded with a module (parent packages aside)."""
+    seen: set[str] = set()
+    todo = [name]
+    while todo:
+        for other in imported(TREES[todo.pop()], lazy=False) - seen:
+            seen.add(other)
+            todo.append(other)
+    return seen
+
+
+def test_no_import_cycle() -> None:
+    assert [name for name in FILES if name in reachable(name)] == []
+
+
+ARROWS = [  # what comes later may import what comes earlier, never the reverse
+    ("program", "verify", "pipeline"),
+    ("program", "channels", "surgery"),
+    ("program", "cost"),
+    ("program", "calibrate"),
+    ("program", "export"),
+    ("bench", "compiler", "cli"),
+    ("report", "compiler"),
+    ("pipeline", "recipe", "compiler"),
+    ("surgery", "removal"),
+    ("errors", "program"),
+    ("records", "pipeline"),
+]
+
+
+@pytest.mark.parametrize("arrow", ARROWS, ids=" <- ".join)
+def test_arrows_point_one_way(arrow: tuple[str, ...]) -> None:
+    for i, earlier in enumerate(arrow):
+        later = {f"graphcomp.{m}" for m in arrow[i + 1 :]}
+        assert not reachable(f"graphcomp.{earlier}") & later
+
+
+def test_the_foundation_stands_alone() -> None:
+    assert reachable("graphcomp.errors") == set()
+    assert reachable("graphcomp.records") == set()
+    assert reachable("graphcomp.program") == {"graphcomp.errors"}
+    assert [name for name, tree in TREES.items() if "graphcomp.cli" in imported(tree, lazy=True)] == []
+
+
+def test_import_cycles_are_found() -> None:
+    """The helper sees what it is for."""
+    tree = ast.parse("from graphcomp import verify\ndef f():\n    import graphcomp.cli\n")
+    assert imported(tree, lazy=False) == {"graphcomp.verify"}
+    assert imported(tree, lazy=True) == {"graphcomp.verify", "graphcomp.cli"}
+
+
+# ---------------------------------------------------------------------- safety
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def unsafe(tree: ast.AST) -> list[str]:
+    """Calls that can run code from a file or a string."""
+    bad = {"eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
+    bad |= {"os.system", "marshal.loads", "shelve.open", "dill.load", "joblib.load", "__import__"}
+    found = []
+    for name, call in calls(tree):
+        given = {k.arg: k.value for k in call.keywords}
+        only_weights = isinstance(w := given.get("weights_only"), ast.Constant) and w.value is True
+        pickles = isinstance(p := given.get("allow_pickle"), ast.Constant) and p.value is not False
+        if name in bad or (name == "torch.load" and not only_weights) or pickles or "shell" in given:
+            found.append(f"line {call.lineno}: {name}")
+    return found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_read_can_run_code(name: str) -> None:
+    assert unsafe(TREES[name]) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "eval('1')",
+        "exec(s)",
+        "pickle.load(f)",
+        "torch.load(p)",
+        "torch.load(p, weights_only=False)",
+        "np.load(p, allow_pickle=True)",
+        "yaml.load(t, L)",
+        "subprocess.run(c, shell=True)",
+    ],
+)
+def test_unsafe_calls_are_found(text: str) -> None:
+    assert unsafe(ast.parse(text)) != []
+    assert unsafe(ast.parse("model.eval(); torch.load(p, weights_only=True); yaml.safe_load(t)")) == []
+
+
+def test_unpickling_is_restricted_where_it_happens() -> None:
+    """The only pickles are CIFAR's batches, read by an Unpickler that allows no class but arrays'."""
+    users = [name for name, tree in TREES.items() if any("pickle" in n.lower() for n in names_used(tree))]
+    assert users == ["graphcomp.data"]
+    kinds = [n for n in ast.walk(TREES["graphcomp.data"]) if isinstance(n, ast.ClassDef)]
+    (unpickler,) = [k for k in kinds if "pickle.Unpickler" in [ast.unparse(b) for b in k.bases]]
+    assert "find_class" in [f.name for f in unpickler.body if isinstance(f, ast.FunctionDef)]
+
+
+def names_used(tree: ast.AST) -> set[str]:
+    return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+
+
+# ---------------------------------------------------------------------- versions and commands
+
+
+def floors() -> dict[str, tuple[int, ...]]:
+    found = {}
+    for requirement in PROJECT["project"]["dependencies"]:
+        match = re.match(r"([A-Za-z0-9_.-]+)>=([0-9.]+)", requirement)
+        assert match, f"{requirement}: no lower bound"
+        found[match[1].lower()] = tuple(map(int, match[2].split(".")))
+    return found
+
+
+def pins() -> dict[str, tuple[int, ...]]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = [re.match(r"([A-Za-z0-9_.-]+)==([0-9.]+)", line) for line in lines]
+    return {
+        re.sub("[-_.]+", "-", m[1].lower()): tuple(map(int, m[2].strip(".").split("."))) for m in pairs if m
+    }
+
+
+def test_doctor_asks_for_what_the_project_asks_for() -> None:
+    declared = floors()
+    assert {name: declared[name][:2] for name in doctor.MINIMUM} == doctor.MINIMUM
+    assert declared["onnxruntime"][:2] == declared["onnxruntime-gpu"][:2] == doctor.RUNTIME_MINIMUM
+
+
+def test_one_runtime_on_every_platform() -> None:
+    """onnxruntime-gpu and onnxruntime overwrite each other: their markers exclude each other."""
+    markers = {
+        r.split(">=")[0]: r.split(";")[1] for r in PROJECT["project"]["dependencies"] if "onnxruntime" in r
+    }
+    environments = [
+        {"sys_platform": s, "platform_machine": m}
+        for s in ("linux", "win32", "darwin")
+        for m in ("x86_64", "AMD64", "aarch64", "arm64")
+    ]
+    for env in environments:
+        chosen = [name for name, marker in markers.items() if _holds(marker, env)]
+        gpu = env["sys_platform"] != "darwin" and env["platform_machine"] in ("x86_64", "AMD64")
+        assert chosen == (["onnxruntime-gpu"] if gpu else ["onnxruntime"])
+
+
+def _holds(marker: str, environment: dict[str, str]) -> bool:
+    from packaging.markers import Marker
+
+    return Marker(marker).evaluate(environment)
+
+
+def test_pins_satisfy_the_floors() -> None:
+    pinned = pins()
+    assert pinned["torch"] == (2, 14, 1) and pinned["torchvision"] == (0, 29, 1)
+    for name, floor in floors().items():
+        if name != "onnxruntime":  # for other platforms
+            assert pinned[name] >= floor, name
+
+
+def test_version_is_the_projects() -> None:
+    assert graphcomp.__version__ == PROJECT["project"]["version"]
+    assert all(hasattr(graphcomp, name) for name in graphcomp.__all__)
+
+
+def test_readme_and_ci_run_the_same_tests() -> None:
+    ci = (ROOT / ".ci/run").read_text()
+    assert "\nmake test\n" in ci and "\nmake lint\n" in ci
+    for target in ("demo", "test", "lint"):
+        assert f"\n{target}: install\n" in (ROOT / "Makefile").read_text()
+    readme = ROOT / "README.md"
+    if readme.exists():
+        assert "make test" in readme.read_text() and "make demo" in readme.read_text()
+
+
+def test_errors_are_drawn_as_a_tree_and_documented() -> None:
+    kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, GraphcompError)]
+    assert errors.__doc__ is not None
+    for kind in kinds:
+        assert kind.__doc__
+        assert kind.__name__ in errors.__doc__

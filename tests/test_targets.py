@@ -1,0 +1,45 @@
+"""Targets: by name, and `auto` for this machine."""
+
+import pytest
+
+from graphcomp import doctor
+from graphcomp.errors import RecipeError
+from graphcomp.session import PROVIDERS
+from graphcomp.targets import TARGETS, find_target
+
+
+def test_table() -> None:
+    """The multiples that kernels compute anyway, by target."""
+    assert {name: (t.provider, t.multiple) for name, t in TARGETS.items()} == {
+        "cpu-avx512": ("cpu", 16),
+        "cpu-avx2": ("cpu", 8),
+        "cuda-fp16": ("cuda", 8),
+        "cuda-tf32": ("cuda", 4),
+        "tensorrt-int8": ("tensorrt", 16),
+    }
+    for name, target in TARGETS.items():
+        assert target.name == name
+        assert target.provider in PROVIDERS
+        assert ("measured" in target.note) == (
+            target.provider == "cpu"
+        )  # nothing is claimed that was not run
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_by_name(name: str) -> None:
+    assert find_target(name) is TARGETS[name]
+
+
+@pytest.mark.parametrize(
+    ("isa", "name"), [("avx512", "cpu-avx512"), ("avx2", "cpu-avx2"), ("other", "cpu-avx2")]
+)
+def test_auto(isa: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_isa", lambda: isa)
+    assert find_target("auto") is TARGETS[name]
+
+
+@pytest.mark.parametrize("name", ["cpu", "", "AUTO", "cuda"])
+def test_unknown(name: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        find_target(name)
+    assert str(caught.value) == f"target: found {name!r}, expected one of auto, {', '.join(TARGETS)}"
