@@ -13,7 +13,7 @@ small.save("small"); graphcomp.load("small")
 
 __version__ = "0.1.0"
 
-from graphcomp.api import benchmark, compile, export_onnx, load  # noqa: A004
+from graphcomp.api import benchmark, compile, export_onnx, load
 from graphcomp.channels import ChannelGroup, Channels, analyse
 from graphcomp.compiler import Compiled
 from graphcomp.data import Data, load_data

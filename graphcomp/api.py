@@ -1,4 +1,4 @@
-"""The functions of the public namespace that are more than a re-export: they take paths and one-line recipes."""
+"""The functions of the public namespace that are more than a re-export: they take paths and short recipes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from graphcomp.pipeline import Pass
 from graphcomp.program import Program, trace
 
 
-def compile(  # noqa: A001 - the field's word for it
+def compile(
     model: Program | nn.Module,
     passes: str | Sequence[Pass],
     *,

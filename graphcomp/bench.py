@@ -171,34 +171,33 @@ def verdict(wall: records.Interval, cpu: records.Interval, busy: bool) -> str:
 
 
 def format_table(bench: records.Bench) -> Table:
-    """The result as a table: for each batch a row for the baseline and one for the candidate."""
+    """The result as a table that fits 80 columns: times of both models, and below them one line a batch."""
     plural = "s" if bench.threads > 1 else ""
     where = f"{bench.provider}, {bench.threads} thread{plural}, {bench.environment.cpu}"
+    files = f"base {Path(bench.base.path).name}, new {Path(bench.new.path).name}"
     end_to_end = any(row.base.end_to_end_median_ms is not None for row in bench.batches)
-    table = Table(title=escape(f"Time per run in ms ({where}, {bench.environment.isa})"))
+    table = Table(
+        title=escape(f"Time per run in ms ({where}, {bench.environment.isa})\n{files}"),
+        caption=escape("\n".join(_line(row) for row in bench.batches)),
+        caption_justify="left",
+    )
     table.add_column("batch", justify="right")
     table.add_column("model")
     for name in ("runs", "first", "median", "p90", "p99", "CPU", *(["end to end"] if end_to_end else [])):
-        table.add_column(name, justify="right")
-    for name in ("speedup [95 %]", "in CPU time", "MAC ratio", "verdict"):
-        table.add_column(name)
+        table.add_column(name, justify="right", no_wrap=True)
     for row in bench.batches:
-        table.add_row(str(row.batch), _label("base", bench.base), *_cells(row.base, end_to_end))
-        table.add_row(
-            "",
-            _label("new", bench.new),
-            *_cells(row.new, end_to_end),
-            _interval(row.speedup),
-            _interval(row.cpu_speedup),
-            f"{row.theoretical:.2f}x",
-            row.verdict,
-            end_section=True,
-        )
+        table.add_row(str(row.batch), "base", *_cells(row.base, end_to_end))
+        table.add_row("", "new", *_cells(row.new, end_to_end), end_section=True)
     return table
 
 
-def _label(role: str, file: records.ModelFile) -> str:
-    return f"{role} {escape(Path(file.path).name)}"
+def _line(row: records.BatchTiming) -> str:
+    """One batch in words."""
+    wall, cpu = _interval(row.speedup), _interval(row.cpu_speedup)
+    return (
+        f"batch {row.batch}: {wall} in wall time, {cpu} in CPU time, "
+        f"{row.theoretical:.2f}x by MACs: {row.verdict}"
+    )
 
 
 def _cells(stats: records.TimingStats, end_to_end: bool) -> list[str]:
@@ -209,7 +208,7 @@ def _cells(stats: records.TimingStats, end_to_end: bool) -> list[str]:
 
 
 def _interval(speedup: records.Interval) -> str:
-    return escape(f"{speedup.value:.3f}x [{speedup.low:.3f}, {speedup.high:.3f}]")
+    return f"{speedup.value:.3f}x [{speedup.low:.3f}, {speedup.high:.3f}]"
 
 
 def _check_options(budget: Budget, batches: Sequence[int]) -> None:

@@ -375,8 +375,8 @@ def compile_program(
     """Run passes on a program in memory; every one is verified.
 
     Raises:
-        PassError: naming the pass, the ones before it and the reason; `program` is untouched.
-        DataError: a pass that needs data was given none.
+        RecipeError: no passes, or an unknown target.
+        PassError: naming the pass, the ones before it and the reason (its cause); `program` is untouched.
     """
     if not passes:
         raise RecipeError("passes: found none, expected at least one")

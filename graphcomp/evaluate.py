@@ -47,8 +47,8 @@ def accuracy(
         logits = program(x)
         if int(y.max()) >= logits.shape[1]:
             raise DataError(
-                f"labels: found class {int(y.max())}, expected classes below {logits.shape[1]}, the network's "
-                "outputs; check that the data belongs to this network"
+                f"labels: found class {int(y.max())}, expected classes below {logits.shape[1]}, the number "
+                "of the network's outputs; check that the data belongs to this network"
             )
         correct += int((logits.argmax(1) == y).sum())
         total += len(y)
@@ -78,10 +78,12 @@ def drift(before: Program, after: Program, batches: Iterable[Tensor]) -> Drift:
 
 
 def first_inputs(split: Split, samples: int) -> list[Tensor]:
-    """Inputs of the first batches, about `samples` of them."""
+    """The inputs of the first `samples` samples, in batches."""
     found: list[Tensor] = []
-    for x, _ in split.batches(min(BATCH, samples)):
-        found.append(x)
-        if sum(map(len, found)) >= samples:
+    left = samples
+    for x, _ in split.batches(BATCH):
+        found.append(x[:left])
+        left -= len(x)
+        if left <= 0:
             break
     return found

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 from torch.nn.utils import parametrize
 
 from graphcomp.errors import TraceError
@@ -176,10 +177,11 @@ def trace(
     if copy_weights or any(_is_parametrized(m) for m in model.modules()):
         model = _copied(model)
         _bake_parametrizations(model)
-    modes = {m: m.training for m in model.modules()}
+    training = [m for m in model.modules() if m.training]
     tracer = _Tracer()
     try:
-        model.eval()
+        for m in training:
+            m.training = False
         graph = tracer.trace(model)
         eliminate_dead_nodes(graph, model)
         augmented = {n.name for n in graph.nodes if n.target in OUT_OF_PLACE}
@@ -188,12 +190,12 @@ def trace(
                 OUT_OF_PLACE.get(node.target, node.target) if node.op == "call_function" else node.target
             )
         # shallow copies: the caller's modules keep their training mode, these are in eval mode
-        module = fx.GraphModule(with_tensors(model, lambda t: t), graph, type(model).__name__).eval()
+        module = graph_module(with_tensors(model, lambda t: t), graph, type(model).__name__).eval()
     except Exception as error:
         raise _trace_error(model, tracer.path, error) from error
     finally:
-        for m, mode in modes.items():
-            m.training = mode
+        for m in training:
+            m.training = True
     for node in module.graph.nodes:
         node.meta = {PASS_KEY: "trace"}
         _place_operand(node)
@@ -352,7 +354,13 @@ def parts(program: Program, replaced: Mapping[str, Tensor] | None = None) -> tup
 
 def assemble(program: Program, root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """A GraphModule of edited parts of `program`; modules and tensors that no node uses are left out."""
-    return fx.GraphModule(root, graph, program.module.__class__.__name__).train(program.module.training)
+    return graph_module(root, graph, program.module.__class__.__name__).train(program.module.training)
+
+
+def graph_module(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
+    """A GraphModule that compiles its code when it is first called: many are made and never run."""
+    with _use_lazy_graph_module(True):
+        return _make_graph_module(root, graph, name)
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

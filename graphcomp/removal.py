@@ -6,7 +6,7 @@ in `graphcomp.surgery`.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatch
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -149,13 +149,20 @@ class ChannelRemoval(ABC):
     ) -> tuple[list[ChannelGroup], list[Kept]]:
         groups: list[ChannelGroup] = []
         kept: list[Kept] = []
+        layers = {p for g in channels.groups for p in g.producers}
+        for glob in (*self.include, *self.exclude):
+            if glob != "*" and not any(fnmatch(layer, glob) for layer in layers):
+                raise PassError(
+                    f"include/exclude: found no layer that {glob!r} matches, expected one of "
+                    f"{', '.join(sorted(layers)[:8])}, …"
+                )
         for group in channels.groups:
             reason = None
             if group.pinned is not None:
                 reason = f"{group.pinned[1]} ({group.pinned[0]})"
             elif not any(fnmatch(p, g) for p in group.producers for g in self.include):
                 reason = "not included" if group.producers else None
-            elif any(fnmatch(p, g) for p in group.producers for g in self.exclude):
+            elif excluded(group.producers, self.exclude):
                 reason = "excluded"
             elif group.name in unjudged:
                 reason = unjudged[group.name]
@@ -220,6 +227,11 @@ def _refill(
         if regained(group) > 0 and meets(trial):
             ratios = trial
     return ratios
+
+
+def excluded(paths: Iterable[str], globs: Sequence[str]) -> bool:
+    """Whether any of the module paths matches any of the globs."""
+    return any(fnmatch(path, glob) for path in paths for glob in globs)
 
 
 def round_up(keep: int, group: ChannelGroup, multiple: int, min_channels: int) -> int:

@@ -673,8 +673,8 @@ FUNCTION_RULES: dict[str, Rule] = {
     **dict.fromkeys(
         """relu relu6 elu selu celu gelu silu mish hardswish hardsigmoid hardtanh leaky_relu logsigmoid
         softplus softsign tanhshrink sigmoid tanh exp log log1p expm1 sqrt rsqrt square abs neg clamp clip
-        clamp_min clamp_max erf sin cos reciprocal sign round floor ceil hardshrink softshrink threshold positive
-        dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout stochastic_depth
+        clamp_min clamp_max erf sin cos reciprocal sign round floor ceil hardshrink softshrink threshold
+        positive dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout stochastic_depth
         logical_not bitwise_not nan_to_num zeros_like ones_like""".split(),
         _pass,
     ),

@@ -305,10 +305,10 @@ class _Surgeon:
         nodes = enumerate(self.program.graph.nodes)
         return [i for i, n in nodes if acts_in_place(self.program.module, n) and n.all_input_nodes]
 
-    def overwritten(self, source: fx.Node, until: fx.Node) -> bool:
-        """Whether an in-place operator changes `source` before `until` reads it."""
+    def overwritten(self, source: fx.Node, chain: Sequence[fx.Node]) -> bool:
+        """Whether an in-place operator changes `source` while a chain of moves (last first) is at work."""
         values, nodes = self.program.values, list(self.program.graph.nodes)
-        between = range(nodes.index(source) + 1, nodes.index(until))
+        between = range(nodes.index(chain[-1]) + 1, nodes.index(chain[0]))
         return any(
             at in between and same_memory(values[nodes[at].all_input_nodes[0]], values[source])
             for at in self.writes()
@@ -369,13 +369,17 @@ class _Surgeon:
 
     def find_cut(self, labels: Tensor, keep: Tensor) -> Cut:
         thin = compact(labels)
-        kept = keep[thin]
-        if bool(kept.all()):
+        axes = varying(thin)
+        kept = keep.numpy()[thin.numpy()]
+        if kept.all():
             return None
-        for axis in varying(thin):
-            flat = kept.movedim(axis, 0).reshape(kept.size(axis), -1)
-            if bool((flat == flat[:, :1]).all()):
-                return axis, torch.nonzero(flat[:, 0]).flatten()
+        for axis in axes:
+            flat = (
+                kept.ravel() if len(axes) == 1 else np.moveaxis(kept, axis, 0).reshape(kept.shape[axis], -1)
+            )
+            first = flat if len(axes) == 1 else flat[:, 0]
+            if len(axes) == 1 or (flat == flat[:, :1]).all():
+                return axis, torch.from_numpy(np.flatnonzero(first))
         return RAGGED
 
     def visit(self, node: fx.Node) -> None:
@@ -389,7 +393,7 @@ class _Surgeon:
         else:
             self.numbers[node] = self.number(node)
             return
-        if node.op == "call_module":
+        if node.op == "call_module" and (node.target in self.changed_layers or self.loses_input(node)):
             self.sync(node)
         if node in self.joins:
             self.pad_join(self.joins[node])
@@ -419,6 +423,9 @@ class _Surgeon:
     def meta(self, source: fx.Node) -> Any:
         value = self.program.values[source]
         return _apply(value, self.cuts[source]) if isinstance(value, Tensor) else value
+
+    def loses_input(self, node: fx.Node) -> bool:
+        return any(self.cuts.get(s) is not None for s in node.all_input_nodes)
 
     def sync(self, node: fx.Node) -> None:
         """Module attributes follow their tensors."""
@@ -614,7 +621,7 @@ class _Surgeon:
         """Replace a chain of moves whose net effect is on one axis by an index_select of its beginning."""
         chain, source = [node], _parent(self.program, node)
         while source is not None:
-            index = None if self.overwritten(source, node) else self.net_index(source, chain)
+            index = None if self.overwritten(source, chain) else self.net_index(source, chain)
             if index is not None:
                 axis, positions = index
                 new = self.new[node]

@@ -18,7 +18,7 @@ from graphcomp.errors import PassError
 from graphcomp.pipeline import Context, Plan
 from graphcomp.program import PASS_KEY, Program, editable
 from graphcomp.records import Kept
-from graphcomp.removal import OPTIONS, options_of
+from graphcomp.removal import OPTIONS, Globs, excluded, options_of
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 Foldable = (nn.modules.conv._ConvNd, nn.Linear)
@@ -31,7 +31,7 @@ class FoldBN:
     name: ClassVar[str] = "fold-bn"
 
     exclude: Annotated[
-        tuple[str, ...], Field(description="module paths of normalisations to leave alone")
+        Globs, Field(description="globs on module paths of normalisations to leave alone")
     ] = ()
 
     def plan(self, program: Program, context: Context) -> Plan:
@@ -40,7 +40,7 @@ class FoldBN:
         kept: list[Kept] = []
         for node in program.graph.nodes:
             if node.op == "call_module" and isinstance(program.layer(node.target), BatchNorm):
-                reason = "excluded" if node.target in self.exclude else _obstacle(program, node)
+                reason = "excluded" if excluded([node.target], self.exclude) else _obstacle(program, node)
                 if reason:
                     kept.append(Kept(where=node.target, reason=reason))
                 else:

@@ -90,7 +90,7 @@ def test_is_classifier(net: nn.Module, classifies: bool) -> None:
 
 def test_labels_beyond_the_outputs() -> None:
     with pytest.raises(
-        DataError, match="labels: found class 3, expected classes below 3, the network's outputs"
+        DataError, match="labels: found class 3, expected classes below 3, the number of the network"
     ):
         accuracy(identity(), split(LOGITS, [0, 1, 3, 0, 2]))
 
