@@ -294,7 +294,7 @@ def group_kept(report: Report) -> list[KeptGroup]:
     places: dict[str, list[tuple[str, str]]] = {}
     for step in report.steps:
         for kept in step.kept:
-            places.setdefault(kept.reason, []).append((f"{step.index} {step.name}", kept.where))
+            places.setdefault(kept.reason, []).append((f"{step.index + 1} {step.name}", kept.where))
     groups = [KeptGroup(reason, tuple(where)) for reason, where in places.items()]
     return sorted(groups, key=lambda group: -len(group.places))
 
@@ -367,7 +367,7 @@ def _timing_notes(report: Report) -> list[str]:
 def _steps_figure(report: Report) -> Figure:
     """Accuracy after every step above, size after every step below."""
     snapshots = [report.baseline, *(step.after for step in report.steps)]
-    names = ["baseline", *(f"{step.index} {step.name}" for step in report.steps)]
+    names = ["baseline", *(f"{step.index + 1} {step.name}" for step in report.steps)]
     measured = any(snapshot.accuracy for snapshot in snapshots)
     figure = Figure(figsize=(INCHES_WIDE, 5.4 if measured else 2.9), layout="constrained")
     axes = figure.subplots(2 if measured else 1, 1, sharex=True, squeeze=False)[:, 0]

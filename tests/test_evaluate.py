@@ -132,7 +132,7 @@ def test_drift_from_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "sizes"), [(1, [1]), (10, [10]), (250, [250]), (251, [250, 250]), (9999, None)]
+    ("samples", "sizes"), [(1, [1]), (10, [10]), (250, [250]), (251, [250, 1]), (9999, None)]
 )
 def test_first_inputs(samples: int, sizes: Any) -> None:
     x = torch.arange(600.0).view(600, 1)

@@ -165,9 +165,15 @@ def test_every_group_is_accounted_for() -> None:
 def test_removing_nothing_is_an_error_that_says_why() -> None:
     message = r"found no channel to remove \(.*\), expected some; set allow_nothing to accept"
     with pytest.raises(PassError, match=message) as caught:
-        L1(ratio=0.5, include=("nothing",)).plan(tiny_program(), context())
+        L1(ratio=0.5, include=("fc",)).plan(tiny_program(), context())
     for name in ("stem: not included", "inner: not included", "fc: network output (output)"):
         assert name in str(caught.value)
+
+
+def test_a_glob_that_matches_nothing_is_an_error() -> None:
+    for options in ({"include": ("sten",)}, {"exclude": ("*.conv9",)}):
+        with pytest.raises(PassError, match=r"found no layer that '.*' matches, expected one of fc, inner"):
+            L1(ratio=0.5, **options).plan(tiny_program(), context())
 
 
 def test_removing_nothing_by_rounding_says_so() -> None:
