@@ -262,7 +262,7 @@ def test_an_odd_layer_name_does_not_break_the_plots(name: str) -> None:
     plots = report._plots(make(steps=[step], bench=None), pairs)
     assert set(plots) == {"steps", "layers"}
     start = re.escape(name[:5]) if name.isprintable() else "\N{REPLACEMENT CHARACTER}"
-    assert all(re.search(rf">[1 ]*{start}", svg) for svg in plots.values())
+    assert all(re.search(rf">[2 ]*{start}", svg) for svg in plots.values())
 
 
 def test_the_page_shows_the_numbers_of_the_record(html: str) -> None:
@@ -436,8 +436,8 @@ def test_the_layer_plot_grows_with_the_network() -> None:
 
 def test_kept_is_grouped_by_reason_most_frequent_first() -> None:
     assert report.group_kept(make()) == [
-        report.KeptGroup("too small", (("1 l1", "head2"), ("1 l1", "head3"))),
-        report.KeptGroup("an output of the model", (("1 l1", "head"),)),
+        report.KeptGroup("too small", (("2 l1", "head2"), ("2 l1", "head3"))),
+        report.KeptGroup("an output of the model", (("2 l1", "head"),)),
     ]
 
 
