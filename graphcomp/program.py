@@ -438,6 +438,9 @@ def _quick_module(module: nn.Module, x: Any) -> Any:
         return x if same else _empty(x, x.shape)  # views matter: see `same_memory`
     if type(module) is nn.Linear and x.shape[-1] == module.in_features:
         return _empty(x, (*x.shape[:-1], module.out_features))
+    if type(module) is nn.Conv2d and x.ndim == 4 and x.shape[1] == module.in_channels:
+        shape = None if isinstance(module.padding, str) else _convolved(module, module.padding, x.shape)
+        return _empty(x, shape) if shape and min(shape) > 0 else None
     if type(module) is nn.AdaptiveAvgPool2d:
         size = module.output_size
         height, width = size if isinstance(size, tuple) else (size, size)
@@ -446,10 +449,25 @@ def _quick_module(module: nn.Module, x: Any) -> Any:
     return None
 
 
+def _convolved(module: nn.Conv2d, padding: tuple[int, ...], shape: Sequence[int]) -> tuple[int, ...]:
+    """Output shape of a convolution, as torch documents it."""
+    axes = zip(shape[2:], padding, module.dilation, module.kernel_size, module.stride, strict=True)
+    sizes = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in axes)
+    return (shape[0], module.out_channels, *sizes)
+
+
 def _quick_function(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """The same for activations, and for arithmetic on two tensors of one type."""
     if function in SAME_SHAPE_FUNCTIONS and len(args) == 1:
         return args[0] if kwargs.get("inplace") else _empty(args[0], args[0].shape)
+    size = kwargs.get("size")
+    if (
+        function is F.interpolate
+        and len(args) == 1
+        and isinstance(size, tuple)
+        and args[0].ndim == len(size) + 2
+    ):
+        return _empty(args[0], (*args[0].shape[:2], *size))
     if function not in BROADCASTS or len(args) != 2 or kwargs or not all(isinstance(a, Tensor) for a in args):
         return None
     a, b = args
