@@ -572,6 +572,8 @@ def in_words(engine: str, result: Result) -> str:
 
 # ---------------------------------------------------------------------- table
 
+UNMEASURED: Result = {"outcome": "not measured"}
+
 
 def their_outcome(theirs: Result) -> str:
     """What happened to Torch-Pruning, in words."""
@@ -674,9 +676,8 @@ def pin_lines(networks: dict[str, Result]) -> list[str]:
 
 def section(results: Result) -> str:
     """The whole Markdown section."""
-    networks = {
-        n: results["networks"][n] for n in zoo() if {OURS, THEIRS} <= set(results["networks"].get(n, {}))
-    }
+    measured = results["networks"]
+    networks = {n: {THEIRS: UNMEASURED, **measured[n]} for n in zoo() if OURS in measured.get(n, {})}
     absent = [n for n in zoo() if n not in networks]
     missing = [f"- Not measured: {', '.join(absent)}."] if absent else []
     there = results["environment"]
