@@ -436,9 +436,9 @@ def _quick_module(module: nn.Module, x: Any) -> Any:
     if type(module) in SAME_SHAPE:
         same = getattr(module, "inplace", False) or isinstance(module, nn.Dropout | nn.Identity)
         return x if same else _empty(x, x.shape)  # views matter: see `same_memory`
-    if type(module) is nn.Linear and x.shape[-1] == module.in_features:
-        return _empty(x, (*x.shape[:-1], module.out_features))
-    if type(module) is nn.Conv2d and x.ndim == 4 and x.shape[1] == module.in_channels:
+    if type(module) is nn.Linear and x.shape[-1] == module.weight.shape[1]:
+        return _empty(x, (*x.shape[:-1], module.weight.shape[0]))
+    if type(module) is nn.Conv2d and x.ndim == 4 and x.shape[1] == module.weight.shape[1] * module.groups:
         shape = None if isinstance(module.padding, str) else _convolved(module, module.padding, x.shape)
         return _empty(x, shape) if shape and min(shape) > 0 else None
     if type(module) is nn.AdaptiveAvgPool2d:
@@ -453,7 +453,7 @@ def _convolved(module: nn.Conv2d, padding: tuple[int, ...], shape: Sequence[int]
     """Output shape of a convolution, as torch documents it."""
     axes = zip(shape[2:], padding, module.dilation, module.kernel_size, module.stride, strict=True)
     sizes = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in axes)
-    return (shape[0], module.out_channels, *sizes)
+    return (shape[0], module.weight.shape[0], *sizes)
 
 
 def _quick_function(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -290,7 +290,7 @@ def set_attribute(path: str, name: str, value: object) -> Callable[[fx.GraphModu
         (set_attribute("fc", "in_features", 255), r"^fc\.in_features: found 255, expected 256"),
         (
             set_attribute("fc", "weight", nn.Parameter(torch.zeros(5, 255))),
-            r"^fc\.in_features: found 256, expected 255",
+            r"^graph: found .*fc",
         ),
         (lambda m: m.register_buffer("spare", torch.zeros(2)), "^spare: found a tensor that no node uses"),
         (lambda m: m.fc.weight.data[0].fill_(float("nan")), "^fc.weight: found 256 NaN or infinite"),
