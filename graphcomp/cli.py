@@ -130,6 +130,22 @@ def _integers(text: str, option: str) -> tuple[int, ...]:
     return values
 
 
+def _class_ids(text: str) -> tuple[int, ...]:
+    try:
+        ids = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        ids = ()
+    if len(ids) < 2 or min(ids) < 0:
+        raise RecipeError(f"--classes: found {text!r}, expected two or more class ids such as 0,3,5")
+    return ids
+
+
+def _head(text: str | None) -> str | None:
+    if text not in (None, "slice", "random"):
+        raise RecipeError(f"--head: found {text!r}, expected slice or random")
+    return text
+
+
 @app.command("compile")
 def compile_command(
     model: Annotated[str | None, typer.Argument(help="see below; default: the recipe's model")] = None,
@@ -143,6 +159,12 @@ def compile_command(
         typer.Option(
             "--data", help="digits, imagefolder:DIR, cifar10:DIR, npz:FILE or random; ?limit=N&mean=…&std=…"
         ),
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option("--classes", help="only these: data, and logits of the result; e.g. 0,3,5")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option("--head", help="with --classes: slice (keep their rows) or random")
     ] = None,
     target: Annotated[str | None, typer.Option("--target", help="auto or a target's name")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
@@ -159,7 +181,8 @@ def compile_command(
     from graphcomp.report import summary_table
 
     plan, made = _recipe(recipe, passes)
-    changes: dict[str, Any] = {"data": data, "target": target, "seed": seed}
+    changes: dict[str, Any] = {"data": data, "target": target, "seed": seed, "head": _head(head)}
+    changes["classes"] = None if classes is None else _class_ids(classes)
     plan = plan.model_copy(update={k: v for k, v in changes.items() if v is not None})
     if not bench:
         plan = plan.model_copy(update={"bench": False})

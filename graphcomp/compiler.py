@@ -29,6 +29,7 @@ from graphcomp.data import Data, load_data
 from graphcomp.doctor import environment
 from graphcomp.errors import DataError, LoadError, OutputError, RecipeError
 from graphcomp.export import export_onnx
+from graphcomp.head import restrict_head
 from graphcomp.pipeline import Context, Pass, Pipeline, Plan
 from graphcomp.program import Program, named_tensors, trace
 from graphcomp.recipe import Recipe
@@ -113,6 +114,12 @@ def load_source(
     return Source(program, weights, loaded.default_data)
 
 
+def _restricted(source: Source, recipe: Recipe) -> Source:
+    """The source with a head for the recipe's classes only."""
+    assert recipe.classes is not None
+    return replace(source, program=restrict_head(source.program, recipe.classes, recipe.head, recipe.seed))
+
+
 def build(
     job: Job, out: Path, *, resume: bool = False, overwrite: bool = False, progress: Progress = quiet
 ) -> Report:
@@ -138,6 +145,9 @@ def build(
     data = load_data(
         spec, input_shape=tuple(source.program.example_inputs[0].shape[1:]), seed=job.recipe.seed
     )
+    if job.recipe.classes is not None:
+        data = data.only(job.recipe.classes)
+        source = _restricted(source, job.recipe)
     context = Context(target, data, job.recipe.seed)
     fingerprint = _fingerprint(job, source.program, spec, target.name)
     state = _open(out, fingerprint, resume, overwrite)
@@ -217,6 +227,7 @@ def _fingerprint(job: Job, program: Program, data: str, target: str) -> dict[str
         "input_shape": [list(x.shape) for x in program.example_inputs],
         "passes": [{p.name: options_of(p)} for p in job.passes],
         "data": data,
+        "classes": job.recipe.classes,
         "target": target,
         "seed": job.recipe.seed,
     }

@@ -20,7 +20,7 @@ import math
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -99,6 +99,31 @@ class Data:
     def labelled(self) -> bool:
         """Whether accuracy can be computed."""
         return self.eval.labelled
+
+    def only(self, classes: Sequence[int]) -> "Data":
+        """The samples of some classes; label i becomes that of the i-th smallest.
+
+        Raises DataError without labels, or if a class has no samples to calibrate or to evaluate with.
+        """
+        if not self.labelled:
+            raise _bad("classes", f"{self.spec!r} without labels", "labelled data", "give other --data")
+        ids = torch.tensor(sorted(set(classes)))
+        listed = ", ".join(map(str, ids.tolist()))
+        return replace(
+            self,
+            train=_only(self.train, ids),
+            eval=_only(self.eval, ids),
+            num_classes=len(ids),
+            description=f"{self.description}; classes {listed} only",
+        )
+
+
+def _only(split: Split, ids: Tensor) -> Split:
+    for label in ids.tolist():
+        if not bool((split.labels == label).any()):
+            raise _bad("classes", f"no sample of class {label}", "some of every class", "choose others")
+    chosen = split.subset(torch.isin(split.labels, ids).nonzero().flatten().numpy())
+    return replace(chosen, labels=torch.searchsorted(ids, chosen.labels))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from graphcomp.errors import RecipeError
+from graphcomp.head import Head
 from graphcomp.pipeline import Pass
 from graphcomp.targets import TARGETS
 
@@ -52,7 +53,10 @@ class ExportOptions(BaseModel):
 
 
 class Recipe(BaseModel):
-    """A whole run. `passes` are names with options; `parse_passes` makes them."""
+    """A whole run. `passes` are names with options; `parse_passes` makes them.
+
+    `classes` restricts data and network to some classes before the first pass; `head`: with which weights.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -60,6 +64,8 @@ class Recipe(BaseModel):
     model: str | None = None
     weights: str | None = None
     data: str | None = None
+    classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=2)] | None = None
+    head: Head = "slice"
     target: str = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
     export: ExportOptions = ExportOptions()

@@ -124,6 +124,18 @@ def outputs(file: Path, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return result
 
 
+def test_some_classes_only(quick: Job, tmp_path: Path) -> None:
+    """Data and head follow; the baseline is the network with that head, not yet compressed (PFA, 4.3)."""
+    recipe = quick.recipe.model_copy(update={"classes": (1, 3)})
+    report = build(replace(quick, recipe=recipe), tmp_path / "out")
+    assert report.data.endswith("classes 1, 3 only") and report.recipe["classes"] == [1, 3]
+    assert report.baseline.layers[-1].out_channels == report.final.layers[-1].out_channels == 2
+    assert report.baseline.accuracy is not None and report.baseline.accuracy.samples < 60
+    x = torch.randn(2, *SHAPE[1:])
+    expected = load_source(SPEC, None, SHAPE).program(x)[:, [1, 3]]
+    assert np.allclose(outputs(tmp_path / "out" / "baseline.onnx", x.numpy()), expected.detach(), atol=1e-5)
+
+
 def assert_same_result(out: Path, reference: Path) -> None:
     """Everything but times: programs, plans, ONNX files bit for bit, and the counters."""
     for name in sorted(FILES - {"state.json", "report.json", "report.html"}):

@@ -105,6 +105,27 @@ def test_limit_is_a_seeded_stratified_subset():
     assert len(load("digits?limit=5000").train) == 1438
 
 
+def test_only_some_classes_relabelled():
+    data = load("digits")
+    some = data.only([7, 2])
+    assert (some.num_classes, some.description) == (2, f"{data.description}; classes 2, 7 only")
+    for whole, part in ((data.train, some.train), (data.eval, some.eval)):
+        assert set(part.labels.tolist()) == {0, 1}
+        assert len(part) == int(((whole.labels == 2) | (whole.labels == 7)).sum())
+        images, labels = everything(part)
+        chosen = (whole.labels == 2) | (whole.labels == 7)
+        assert torch.equal(images, everything(whole)[0][chosen])
+        assert torch.equal(labels, (whole.labels[chosen] == 7).long())
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"), [("digits", "found no sample of class 11"), ("random", "without labels")]
+)
+def test_only_needs_samples_of_every_class(spec, message):
+    with pytest.raises(DataError, match=message):
+        load(spec).only([2, 11])
+
+
 def test_a_batch_needs_a_size():
     with pytest.raises(DataError, match="batch size: found 0"):
         load("random").train.batches(0)
