@@ -30,13 +30,17 @@ from graphcomp.errors import BenchError
 from graphcomp.onnxfile import OnnxFile, onnx_macs
 from graphcomp.session import OpenSession, Provider, open_session, probe, run_errors
 
-__all__ = ["NO_DIFFERENCE", "benchmark", "format_table", "onnx_macs", "ratio_interval", "verdict"]
+__all__ = ["NO_DIFFERENCE", "benchmark", "format_table", "onnx_macs", "race", "ratio_interval", "verdict"]
 
 NO_DIFFERENCE = "no measurable difference"
 BUSY = 1.1
 RESAMPLES = 2000
 # With n rounds that all point one way, chance alone does so with 2^(1-n): 6 is the least that supports 95 %.
 MIN_ROUNDS = 6
+
+RACE_RUNS, RACE_SECONDS = 100, 10.0
+"""Runs of each model in a race, or seconds for all."""
+
 DTYPES: dict[str, type[np.generic]] = {
     "FLOAT": np.float32,
     "FLOAT16": np.float16,
@@ -331,6 +335,33 @@ class _Runner:
             self._values[name].update_inplace(array)
         self.run()
         self._binding.copy_outputs_to_cpu()
+
+
+def race(
+    models: Sequence[bytes], feeds: Mapping[str, NDArray[Any]], provider: Provider, threads: int = 1
+) -> list[float]:
+    """Median times in ms of several ONNX models that take the same inputs, run in turn.
+
+    CPU time on one CPU thread, else wall time. For choosing between forms of one network, not for quoting.
+    Raises ProviderError and BenchError.
+    """
+    runners = [_Runner(open_session(m, provider, threads), feeds, Path("candidate")) for m in models]
+    clock = time.thread_time_ns if provider == "cpu" and threads == 1 else time.perf_counter_ns
+    for runner in runners:
+        runner.first()
+        runner.run()
+    times: list[list[int]] = [[] for _ in runners]
+    start, order = time.perf_counter(), list(range(len(runners)))
+    with _no_garbage_collection():
+        while len(times[0]) < MIN_ROUNDS or (
+            _spent(len(times[0]) / RACE_RUNS, time.perf_counter() - start, RACE_SECONDS) < 1
+        ):
+            for index in order:
+                before = clock()
+                runners[index].run()
+                times[index].append(clock() - before)
+            order.reverse()
+    return [float(np.median(one)) / 1e6 for one in times]
 
 
 def _time_batch(

@@ -36,7 +36,7 @@ from graphcomp.recipe import Recipe
 from graphcomp.records import Bench, Export, Record, Report, Snapshot, Step
 from graphcomp.removal import options_of
 from graphcomp.report import write_report
-from graphcomp.session import probe
+from graphcomp.session import Provider, probe
 from graphcomp.sources import is_program_dir, load_model, load_weights
 from graphcomp.storage import atomic_file
 from graphcomp.targets import find_target
@@ -166,7 +166,7 @@ def build(
     exported = job.recipe.export
     base = _export(source.program, out / "baseline.onnx", exported)
     progress("export the result", 0.8)
-    new = _export(program, out / "model.onnx", exported)
+    new = _export(program, out / "model.onnx", exported, target.provider)
     bench = _bench(job.recipe, out, target.provider, progress)
     report = Report(
         model=job.model,
@@ -336,7 +336,7 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def _export(program: Program, path: Path, options: Any) -> Export:
+def _export(program: Program, path: Path, options: Any, provider: Provider | None = None) -> Export:
     batches = (1, 2, 5) if options.dynamic_batch else (1,)
     record = export_onnx(
         program,
@@ -345,6 +345,7 @@ def _export(program: Program, path: Path, options: Any) -> Export:
         batches=batches,
         tolerance=options.tolerance,
         dynamic_batch=options.dynamic_batch,
+        provider=provider,
     )
     return record.model_copy(update={"path": path.name})
 

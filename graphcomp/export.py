@@ -15,7 +15,8 @@ machine, dumps of fx nodes; 2.6 % of a ShuffleNet's file) is dropped.
 
 - `x[:, index]` comes as Transpose, GatherND, Transpose: one Gather (2.3x faster on 64x56x56, one thread);
 - `x[:, :, ::2, ::2]` comes as one Slice an axis, as in option-A shortcuts: one Slice (1.25x);
-- Identity, and Pad by nothing: dropped.
+- Identity, and Pad by nothing: dropped;
+- channels that a pass pads or selects: in the form that is fastest on the provider (`graphcomp.selection`).
 
 Tried and left out: dead nodes, unused and duplicate initialisers, chains of Reshape (the exporter leaves
 none); scaling of a Conv's output by a constant (folded when the runtime loads the file); constant folding
@@ -48,7 +49,8 @@ from torch.onnx import ONNXProgram
 from graphcomp.errors import BenchError, ExportError, ProviderError
 from graphcomp.program import PASS_KEY, Program, copy_graph, fresh_inputs, named_tensors, output_tensors
 from graphcomp.records import Export
-from graphcomp.session import open_session, run_errors
+from graphcomp.selection import cheapest
+from graphcomp.session import Provider, open_session, run_errors
 from graphcomp.storage import atomic_file
 
 __all__ = ["MODULE_PROP", "NODE_PROP", "PASS_PROP", "export_onnx"]
@@ -100,6 +102,7 @@ def export_onnx(
     tolerance: float = 1e-4,
     dynamic_batch: bool = True,
     cleanup: bool = True,
+    provider: Provider | None = None,
 ) -> Export:
     """Write `program` to the ONNX file `path`, after checking that ONNX Runtime computes the same from it.
 
@@ -115,6 +118,7 @@ def export_onnx(
         tolerance: largest |onnx - torch| / max |torch| of any output.
         dynamic_batch: whether the first dimension of every input is left open.
         cleanup: whether to rewrite what the exporter leaves behind (see the module's documentation).
+        provider: where the file will run: forms of channel selections are timed there. None times nothing.
 
     Returns:
         Size, opset, node count, error by batch size, and what the clean-up did.
@@ -135,6 +139,11 @@ def export_onnx(
     if cleanup:
         with _silenced():
             model, done = _clean(model)
+    if cleanup and provider is not None:
+        ours = {name for name, origin in origins.items() if origin.made_by != "trace"}
+        feeds = {name: x.numpy() for name, x in zip(inputs, cases[0].inputs, strict=True)}
+        model, said = _select_cheaply(model, ours, feeds, provider)
+        done += said
     _annotate(model, origins)
     content = model.SerializeToString()
     _check_model(content, path)
@@ -409,6 +418,16 @@ def _clean(model: ModelProto) -> tuple[ModelProto, list[str]]:
         return model, done
     graph.toposort()
     return gs.export_onnx(graph), done
+
+
+def _select_cheaply(
+    model: ModelProto, names: set[str], feeds: Mapping[str, NDArray[Any]], provider: Provider
+) -> tuple[ModelProto, list[str]]:
+    """`selection.cheapest`, or the model as it is where the provider does not work."""
+    try:
+        return cheapest(model, names, feeds, provider)
+    except ProviderError as error:
+        return model, [f"channel selections left as exported, for want of {provider}: {_first_line(error)}"]
 
 
 def _index_is_gather(node: Any, graph: Any) -> bool:
