@@ -2,13 +2,13 @@
 
     OUT/model.onnx       the compressed network            OUT/program/      the same, for PyTorch
     OUT/baseline.onnx    the original, what it is timed against
+    OUT/model-dense.onnx the result again, if model.onnx stores weights as DCT coefficients: larger, portable
     OUT/plans/           what each pass decided            OUT/report.json, report.html
     OUT/checkpoints/     program and record after each pass; OUT/state.json says of what run they are
 
 Every file appears whole or not at all; after an interruption the last finished pass is the place to resume.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -22,17 +22,17 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from graphcomp import __version__, verify
+from graphcomp import __version__, distributed, verify
 from graphcomp.bench import benchmark
 from graphcomp.cost import snapshot
 from graphcomp.data import Data, load_data
 from graphcomp.doctor import environment
 from graphcomp.errors import DataError, LoadError, OutputError, RecipeError
-from graphcomp.export import export_onnx
+from graphcomp.export import Stored, export_onnx
 from graphcomp.head import restrict_head
 from graphcomp.pipeline import Context, Pass, Pipeline, Plan
-from graphcomp.program import Program, named_tensors, trace
-from graphcomp.recipe import Recipe
+from graphcomp.program import Program, trace
+from graphcomp.recipe import ExportOptions, Recipe
 from graphcomp.records import Bench, Export, Record, Report, Snapshot, Step
 from graphcomp.removal import options_of
 from graphcomp.report import write_report
@@ -125,6 +125,9 @@ def build(
 ) -> Report:
     """Run a whole job into `out`.
 
+    Of several processes (see `distributed`) each calls this with the same arguments. Only the first one
+    writes into `out`, which all can read.
+
     Args:
         job: what to do.
         out: output directory.
@@ -148,26 +151,44 @@ def build(
     if job.recipe.classes is not None:
         data = data.only(job.recipe.classes)
         source = _restricted(source, job.recipe)
-    context = Context(target, data, job.recipe.seed)
+    threads = job.recipe.bench.threads if job.recipe.bench is not False else 1
+    context = Context(target, data, job.recipe.seed, threads=threads)
     fingerprint = _fingerprint(job, source.program, spec, target.name)
-    state = _open(out, fingerprint, resume, overwrite)
+    first = distributed.is_first()
+    state = distributed.on_first(lambda: _open(out, fingerprint, resume, overwrite))
     if state is None:
         progress("evaluate the baseline", 0.05)
         baseline = snapshot(source.program, context.evaluate(source.program))
         state = State(fingerprint=fingerprint, started=started, baseline=baseline)
-        _write(out / "state.json", state.model_dump_json(indent=2))
-    done, program = _finished(out, job.passes, source.program)
+        if first:
+            _write(out / "state.json", state.model_dump_json(indent=2))
+    done = distributed.on_first(lambda: _finished(out, job.passes))
+    program = Program.load(_place(out, len(done) - 1, done[-1].name)) if done else source.program
     share = 0.6 / len(job.passes)
-    context = replace(context, progress=_Scaled(progress, share, len(done), len(job.passes)))
-    program, steps = Pipeline(job.passes, [_checkpoint(out)]).run(program, context, done)
+    told = _Scaled(progress, share, len(done), len(job.passes))
+    context = replace(context, progress=told, workdir=_running(out))
+    observers = [_checkpoint(out)] if first else []
+    program, steps = Pipeline(job.passes, observers).run(program, context, done)
+    if not first:
+        finished: Report = distributed.receive()  # once it is measured, undisturbed
+        return finished
     progress("save the program", 0.72)
     program.save(out / "program")
     progress("export the baseline", 0.74)
     exported = job.recipe.export
     base = _export(source.program, out / "baseline.onnx", exported)
     progress("export the result", 0.8)
-    new = _export(program, out / "model.onnx", exported, target.provider)
-    bench = _bench(job.recipe, out, target.provider, progress)
+    stored: Stored = "dense" if exported.dct == "dense" else "coefficients"
+    new = _export(program, out / MODEL, exported, target.provider, stored)
+    twice = new.dct is not None and exported.dct == "both"
+    dense = _export(program, out / DENSE, exported, target.provider, "dense") if twice else None
+    span = (0.85, 0.92) if dense else (0.85, 0.99)
+    bench = _bench(job.recipe, (out / "baseline.onnx", out / MODEL), target.provider, progress, span)
+    dct_bench = (
+        _bench(job.recipe, (out / DENSE, out / MODEL), target.provider, progress, (0.92, 0.99))
+        if dense
+        else None
+    )
     report = Report(
         model=job.model,
         weights=str(source.weights) if source.weights else None,
@@ -180,14 +201,16 @@ def build(
         steps=steps,
         export=new,
         baseline_export=base,
+        dense_export=dense,
         bench=bench,
+        dct_bench=dct_bench,
         environment=environment(),
         started=state.started,
         seconds=time.perf_counter() - clock,
     )
     write_report(report, out)
     progress("done", 1.0)
-    return report
+    return distributed.broadcast(report)
 
 
 class _Scaled:
@@ -216,14 +239,10 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fingerprint(job: Job, program: Program, data: str, target: str) -> dict[str, Any]:
-    digest = hashlib.sha256(str(program).encode())
-    for name, tensor in sorted(named_tensors(program.module).items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return {
         "graphcomp": __version__,
         "model": job.model,
-        "weights": digest.hexdigest(),
+        "weights": program.fingerprint(),
         "input_shape": [list(x.shape) for x in program.example_inputs],
         "passes": [{p.name: options_of(p)} for p in job.passes],
         "data": data,
@@ -235,11 +254,13 @@ def _fingerprint(job: Job, program: Program, data: str, target: str) -> dict[str
 
 # ---------------------------------------------------------------------- the output directory
 
+MODEL, DENSE = "model.onnx", "model-dense.onnx"
 OWN = (
     "state.json",
     "report.json",
     "report.html",
-    "model.onnx",
+    MODEL,
+    DENSE,
     "baseline.onnx",
     "plans",
     "checkpoints",
@@ -307,16 +328,22 @@ def _checkpoint(out: Path) -> Callable[[int, Step, Plan, Program], None]:
         _write(out / step.plan_file, plan.model_dump_json(indent=2))
         program.save(place)
         _write(place.with_suffix(".json"), step.model_dump_json(indent=2))
+        shutil.rmtree(_running(out), ignore_errors=True)
 
     return save
+
+
+def _running(out: Path) -> Path:
+    """Where a pass that takes long keeps its state until it is finished."""
+    return out / "checkpoints" / "running"
 
 
 def _place(out: Path, index: int, name: str) -> Path:
     return out / "checkpoints" / f"{index + 1:02d}-{name}"
 
 
-def _finished(out: Path, passes: Sequence[Pass], program: Program) -> tuple[list[Step], Program]:
-    """Steps that an interrupted run finished, and the program after the last of them."""
+def _finished(out: Path, passes: Sequence[Pass]) -> list[Step]:
+    """Steps that an interrupted run finished."""
     steps: list[Step] = []
     for index, pass_ in enumerate(passes):
         record = _place(out, index, pass_.name).with_suffix(".json")
@@ -326,9 +353,7 @@ def _finished(out: Path, passes: Sequence[Pass], program: Program) -> tuple[list
             steps.append(Step.model_validate_json(record.read_text()))
         except ValidationError as error:
             raise LoadError(f"{record}: {error}; expected a step's record; use --overwrite") from error
-    if steps:
-        program = Program.load(_place(out, len(steps) - 1, steps[-1].name))
-    return steps, program
+    return steps
 
 
 def _write(path: Path, text: str) -> None:
@@ -336,7 +361,13 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def _export(program: Program, path: Path, options: Any, provider: Provider | None = None) -> Export:
+def _export(
+    program: Program,
+    path: Path,
+    options: ExportOptions,
+    provider: Provider | None = None,
+    dct: Stored = "coefficients",
+) -> Export:
     batches = (1, 2, 5) if options.dynamic_batch else (1,)
     record = export_onnx(
         program,
@@ -346,21 +377,27 @@ def _export(program: Program, path: Path, options: Any, provider: Provider | Non
         tolerance=options.tolerance,
         dynamic_batch=options.dynamic_batch,
         provider=provider,
+        dct=dct,
     )
     return record.model_copy(update={"path": path.name})
 
 
-def _bench(recipe: Recipe, out: Path, provider: Any, progress: Progress) -> Bench | None:
+def _bench(
+    recipe: Recipe,
+    files: tuple[Path, Path],
+    provider: Provider,
+    progress: Progress,
+    span: tuple[float, float],
+) -> Bench | None:
     if recipe.bench is False:
         return None
     options = recipe.bench
 
     def tell(message: str, fraction: float) -> None:
-        progress(f"benchmark: {message}", 0.85 + 0.14 * fraction)
+        progress(f"benchmark: {message}", span[0] + (span[1] - span[0]) * fraction)
 
     return benchmark(
-        out / "baseline.onnx",
-        out / "model.onnx",
+        *files,
         provider=options.provider or provider,
         batches=options.batches,
         threads=options.threads,

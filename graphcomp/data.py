@@ -16,11 +16,12 @@ Every split of a source into halves is fixed; `seed` only chooses random samples
 All random numbers come from numpy's RandomState, whose streams never change from version to version.
 """
 
+import hashlib
 import math
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -41,9 +42,23 @@ SPLIT_SEED = 0
 RANDOM_SAMPLES = 64
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 CROP_FRACTION = 0.875
+READ = 1000
+"""Samples at a time when they are only read."""
 
 Indices = NDArray[np.int64]
 Fetch = Callable[[Indices], Tensor]
+Buffer = bytes | memoryview
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """A fetch that can say what it would yield without doing so."""
+
+    fetch: Fetch
+    identify: Callable[[Indices], Iterable[Buffer]]
+
+    def __call__(self, indices: Indices) -> Tensor:
+        return self.fetch(indices)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +92,30 @@ class Split:
         chunks = (order[start : start + size] for start in range(0, len(self), size))
         return ((self.fetch(self.indices[chunk]), self.labels[torch.from_numpy(chunk)]) for chunk in chunks)
 
+    def fingerprint(self) -> str:
+        """sha256 of the samples, their order, their normalisation and their labels.
+
+        Arrays are hashed; image files are known by path, size and time of change. Where only `fetch` knows
+        the samples, they are read once.
+        """
+        digest = hashlib.sha256(f"{self.labelled}\n".encode())
+        digest.update(self.labels.numpy().data)
+        if isinstance(self.fetch, _Source):
+            parts = self.fetch.identify(self.indices)
+        else:
+            parts = (x.contiguous().numpy().data for x, _ in self.batches(READ))
+        for part in parts:
+            digest.update(part)
+        return digest.hexdigest()
+
     def subset(self, positions: Indices) -> "Split":
         """The samples at `positions` of this split."""
         return replace(self, labels=self.labels[torch.from_numpy(positions)], indices=self.indices[positions])
+
+    def hold_out(self, fraction: float) -> tuple["Split", "Split"]:
+        """Two parts: most samples, and a fixed `fraction`, every class in proportion to within one sample."""
+        held = _stratified(self.labels.numpy(), round(fraction * len(self)), SPLIT_SEED)
+        return self.subset(np.setdiff1d(np.arange(len(self)), held)), self.subset(held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,20 +320,31 @@ def _bytes_fetch(images: NDArray[np.uint8], request: _Request) -> Fetch:
         batch = np.ascontiguousarray(images[indices].transpose(0, 3, 1, 2))
         return torch.from_numpy(batch).float().div_(255).sub_(mean).div_(std)
 
-    return fetch
+    return _Source(fetch, lambda indices: _identity(images, indices, request))
 
 
 def _float_fetch(samples: NDArray[np.float32], request: _Request) -> Fetch:
     """Fetch from float32 `[N, C, H, W]`, or any shape if there is nothing to normalise."""
     _require_sample(request, samples.shape[1:])
+
+    def identify(indices: Indices) -> Iterator[Buffer]:
+        return _identity(samples, indices, request)
+
     if request.mean is None:
-        return lambda indices: torch.from_numpy(samples[indices])
+        return _Source(lambda indices: torch.from_numpy(samples[indices]), identify)
     if samples.ndim != 4:
         raise _bad(
             request.spec, f"mean and std for samples of shape {samples.shape[1:]}", "CxHxW", "leave them out"
         )
     mean, std = _statistics(request)
-    return lambda indices: torch.from_numpy(samples[indices]).sub_(mean).div_(std)
+    return _Source(lambda indices: torch.from_numpy(samples[indices]).sub_(mean).div_(std), identify)
+
+
+def _identity(samples: NDArray[Any], indices: Indices, request: _Request) -> Iterator[Buffer]:
+    """What decides the samples at `indices` of an array, for a hash."""
+    yield f"{samples.dtype} {samples.shape[1:]} {request.mean} {request.std}\n".encode()
+    for start in range(0, len(indices), READ):
+        yield np.ascontiguousarray(samples[indices[start : start + READ]]).data
 
 
 def _require_sample(request: _Request, found: tuple[int, ...]) -> None:
@@ -662,7 +709,18 @@ def _file_fetch(paths: list[Path], request: _Request) -> Fetch:
         batch = torch.stack([_decode(paths[i], request.shape) for i in indices])
         return batch.float().div_(255).sub_(mean).div_(std)
 
-    return fetch
+    def identify(indices: Indices) -> Iterator[bytes]:
+        yield f"{request.shape} {request.mean} {request.std} {CROP_FRACTION}\n".encode()
+        for i in indices:
+            try:
+                status = paths[i].stat()
+            except OSError as error:
+                raise _bad(
+                    paths[i], f"no file ({error})", "the image that was listed", "restore it"
+                ) from error
+            yield f"{paths[i].resolve()} {status.st_size} {status.st_mtime_ns}\n".encode()
+
+    return _Source(fetch, identify)
 
 
 def _decode(path: Path, shape: tuple[int, ...]) -> Tensor:

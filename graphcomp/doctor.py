@@ -64,7 +64,7 @@ def environment() -> records.Environment:
         platform=platform.platform(),
         cpu=_cpu_model(),
         isa=_isa(),
-        cores=_cores(),
+        cores=cores(),
         versions=versions,
     )
 
@@ -169,14 +169,14 @@ def _gpu() -> Finding:
 def _threads() -> Finding:
     limit = os.environ.get("OMP_NUM_THREADS", "not set")
     return Finding(
-        "threads", True, f"{_cores()} cores, torch uses {torch.get_num_threads()}, OMP_NUM_THREADS {limit}"
+        "threads", True, f"{cores()} cores, torch uses {torch.get_num_threads()}, OMP_NUM_THREADS {limit}"
     )
 
 
 def _load(contention: float) -> Finding:
     average = psutil.getloadavg()[0]
     ok = contention <= CROWDED
-    detail = f"wall/CPU of one thread {contention:.2f}, load average {average:.1f} on {_cores()} cores"
+    detail = f"wall/CPU of one thread {contention:.2f}, load average {average:.1f} on {cores()} cores"
     advice = "" if ok else "something else has the cores: stop it, or quote CPU time instead of wall time"
     return Finding("load", ok, detail, advice)
 
@@ -190,7 +190,7 @@ def _contention(seconds: float = 0.2) -> float:
     return (time.perf_counter() - wall) / max(time.thread_time() - cpu, 1e-3)
 
 
-def _cores() -> int:
+def cores() -> int:
     """Logical cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

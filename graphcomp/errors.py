@@ -5,16 +5,18 @@ GraphcompError
 ├── LoadError       weights or a saved program that cannot be read
 ├── DataError       a data source that cannot be read or is empty
 ├── RecipeError     a recipe, pass or option that is not valid (raised before any work)
-├── AnalysisError   the channel analysis was asked for something it cannot do
+├── AnalysisError   an analysis was asked for something it cannot do
 ├── SurgeryError    a removal that cannot be carried out exactly
 ├── VerifyError     a program that breaks an invariant, or a rewrite that changed the function
 ├── PassError       a pass that failed, with the passes that ran before it
 ├── ExportError     an ONNX file that could not be written or is not equal to the program
+├── DistributedError  another process of the same run failed or cannot be reached
 ├── BenchError      a measurement that could not be made
 │   └── ProviderError   an execution provider that does not really work here
 └── OutputError     a result that could not be written
 
-Messages read `place: found, expected`, followed by what to do next.
+Messages read `place: found, expected`, followed by what to do next. What goes on all the same but deserves a
+word is a GraphcompWarning; the command line shows it and hides everybody else's.
 """
 
 
@@ -39,7 +41,7 @@ class RecipeError(GraphcompError):
 
 
 class AnalysisError(GraphcompError):
-    """The channel analysis was asked for something it cannot do."""
+    """An analysis was asked for something it cannot do."""
 
 
 class SurgeryError(GraphcompError):
@@ -67,6 +69,10 @@ class ExportError(GraphcompError):
     """An ONNX file that could not be written or is not equal to the program."""
 
 
+class DistributedError(GraphcompError):
+    """Another process of the same run failed or cannot be reached."""
+
+
 class BenchError(GraphcompError):
     """A measurement that could not be made."""
 
@@ -77,3 +83,7 @@ class ProviderError(BenchError):
 
 class OutputError(GraphcompError):
     """A result that could not be written."""
+
+
+class GraphcompWarning(UserWarning):
+    """Something that the user should know although the run goes on."""

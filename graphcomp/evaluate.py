@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from graphcomp import distributed
+from graphcomp.calibrate import batch_size
 from graphcomp.data import Split
 from graphcomp.errors import DataError
 from graphcomp.program import Program, output_tensors
@@ -33,31 +35,75 @@ def is_classifier(program: Program) -> bool:
 
 @torch.no_grad()
 def accuracy(
-    program: Program, split: Split, progress: Callable[[int], None] | None = None
+    program: Program, split: Split, progress: Callable[[int], None] | None = None, *, shared: bool = False
 ) -> Accuracy | None:
     """Top-1 accuracy on a split; None for unlabelled data or a network that is no classifier.
+
+    Args:
+        program: the network.
+        split: labelled samples.
+        progress: told the size of each batch.
+        shared: every process calls this and looks at its share of the samples (see `distributed`).
 
     Raises:
         DataError: if the split is empty or has labels that the network has no output for.
     """
     if not split.labelled or not is_classifier(program):
         return None
-    correct = total = 0
-    for x, y in split.batches(BATCH):
+    if not len(split):
+        raise DataError("evaluation data: found no samples, expected at least one")
+    batch = batch_size(program)
+    part = split.subset(distributed.share(len(split), batch)) if shared else split
+    correct = torch.zeros((), dtype=torch.int64)
+    for x, y in part.batches(batch):
         logits = program(x)
-        if int(y.max()) >= logits.shape[1]:
-            raise DataError(
-                f"labels: found class {int(y.max())}, expected classes below {logits.shape[1]}, the number "
-                "of the network's outputs; check that the data belongs to this network"
-            )
-        correct += int((logits.argmax(1) == y).sum())
-        total += len(y)
+        _require_outputs(logits, y)
+        correct += (logits.argmax(1) == y).sum()
         if progress:
             progress(len(y))
-    if not total:
+    if shared:
+        distributed.all_reduce([correct])
+    low, high = wilson(int(correct), len(split))
+    return Accuracy(top1=int(correct) / len(split), samples=len(split), low=low, high=high)
+
+
+def _require_outputs(logits: Tensor, labels: Tensor) -> None:
+    if int(labels.max()) >= logits.shape[1]:
+        raise DataError(
+            f"labels: found class {int(labels.max())}, expected classes below {logits.shape[1]}, the number "
+            "of the network's outputs; check that the data belongs to this network"
+        )
+
+
+@torch.no_grad()
+def confusion(program: Program, split: Split, progress: Callable[[int], None] | None = None) -> Tensor | None:
+    """How often each class was taken for which one; None as for `accuracy`, which is its trace's share.
+
+    Args:
+        program: the network.
+        split: labelled samples.
+        progress: told the size of each batch.
+
+    Returns:
+        int64 (classes, classes), a row for each true class, a column for each predicted one.
+
+    Raises:
+        DataError: as for `accuracy`.
+    """
+    if not split.labelled or not is_classifier(program):
+        return None
+    if not len(split):
         raise DataError("evaluation data: found no samples, expected at least one")
-    low, high = wilson(correct, total)
-    return Accuracy(top1=correct / total, samples=total, low=low, high=high)
+    pairs: list[Tensor] = []
+    classes = 0
+    for x, y in split.batches(batch_size(program)):
+        logits = program(x)
+        _require_outputs(logits, y)
+        classes = logits.shape[1]
+        pairs.append(y * classes + logits.argmax(1))
+        if progress:
+            progress(len(y))
+    return torch.bincount(torch.cat(pairs), minlength=classes * classes).view(classes, classes)
 
 
 @torch.no_grad()

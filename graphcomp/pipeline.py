@@ -5,19 +5,22 @@ A pass *plans* (pure data), *simulates* (values change, shapes do not: all accur
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import Field
 
-from graphcomp import verify
+from graphcomp import calibrate, distributed, verify
+from graphcomp.calibrate import Request, Statistic
 from graphcomp.cost import snapshot
 from graphcomp.data import Data
-from graphcomp.errors import GraphcompError, PassError
+from graphcomp.errors import DataError, GraphcompError, PassError
 from graphcomp.evaluate import accuracy, drift, first_inputs
+from graphcomp.microbench import Timer
 from graphcomp.program import Program
-from graphcomp.records import Accuracy, Kept, Record, Snapshot, Step
+from graphcomp.records import Accuracy, Kept, Record, Snapshot, Step, Training
 from graphcomp.targets import Target
 
 DRIFT_SAMPLES = 250
@@ -31,6 +34,13 @@ class Plan(Record):
     decisions: dict[str, Any] = Field(default_factory=dict, description="read by simulate and rewrite only")
     kept: list[Kept] = Field(default_factory=list, description="what was left alone, and why")
     summary: str = ""
+    evidence: dict[str, Any] = Field(
+        default_factory=dict, description="why it was decided so: for reports, read by no verb"
+    )
+    bulk: dict[str, str] = Field(
+        default_factory=dict,
+        description="decisions that are too many numbers to be read, packed; not in a program's history",
+    )
 
 
 @dataclass(frozen=True)
@@ -42,16 +52,46 @@ class Context:
         data: calibration (`train`) and evaluation (`eval`) data; None if the user gave none.
         seed: of everything random.
         progress: called with a message and a fraction in [0, 1].
+        workdir: where passes that take long keep their state, each in a folder of its own; None: nowhere.
+        statistics: what was collected, by content; so that nothing is computed twice in a run.
+        threads: that the result will run with, where times are targets.
+        timer: measures ONNX models for such passes; None: the target's provider does.
     """
 
     target: Target
     data: Data | None = None
     seed: int = 0
     progress: Callable[[str, float], None] = field(default=lambda message, fraction: None)
+    workdir: Path | None = None
+    statistics: dict[str, Statistic] = field(default_factory=dict, repr=False, compare=False)
+    threads: int = 1
+    timer: Timer | None = None
 
     def evaluate(self, program: Program) -> Accuracy | None:
-        """Accuracy on the evaluation data, None if there is none."""
-        return None if self.data is None else accuracy(program, self.data.eval)
+        """Accuracy on the evaluation data, None if there is none; collective (see `distributed`)."""
+        return None if self.data is None else accuracy(program, self.data.eval, shared=True)
+
+    def collect(
+        self, program: Program, requests: Iterable[Request], samples: int | None = None
+    ) -> dict[Request, Statistic]:
+        """Statistics of activations over the first `samples` of the calibration data (default: all).
+
+        One pass over the data for all requests, none for what was asked before of an equal program; see
+        `graphcomp.calibrate.collect`.
+
+        Raises:
+            DataError: if there is no data, or not enough. AnalysisError: no such node or dimension.
+        """
+        if self.data is None:
+            raise DataError("calibration: found no data, expected samples; give --data")
+        return calibrate.collect(
+            program,
+            self.data.train,
+            requests,
+            samples=samples,
+            memory=self.statistics,
+            progress=self.progress,
+        )
 
 
 class Pass(Protocol):
@@ -69,6 +109,15 @@ class Pass(Protocol):
 
     def rewrite(self, program: Program, plan: Plan) -> Program:
         """Change structure: a smaller graph with the same function as the simulated `program`."""
+        ...
+
+
+@runtime_checkable
+class TrainingPass(Pass, Protocol):
+    """A pass that changes values by learning from data, for which a plan is not enough."""
+
+    def train(self, program: Program, plan: Plan, context: Context) -> tuple[Program, Training]:
+        """Take the place of `simulate`: the same graph with the same shapes, and how it came to be."""
         ...
 
 
@@ -113,15 +162,23 @@ def run_pass(pass_: Pass, program: Program, context: Context, index: int = 0) ->
     started = time.perf_counter()
     tell = context.progress
     tell(f"{pass_.name}: plan", 0.0)
-    plan = pass_.plan(program, context)
-    tell(f"{pass_.name}: simulate", 0.4)
-    simulated = pass_.simulate(program, plan)
+    plan = distributed.broadcast(pass_.plan(program, _within(context, f"{pass_.name}: ", 0.0, 0.4)))
+    training: Training | None = None
+    if isinstance(pass_, TrainingPass):
+        place = replace(context, workdir=context.workdir and context.workdir / work_name(index, pass_.name))
+        simulated, training = pass_.train(program, plan, _within(place, f"{pass_.name}: ", 0.05, 0.45))
+    else:
+        tell(f"{pass_.name}: simulate", 0.4)
+        simulated = pass_.simulate(program, plan)
     tell(f"{pass_.name}: rewrite", 0.5)
     result = pass_.rewrite(simulated, plan)
     tell(f"{pass_.name}: verify", 0.6)
     verify.check(result)
-    error = verify.verify_pass(pass_, program, plan, context.seed)
-    result = replace(result, history=(*program.history, plan.model_dump(mode="json")))
+    if training is None:
+        error = verify.verify_pass(pass_, program, plan, context.seed)
+    else:
+        error = verify.verify_trained(pass_.name, program, result)
+    result = replace(result, history=(*program.history, plan.model_dump(mode="json", exclude={"bulk"})))
     tell(f"{pass_.name}: evaluate", 0.8)
     changed = None
     if simulated is not program and context.data is not None:
@@ -132,15 +189,28 @@ def run_pass(pass_: Pass, program: Program, context: Context, index: int = 0) ->
         index=index,
         name=pass_.name,
         options=plan.options,
-        summary=plan.summary,
+        summary=training.summary if training else plan.summary,
         plan_file=plan_file(index, pass_.name),
         kept=plan.kept,
         drift=changed,
         verify_error=error,
         seconds=time.perf_counter() - started,
+        evidence=plan.evidence,
+        training=training,
         after=after,
     )
     return step, plan, result
+
+
+def _within(context: Context, prefix: str, start: float, share: float) -> Context:
+    """The context, with its progress in a part of the bar."""
+    tell = context.progress
+    return replace(context, progress=lambda message, part: tell(prefix + message, start + share * part))
+
+
+def work_name(index: int, name: str) -> str:
+    """The folder of a pass in the working directory."""
+    return f"{index + 1:02d}-{name}"
 
 
 def plan_file(index: int, name: str) -> str:

@@ -7,6 +7,8 @@ safetensors, never as a pickle, and loads without the source of the model it cam
 
 import contextlib
 import copy
+import hashlib
+import inspect
 import operator
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +23,7 @@ from torch import Tensor, fx, nn
 from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 from torch.nn.utils import parametrize
 
+from graphcomp.dct import DctConv2d, DctLayer, DctLinear
 from graphcomp.errors import TraceError
 
 PASS_KEY = "graphcomp_pass"
@@ -93,6 +96,13 @@ class Program:
         value = self.values[node]
         return tuple(value.shape) if isinstance(value, Tensor) else None
 
+    def fingerprint(self) -> str:
+        """sha256 of what the program computes: graph, settings of the modules, every tensor.
+
+        Not the history, nor the training mode. Computed anew each time: weights may be trained in place.
+        """
+        return _fingerprint(self)
+
     def save(self, directory: str | Path) -> None:
         """Write `program.json` and `weights.safetensors` into `directory`, whole or not at all.
 
@@ -146,6 +156,9 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.path = ""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, DctLayer) or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -392,6 +405,40 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def _fingerprint(program: Program) -> str:
+    digest = hashlib.sha256()
+    for node in program.graph.nodes:
+        # annotations of inputs are not saved with a program
+        text = f"{node.name} {node.target} {node.args}" if node.op == "placeholder" else node.format_node()
+        digest.update(f"{text}\n".encode())
+        digest.update(_own_code(node.target))
+    for name, module in program.called_modules().items():
+        for part, child in module.named_modules():
+            digest.update(f"{name} {part} {type(child).__qualname__} {_settings(child)}\n".encode())
+    for name, tensor in sorted(program.tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _settings(module: nn.Module) -> list[tuple[str, str]]:
+    """A module's plain attributes; its repr leaves some out (the heads of an attention, for one)."""
+    public = ((k, v) for k, v in sorted(vars(module).items()) if k != "training" and not k.startswith("_"))
+    return [(k, getattr(v, "__qualname__", None) or repr(v)) for k, v in public]
+
+
+def _own_code(target: Any) -> bytes:
+    """The source file of a function of the user's own (torch.fx.wrap), whose name says nothing about it."""
+    owner = str(getattr(target, "__module__", None) or "").partition(".")[0]
+    if not inspect.isfunction(target) or owner in ("torch", "torchvision"):
+        return b""
+    try:
+        return Path(inspect.getsourcefile(target) or "").read_bytes()
+    except OSError:  # made in an interpreter
+        return target.__code__.co_code
+
+
 def run_on_meta(program: Program) -> dict[fx.Node, Any]:
     """Run the graph on the meta device at batch 1: shapes without arithmetic."""
 
@@ -573,19 +620,26 @@ def _format_arg(arg: Any) -> str:
 def describe_module(module: nn.Module) -> str:
     """A module in a few words: `conv 64->64 k3 s1 g1`, `linear 512->10`, `batchnorm2d 64`, `relu`."""
     kind = type(module).__name__.lower()
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, nn.modules.conv._ConvNd | DctConv2d):
         words = [
             kind.removesuffix("1d").removesuffix("2d").removesuffix("3d"),
             f"{module.in_channels}->{module.out_channels}",
             "k" + _square(module.kernel_size),
             "s" + _square(module.stride),
         ]
-        return " ".join(words + ([f"g{module.groups}"] if module.groups > 1 else []))
-    if isinstance(module, nn.Linear):
-        return f"linear {module.in_features}->{module.out_features}"
+        return " ".join(words + ([f"g{module.groups}"] if module.groups > 1 else []) + _stored(module))
+    if isinstance(module, nn.Linear | DctLinear):
+        return " ".join([f"{kind} {module.in_features}->{module.out_features}", *_stored(module)])
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return f"{kind} {module.num_features}"
     return kind
+
+
+def _stored(module: nn.Module) -> list[str]:
+    """How many coefficients of each row a computed weight has: `4x512 of 4x1024`."""
+    if not isinstance(module, DctLayer):
+        return []
+    return [f"{module.rows}x{module.terms} of {module.rows}x{module.columns}"]
 
 
 def _square(sizes: tuple[int, ...]) -> str:

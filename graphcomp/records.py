@@ -45,6 +45,9 @@ class Snapshot(Record):
 
     params_trainable: int
     params_state: int = Field(description="trainable + frozen parameters and all buffers")
+    params_order: int = Field(
+        default=0, description="of those, integers that say where rebuilt weights belong; never trained"
+    )
     macs: int = Field(description="multiply-accumulates for one sample")
     accuracy: Accuracy | None = None
     layers: list[LayerRow] = Field(default_factory=list)
@@ -66,6 +69,84 @@ class Kept(Record):
     reason: str
 
 
+class Width(Record):
+    """What was decided for one channel group; `evidence["groups"]` of a removal's plan is a list of them."""
+
+    group: str = Field(description="the layer that the group is named after")
+    channels: int = Field(description="before the pass")
+    share: float | None = Field(
+        description="what part (of the channels, of the energy, …) was to be preserved; null if the "
+        "criterion has a rule of its own"
+    )
+    wanted: int = Field(description="channels that preserve it, before rounding")
+    kept: int = Field(description="channels after the pass")
+
+
+class Spectrum(Width):
+    """A channel group's decision with the spectrum of its responses' covariance (`pfa`)."""
+
+    eigenvalues: list[float] = Field(
+        description="of the responses' covariance, largest first, normalised to sum 1 (all 0 if nothing "
+        "varies), six significant digits"
+    )
+    samples: int = Field(description="that the covariance was estimated from")
+    dead: int = Field(description="channels whose responses do not vary")
+    statistics: list[str] = Field(description="nodes whose outputs were analysed")
+
+
+class ModeTrial(Record):
+    """One kind of arithmetic that a network could be trained with."""
+
+    precision: str = Field(description="float32 (the program's own type) or bf16 (autocast)")
+    layout: str = Field(description="of images in memory: contiguous or channels_last")
+    ms: float | None = Field(
+        description="a step's CPU time, on a GPU its wall time; null if it does not run here"
+    )
+
+
+class EpochRow(Record):
+    """One epoch of a training; number 0 is the program as it came."""
+
+    epoch: int
+    steps: int = Field(description="of the optimiser, from the beginning")
+    rate: float | None = Field(description="learning rate of the last step; null for number 0")
+    loss: float | None = Field(description="mean over the epoch's samples as it trained; null for number 0")
+    held_out: float | None = Field(description="score on held-out training data; null if there is none")
+    samples: int
+    seconds: float = Field(description="of the steps alone")
+
+
+class Training(Record):
+    """How a program was trained."""
+
+    samples: int
+    held_out_samples: int = Field(description="of the training data, to choose the best epoch by")
+    batch: int = Field(description="samples a step at most, over all processes")
+    processes: int
+    device: str
+    precision: str
+    layout: str
+    trials: list[ModeTrial] = Field(description="what the choice of precision and layout was made from")
+    epochs: list[EpochRow]
+    kept_epoch: int
+    bn_samples: int = Field(description="that normalisation statistics were estimated from at the end")
+    held_out: float | None = Field(description="score of the result on held-out training data")
+    samples_per_second: float | None = Field(description="in the steps; null if there was none")
+    seconds: float = Field(description="of the steps alone")
+    resumed: int = Field(description="how often the training went on after an interruption")
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        last = self.epochs[-1]
+        kept = f"trained {last.steps} steps, kept epoch {self.kept_epoch} of {last.epoch}"
+        parts = [kept] if last.epoch else []
+        parts += [f"statistics from {self.bn_samples} samples"] if self.bn_samples else []
+        if self.held_out is not None and self.epochs[0].held_out is not None:
+            parts.append(f"held-out score {self.epochs[0].held_out:.4f} -> {self.held_out:.4f}")
+        return "; ".join(parts)
+
+
 class Step(Record):
     """One pass of the pipeline."""
 
@@ -80,6 +161,10 @@ class Step(Record):
         description="max |rewrite - simulate| / max |simulate|, float64, scrambled statistics"
     )
     seconds: float
+    evidence: dict[str, Any] = Field(
+        default_factory=dict, description="why the pass decided so, as its method puts it; see the plan"
+    )
+    training: Training | None = Field(default=None, description="null for a pass that does not train")
     after: Snapshot
 
 
@@ -130,6 +215,9 @@ class ModelFile(Record):
     bytes: int
     macs: int = Field(description="for one sample")
     load_seconds: float
+    load_cpu_seconds: float | None = Field(
+        default=None, description="CPU time to open the session, of the whole process"
+    )
     nodes_per_provider: dict[str, int]
     memcpy_nodes: int = 0
 
@@ -159,6 +247,18 @@ class Bench(Record):
     environment: Environment
 
 
+class DctWeights(Record):
+    """How the weights of DCT layers are stored in an ONNX file."""
+
+    stored: Literal["coefficients", "dense"] = Field(
+        description="coefficients, from which the runtime rebuilds the weights when it loads the file, or "
+        "the dense weights themselves"
+    )
+    layers: int
+    coefficient_bytes: int = Field(description="0 if dense")
+    order_bytes: int = Field(description="of the columns of all weights; 0 if dense")
+
+
 class Export(Record):
     """The exported ONNX file and how equal it is to the program."""
 
@@ -170,6 +270,7 @@ class Export(Record):
         description="per batch size: max |onnx - torch| / max |torch|, the worst of several inputs"
     )
     cleanup: list[str] = Field(description="what the clean-up did, with the count of nodes it saved")
+    dct: DctWeights | None = Field(default=None, description="null if the program has no DCT layers")
 
 
 class Report(Record):
@@ -187,7 +288,13 @@ class Report(Record):
     steps: list[Step]
     export: Export
     baseline_export: Export
+    dense_export: Export | None = Field(
+        default=None, description="the result once more, with the weights of its DCT layers stored dense"
+    )
     bench: Bench | None
+    dct_bench: Bench | None = Field(
+        default=None, description="the result with dense weights (base) against DCT coefficients (new)"
+    )
     environment: Environment
     started: str = Field(description="ISO 8601, UTC")
     seconds: float

@@ -1,10 +1,12 @@
 """What must hold after every pass: a sound program, and `rewrite(simulate(p)) == simulate(p)`."""
 
+from itertools import zip_longest
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
+from graphcomp.dct import DctLayer
 from graphcomp.errors import GraphcompError, VerifyError
 from graphcomp.program import Program, fresh_inputs, named_tensors, output_tensors, run_on_meta
 
@@ -52,6 +54,10 @@ def _check_attributes(name: str, module: nn.Module) -> None:
         expected = {"in_channels": into, "out_channels": out}
         if module.bias is not None and module.bias.numel() != out:
             raise VerifyError(f"{name}.bias: found {module.bias.numel()} values, expected {out}")
+    elif isinstance(module, DctLayer):
+        flaw = module.flaw()
+        if flaw is not None:
+            raise VerifyError(f"{name}.{flaw}")
     elif isinstance(module, nn.Linear):
         expected = {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
     elif isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
@@ -104,7 +110,7 @@ class _Calibration(fx.Interpreter):
             self.scramble(module)
             if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_var is not None:
                 self.set_statistics(module, args[0])
-            elif isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+            elif isinstance(module, nn.modules.conv._ConvNd | nn.Linear | DctLayer):
                 self.rescale(module, args[0])
         return super().call_module(target, args, kwargs)
 
@@ -125,7 +131,8 @@ class _Calibration(fx.Interpreter):
     def rescale(self, module: nn.Module, x: Tensor) -> None:
         spread = float(module(x).std())
         if spread > 0 and not 0.1 < spread < 10:
-            cast(Tensor, module.weight).div_(spread)
+            values = module.coefficients if isinstance(module, DctLayer) else module.weight
+            cast(Tensor, values).div_(spread)
 
     def uniform(self, like: Tensor) -> Tensor:
         return 0.5 + torch.rand(like.shape, generator=self.generator, dtype=torch.float64)
@@ -199,3 +206,20 @@ def verify_pass(pass_: Any, program: Program, plan: Any, seed: int = 0) -> float
             f"and rewrite, expected at most {TOLERANCE:.3g}; this is a bug in graphcomp: please report it"
         )
     return error
+
+
+def verify_trained(name: str, before: Program, after: Program) -> float:
+    """Training may change values and nothing else: the same nodes with the same shapes, in eval mode.
+
+    Returns:
+        0: rewriting a trained program is the identity.
+
+    Raises:
+        VerifyError: naming the first node that is another.
+    """
+    if after.module.training:
+        raise VerifyError(f"{name}: found a network in training mode, expected eval mode")
+    for old, new in zip_longest(str(before).splitlines(), str(after).splitlines()):
+        if old != new:
+            raise VerifyError(f"{name}: found {new!r} after training, expected {old!r} as before")
+    return 0.0

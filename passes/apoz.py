@@ -15,18 +15,17 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import fx, nn
 
-from graphcomp.calibrate import Watcher, ZeroCounter, watch
+from graphcomp.allocation import Scores
+from graphcomp.calibrate import Request, Zeros
 from graphcomp.channels import ChannelGroup, Channels
-from graphcomp.errors import DataError
-from graphcomp.evaluate import first_inputs
 from graphcomp.pipeline import Context
 from graphcomp.program import Program
-from graphcomp.removal import OPTIONS, ChannelRemoval, Scores
+from graphcomp.removal import OPTIONS, RatioRemoval
 from graphcomp.rules import op_name
 
 
 @dataclass(frozen=True, config=OPTIONS)
-class APoZ(ChannelRemoval):
+class APoZ(RatioRemoval):
     """Remove the channels that are most often zero after their ReLU: one step, without fine-tuning."""
 
     name: ClassVar[str] = "apoz"
@@ -39,11 +38,8 @@ class APoZ(ChannelRemoval):
 
     def score(self, channels: Channels, context: Context) -> tuple[Scores, dict[str, str]]:
         """1 - APoZ."""
-        if context.data is None:
-            raise DataError("apoz: found no data, expected calibration samples; give --data")
-        counters: dict[str, ZeroCounter] = {}
+        asked: dict[str, Request] = {}
         unjudged: dict[str, str] = {}
-        watchers: dict[fx.Node, Watcher] = {}
         for group in channels.removable:
             node = _layer_node(channels.program, group.name)
             relu = _relu_after(channels.program, node)
@@ -53,45 +49,40 @@ class APoZ(ChannelRemoval):
                 )
             elif relu is None:
                 unjudged[group.name] = "no ReLU behind it, so zeros say nothing"
-            elif relu not in watchers:
-                watchers[relu] = counters[group.name] = ZeroCounter(*_channel_axis(channels.program, node))
             else:
-                counters[group.name] = cast(ZeroCounter, watchers[relu])
-        if watchers:
-            watch(channels.program, first_inputs(context.data.train, self.samples), watchers)
+                asked[group.name] = Request(relu.name, "zeros", _channel_dim(channels.program, node))
+        counted = context.collect(channels.program, asked.values(), self.samples) if asked else {}
         scores = np.zeros(len(channels.channel_of))
         for group in channels.removable:
-            if group.name in counters:
+            if group.name in asked:
+                zeros = cast(Zeros, counted[asked[group.name]])
                 rows = group.producers[group.name]
                 axis = next(
                     a for a in channels.axes if a.role == "out" and a.tensors[0][0] == f"{group.name}.weight"
                 )
-                scores[axis.channels[rows]] = 1 - counters[group.name].fraction.numpy()[rows]
+                scores[axis.channels[rows]] = 1 - zeros.fraction.numpy()[rows]
         return scores, unjudged
 
-    def keep_counts(self, scores: Scores, group: ChannelGroup, ratio: float) -> int:
-        """By the ratio if there is one, else by the sigma rule."""
-        if self.ratio is not None or self.target is not None:
-            return super().keep_counts(scores, group, ratio)
+    def own_count(self, scores: Scores, group: ChannelGroup) -> int:
+        """The sigma rule."""
         gone = beyond_sigma(1 - scores[group.channels])
         return len(group.channels) - min(len(gone), int(self.max_fraction * len(group.channels)))
 
 
 def beyond_sigma(apoz: Scores) -> list[int]:
-    """Indices with `apoz > mean + std` (population std); none if all are alike (METHODS 2.2)."""
-    mu, sigma = float(apoz.mean()), float(apoz.std())
-    return [] if sigma < 1e-12 else np.flatnonzero(apoz > mu + sigma).tolist()
+    """Indices with `apoz > mean + std` (population std), by more than rounding (METHODS 2.2)."""
+    found: list[int] = np.flatnonzero(apoz > apoz.mean() + apoz.std() + 1e-12).tolist()
+    return found
 
 
 def _layer_node(program: Program, layer: str) -> fx.Node | None:
     return next((n for n in program.graph.nodes if n.op == "call_module" and n.target == layer), None)
 
 
-def _channel_axis(program: Program, node: fx.Node | None) -> tuple[int, int]:
-    """Width and dimension of a layer's channels: the last of a linear layer, else the second."""
+def _channel_dim(program: Program, node: fx.Node | None) -> int:
+    """Dimension of a layer's channels: the last of a linear layer, else the second."""
     assert node is not None  # a layer with a ReLU behind it
-    dim = -1 if isinstance(program.layer(cast(str, node.target)), nn.Linear) else 1
-    return (program.shape(node) or ())[dim], dim
+    return -1 if isinstance(program.layer(cast(str, node.target)), nn.Linear) else 1
 
 
 def _relu_after(program: Program, node: fx.Node | None) -> fx.Node | None:

@@ -1,9 +1,15 @@
-"""Small networks run faster on one thread, and far faster where tests share the cores."""
+"""What all tests share: one thread (small networks run faster, above all where tests share the cores), and
+a cache of their own, empty for every test.
+"""
 
+import itertools
+import signal
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+from graphcomp.cache import VARIABLE
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -12,3 +18,27 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible() -> None:
+    """Shells start background jobs, and some CI systems all jobs, with Ctrl-C ignored; tests send it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Also for fixtures of modules, which are made before those of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test sees what another one computed; the folder is only made if it is used."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path_factory.getbasetemp() / f"cache{next(_numbers)}"))

@@ -64,7 +64,7 @@ def conv_net(act: nn.Module | None = None) -> Program:
 
 
 def test_counts_after_normalisation_and_relu() -> None:
-    """A large negative shift in one channel of the normalisation makes it zero everywhere."""
+    """T2.1: a large negative shift in one channel of the normalisation makes it zero everywhere."""
     program = conv_net()
     bias = cast(Tensor, program.layer("1").bias).data
     bias[:] = 0.1
@@ -89,10 +89,12 @@ def test_value_by_hand() -> None:
 
 
 def test_batch_size_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T2.2."""
+    monkeypatch.setenv("GRAPHCOMP_CACHE", "")
     program, data = conv_net(), random_data(3, 8, 8, samples=150)
     found = []
     for size in (7, 64, 150):
-        monkeypatch.setattr("graphcomp.evaluate.BATCH", size)
+        monkeypatch.setattr("graphcomp.calibrate.BATCHES", (size, size))
         found.append(scores(program, data, "0"))
     assert found[0] == found[1] == found[2]
 
@@ -204,9 +206,9 @@ def test_shared_channels_are_kept_with_the_reason() -> None:
 
 
 def test_without_data() -> None:
-    with pytest.raises(DataError, match="apoz: found no data, expected calibration samples; give --data"):
+    with pytest.raises(DataError, match="calibration: found no data, expected samples; give --data"):
         APoZ().plan(tiny_program(), context())
-    with pytest.raises(PassError, match="pass 'apoz' failed after trace: apoz: found no data") as caught:
+    with pytest.raises(PassError, match="pass 'apoz' failed after trace: calibration: found") as caught:
         graphcomp.compile(tiny_program(), "apoz")
     assert isinstance(caught.value.__cause__, DataError)
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from graphcomp.data import Data, load_data
+from graphcomp.data import Data, Split, load_data
 from graphcomp.errors import DataError
 
 SHAPE = (3, 32, 32)
@@ -492,3 +493,80 @@ def test_a_corrupted_image_is_named_when_it_is_due(tmp_path):
     data = load(f"imagefolder:{tmp_path}")
     with pytest.raises(DataError, match=r"ant/\d.png: found an unreadable image"):
         next(data.train.batches(1))
+
+
+# --- fingerprints
+
+
+def test_a_fingerprint_is_of_the_samples_in_their_order():
+    data = load("digits")
+    whole, again = data.train.fingerprint(), load("digits").train.fingerprint()
+    assert whole == again and len(whole) == 64
+    reversed_ = data.train.subset(np.arange(len(data.train))[::-1].copy())
+    others = [data.eval, data.train.subset(np.arange(100)), reversed_]
+    assert len({whole, *(split.fingerprint() for split in others)}) == 4
+    assert load("digits?limit=50", seed=1).train.fingerprint() != load("digits?limit=50").train.fingerprint()
+
+
+def test_a_fingerprint_is_of_labels_too():
+    data = load("digits?limit=50")
+    labels = data.train.labels.clone()
+    labels[3] += 1
+    assert replace(data.train, labels=labels).fingerprint() != data.train.fingerprint()
+    assert replace(data.train, labelled=False).fingerprint() != data.train.fingerprint()
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float"])
+def test_a_fingerprint_sees_pixels_and_normalisation(tmp_path, kind):
+    """Whatever the file is called."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 255, (12, 4, 5, 3), dtype=np.uint8)
+    x = x if kind == "uint8" else x.transpose(0, 3, 1, 2).astype(np.float32)
+    changed = x.copy()
+    changed[3, 2, 1, 0] += 1
+    for name, pixels in (("a", x), ("b", x), ("c", changed)):
+        np.savez(
+            tmp_path / f"{name}.npz", x_train=pixels, y_train=np.arange(12), x_test=x, y_test=np.arange(12)
+        )
+    a, b, c = (load(f"npz:{tmp_path}/{name}.npz", (3, 4, 5)).train.fingerprint() for name in "abc")
+    assert a == b != c
+    other = load(f"npz:{tmp_path}/a.npz?mean=0.1,0.1,0.1&std=1,1,1", (3, 4, 5)).train.fingerprint()
+    assert other not in (a, c)
+
+
+def test_a_fingerprint_of_random_samples_follows_the_seed():
+    prints = [load("random", seed=s).train.fingerprint() for s in (0, 0, 1)]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_fingerprint_of_images_is_of_their_files(tmp_path):
+    """Path, size and time of change, without decoding them; and the size that they are brought to."""
+    write_images(tmp_path, {"ant": 3, "bee": 3})
+    data = load(f"imagefolder:{tmp_path}")
+    before = data.train.fingerprint()
+    assert load(f"imagefolder:{tmp_path}").train.fingerprint() == before
+    assert load(f"imagefolder:{tmp_path}", (3, 16, 16)).train.fingerprint() != before
+    for file in tmp_path.rglob("*.png"):
+        os.utime(file, (0, 0))
+    assert load(f"imagefolder:{tmp_path}").train.fingerprint() != before
+    for file in tmp_path.rglob("*.png"):
+        file.write_bytes(b"no image")
+    assert data.train.fingerprint() != before
+
+
+def test_a_fingerprint_of_an_image_that_is_gone(tmp_path):
+    write_images(tmp_path, {"ant": 3, "bee": 3})
+    data = load(f"imagefolder:{tmp_path}")
+    for file in tmp_path.rglob("*.png"):
+        file.unlink()
+    with pytest.raises(DataError, match=r"ant/\d.png: found no file"):
+        data.train.fingerprint()
+
+
+def test_a_fingerprint_of_samples_that_only_a_function_knows():
+    x = torch.randn(10, 3)
+    splits = [Split(torch.zeros(10, dtype=torch.int64), np.arange(10), lambda i: x[i]) for _ in range(2)]
+    before = [split.fingerprint() for split in splits]
+    assert before[0] == before[1]
+    x[9, 2] += 1
+    assert splits[0].fingerprint() != before[0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from graphcomp.data import Split
 from graphcomp.errors import DataError
-from graphcomp.evaluate import accuracy, drift, first_inputs, is_classifier, wilson
+from graphcomp.evaluate import accuracy, confusion, drift, first_inputs, is_classifier, wilson
 from graphcomp.program import Program
 from tests.nets import Net
 from tests.tiny import seeded, traced
@@ -49,6 +49,11 @@ def test_wilson_at_the_ends() -> None:
     low, high = wilson(20, 20)
     assert low == pytest.approx(0.83887, abs=1e-5) and high == 1.0
     assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_a_share_of_one_process_is_everything() -> None:
+    data = split(LOGITS, [0, 1, 0, 0, 2])
+    assert accuracy(identity(), data, shared=True) == accuracy(identity(), data)
 
 
 def test_accuracy() -> None:
@@ -139,3 +144,36 @@ def test_first_inputs(samples: int, sizes: Any) -> None:
     found = first_inputs(split(x, [0] * 600), samples)
     assert [len(b) for b in found] == (sizes or [250, 250, 100])
     assert torch.equal(torch.cat(found), x[: sum(map(len, found))])
+
+
+# ---------------------------------------------------------------------- confusion
+
+
+def test_confusion() -> None:
+    """A row for each true class; its trace's share is the accuracy."""
+    data = split(LOGITS, [0, 1, 0, 0, 2])
+    found, top1 = confusion(identity(), data), accuracy(identity(), data)
+    assert found is not None and top1 is not None and found.dtype == torch.int64
+    assert found.tolist() == [[2, 0, 1], [0, 1, 0], [0, 1, 0]]
+    assert int(found.trace()) / int(found.sum()) == top1.top1
+
+
+def test_confusion_by_counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over several batches, the last one smaller."""
+    monkeypatch.setattr("graphcomp.evaluate.batch_size", lambda program: 7)
+    x, y = torch.randn(40, 5), torch.randint(0, 5, (40,))
+    counted = torch.zeros(5, 5, dtype=torch.int64)
+    for row, label in zip(x, y, strict=True):
+        counted[label, row.argmax()] += 1
+    seen: list[int] = []
+    found = confusion(identity(5), split(x, y.tolist()), seen.append)
+    assert found is not None and torch.equal(found, counted)
+    assert seen == [7] * 5 + [5]
+
+
+def test_no_confusion() -> None:
+    assert confusion(identity(), split(LOGITS, [0] * 5, labelled=False)) is None
+    with pytest.raises(DataError, match="found class 7, expected classes below 3"):
+        confusion(identity(), split(LOGITS, [0, 1, 0, 7, 2]))
+    with pytest.raises(DataError, match="found no samples"):
+        confusion(identity(), split(LOGITS[:0], []))

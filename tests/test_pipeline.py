@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 import graphcomp
-from graphcomp import Context, Pipeline, Plan, Program
+from graphcomp import Context, Pipeline, Plan, Program, calibrate
+from graphcomp.cache import VARIABLE
+from graphcomp.calibrate import Request
 from graphcomp.cost import macs, params_trainable
 from graphcomp.errors import DataError, PassError, RecipeError, VerifyError
 from graphcomp.passes import L1, APoZ, FoldBN
@@ -241,7 +243,9 @@ def test_compile_says_what_is_wrong() -> None:
         graphcomp.compile(program, "fold-bn", target="gpu")
     with pytest.raises(DataError, match="nothing"):
         graphcomp.compile(program, "fold-bn", data="nothing")
-    with pytest.raises(PassError, match="pass 'apoz' failed after trace > fold-bn: apoz: found no data"):
+    with pytest.raises(
+        PassError, match="pass 'apoz' failed after trace > fold-bn: calibration: found no data"
+    ):
         graphcomp.compile(program, [FoldBN(), APoZ()])
 
 
@@ -249,3 +253,35 @@ def test_the_seed_decides() -> None:
     line = "random{ratio=0.5, multiple=1}"
     runs = [graphcomp.compile(tiny_program(), line, seed=s).program.history for s in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
+
+
+def test_collects_from_the_calibration_data_and_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass for all that ask the same of the same program, even without a cache on disk."""
+    monkeypatch.setenv(VARIABLE, "")
+    measured: list[int] = []
+    measure = calibrate._measure
+    monkeypatch.setattr(
+        calibrate, "_measure", lambda p, split, *rest: measured.append(len(split)) or measure(p, split, *rest)
+    )
+    data = random_data(3, 8, 8)
+    requests = [Request("stem", "covariance"), Request("relu", "zeros")]
+    where, program = context(data), tiny_program()
+    whole = where.collect(program, requests)
+    later = replace(where, progress=lambda message, fraction: None).collect(program.clone(), requests[:1])
+    assert measured == [64] and later[requests[0]] is whole[requests[0]]
+    assert calibrate.collect(program, data.train, requests)[requests[1]].fraction.equal(  # type: ignore[union-attr]
+        whole[requests[1]].fraction  # type: ignore[union-attr]
+    )
+    where.collect(program, requests, samples=20)
+    assert measured == [64, 64, 20]
+    with pytest.raises(DataError, match="calibration: found no data, expected samples; give --data"):
+        context().collect(program, requests)
+
+
+def test_progress_of_a_plan_is_a_part_of_its_pass() -> None:
+    told: list[tuple[str, float]] = []
+    where = replace(context(random_data(3, 8, 8)), progress=lambda m, f: told.append((m, f)))
+    run_pass(APoZ(ratio=0.5), tiny_program(), where)
+    assert ("apoz: calibrate: 64 of 64 samples", pytest.approx(0.4)) in told
+    assert [f for _, f in told] == sorted(f for _, f in told)
+    assert [m for m, f in told if f == 1.0] == ["apoz: done"]

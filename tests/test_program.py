@@ -1,11 +1,12 @@
 """Tracing, copying, printing; what a trace keeps of the model's function, and how it fails."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from graphcomp.errors import TraceError
@@ -244,6 +245,71 @@ def test_the_old_weight_norm_is_baked_in() -> None:
     assert torch.equal(program(x), expected)
     assert {"0.weight", "0.bias"} == {n for n in program.tensors if n.startswith("0.")}
     assert hasattr(model[0], "weight_g")
+
+
+# ---- What a program is, in 64 characters
+
+
+def test_a_fingerprint_is_of_content() -> None:
+    """Not of the object, nor of what does not change the function in eval mode."""
+    program = trace(small(), X)
+    print_ = program.fingerprint()
+    assert len(print_) == 64
+    copy = Program(editable(program), program.example_inputs, ({"name": "a pass"},))
+    copy.module.train()
+    assert copy.fingerprint() == print_
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        # the same weights, shapes and printed program
+        (nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=2, dilation=2)),
+        (nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")),
+        (nn.LeakyReLU(0.1), nn.LeakyReLU(0.2)),
+        (nn.GELU(), nn.GELU("tanh")),
+        (nn.BatchNorm2d(2), nn.BatchNorm2d(2, eps=1e-3)),
+        (nn.AvgPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1, count_include_pad=False)),
+        (nn.Sequential(nn.ReLU()), nn.Sequential(nn.ReLU6())),
+        (nn.TransformerEncoderLayer(8, 2, 4), nn.TransformerEncoderLayer(8, 4, 4)),
+        (nn.TransformerEncoderLayer(8, 2, 4), nn.TransformerEncoderLayer(8, 2, 4, activation="gelu")),
+    ],
+)
+def test_a_fingerprint_sees_every_setting(a: nn.Module, b: nn.Module) -> None:
+    b.load_state_dict(a.state_dict())
+    x = torch.zeros(1, 8, 8) if isinstance(a, nn.TransformerEncoderLayer) else torch.zeros(1, 2, 8, 8)
+    one, two, again = (trace(nn.Sequential(module), x).fingerprint() for module in (a, b, a))
+    assert one == again != two
+
+
+def test_a_fingerprint_sees_every_number() -> None:
+    program = trace(small(), X)
+    print_ = program.fingerprint()
+    for name, tensor in program.tensors.items():
+        flat = tensor.data.view(-1)
+        before = flat[-1].clone()
+        flat[-1] += 1
+        assert program.fingerprint() != print_, name
+        flat[-1] = before
+    assert program.fingerprint() == print_
+    literals = [trace(net(lambda m, x, n=n: x + n), X).fingerprint() for n in (1.0, 1.5)]
+    assert literals[0] != literals[1]
+
+
+def test_a_fingerprint_sees_the_code_of_a_wrapped_function(tmp_path: Path) -> None:
+    """Its name says nothing, and what it calls may change as well: the whole file counts."""
+    prints = []
+    for factor in (2, 3):
+        file = tmp_path / f"m{factor}.py"
+        file.write_text(f"def helper(x):\n    return x * {factor}\n\ndef scaled(x):\n    return helper(x)\n")
+        spec = importlib.util.spec_from_file_location("wrapped_module", file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        graph = fx.Graph()
+        graph.output(graph.call_function(module.scaled, (graph.placeholder("x"),)))
+        prints.append(Program(fx.GraphModule(nn.Module(), graph), (X,)).fingerprint())
+    assert prints[0] != prints[1]
 
 
 # ---- Failing

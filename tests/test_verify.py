@@ -13,11 +13,22 @@ from torch import Tensor, fx, nn
 from graphcomp import rules, surgery
 from graphcomp.channels import JoinPolicy, analyse
 from graphcomp.errors import VerifyError
+from graphcomp.passes import FoldBN
+from graphcomp.pipeline import run_pass
 from graphcomp.program import Program, named_tensors, trace
 from graphcomp.surgery import _Surgeon, dropped_rows, legalise
-from graphcomp.verify import TOLERANCE, check, difference, relative_error, scrambled, verify_pass
+from graphcomp.verify import (
+    TOLERANCE,
+    check,
+    difference,
+    relative_error,
+    scrambled,
+    verify_pass,
+    verify_trained,
+)
 from tests.nets import TRAPS, Net, _block, _conv, _head, scramble
 from tests.removing import Removal, Rows, digest, half, plain_program, random_scores
+from tests.tiny import context, tiny_program
 
 SHAPE = (1, 3, 8, 8)
 FRESH_TOLERANCE = 1e-5  # what is usual for float32
@@ -320,3 +331,19 @@ def test_check_lints_the_graph() -> None:
 def test_check_accepts_every_kind_of_layer(name: str) -> None:
     module, shape = TRAPS[name]()
     check(plain_program(scramble(module, 0), *shape))
+
+
+def test_trained_programs_differ_in_values_only() -> None:
+    before, after = tiny_program(), tiny_program()
+    after.tensors["fc.bias"].data += 1
+    assert verify_trained("finetune", before, after) == 0
+    after.module.train()
+    with pytest.raises(VerifyError, match="finetune: found a network in training mode, expected eval mode"):
+        verify_trained("finetune", before, after)
+
+
+def test_trained_programs_keep_their_shapes() -> None:
+    before = tiny_program()
+    folded = run_pass(FoldBN(), before, context())[2]
+    with pytest.raises(VerifyError, match=r"finetune: found .* after training, expected '%bn0"):
+        verify_trained("finetune", before, folded)

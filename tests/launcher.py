@@ -1,0 +1,246 @@
+"""What `tests/test_distributed.py` does in two processes: `python -m tests.launcher FOLDER`.
+
+An interpreter of its own, because it forks: graphcomp is imported once, not once a process and scenario.
+"""
+
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from graphcomp import calibrate, cli, distributed
+from graphcomp.cache import VARIABLE
+from graphcomp.calibrate import Covariance, Request, Statistic
+from graphcomp.data import Data
+from graphcomp.errors import DataError
+from graphcomp.pipeline import Plan, run_pass
+from graphcomp.program import Program
+from tests.tiny import SPEC, context, random_data, tiny_program
+
+REQUESTS = [Request("stem", "covariance"), Request("relu", "zeros"), Request("fc", "covariance")]
+SAMPLES = (61, 5)
+"""Batches of 8: four for each process, the last one smaller; and one only."""
+COMPILE = ["compile", SPEC, "--input-shape", "1,3,8,8", "--passes", "fold-bn, apoz{ratio=0.5}"]
+COMPILE += ["--data", "random", "--target", "cpu-avx2", "--no-bench", "-o", "out"]
+
+
+def statistics(samples: int) -> list[list[torch.Tensor]]:
+    """Of the tiny network's nodes."""
+    found = calibrate.collect(tiny_program(), random_data(3, 8, 8).train, REQUESTS, samples=samples, batch=8)
+    return [tensors(found[r]) for r in REQUESTS]
+
+
+def tensors(statistic: Statistic) -> list[torch.Tensor]:
+    if isinstance(statistic, Covariance):
+        return [torch.tensor(statistic.samples), statistic.mean, statistic.matrix]
+    return [statistic.zeros, torch.tensor(statistic.entries)]
+
+
+def labelled_data() -> Data:
+    """Half of the labels are what the tiny network says."""
+    data = random_data(3, 8, 8)
+    with torch.no_grad():
+        labels = torch.cat([tiny_program()(x).argmax(1) for x, _ in data.eval.batches(64)])
+    labels[::2] = (labels[::2] + 1) % 4
+    return replace(data, eval=replace(data.eval, labels=labels, labelled=True))
+
+
+class Undecided:
+    """A pass that decides something else in every process."""
+
+    name: ClassVar[str] = "undecided"
+
+    def plan(self, program: Program, _: Any) -> Plan:
+        return Plan(name=self.name, decisions={"rank": distributed.rank()})
+
+    def simulate(self, program: Program, plan: Plan) -> Program:
+        return program
+
+    rewrite = simulate
+
+
+# ---------------------------------------------------------------------- scenarios: what each process does
+
+
+def together() -> None:
+    """Everything that both do in a session, for the test to compare."""
+    with distributed.session():
+        accuracy = context(labelled_data()).evaluate(tiny_program())
+        assert accuracy is not None
+        found = {
+            "rank": distributed.rank(),
+            "device": str(distributed.device()),
+            "statistics": [statistics(n) for n in SAMPLES],
+            "share": [distributed.share(n, 8).tolist() for n in (*SAMPLES, 0)],
+            "accuracy": accuracy.model_dump(),
+            "decisions": run_pass(Undecided(), tiny_program(), context())[1].decisions,
+            "on_first": distributed.on_first(lambda: f"made by {distributed.rank()}"),
+            "passes": cached(),
+        }
+        torch.save(found, f"found.{distributed.rank()}")
+    assert distributed.world_size() == 1
+
+
+def cached() -> list[int]:
+    """How many passes over the data this process has made after the first and after the second call."""
+    done: list[int] = []
+    measure = calibrate._measure
+
+    def counting(*args: Any) -> Any:
+        done.append(1)
+        return measure(*args)
+
+    calibrate._measure = counting
+    counts = []
+    for _ in range(2):
+        calibrate.collect(tiny_program(), random_data(3, 8, 8).train, REQUESTS)
+        counts.append(len(done))
+    calibrate._measure = measure
+    return counts
+
+
+def graphcomp(*arguments: str) -> None:
+    sys.argv = ["graphcomp", *arguments]
+    cli.main()
+
+
+def compiles() -> None:
+    graphcomp(*COMPILE)
+
+
+def fails_in_the_first() -> None:
+    Path("taken").touch()
+    graphcomp(*COMPILE, "-o", "taken")
+
+
+def fails_in_both() -> None:
+    graphcomp(*COMPILE, "--weights", "absent.pt")
+
+
+def in_the_second(do: Callable[[], None]) -> None:
+    """Compile, and in the second process do something else in the middle of it."""
+
+    def instead(*_: Any) -> Any:
+        return do() if distributed.rank() else measure(*_)
+
+    os.environ[VARIABLE] = ""  # there would be nothing to do
+    measure, calibrate._measure = calibrate._measure, instead
+    graphcomp(*COMPILE, "-o", do.__qualname__.partition(".")[0])
+
+
+def fails_in_the_second() -> None:
+    def fail() -> None:
+        raise DataError("the second process: found no data, expected some")
+
+    in_the_second(fail)
+
+
+def has_a_bug_in_the_second() -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("a bug")
+
+    in_the_second(fail)
+
+
+def loses_the_second() -> None:
+    in_the_second(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def another_command() -> None:
+    graphcomp("passes")
+
+
+def wrong_usage() -> None:
+    graphcomp("compile", "--nonsense")
+
+
+SCENARIOS = [
+    together,
+    compiles,
+    fails_in_the_first,
+    fails_in_both,
+    fails_in_the_second,
+    has_a_bug_in_the_second,
+    loses_the_second,
+    another_command,
+    wrong_usage,
+]
+UNATTENDED = [loses_the_second]
+"""Without an agent that would end the first process when the second is gone."""
+
+
+# ---------------------------------------------------------------------- starting processes
+
+
+def scenario(index: int, folder: Path) -> None:
+    """Run one in this process, with what it prints in files of its own."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the agent's own handler was forked as well
+    torch.set_num_threads(1)
+    name = SCENARIOS[index].__name__
+    for stream in (sys.stdout, sys.stderr):
+        file = folder / f"{name}.{os.environ['RANK']}.{stream.name.strip('<>')}"
+        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), stream.fileno())
+    os.chdir(folder)
+    try:
+        SCENARIOS[index]()
+    except Exception:  # as the interpreter does for a script
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def as_torchrun(index: int, folder: Path) -> str:
+    """Two processes under torchrun's agent."""
+    config = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork")
+    config.max_restarts, config.monitor_interval = 0, 0.05
+    try:
+        elastic_launch(config, scenario)(index, folder)
+    except ChildFailedError as error:
+        return f"failed {error.get_first_failure()[1].exitcode}"
+    return "done"
+
+
+def by_hand(index: int, folder: Path) -> str:
+    """Two processes that nobody looks after; how the first one ended."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    children = [_forked(rank, index, folder) for rank in range(2)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return f"failed {codes[0]}" if codes[0] else "done"
+
+
+def _forked(rank: int, index: int, folder: Path) -> int:
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            os.environ["RANK"] = str(rank)
+            scenario(index, folder)
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            os._exit(code)  # without going back to what the parent does
+    return child
+
+
+def main(folder: Path) -> None:
+    """Run every scenario; how each ended goes to files named after them."""
+    signal.alarm(300)  # rather than hang
+    for index, function in enumerate(SCENARIOS):
+        start = by_hand if function in UNATTENDED else as_torchrun
+        (folder / f"{function.__name__}.end").write_text(start(index, folder))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,163 @@
+"""The cache: what was stored comes back or nothing does, and nothing that goes wrong with it stops a run."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from graphcomp import cache
+from graphcomp.cache import VARIABLE, folder, key, load, store
+from graphcomp.errors import GraphcompWarning
+
+TENSORS = {
+    "matrix": torch.randn(3, 3, dtype=torch.float64),
+    "count": torch.tensor(7),
+    "none": torch.empty(0, 2),
+    "half": torch.randn(4).bfloat16(),
+    "flags": torch.tensor([True, False]),
+}
+KEY = key(what="test")
+
+
+@pytest.fixture
+def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stored entry."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
+    store("kind", KEY, TENSORS)
+    return tmp_path / "cache" / "kind" / f"{KEY}.safetensors"
+
+
+def equal(found: dict[str, Tensor] | None) -> bool:
+    return (
+        found is not None
+        and found.keys() == TENSORS.keys()
+        and all(torch.equal(found[name], t) and found[name].dtype == t.dtype for name, t in TENSORS.items())
+    )
+
+
+def test_comes_back_as_it_was(entry: Path) -> None:
+    assert equal(load("kind", KEY))
+    assert [p.name for p in entry.parent.iterdir()] == [entry.name]
+    assert load("kind", key(what="other")) is None
+    assert load("another", KEY) is None
+
+
+def test_not_contiguous(entry: Path) -> None:
+    store("kind", KEY, {"t": torch.arange(6).view(2, 3).T})
+    found = load("kind", KEY)
+    assert found is not None and found["t"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_key_names_everything() -> None:
+    parts = {"program": "a", "options": {"x": 1, "y": None}}
+    assert key(**parts) == key(**{"options": {"y": None, "x": 1}, "program": "a"})
+    others = [key(program="a", options={"x": 2, "y": None}), key(program="a"), key(program="b", options={})]
+    assert len({key(**parts), *others}) == 4
+
+
+def test_versions_are_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key(a=1)
+    monkeypatch.setattr(cache, "__version__", "0.0.0")
+    after = key(a=1)
+    monkeypatch.setattr(torch, "__version__", "0.0.0")
+    assert len({before, after, key(a=1)}) == 3
+
+
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_a_damaged_entry_is_not_trusted(entry: Path) -> None:
+    """Any bit: in the length, in the header, in the numbers."""
+    size, intact = entry.stat().st_size, entry.read_bytes()
+    for position in (0, 7, 8, 60, size // 2, size - 1):
+        entry.write_bytes(intact)
+        flip(entry, position)
+        with pytest.warns(GraphcompWarning, match=f"{KEY}.safetensors: found a damaged entry") as caught:
+            assert load("kind", KEY) is None
+        assert len(caught) == 1
+        assert not entry.exists()
+    store("kind", KEY, TENSORS)
+    assert equal(load("kind", KEY))
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, -1])
+def test_a_truncated_entry_is_not_trusted(entry: Path, length: int) -> None:
+    entry.write_bytes(entry.read_bytes()[:length])
+    with pytest.warns(GraphcompWarning, match="damaged entry"):
+        assert load("kind", KEY) is None
+
+
+def test_an_entry_under_another_name_is_not_trusted(entry: Path) -> None:
+    other = key(what="other")
+    entry.rename(entry.with_name(f"{other}.safetensors"))
+    with pytest.warns(GraphcompWarning, match="wrong checksum"):
+        assert load("kind", other) is None
+
+
+def test_a_file_of_somebody_else_is_not_trusted(entry: Path) -> None:
+    save_file({"matrix": torch.ones(2)}, entry)
+    with pytest.warns(GraphcompWarning, match="wrong checksum"):
+        assert load("kind", KEY) is None
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "file"))
+    with pytest.warns(GraphcompWarning, match=f"cache: {tmp_path}/file/.*not kept; set {VARIABLE}"):
+        store("kind", KEY, TENSORS)
+    assert load("kind", KEY) is None
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_read(entry: Path) -> None:
+    entry.parent.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    assert equal(load("kind", KEY))
+    with pytest.warns(GraphcompWarning, match="not kept"):
+        store("kind", key(what="other"), TENSORS)
+    entry.parent.chmod(stat.S_IRWXU)
+
+
+def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "")
+    assert folder() is None
+    store("kind", KEY, TENSORS)
+    assert load("kind", KEY) is None
+
+
+def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(VARIABLE, "~/there")
+    assert folder() == tmp_path / "there"
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert folder() == tmp_path / "xdg" / "graphcomp"
+    for unusable in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", unusable)
+        assert folder() == tmp_path / ".cache" / "graphcomp"
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert folder() == tmp_path / "Library" / "Caches" / "graphcomp"
+
+
+def test_the_least_used_go_first(monkeypatch: pytest.MonkeyPatch, entry: Path) -> None:
+    """Used is written or read; the newest stays even if it is too large alone."""
+    names = [key(number=i) for i in range(4)]
+    for i, name in enumerate(names[:3]):
+        store("kind", name, TENSORS)
+        os.utime(entry.with_name(f"{name}.safetensors"), (i, i))
+    entry.unlink()
+    assert load("kind", names[0]) is not None
+    monkeypatch.setattr(cache, "LIMIT", 3 * entry.with_name(f"{names[0]}.safetensors").stat().st_size)
+    store("another", names[3], TENSORS)
+    left = {p.stem for p in entry.parent.parent.rglob("*.safetensors")}
+    assert left == {names[0], names[2], names[3]}
+    monkeypatch.setattr(cache, "LIMIT", 1)
+    store("kind", KEY, TENSORS)
+    assert [p.stem for p in entry.parent.parent.rglob("*.safetensors")] == [KEY]
