@@ -338,11 +338,20 @@ class _Runner:
 
 
 def race(
-    models: Sequence[bytes], feeds: Mapping[str, NDArray[Any]], provider: Provider, threads: int = 1
+    models: Sequence[bytes],
+    feeds: Mapping[str, NDArray[Any]],
+    provider: Provider,
+    threads: int = 1,
+    *,
+    runs: int = RACE_RUNS,
+    seconds: float = RACE_SECONDS,
+    before_each: Callable[[], object] = lambda: None,
 ) -> list[float]:
     """Median times in ms of several ONNX models that take the same inputs, run in turn.
 
-    CPU time on one CPU thread, else wall time. For choosing between forms of one network, not for quoting.
+    `runs` of each or `seconds` for all, whichever ends first, but never fewer than six rounds; `before_each`
+    of them is called, untimed. CPU time on one CPU thread, else wall time. For choosing
+    between forms of one network, not for quoting.
     Raises ProviderError and BenchError.
     """
     runners = [_Runner(open_session(m, provider, threads), feeds, Path("candidate")) for m in models]
@@ -354,9 +363,10 @@ def race(
     start, order = time.perf_counter(), list(range(len(runners)))
     with _no_garbage_collection():
         while len(times[0]) < MIN_ROUNDS or (
-            _spent(len(times[0]) / RACE_RUNS, time.perf_counter() - start, RACE_SECONDS) < 1
+            _spent(len(times[0]) / runs, time.perf_counter() - start, seconds) < 1
         ):
             for index in order:
+                before_each()
                 before = clock()
                 runners[index].run()
                 times[index].append(clock() - before)
@@ -495,6 +505,7 @@ def _model_file(file: OnnxFile, opened: OpenSession) -> records.ModelFile:
         bytes=file.bytes,
         macs=onnxfile.count_macs(file, 1),
         load_seconds=opened.load_seconds,
+        load_cpu_seconds=opened.load_cpu_seconds,
         nodes_per_provider=opened.nodes_per_provider,
         memcpy_nodes=opened.memcpy_nodes,
     )

@@ -78,6 +78,7 @@ class OpenSession:
     nodes_per_provider: dict[str, int]
     memcpy_nodes: int
     load_seconds: float
+    load_cpu_seconds: float
 
     @property
     def device(self) -> str:
@@ -108,17 +109,25 @@ def open_session(
     options = OPTIONS[provider] | _tensorrt_options(provider, shapes, cache_key)
     place = str(model) if isinstance(model, Path) else "model"
     with _quiet(ort, provider):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         try:
             session = _create(ort, model, provider, threads, options)
         except run_errors() as error:
             raise _refusal(ort, model, place, provider, options, error) from error
-        seconds = time.perf_counter() - start
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         nodes = _check_placement(ort, session, place, provider)
         copies = _memcpy_nodes(ort, model, provider, threads, options)
     chosen = {key: str(value) for key, value in session.get_provider_options()[PROVIDERS[provider]].items()}
     return OpenSession(
-        session, provider, threads, options | chosen, _tf32(provider, options), nodes, copies, seconds
+        session,
+        provider,
+        threads,
+        options | chosen,
+        _tf32(provider, options),
+        nodes,
+        copies,
+        seconds,
+        cpu_seconds,
     )
 
 

@@ -1,0 +1,275 @@
+"""Predicted time: the operators of a network, the staircase, the fit, what is kept, what removal leaves."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from graphcomp.channels import analyse
+from graphcomp.errors import TraceError
+from graphcomp.latency import (
+    CACHES,
+    MOST_POINTS,
+    LatencyCost,
+    LatencyModel,
+    calls,
+    cold_bytes,
+    computed,
+    design,
+    fit,
+    form_of,
+)
+from graphcomp.microbench import Kernel
+from graphcomp.surgery import feasible, legalise, no_drop, remove
+from graphcomp.targets import TARGETS
+from tests.nets import TRAPS
+from tests.removing import half, random_scores
+from tests.stopwatch import Machine, staircase
+from tests.tiny import seeded, tiny_program, traced
+
+__all__ = ["seeded"]
+
+AVX2, AVX512, CUDA = TARGETS["cpu-avx2"], TARGETS["cpu-avx512"], TARGETS["cuda-tf32"]
+CONV = Kernel("conv", (8, 8), (3, 3), (1, 1), (1, 1), (1,) * 4)
+
+# ---------------------------------------------------------------------- the operators of a network
+
+
+class Light(nn.Module):
+    """Everything that is counted beside layers, and its fused twin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.bn, self.free = nn.BatchNorm2d(8), nn.BatchNorm2d(16)
+        self.swish, self.pool = nn.Hardswish(), nn.MaxPool2d(3, 2, 1)
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.a(x)))  # normalisation and activation are fused
+        x = self.swish(self.b(x))  # not fused
+        x = F.relu(x + x * x)  # fused into the addition
+        x = self.free(torch.cat([x, x], 1))  # nothing to fold into
+        return self.fc(self.pool(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_calls() -> None:
+    found = [(c.kernel.describe(), c.into, c.out) for c in calls(traced(Light(), 1, 3, 8, 8))]
+    assert found == [
+        ("conv k3 s1 @ 8x8", 3, 8),
+        ("depthwise k3 s1 @ 8x8", 8, 8),
+        ("hardswish @ 8x8", 8, 8),
+        ("mul @ 8x8", 8, 8),
+        ("add @ 8x8", 8, 8),
+        ("concat @ 8x8", 16, 16),
+        ("norm @ 8x8", 16, 16),
+        ("max_pool k3 s2 @ 8x8", 16, 16),
+        ("avg_pool k4 s4 @ 4x4", 16, 16),
+        ("linear @ 1", 16, 4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "plane"),
+    [
+        (nn.Conv2d(4, 6, (5, 3), (2, 3), (1, 2), (1, 2)), (1, 4, 17, 19), (8, 7)),
+        (nn.Conv2d(4, 6, 3, padding="same"), (1, 4, 7, 7), (7, 7)),
+        (nn.Conv1d(4, 6, 4, 2, 1), (1, 4, 16), (8,)),
+    ],
+)
+def test_windows_yield_the_layers_plane(layer: nn.Module, shape: Any, plane: Any) -> None:
+    """Padding is derived from planes: that of strides which leave a rest over included."""
+    (call,) = calls(traced(nn.Sequential(layer), *shape))
+    assert call.kernel.out_plane == plane
+
+
+def test_functional_and_transposed_layers_are_seen() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.up = nn.Parameter(torch.randn(8, 4, 3, 3)), nn.ConvTranspose2d(8, 6, 2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.up(F.conv2d(x, self.weight, stride=2, padding=1))  # type: ignore[no-any-return]
+
+    first, second = calls(traced(Net(), 1, 4, 8, 8))
+    assert (first.kernel.stride, first.kernel.out_plane, first.into, first.out) == ((2, 2), (4, 4), 4, 8)
+    assert (second.kernel.plane, second.kernel.out_plane, second.into, second.out) == ((8, 8), (4, 4), 6, 8)
+
+
+def test_all_trap_nets_can_be_predicted() -> None:
+    model, seen = LatencyModel(AVX2, timer=lambda models, feeds: [1.0, 2.0]), Counter[str]()
+    for name in ("residual", "depthwise", "grouped", *list(TRAPS)[::7]):
+        if name in TRAPS:
+            module, shape = TRAPS[name]()
+            program = traced(module, *shape)
+            seen.update(c.kernel.op for c in calls(program))
+            assert model.predict(program) > 0 or not calls(program)
+    assert seen["conv"] and seen["linear"]
+
+
+# ---------------------------------------------------------------------- what is computed
+
+
+@pytest.mark.parametrize(
+    ("kernel", "into", "out", "form", "paid"),
+    [
+        (CONV, 64, 64, "blocked", (64, 64)),
+        (CONV, 52, 60, "blocked", (64, 64)),
+        (CONV, 57, 64, "plain", (57, 64)),
+        (CONV, 3, 20, "direct", (3, 32)),
+        (Kernel("conv", (8, 8), (1, 1), (1, 1), (1, 1), (0,) * 4, 2), 64, 32, "blocked", (64, 32)),
+        (Kernel("conv", (8, 8), (1, 1), (1, 1), (1, 1), (0,) * 4, 2), 48, 32, "plain", (48, 32)),
+        (Kernel("depthwise", (8, 8), (1, 1), (1, 1), (1, 1), (0,) * 4), 20, 20, "blocked", (32, 32)),
+        (Kernel("depthwise", (8, 8), (1, 1), (1, 1), (1, 1), (0,) * 4), 21, 21, "plain", (21, 21)),
+        (Kernel("linear", ()), 57, 10, "plain", (57, 10)),
+    ],
+)
+def test_forms(kernel: Kernel, into: int, out: int, form: Any, paid: Any) -> None:
+    """BENCHMARKING.md: blocks of 16 with AVX-512; a Cin that is no multiple of 4 leaves the layout."""
+    assert form_of(kernel, into, out, AVX512) == form
+    assert computed(form, into, out, 16) == paid
+
+
+def test_gpus_round_both_widths() -> None:
+    assert form_of(CONV, 57, 3, CUDA) == "blocked"
+    assert computed("blocked", 57, 3, CUDA.multiple) == (60, 4)
+
+
+# ---------------------------------------------------------------------- the fit
+
+
+@given(st.lists(st.floats(0, 10), min_size=4, max_size=4), st.sampled_from([1, 8, 16]))
+def test_a_fit_of_its_own_form_is_exact(coefficients: list[float], step: int) -> None:
+    a, b, c, d = coefficients
+    true = lambda x, y: 0.1 + a + b * x / 100 + c * y / 100 + d * x * y / 1e4  # noqa: E731
+    points = {(x, y): true(x, y) for x, y in design([(16 * step, 12 * step)], (step, step), False)}
+    found = fit(points)
+    for x, y in ((step, step), (3 * step, 7 * step), (16 * step, step)):
+        assert found(x, y) == pytest.approx(true(x, y), rel=1e-6)
+
+
+@given(st.lists(st.floats(1e-6, 10), min_size=4, max_size=4))
+def test_predictions_never_fall_with_width(times: list[float]) -> None:
+    """Whatever was measured: a target's search relies on it."""
+    found = fit(dict(zip([(8, 8), (8, 16), (16, 8), (16, 16)], times, strict=True)))
+    grid = np.array([[found(x, y) for x in range(1, 40)] for y in range(1, 40)])
+    assert (np.diff(grid, axis=0) >= 0).all() and (np.diff(grid, axis=1) >= 0).all()
+    assert (grid >= 0).all()
+
+
+def test_one_point_is_enough() -> None:
+    assert fit({(8, 8): 2.0})(8, 8) == pytest.approx(2.0)
+
+
+def test_design() -> None:
+    assert design([(64, 32)], (16, 16), False) == [(32, 16), (32, 32), (64, 16), (64, 32)]
+    assert design([(64, 64)], (16, 16), True) == [(32, 32), (64, 64)]
+    assert design([(16, 16)], (16, 16), False) == [(16, 16)]
+    assert design([(3, 64)], (1, 16), False) == [(1, 32), (1, 64), (3, 32), (3, 64)]
+    many = design([(16 * i, 16 * j) for i in range(1, 9) for j in range(1, 9)], (16, 16), False)
+    assert len(many) == MOST_POINTS and many[0] == (16, 16) and many[-1] == (128, 128)
+
+
+# ---------------------------------------------------------------------- the model
+
+
+def test_prediction_is_exact_on_a_staircase() -> None:
+    """The tiny network: every layer's time is of the fitted form, so the sum is right to the last digit."""
+    expected = (
+        staircase(3, 16, 8, 9 * 64) + 2 * staircase(16, 16, 8, 9 * 64)  # stem, inner, outer
+    )  # fmt: skip
+    model = LatencyModel(AVX2, timer=Machine(block=8))
+    found = sum(
+        model.milliseconds(c.kernel, c.into, c.out) for c in calls(tiny_program()) if c.kernel.op == "conv"
+    )
+    # the stem reads its three channels directly: one block, of which no rounding is known
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert model.predict(tiny_program()) > expected
+
+
+def test_kept_on_disk() -> None:
+    """Another model of the same machine measures nothing; one of other threads or timers' caches does."""
+    machine = Machine()
+    first = LatencyModel(AVX2, timer=machine).predict(tiny_program())
+    asked = machine.asked
+    assert asked > 0
+    assert LatencyModel(AVX2, timer=machine).predict(tiny_program()) == pytest.approx(first, rel=1e-12)
+    assert machine.asked == asked
+    LatencyModel(AVX2, threads=2, timer=machine).predict(tiny_program())
+    assert machine.asked == 2 * asked
+    LatencyModel(AVX2, cold=1 << 20, timer=machine).predict(tiny_program())
+    assert machine.asked == 3 * asked
+
+
+def test_measured_once() -> None:
+    machine = Machine()
+    model = LatencyModel(AVX2, timer=machine)
+    first, asked = model.predict(tiny_program()), machine.asked
+    assert model.predict(tiny_program()) == first and machine.asked == asked
+
+
+def test_no_channels_take_no_time() -> None:
+    assert LatencyModel(AVX2, timer=Machine()).milliseconds(CONV, 0, 8) == 0
+
+
+def test_cold_bytes() -> None:
+    """Of small networks nothing; of large ones at most what a cache holds."""
+    assert cold_bytes(tiny_program(), AVX2) == 0
+    net = nn.Sequential(nn.Linear(1000, 400), nn.Linear(400, 10))
+    assert cold_bytes(traced(net, 1, 1000), AVX2) == 1 << 21
+    large = nn.Sequential(nn.Linear(3000, 3000))
+    assert cold_bytes(traced(large, 1, 3000), AVX2) == CACHES
+    assert cold_bytes(traced(large, 1, 3000), CUDA) == 0
+
+
+# ---------------------------------------------------------------------- after a removal
+
+
+@pytest.mark.parametrize("join", ["couple", "pad"])
+def test_cost_of_a_removal_is_the_smaller_networks(join: Any) -> None:
+    """Layers alone: the light operators of a padded addition are estimated, not counted."""
+    checked = 0
+    for name in list(TRAPS)[::3]:
+        module, shape = TRAPS[name]()
+        try:
+            program = traced(module, *shape)
+        except TraceError:
+            continue
+        channels = analyse(program, join)
+        scores = random_scores(channels)
+        drop, _ = feasible(channels, legalise(channels, half(channels), scores), scores)
+        model = LatencyModel(AVX2, timer=Machine())
+        cost = LatencyCost(channels, model)
+        assert cost(no_drop(channels)) == pytest.approx(model.predict(program)), name
+        small = calls(remove(program, channels, drop, "test"))
+        left = {node: 1 - float(drop[ids] @ share) for node, (ids, share) in cost._of.items()}
+        expected = [(c.into, c.out) for c in small if c.kernel.op in ("conv", "linear")]
+        found = [
+            (round(c.into * left[c.source]), round(c.out * left[c.node]))
+            for c in cost.calls
+            if c.kernel.op in ("conv", "linear")
+        ]
+        assert found == expected, name
+        checked += bool(drop.any())
+    assert checked > 15
+
+
+def test_cost_sees_blocks() -> None:
+    """Removing less than a block saves nothing."""
+    net = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 8, 3))
+    channels = analyse(traced(net, 1, 8, 8, 8))
+    cost = LatencyCost(channels, LatencyModel(AVX2, timer=Machine()))
+    (group,) = channels.removable
+    times = []
+    for gone in (0, 4, 8, 12):
+        drop = no_drop(channels)
+        drop[group.channels[:gone]] = True
+        times.append(cost(drop))
+    assert times[0] == times[1] > times[2] == times[3]
