@@ -1,33 +1,37 @@
-"""What all passes that remove channels share: options, allocation, and the three verbs.
+"""What all passes that remove channels share: options and the three verbs.
 
-A criterion scores channels and nothing else; how many go, which may go, and how they go is decided here and
-in `graphcomp.surgery`.
+A criterion judges channels and nothing else; how many go is decided in `graphcomp.allocation`, how they go in
+`graphcomp.surgery`, and which may go here.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticKnownError
 
+from graphcomp import closing
+from graphcomp.allocation import Allocation, Cost, Judgement, Scores, Strategy, cost_of, round_up
 from graphcomp.channels import ChannelGroup, Channels, JoinPolicy, analyse
-from graphcomp.cost import layer_row, layer_weight, params_trainable
 from graphcomp.errors import PassError
+from graphcomp.latency import LatencyCost, LatencyModel, cold_bytes
 from graphcomp.pipeline import Context, Plan
 from graphcomp.program import Program
-from graphcomp.records import Kept
-from graphcomp.surgery import Drop, drop_of, dropped_rows, feasible, legalise, mask, no_drop, remove
-
-Scores = NDArray[np.float64]
-"""Importance by channel id; the lowest go first."""
-
-Ratios = dict[str, float]
-"""Group name -> fraction of its channels to remove."""
+from graphcomp.records import Kept, Width
+from graphcomp.surgery import Drop, drop_of, dropped_rows, feasible, mask, no_drop, remove
 
 OPTIONS = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -37,17 +41,55 @@ def _parse_target(value: Any) -> Any:
     if isinstance(value, str):
         name, found, amount = value.partition(":")
         if not found:
-            raise ValueError("expected macs:FRACTION or params:FRACTION")
+            raise ValueError(
+                "expected macs:FRACTION or params:FRACTION, or latency:0.5 or latency:3.5ms for times"
+            )
         return {name.strip(): amount.strip()}
     return value
 
 
+def _parse_amount(value: Any) -> float | str:
+    """A fraction, `0.5x` of a time, or milliseconds, which stay a string: `3.5ms`."""
+    text = value.strip() if isinstance(value, str) else value
+    is_time = isinstance(text, str) and text.endswith("ms")
+    number = text.removesuffix("ms").removesuffix("x").strip() if isinstance(text, str) else text
+    try:
+        if isinstance(number, bool):
+            raise TypeError
+        parsed = float(number)
+    except (TypeError, ValueError):
+        raise PydanticKnownError("float_parsing") from None
+    if not parsed > 0:
+        raise PydanticKnownError("greater_than", {"gt": 0})
+    if is_time and math.isfinite(parsed):
+        return f"{number}ms"
+    if not parsed < 1:
+        raise PydanticKnownError("less_than", {"lt": 1})
+    return parsed
+
+
+def _only_latency_is_a_time(target: dict[str, float | str]) -> dict[str, float | str]:
+    for name, amount in target.items():
+        if name != "latency" and isinstance(amount, str):
+            raise ValueError(f"found {amount} of {name}, expected a fraction such as 0.5")
+    return target
+
+
+Goal = Literal["macs", "params", "latency"]
+Amount = Annotated[float | str, PlainValidator(_parse_amount, json_schema_input_type=float | str)]
 Budget = Annotated[
-    dict[Literal["macs", "params"], Annotated[float, Field(gt=0, lt=1)]],
+    dict[Goal, Amount],
     BeforeValidator(_parse_target),
+    AfterValidator(_only_latency_is_a_time),
     Field(min_length=1, max_length=1),
 ]
+TARGET = (
+    "macs:x, params:x or latency:x: what is to be left of the whole network that the pass is given; "
+    "latency:3.5ms is measured on the target at batch 1"
+)
 Globs = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
+JoinOption = Literal["couple", "pad", "project"]
+JOIN = "couple: both sides of an addition lose the same channels; pad: each keeps its own, padded with zeros"
 
 
 def options_of(pass_: Any) -> dict[str, Any]:
@@ -58,80 +100,76 @@ def options_of(pass_: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, config=OPTIONS)
 class ChannelRemoval(ABC):
-    """Base of the passes that remove channels.
-
-    Options:
-        ratio: fraction of each group's channels to remove, in [0, 1).
-        target: {"macs": x} or {"params": x}: the same ratio everywhere, the smallest that brings the whole
-            network down to the fraction x of what this pass was given.
-        min_channels: every group keeps at least this many.
-        multiple: kept counts are rounded up to it; default from the target, 1 switches it off.
-        include, exclude: globs on module paths; a group is considered if any of its producers is included
-            and none is excluded.
-        join: "couple" (both sides of an addition lose the same channels) or "pad" (each keeps its own and is
-            padded with zeros).
-        allow_nothing: removing nothing is an error unless this is set.
-    """
+    """Base of the passes that remove channels. Derived classes add what a target is solved by."""
 
     name: ClassVar[str]
+    record: ClassVar[type[Width]] = Width
 
-    ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
-    target: Budget | None = None
-    min_channels: Annotated[int, Field(ge=1)] = 1
-    multiple: Annotated[int, Field(ge=1)] | None = None
-    include: Globs = ("*",)
-    exclude: Globs = ()
-    join: JoinPolicy = "couple"
-    allow_nothing: bool = False
+    target: Annotated[
+        Budget | None,
+        Field(description=TARGET),
+    ] = None
+    min_channels: Annotated[int, Field(ge=1, description="every group keeps at least this many")] = 1
+    multiple: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        Field(description="kept counts are rounded up to it; default from the target, 1 switches it off"),
+    ] = None
+    include: Annotated[
+        Globs, Field(description="globs on module paths; a group is considered if any producer matches")
+    ] = ("*",)
+    exclude: Annotated[Globs, Field(description="globs on module paths; and if none of these matches")] = ()
+    join: Annotated[
+        JoinOption,
+        Field(description=f"{JOIN}; project: coupled, and judged by what the additions yield"),
+    ] = "couple"
+    allocation: Annotated[
+        Strategy,
+        Field(
+            description="how a target is met: uniform: the same share of every group; greedy: step by step "
+            "what saves most for the importance lost"
+        ),
+    ] = "uniform"
+    allow_nothing: Annotated[bool, Field(description="removing nothing is no error")] = False
 
-    needs_amount: ClassVar[bool] = True
-
-    @model_validator(mode="after")
-    def _one_amount(self) -> Self:
-        if self.ratio is not None and self.target is not None:
-            raise ValueError("found both ratio and target, expected one of them")
-        if self.needs_amount and self.ratio is None and self.target is None:
-            raise ValueError("found neither ratio nor target, expected one of them, e.g. ratio=0.5")
-        return self
+    @property
+    @abstractmethod
+    def share(self) -> float | None:
+        """What share every group is to preserve; None if a target or the criterion's own rule decides."""
 
     @abstractmethod
-    def score(self, channels: Channels, context: Context) -> tuple[Scores, dict[str, str]]:
-        """Importance by channel id, and group name -> reason for groups that the criterion cannot judge."""
-
-    def keep_counts(self, scores: Scores, group: ChannelGroup, ratio: float) -> int:
-        """How many of a group's channels stay, before rounding."""
-        return len(group.channels) - math.floor(ratio * len(group.channels) + 1e-9)
+    def judge(self, channels: Channels, groups: Sequence[ChannelGroup], context: Context) -> Judgement:
+        """The order of the channels of these groups, and what keeping some of them preserves."""
 
     def plan(self, program: Program, context: Context) -> Plan:
         """Choose the channels; PassError if none can go, unless that is allowed."""
-        channels = analyse(program, self.join)
-        scores, unjudged = self.score(channels, context)
+        channels = analyse(program, self._policy)
+        groups, kept = self._candidates(channels)
+        judgement = self.judge(channels, groups, context)
+        kept += [Kept(where=g.name, reason=reason) for g, reason in judgement.unjudged.items()]
+        judged = [g for g in groups if g not in judgement.unjudged]
         multiple = self.multiple or context.target.multiple
-        groups, kept = self._candidates(channels, unjudged)
-
-        def choose(ratios: Ratios) -> Drop:
-            drop = no_drop(channels)
-            for group in groups:
-                keep = self.keep_counts(scores, group, ratios[group.name])
-                _drop_lowest(drop, group, scores, round_up(keep, group, multiple, self.min_channels))
-            return legalise(channels, drop, scores)
-
-        ratios = self._ratios(channels, groups, scores, choose)
-        drop, refused = feasible(channels, choose(ratios), scores)
+        allocation = Allocation(channels, judged, judgement, multiple, self.min_channels)
+        shares, timed = self._shares(allocation, context)
+        wanted = allocation.wanted(shares) if shares is not None else {g: judgement.counts[g] for g in judged}
+        drop, refused = feasible(channels, allocation.drop(wanted), judgement.scores)
         kept += [Kept(where=node, reason=reason) for node, reason in refused.items()]
-        kept += _untouched(groups, drop, multiple, self.min_channels)
+        kept += _untouched(judged, drop, multiple, self.min_channels)
         if not drop.any() and not self.allow_nothing:
             reasons = "; ".join(f"{k.where}: {k.reason}" for k in kept[:5]) or "there is nothing to remove"
             raise PassError(
                 f"found no channel to remove ({reasons}), expected some; set allow_nothing to accept"
             )
-        gone = dropped_rows(channels, drop)
         return Plan(
             name=self.name,
             options=options_of(self),
-            decisions={"join": self.join, "rows": gone, "ratios": ratios, "multiple": multiple},
+            decisions={"join": self._policy, "rows": dropped_rows(channels, drop)},
             kept=kept,
             summary=_summary(channels, drop),
+            evidence={
+                "multiple": multiple,
+                "groups": self._widths(allocation, shares, wanted, drop),
+                **timed,
+            },
         )
 
     def simulate(self, program: Program, plan: Plan) -> Program:
@@ -144,9 +182,90 @@ class ChannelRemoval(ABC):
         channels = analyse(program, plan.decisions["join"])
         return remove(program, channels, drop_of(channels, plan.decisions["rows"]), self.name)
 
-    def _candidates(
-        self, channels: Channels, unjudged: dict[str, str]
-    ) -> tuple[list[ChannelGroup], list[Kept]]:
+    @property
+    def _policy(self) -> JoinPolicy:
+        return "pad" if self.join == "pad" else "couple"
+
+    def _shares(
+        self, allocation: Allocation, context: Context
+    ) -> tuple[dict[ChannelGroup, float] | None, dict[str, Any]]:
+        """The share asked for, or those that meet the target; None if the criterion has counts of its own.
+
+        With them what the plan says about times, if these are the target.
+        """
+        if self.target is None:
+            return None if self.share is None else allocation.uniform(self.share), {}
+        ((counter, amount),) = self.target.items()
+        if counter == "latency":
+            return self._meet_latency(allocation, amount, context)
+        cost = cost_of(counter, allocation.channels)
+        whole = cost(no_drop(allocation.channels))
+        shares = self._meet(allocation, float(amount) * whole, cost)
+        if shares is None:
+            raise self._infeasible(counter, amount, allocation, cost)
+        return shares, {}
+
+    def _meet(self, allocation: Allocation, goal: float, cost: Cost) -> dict[ChannelGroup, float] | None:
+        return allocation.buy(goal, cost) if self.allocation == "greedy" else allocation.meet(goal, cost)
+
+    def _meet_latency(
+        self, allocation: Allocation, amount: float | str, context: Context
+    ) -> tuple[dict[ChannelGroup, float], dict[str, Any]]:
+        """Shares by predicted time, corrected until the time that is measured is what was asked for."""
+        channels, scores = allocation.channels, allocation.judgement.scores
+        watch = closing.Stopwatch(channels.program, context.target, context.threads, context.timer)
+        asked = watch.ratio_of(amount)
+        cold = cold_bytes(channels.program, context.target)
+        model = LatencyModel(context.target, context.threads, context.timer, context.progress, cold)
+        cost = LatencyCost(channels, model)
+        whole = cost(no_drop(channels))
+
+        def measure(shares: dict[ChannelGroup, float]) -> tuple[float, float]:
+            drop, _ = feasible(channels, allocation.choose(shares), scores)
+            return watch.race(remove(channels.program, channels, drop, self.name))
+
+        trials = closing.close(
+            asked,
+            propose=lambda goal: self._meet(allocation, goal * whole, cost),
+            predict=lambda shares: cost(allocation.choose(shares)) / whole,
+            measure=measure,
+        )
+        if not trials:
+            raise self._infeasible("latency", asked, allocation, cost)
+        chosen = closing.best(trials, asked)
+        return chosen.choice, {"latency": closing.evidence(asked, trials, chosen, context.threads)}
+
+    def _infeasible(self, counter: str, amount: float | str, allocation: Allocation, cost: Cost) -> PassError:
+        whole = cost(no_drop(allocation.channels))
+        least = cost(allocation.choose(allocation.uniform(0.0))) / whole
+        return PassError(
+            f"target {counter}: found {least:.3f} of the {counter} left when only {self.min_channels} "
+            f"channels a group (rounded up to the multiple) stay, expected {amount}; ask for less, "
+            "include more layers, or set multiple=1"
+        )
+
+    def _widths(
+        self,
+        allocation: Allocation,
+        shares: Mapping[ChannelGroup, float] | None,
+        wanted: Mapping[ChannelGroup, int],
+        drop: Drop,
+    ) -> list[dict[str, Any]]:
+        """What was decided for every group that was judged, as JSON."""
+        evidence = allocation.judgement.evidence
+        return [
+            self.record(
+                group=g.name,
+                channels=len(g.channels),
+                share=None if shares is None else shares[g],
+                wanted=wanted[g],
+                kept=int((~drop[g.channels]).sum()),
+                **evidence.get(g, {}),
+            ).model_dump(mode="json")
+            for g in allocation.groups
+        ]
+
+    def _candidates(self, channels: Channels) -> tuple[list[ChannelGroup], list[Kept]]:
         groups: list[ChannelGroup] = []
         kept: list[Kept] = []
         layers = {p for g in channels.groups for p in g.producers}
@@ -164,90 +283,75 @@ class ChannelRemoval(ABC):
                 reason = "not included" if group.producers else None
             elif excluded(group.producers, self.exclude):
                 reason = "excluded"
-            elif group.name in unjudged:
-                reason = unjudged[group.name]
             if reason is not None:
                 kept.append(Kept(where=group.name, reason=reason))
             elif group.producers and not group.derived:
                 groups.append(group)
         return groups, kept
 
-    def _ratios(
-        self,
-        channels: Channels,
-        groups: list[ChannelGroup],
-        scores: Scores,
-        choose: Callable[[Ratios], Drop],
-    ) -> Ratios:
-        """The given ratio for every group, or ratios that meet the target."""
-        uniform = {g.name: self.ratio or 0.0 for g in groups}
-        if self.target is None:
-            return uniform
-        ((counter, fraction),) = self.target.items()
-        cost = CostModel(channels)
-        goal = fraction * cost(no_drop(channels), counter)
 
-        def meets(ratios: Ratios) -> bool:
-            return cost(choose(ratios), counter) <= goal
+@dataclass(frozen=True, config=OPTIONS)
+class RatioRemoval(ChannelRemoval):
+    """Base of the criteria that only score channels: the same ratio goes everywhere."""
 
-        low, high = 0.0, 1.0
-        if not meets(dict.fromkeys(uniform, high)):
-            least = cost(choose(dict.fromkeys(uniform, high)), counter) / goal * fraction
-            raise PassError(
-                f"target {counter}: found {least:.3f} of the {counter} left when only {self.min_channels} "
-                f"channels a group (rounded up to the multiple) stay, expected {fraction}; ask for less, "
-                "include more layers, or set multiple=1"
-            )
-        for _ in range(30):
-            middle = (low + high) / 2
-            low, high = (low, middle) if meets(dict.fromkeys(uniform, middle)) else (middle, high)
-        return _refill(dict.fromkeys(uniform, high), low, groups, scores, choose, meets)
+    needs_amount: ClassVar[bool] = True
+
+    join: Annotated[JoinPolicy, Field(description=JOIN)] = "couple"
+    ratio: Annotated[
+        Annotated[float, Field(ge=0, lt=1)] | None,
+        Field(description="fraction of each group's channels to remove"),
+    ] = None
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        given = {"ratio": self.ratio is not None, "target": self.target is not None}
+        if self.needs_amount or any(given.values()):
+            only_one(given, "ratio=0.5")
+        return self
+
+    @property
+    def share(self) -> float | None:
+        """Of the channels: those that stay."""
+        return None if self.ratio is None else 1 - self.ratio
+
+    @abstractmethod
+    def score(self, channels: Channels, context: Context) -> tuple[Scores, dict[str, str]]:
+        """Importance by channel id, and group name -> reason for groups that the criterion cannot judge."""
+
+    def own_count(self, scores: Scores, group: ChannelGroup) -> int:
+        """How many channels stay if neither ratio nor target says: for criteria with a rule of their own."""
+        return len(group.channels)
+
+    def judge(self, channels: Channels, groups: Sequence[ChannelGroup], context: Context) -> Judgement:
+        """Every channel preserves as much as any other."""
+        scores, unjudged = self.score(channels, context)
+        return Judgement(
+            scores,
+            preserved={g: np.arange(1, len(g.channels) + 1) / len(g.channels) for g in groups},
+            counts={g: self.own_count(scores, g) for g in groups},
+            unjudged={g: unjudged[g.name] for g in groups if g.name in unjudged},
+            worth={g: _held(scores[g.channels]) for g in groups},
+        )
 
 
-def _refill(
-    ratios: Ratios,
-    low: float,
-    groups: list[ChannelGroup],
-    scores: Scores,
-    choose: Callable[[Ratios], Drop],
-    meets: Callable[[Ratios], bool],
-) -> Ratios:
-    """Rounding makes groups of one width jump together, past the target: give back what there is room for.
+def _held(scores: Scores) -> Scores:
+    """What part of the sum of scores the 1, 2, … highest hold; shape (n,)."""
+    held = np.cumsum(np.sort(np.maximum(scores, 0))[::-1])
+    return held / held[-1] if held[-1] > 0 else np.ones_like(held)
 
-    The groups that would lose the largest share of their importance by the jump get theirs back first.
-    """
-    more, less = choose(ratios), choose(dict.fromkeys(ratios, low))
 
-    def regained(group: ChannelGroup) -> float:
-        back = group.channels[more[group.channels] & ~less[group.channels]]
-        return float(scores[back].sum() / max(float(scores[group.channels].sum()), 1e-300))
-
-    for group in sorted(groups, key=regained, reverse=True):
-        trial = {**ratios, group.name: low}
-        if regained(group) > 0 and meets(trial):
-            ratios = trial
-    return ratios
+def only_one(given: Mapping[str, bool], example: str) -> None:
+    """ValueError unless exactly one of the named options is given."""
+    found = [name for name, is_given in given.items() if is_given]
+    if len(found) > 1:
+        raise ValueError(f"found both {' and '.join(found)}, expected one of them")
+    if not found:
+        raise ValueError(f"found neither {' nor '.join(given)}, expected one of them, e.g. {example}")
 
 
 def excluded(paths: Iterable[str], globs: Sequence[str]) -> bool:
     """Whether any of the module paths matches any of the globs."""
     return any(fnmatch(path, glob) for path in paths for glob in globs)
-
-
-def round_up(keep: int, group: ChannelGroup, multiple: int, min_channels: int) -> int:
-    """Kept channels after rounding up: to the multiple, and to equal numbers in every block."""
-    total, blocks = len(group.channels), int(group.blocks.max()) + 1
-    step = math.lcm(multiple, blocks)
-    keep = max(keep, min_channels)
-    return min(total, math.ceil(keep / step) * step) if total % blocks == 0 else total
-
-
-def _drop_lowest(drop: Drop, group: ChannelGroup, scores: Scores, keep: int) -> None:
-    blocks = int(group.blocks.max()) + 1
-    for block in range(blocks):
-        members = group.channels[group.blocks == block]
-        order = members[np.argsort(scores[members], kind="stable")]
-        drop[order[: len(members) - keep // blocks]] = True
 
 
 def _untouched(groups: list[ChannelGroup], drop: Drop, multiple: int, min_channels: int) -> list[Kept]:
@@ -276,36 +380,3 @@ def _summary(channels: Channels, drop: Drop) -> str:
     return (
         f"removed {int(drop.sum())} of {total} coupled channels in {touched} of {len(channels.groups)} groups"
     )
-
-
-class CostModel:
-    """Parameters and MACs of a program after a removal, from the axes alone."""
-
-    def __init__(self, channels: Channels) -> None:
-        program, self.axes = channels.program, channels.axes
-        self.total_params = params_trainable(program)
-        self.sizes: dict[str, tuple[int, bool]] = {}
-        name_of: dict[int, str] = {}  # a tied weight is on the axes under one of its names
-        for axis in self.axes:
-            for name, _ in axis.tensors:
-                tensor = program.tensors[name]
-                self.sizes[name] = tensor.numel(), tensor.requires_grad
-                name_of[id(tensor)] = name
-        self.macs: dict[str, int] = {}
-        for node in program.graph.nodes:
-            row = layer_row(program, node)
-            if row is not None:
-                weight = name_of.get(id(layer_weight(program, node)), "")
-                self.macs[weight] = self.macs.get(weight, 0) + row.macs
-
-    def __call__(self, drop: Drop, counter: Literal["macs", "params"]) -> float:
-        """The counter after the removal."""
-        left = dict.fromkeys(self.sizes, 1.0)
-        for axis in self.axes:
-            fraction = 1 - float(drop[axis.channels].mean())
-            for name, _ in axis.tensors:
-                left[name] *= fraction
-        if counter == "macs":
-            return sum(m * left.get(weight, 1.0) for weight, m in self.macs.items())
-        lost = sum(n * (1 - left[name]) for name, (n, trainable) in self.sizes.items() if trainable)
-        return self.total_params - lost

@@ -5,13 +5,14 @@ from typing import ClassVar
 import numpy as np
 from pydantic.dataclasses import dataclass
 
+from graphcomp.allocation import Scores
 from graphcomp.channels import Channels
 from graphcomp.pipeline import Context
-from graphcomp.removal import OPTIONS, ChannelRemoval, Scores
+from graphcomp.removal import OPTIONS, RatioRemoval
 
 
 @dataclass(frozen=True, config=OPTIONS)
-class Random(ChannelRemoval):
+class Random(RatioRemoval):
     """Remove channels drawn at random, from the seed of the run."""
 
     name: ClassVar[str] = "random"

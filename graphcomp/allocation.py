@@ -1,0 +1,248 @@
+"""How many channels of every group stay: what a criterion says, rounding, and targets.
+
+A criterion orders the channels of a group and says what share of something (of the channels, of the spectral
+energy) is preserved by keeping the best 1, 2, … of them. A share asked for then is a count for every group.
+The only shares at which a count changes are those numbers themselves, so a target is met exactly, by a binary
+search over them.
+"""
+
+import heapq
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphcomp.channels import ChannelGroup, Channels
+from graphcomp.cost import layer_row, layer_weight, params_trainable
+from graphcomp.surgery import Drop, legalise, no_drop
+
+Scores = NDArray[np.float64]
+"""Importance by channel id; the lowest go first."""
+
+Preserved = NDArray[np.float64]
+"""What keeping the best 1, 2, …, n channels of a group preserves: ascending, shape (n,), the last about 1."""
+
+Shares = Mapping[ChannelGroup, float]
+"""What share of it a group is asked to preserve."""
+
+Counter = Literal["macs", "params"]
+Strategy = Literal["uniform", "greedy"]
+Cost = Callable[[Drop], float]
+"""What a program costs after a removal."""
+
+TOLERANCE = 1e-12
+"""Shares are sums of rounded numbers: ten times 0.1 is less than 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What a criterion says about the groups that it was asked about.
+
+    Attributes:
+        scores: importance by channel id.
+        preserved: how much of a group its best channels preserve.
+        counts: kept counts by the criterion's own rule, if it has one.
+        unjudged: groups that it cannot judge, and why; they stay whole.
+        evidence: what a group's record in the plan shows besides its width.
+        worth: like `preserved`, where that says nothing of single channels (shares of their number): what
+            part of a group's importance its best channels hold. For `Allocation.buy`.
+    """
+
+    scores: Scores
+    preserved: dict[ChannelGroup, Preserved]
+    counts: dict[ChannelGroup, int] = field(default_factory=dict)
+    unjudged: dict[ChannelGroup, str] = field(default_factory=dict)
+    evidence: dict[ChannelGroup, dict[str, Any]] = field(default_factory=dict)
+    worth: dict[ChannelGroup, Preserved] = field(default_factory=dict)
+
+
+def fewest(preserved: Preserved, share: float) -> int:
+    """The smallest k whose k best channels preserve `share`, at least 1 (METHODS 5.2)."""
+    return min(int(np.searchsorted(preserved, share - TOLERANCE)) + 1, len(preserved))
+
+
+def largest(rungs: Sequence[float], meets: Callable[[float], bool]) -> int | None:
+    """Index of the largest of ascending `rungs` that meets a goal, by binary search; None if none does.
+
+    What a rung costs must not fall from one rung to the next.
+    """
+    index = bisect_left(rungs, True, key=lambda rung: not meets(rung)) - 1
+    return index if index >= 0 else None
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """From shares to channels, for the groups that may lose some.
+
+    Attributes:
+        channels: the analysis that the groups are of.
+        groups: those that were judged.
+        judgement: by the criterion.
+        multiple, min_channels: see `round_up`.
+    """
+
+    channels: Channels
+    groups: Sequence[ChannelGroup]
+    judgement: Judgement
+    multiple: int
+    min_channels: int
+
+    def uniform(self, share: float) -> dict[ChannelGroup, float]:
+        """The same share everywhere."""
+        return dict.fromkeys(self.groups, share)
+
+    def wanted(self, shares: Shares) -> dict[ChannelGroup, int]:
+        """Kept counts before rounding."""
+        return {g: fewest(self.judgement.preserved[g], share) for g, share in shares.items()}
+
+    def drop(self, wanted: Mapping[ChannelGroup, int]) -> Drop:
+        """The channels that go: of every block the lowest, after rounding, as far as that is legal."""
+        drop, scores = no_drop(self.channels), self.judgement.scores
+        for group, keep in wanted.items():
+            _drop_lowest(drop, group, scores, round_up(keep, group, self.multiple, self.min_channels))
+        return legalise(self.channels, drop, scores)
+
+    def choose(self, shares: Shares) -> Drop:
+        """The channels that go for these shares."""
+        return self.drop(self.wanted(shares))
+
+    def meet(self, goal: float, cost: Cost) -> dict[ChannelGroup, float] | None:
+        """The largest share, the same everywhere, whose cost is within the goal; None if none is.
+
+        Rounding makes groups of one width jump together, past the goal: what there is room for is given back
+        (`_refill`), so that some groups may preserve more than the others.
+        """
+        rungs = np.unique([s for g in self.groups for s in self.judgement.preserved[g]]).tolist()
+        index = largest(rungs, lambda rung: cost(self.choose(self.uniform(rung))) <= goal)
+        if index is None:
+            return None
+        shares = self.uniform(rungs[index])
+        if index + 1 == len(rungs):
+            return shares
+        return self._refill(shares, rungs[index + 1], lambda trial: cost(self.choose(trial)) <= goal)
+
+    def buy(self, goal: float, cost: Cost) -> dict[ChannelGroup, float] | None:
+        """Shares, one for every group, whose cost is within the goal; None if none are.
+
+        One step of a group's width at a time, always the one that saves most cost for what is lost: a group
+        that holds a part w of its importance loses log(w_before / w_after), so that no group is emptied
+        before others were touched. Steps that save nothing are never bought. Gains are looked at again only
+        when they come to the top: removing channels seldom makes other channels dearer.
+        """
+        kept = {g: len(g.channels) for g in self.groups}
+        now = cost(self.drop(kept))
+        heap = [(-math.inf, i) for i, g in enumerate(self.groups)]
+        while now > goal and heap:
+            _, index = heapq.heappop(heap)
+            group = self.groups[index]
+            fewer = self._fewer(group, kept[group])
+            if fewer is None:
+                continue
+            after = cost(self.drop({**kept, group: fewer}))
+            gain = (now - after) / self._loss(group, kept[group], fewer)
+            if gain <= 0:
+                continue
+            if heap and gain < -heap[0][0]:
+                heapq.heappush(heap, (-gain, index))
+                continue
+            kept[group], now = fewer, after
+            heapq.heappush(heap, (-gain, index))
+        if now > goal:
+            return None
+        return {g: float(self.judgement.preserved[g][k - 1]) for g, k in kept.items()}
+
+    def _fewer(self, group: ChannelGroup, keep: int) -> int | None:
+        """The next smaller width that rounding allows; None if there is none."""
+        blocks = int(group.blocks.max()) + 1
+        step = math.lcm(self.multiple, blocks)
+        found = round_up(max((keep - 1) // step * step, 1), group, self.multiple, self.min_channels)
+        return found if found < keep else None
+
+    def _loss(self, group: ChannelGroup, keep: int, fewer: int) -> float:
+        worth = self.judgement.worth.get(group, self.judgement.preserved[group])
+        return max(math.log(max(worth[keep - 1], 1e-300) / max(worth[fewer - 1], 1e-300)), 1e-12)
+
+    def _refill(
+        self, shares: dict[ChannelGroup, float], more: float, meets: Callable[[Shares], bool]
+    ) -> dict[ChannelGroup, float]:
+        """Raise groups to the next share, those first that would regain most of their importance."""
+        scores = self.judgement.scores
+        regained = self.choose(shares) & ~self.choose(self.uniform(more))
+
+        def gain(group: ChannelGroup) -> float:
+            back = group.channels[regained[group.channels]]
+            return float(scores[back].sum() / max(float(scores[group.channels].sum()), 1e-300))
+
+        for group in sorted(self.groups, key=gain, reverse=True):
+            trial = {**shares, group: more}
+            if gain(group) > 0 and meets(trial):
+                shares = trial
+        return shares
+
+
+def round_up(keep: int, group: ChannelGroup, multiple: int, min_channels: int) -> int:
+    """Kept channels after rounding up: to the multiple, and to equal numbers in every block."""
+    total, blocks = len(group.channels), int(group.blocks.max()) + 1
+    step = math.lcm(multiple, blocks)
+    keep = max(keep, min_channels)
+    return min(total, math.ceil(keep / step) * step) if total % blocks == 0 else total
+
+
+def _drop_lowest(drop: Drop, group: ChannelGroup, scores: Scores, keep: int) -> None:
+    blocks = int(group.blocks.max()) + 1
+    for block in range(blocks):
+        members = group.channels[group.blocks == block]
+        order = members[np.argsort(scores[members], kind="stable")]
+        drop[order[: len(members) - keep // blocks]] = True
+
+
+class CostModel:
+    """Parameters and MACs of a program after a removal, from the axes alone."""
+
+    def __init__(self, channels: Channels) -> None:
+        program, self.axes = channels.program, channels.axes
+        self.total_params = params_trainable(program)
+        self.sizes: dict[str, tuple[int, bool]] = {}
+        name_of: dict[int, str] = {}  # a tied weight is on the axes under one of its names
+        for axis in self.axes:
+            for name, _ in axis.tensors:
+                tensor = program.tensors[name]
+                self.sizes[name] = tensor.numel(), tensor.requires_grad
+                name_of[id(tensor)] = name
+        self.layer_macs: dict[str, int] = {}
+        for node in program.graph.nodes:
+            row = layer_row(program, node)
+            if row is not None:
+                weight = name_of.get(id(layer_weight(program, node)), "")
+                self.layer_macs[weight] = self.layer_macs.get(weight, 0) + row.macs
+
+    def macs(self, drop: Drop) -> float:
+        """Multiply-accumulates after the removal."""
+        left = self._left(drop)
+        return sum(m * left.get(weight, 1.0) for weight, m in self.layer_macs.items())
+
+    def params(self, drop: Drop) -> float:
+        """Trainable parameters after the removal."""
+        left = self._left(drop)
+        return self.total_params - sum(
+            n * (1 - left[name]) for name, (n, trainable) in self.sizes.items() if trainable
+        )
+
+    def _left(self, drop: Drop) -> dict[str, float]:
+        """The fraction of every tensor that stays."""
+        left = dict.fromkeys(self.sizes, 1.0)
+        for axis in self.axes:
+            fraction = 1 - float(drop[axis.channels].mean())
+            for name, _ in axis.tensors:
+                left[name] *= fraction
+        return left
+
+
+def cost_of(counter: Counter, channels: Channels) -> Cost:
+    """What a target counts, as a function of the removal."""
+    model = CostModel(channels)
+    return {"macs": model.macs, "params": model.params}[counter]
