@@ -5,14 +5,10 @@ rendered again. Nothing is measured here, and a number is shown only if the reco
 """
 
 import contextlib
-import io
 import json
 import math
 import os
-import re
 import shlex
-import warnings
-import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +16,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import jinja2
-import matplotlib
 import yaml
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -33,14 +28,11 @@ from rich.table import Table
 from rich.text import Text
 
 from graphcomp.errors import LoadError, OutputError
-from graphcomp.records import Accuracy, BatchTiming, Interval, LayerRow, Report, Snapshot
+from graphcomp.records import Accuracy, BatchTiming, Interval, LayerRow, ModelFile, Report, Snapshot
+from graphcomp.spectra import spectra_figure, spectra_of
+from graphcomp.svg import AFTER, BEFORE, INCHES_WIDE, INK, THEORY, elide, style, svg
 
 __all__ = ["describe_timing", "read_report", "render_html", "summary_table", "write_report"]
-
-# Okabe and Ito's palette: distinct under every common colour blindness, and in grey.
-BEFORE, AFTER, THEORY, INK, GRID = "#b4bac4", "#0072B2", "#D55E00", "#1c2430", "#e3e6eb"
-INCHES_WIDE = 10.0
-LONGEST_LABEL = 44
 
 
 # -- writing and reading -------------------------------------------------------------------------------
@@ -226,6 +218,9 @@ def comparison(report: Report) -> list[Row]:
         ),
         Row("ONNX file", _bytes(files[0]), _bytes(files[1]), _change(*files)),
     ]
+    if report.dense_export:
+        dense = report.dense_export.bytes
+        rows.append(Row("  with dense weights", _bytes(files[0]), _bytes(dense), _change(files[0], dense)))
     return rows + [_time_row(timing) for timing in (report.bench.batches if report.bench else [])]
 
 
@@ -245,7 +240,8 @@ def _time_row(timing: BatchTiming) -> Row:
 def summary_table(report: Report) -> Table:
     """The before/after table for a terminal: one row a quantity, one row a batch size."""
     title = Text(f"{report.model}: before and after")
-    table = Table(title=title, caption=Text("\n".join(headlines(report))), box=box.SIMPLE_HEAD, padding=0)
+    said = Text("\n".join([*headlines(report), *describe_dct(report)]))
+    table = Table(title=title, caption=said, box=box.SIMPLE_HEAD, padding=0)
     table.caption_justify = "left"
     table.add_column("", no_wrap=True)
     for name in ("before", "after", "change", "theory"):
@@ -264,6 +260,33 @@ def headlines(report: Report) -> list[str]:
             "No time was measured. MACs are not time: this report does not say that the result is faster."
         ]
     return [describe_timing(timing) for timing in report.bench.batches]
+
+
+def describe_dct(report: Report) -> list[str]:
+    """What storing DCT coefficients gains and what it does not; nothing for a result without DCT layers."""
+    stored, dense = report.export.dct, report.dense_export
+    if stored is None:
+        return []
+    layers = f"{stored.layers} layer{'s' if stored.layers != 1 else ''}"
+    if stored.stored == "dense":
+        return [f"The weights of {layers} with DCT coefficients are stored dense: the file gains nothing."]
+    size = f"The weights of {layers} are stored as DCT coefficients: {_bytes(report.export.bytes)}"
+    size += f", with dense weights {_bytes(dense.bytes)}" if dense else ""
+    speed = "The gain is size, not speed: the weights are rebuilt when the file is loaded"
+    if report.dct_bench is None:
+        return [f"{size}. {speed}."]
+    old, new = report.dct_bench.base, report.dct_bench.new
+    times = (f"batch {t.batch}: {_interval(quoted_speedup(t))}" for t in report.dct_bench.batches)
+    return [
+        f"{size}. {speed} ({_load(new)}; dense: {_load(old)}). Then it runs at this multiple of the dense "
+        f"file's speed: {'; '.join(times)}."
+    ]
+
+
+def _load(file: ModelFile) -> str:
+    if file.load_cpu_seconds is None:
+        return f"{file.load_seconds:.2f} s"
+    return f"{file.load_seconds:.2f} s with {file.load_cpu_seconds:.2f} s of CPU time"
 
 
 def pair_layers(before: Sequence[LayerRow], after: Sequence[LayerRow]) -> list[LayerPair]:
@@ -377,7 +400,7 @@ def _steps_figure(report: Report) -> Figure:
     crowded = sum(len(name) for name in names) > 90
     axes[-1].set_xticks(
         range(len(names)),
-        [_elide(name) for name in names],
+        [elide(name) for name in names],
         rotation=40 if crowded else 0,
         ha="right" if crowded else "center",
         parse_math=False,
@@ -398,7 +421,7 @@ def _draw_accuracy(ax: Axes, snapshots: Sequence[Snapshot]) -> None:
             ax.annotate(f"{value:.1f}", place, (0, 4), textcoords="offset points", ha="center", color=INK)
     ax.set_ylabel("top-1 accuracy, %\n(bars: 95 % interval)")
     ax.margins(x=0.06, y=0.15)
-    _style(ax, "y")
+    style(ax, "y")
 
 
 def _spread(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[list[float]]:
@@ -412,16 +435,16 @@ def _draw_sizes(ax: Axes, snapshots: Sequence[Snapshot]) -> None:
         ("parameters and buffers", [s.params_state for s in snapshots], THEORY, "s--", 9),
         ("MACs", [s.macs for s in snapshots], AFTER, "o-", 5),
     )
-    for label, values, colour, style, size in series:
+    for label, values, colour, line_style, size in series:
         if values[0]:
             percent = [100 * value / values[0] for value in values]
-            line = ax.plot(percent, style, color=colour, linewidth=1.6, markersize=size, label=label)[0]
+            line = ax.plot(percent, line_style, color=colour, linewidth=1.6, markersize=size, label=label)[0]
             line.set_markerfacecolor("none" if size > 6 else colour)
     ax.set_ylim(0, 1.08 * ax.get_ylim()[1])
     ax.set_ylabel("% of the baseline")
     ax.margins(x=0.06)
     ax.legend(frameon=False, loc="lower left")
-    _style(ax, "y")
+    style(ax, "y")
 
 
 def _layers_figure(pairs: Sequence[LayerPair]) -> Figure:
@@ -431,7 +454,7 @@ def _layers_figure(pairs: Sequence[LayerPair]) -> Figure:
     rows = range(len(pairs))
     _draw_bars(widths, [_sides(pair, "out_channels") for pair in pairs], _count)
     _draw_bars(macs, [_sides(pair, "macs") for pair in pairs], _short)
-    widths.set_yticks(rows, [_elide(pair.name) for pair in pairs], fontsize=10, parse_math=False)
+    widths.set_yticks(rows, [elide(pair.name) for pair in pairs], fontsize=10, parse_math=False)
     widths.set_ylim(len(pairs) - 0.3, -0.7)
     widths.set_xlabel("output channels")
     macs.set_xlabel("MACs per sample")
@@ -460,7 +483,7 @@ def _draw_bars(ax: Axes, values: Sequence[tuple[int | None, int | None]], show: 
     # A character takes about 1/40 of a panel: leave room for the longest label behind the widest bar.
     ax.set_xlim(0, widest / max(1 - 0.025 * max(map(len, labels)), 0.4))
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    _style(ax, "x")
+    style(ax, "x")
 
 
 def _bar_label(old: int | None, new: int | None, show: Callable[[int], str]) -> str:
@@ -481,7 +504,7 @@ def _time_figure(batches: Sequence[BatchTiming]) -> Figure:
         ax.set_xticks(range(len(batches)), [str(timing.batch) for timing in batches])
         ax.set_xlabel("batch size")
         ax.set_xlim(-0.6, len(batches) - 0.4)
-        _style(ax, "y")
+        style(ax, "y")
     return figure
 
 
@@ -514,93 +537,33 @@ def _draw_speedups(ax: Axes, batches: Sequence[BatchTiming]) -> None:
     ax.legend(frameon=False, loc="upper left", fontsize=9)
 
 
-def _style(ax: Axes, grid: str) -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(BEFORE)
-    ax.tick_params(colors=INK)
-    ax.grid(axis="x" if grid == "x" else "y", color=GRID)
-    ax.set_axisbelow(True)
-
-
-def _elide(name: str) -> str:
-    # XML cannot hold control characters, and a label wider than the plot would squeeze it.
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
-    half = LONGEST_LABEL // 2
-    return text if len(text) <= LONGEST_LABEL else f"{text[: half - 1]}…{text[-half:]}"
-
-
-def _svg(figure: Figure, name: str, title: str, description: str) -> Markup:
-    """The figure as an `<svg>` element for HTML: its ids start with `name`, its text stays text."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
-        # The browser draws the text with its own fonts, so what matplotlib's font lacks does not matter.
-        warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    root = ET.fromstring(buffer.getvalue())
-    _strip_namespaces(root)
-    _scope_ids(root, name)
-    _describe(root, name, title, description)
-    return Markup(ET.tostring(root, encoding="unicode"))
-
-
-def _strip_namespaces(root: ET.Element) -> None:
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag.rpartition("}")[2] in ("metadata", "style"):
-                parent.remove(child)
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-        attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
-        element.attrib.clear()
-        element.attrib.update(attributes)
-
-
-def _scope_ids(root: ET.Element, name: str) -> None:
-    """Prefix the ids that something refers to, drop the others: several figures share one document."""
-    used = set()
-    for element in root.iter():
-        for key, value in element.attrib.items():
-            if key == "href" or "url(#" in value:
-                used.update(re.findall(r"#([\w-]+)", value))
-    for element in root.iter():
-        if element.get("id") in used:
-            element.set("id", f"{name}-{element.get('id')}")
-        else:
-            element.attrib.pop("id", None)
-        for key in ("href", "clip-path"):
-            if key in element.attrib:
-                element.set(key, element.attrib[key].replace("#", f"#{name}-"))
-
-
-def _describe(root: ET.Element, name: str, title: str, description: str) -> None:
-    for tag in ("width", "height"):
-        root.attrib.pop(tag)
-    root.set("role", "img")
-    root.set("aria-labelledby", f"{name}-title {name}-desc")
-    for place, (tag, text) in enumerate((("title", title), ("desc", description))):
-        element = ET.Element(tag, id=f"{name}-{tag}")
-        element.text = text
-        root.insert(place, element)
-
-
 def _plots(report: Report, pairs: Sequence[LayerPair]) -> dict[str, Markup]:
     plots = {}
     if report.steps:
-        plots["steps"] = _svg(
+        plots["steps"] = svg(
             _steps_figure(report),
             "plot-steps",
             "Accuracy and size after every step",
             "Line plots; the numbers are in the table of steps.",
         )
+    for step in report.steps:
+        spectra = spectra_of(step)
+        if spectra:
+            plots[f"spectra_{step.index}"] = svg(
+                spectra_figure(spectra),
+                f"plot-spectra-{step.index}",
+                f"Spectra of the responses that {step.name} decided by",
+                f"Cumulative energy over channels of {len(spectra)} groups; numbers in {step.plan_file}.",
+            )
     if pairs:
-        plots["layers"] = _svg(
+        plots["layers"] = svg(
             _layers_figure(pairs),
             "plot-layers",
             "Output channels and MACs of every layer, before and after",
             f"Horizontal bars for {len(pairs)} layers; the numbers are in the table of layers.",
         )
     if report.bench and report.bench.batches:
-        plots["time"] = _svg(
+        plots["time"] = svg(
             _time_figure(report.bench.batches),
             "plot-time",
             "Time and speedup for every batch size",
@@ -634,8 +597,9 @@ def render_html(report: Report) -> str:
         report=report,
         change=_change,
         points=_points,
-        headlines=headlines(report),
+        headlines=[*headlines(report), *describe_dct(report)],
         quoted=quoted_speedup,
+        dct=describe_dct(report),
         rows=comparison(report),
         pairs=pairs,
         kept=group_kept(report),

@@ -7,7 +7,7 @@ import types
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytest
 from pydantic import BaseModel
@@ -253,6 +253,88 @@ def test_everything_from_the_record_is_escaped() -> None:
     )
     assert "script" not in page.tags
     assert page.shown().count(evil) >= 10
+
+
+def with_spectra(count: int) -> records.Step:
+    """A step that decided by the spectra of `count` groups of four channels."""
+    groups = [
+        records.Spectrum(
+            group=f"layer{i}<conv>", channels=4, share=0.9, wanted=2, kept=3, samples=100, dead=1,
+            eigenvalues=[0.7, 0.2, 0.1, 0.0], statistics=[f"layer{i}"],
+        ).model_dump(mode="json")
+        for i in range(count)
+    ]  # fmt: skip
+    return STEP.model_copy(update={"evidence": {"groups": groups}})
+
+
+@pytest.mark.parametrize("count", [1, 6, 13])
+def test_spectra_have_a_panel_a_group(count: int) -> None:
+    page = Page(report.render_html(make(steps=[with_spectra(count)])))
+    assert "Spectra: how step 2 (l1) chose" in page.shown()
+    for i in range(count):
+        assert f"layer{i}<conv>" in page.shown()
+    assert page.shown().count("3/4") == count
+
+
+def test_without_spectra_there_is_no_such_section(html: str) -> None:
+    assert "Spectra" not in Page(html).shown()
+
+
+def stored(kind: Literal["coefficients", "dense"], size: int) -> records.Export:
+    of_weights = (5_000, 9_000) if kind == "coefficients" else (0, 0)
+    dct = records.DctWeights(
+        stored=kind, layers=3, coefficient_bytes=of_weights[0], order_bytes=of_weights[1]
+    )
+    return make().export.model_copy(update={"path": f"{kind}.onnx", "bytes": size, "dct": dct})
+
+
+def with_dct(**changes: Any) -> records.Report:
+    """A result in two files that were timed against each other: 0.02 MB in 3.2 s, 0.11 MB in 0.1 s."""
+    timed = bench(timing(1, 0.99, 1.0, 1.01), timing(8, 0.98, 0.99, 1.0, busy=True))
+    slow = timed.new.model_copy(update={"load_seconds": 3.21, "load_cpu_seconds": 2.5})
+    fields: dict[str, Any] = {
+        "export": stored("coefficients", 20_000),
+        "dense_export": stored("dense", 110_000),
+        "dct_bench": timed.model_copy(update={"new": slow}),
+    }
+    return make(**(fields | changes))
+
+
+def test_two_files_of_dct_layers_stand_side_by_side() -> None:
+    result = with_dct()
+    page = Page(report.render_html(result)).shown()
+    for text in ("How DCT layers are stored", "20.00 kB", "110.00 kB", "5.00 kB", "9.00 kB", "3.21", "2.50"):
+        assert text in page
+    assert "coefficients.onnx" in page and "dense.onnx" in page
+    (said,) = report.describe_dct(result)
+    assert said in page
+    assert said == (
+        "The weights of 3 layers are stored as DCT coefficients: 20.00 kB, with dense weights 110.00 kB. "
+        "The gain is size, not speed: the weights are rebuilt when the file is loaded (3.21 s with 2.50 s of "
+        "CPU time; dense: 0.10 s). Then it runs at this multiple of the dense file's speed: batch 1: 1.00x "
+        "[0.99, 1.01]; batch 8: 1.91x [1.81, 1.99]."
+    )
+    labels = [row.label.strip() for row in report.comparison(result)]
+    assert labels.index("with dense weights") == labels.index("ONNX file") + 1
+
+
+def test_one_file_of_dct_layers_says_what_it_is() -> None:
+    small = with_dct(dense_export=None, dct_bench=None)
+    assert report.describe_dct(small) == [
+        "The weights of 3 layers are stored as DCT coefficients: 20.00 kB. The gain is size, not speed: the "
+        "weights are rebuilt when the file is loaded."
+    ]
+    assert "How DCT layers are stored" in report.render_html(small)
+    dense = make(export=stored("dense", 110_000))
+    assert report.describe_dct(dense) == [
+        "The weights of 3 layers with DCT coefficients are stored dense: the file gains nothing."
+    ]
+    assert "How DCT layers are stored" in report.render_html(dense)
+
+
+def test_without_dct_layers_nothing_is_said(html: str) -> None:
+    assert "DCT" not in Page(html).shown()
+    assert report.describe_dct(make()) == []
 
 
 @pytest.mark.parametrize("name", ["\x00\x1b[31m", "$\\frac{$", "日本語", "a" * 400], ids=repr)
@@ -531,6 +613,10 @@ SCHEMA = records.Report.model_json_schema()
 MODELS: dict[str, types.MappingProxyType[str, Any]] = {
     "Report": types.MappingProxyType(SCHEMA["properties"]),
     **{name: types.MappingProxyType(d["properties"]) for name, d in SCHEMA["$defs"].items()},
+    **{  # what a method may put into Step.evidence
+        record.__name__: types.MappingProxyType(record.model_json_schema()["properties"])
+        for record in (records.Width, records.Spectrum)
+    },
 }
 
 
