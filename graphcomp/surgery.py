@@ -665,13 +665,7 @@ class _Surgeon:
 
     def select(self, source: fx.Node, axis: int, positions: Tensor, name: str) -> fx.Node:
         """Insert index_select(source, axis, positions)."""
-        buffer = _free_name(self.root, f"graphcomp_index_{name}")
-        self.root.register_buffer(buffer, positions.clone())
-        index = self.graph.create_node("get_attr", buffer)
-        picked = self.graph.call_function(torch.index_select, (source, axis, index))
-        for node in (index, picked):
-            node.meta = {PASS_KEY: self.pass_name}
-        return picked
+        return insert_select(self.root, self.graph, source, axis, positions, name, self.pass_name)
 
     def fix_pad(self, node: fx.Node) -> None:
         """Padding beside channels shrinks with the channels that it stands for."""
@@ -803,6 +797,33 @@ def _entry(items: Sequence[Any], axis: int) -> int | None:
     """Which entry of a full index speaks of input axis `axis`."""
     real = [k for k, i in enumerate(items) if i is not None]
     return real[axis] if axis < len(real) else None
+
+
+def insert_select(
+    root: nn.Module,
+    graph: fx.Graph,
+    source: fx.Node,
+    axis: int,
+    positions: Tensor,
+    name: str,
+    pass_name: str,
+) -> fx.Node:
+    """Add index_select(source, axis, positions) at the graph's insertion point.
+
+    Args:
+        root: holds the graph's tensors; it gets the positions as a buffer `graphcomp_index_NAME`.
+        graph: edited in place.
+        source, axis, positions: what to pick from, int64 positions of any length.
+        name: for the buffer; made unique.
+        pass_name: recorded on both nodes.
+    """
+    buffer = _free_name(root, f"graphcomp_index_{name}")
+    root.register_buffer(buffer, positions.clone())
+    index = graph.create_node("get_attr", buffer)
+    picked = graph.call_function(torch.index_select, (source, axis, index))
+    for node in (index, picked):
+        node.meta = {PASS_KEY: pass_name}
+    return picked
 
 
 def _free_name(module: nn.Module, name: str) -> str:

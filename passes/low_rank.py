@@ -1,0 +1,362 @@
+"""low-rank: one layer becomes two (or three) thinner ones of fewer multiply-accumulates.
+
+    svd      conv kh x kw (c -> R), conv 1x1 (R -> n)          W as (n, c kh kw)
+    spatial  conv kh x 1 (c -> R), conv 1 x kw (R -> n)        W as (c kh, n kw) (Jaderberg et al. 2014)
+    tucker2  conv 1x1 (c -> R_in), kh x kw, 1x1 (R -> n)       truncated HOSVD of W (Kim et al. 2016)
+
+    energy(R) = (s_1^2 + ... + s_R^2) / sum s_i^2,  R = the smallest rank of at least the energy asked for
+
+`target` is met by one energy for all layers, the largest that meets it: what a target can be met by are the
+energies at which some layer's rank changes, and a binary search over these is exact. Ranks are rounded up to
+what the target's kernels compute anyway. A target of `latency` is met the same way by predicted times, and
+corrected by measured ones; layers that it would not make faster stay as well. Layers that would not get
+cheaper stay, and the plan says by how much: an svd pays below R = n c k / (c k + n) (METHODS 1.1). Needs no
+data. 1x1 convolutions and linear layers have no kernel to split, so all kinds are svd there.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from graphcomp import closing
+from graphcomp.allocation import Preserved, fewest, largest
+from graphcomp.cost import macs, params_trainable
+from graphcomp.decompose import break_even, energies, full_ranks, params_after, ranks, unfold
+from graphcomp.errors import PassError
+from graphcomp.factor import Factor, Kind, can_be, candidates, layer_macs, read_factors, rewrite, simulate
+from graphcomp.latency import Call, LatencyModel, Operator, calls, cold_bytes
+from graphcomp.microbench import Kernel
+from graphcomp.pipeline import Context, Plan
+from graphcomp.program import Program
+from graphcomp.records import Kept
+from graphcomp.removal import OPTIONS, TARGET, Budget, Globs, excluded, only_one, options_of
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class LowRank:
+    """Split layers into thinner ones by singular values (SVD, spatial 3x1 + 1x3, or Tucker-2)."""
+
+    name: ClassVar[str] = "low-rank"
+
+    rank: Annotated[
+        Annotated[int, Field(ge=1)] | None, Field(description="the same for every layer, of tucker2 both")
+    ] = None
+    ratio: Annotated[
+        Annotated[float, Field(gt=0, le=1)] | None, Field(description="rank as a share of the full rank")
+    ] = None
+    energy: Annotated[
+        Annotated[float, Field(gt=0, le=1)] | None,
+        Field(description="share of the squared singular values that every layer keeps at least"),
+    ] = None
+    target: Annotated[
+        Budget | None,
+        Field(description=TARGET),
+    ] = None
+    kind: Annotated[
+        Kind, Field(description="svd; spatial: kh x 1 then 1 x kw; tucker2: 1x1, kh x kw, 1x1")
+    ] = "svd"
+    multiple: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        Field(description="ranks are rounded up to it; default from the target, 1 switches it off"),
+    ] = None
+    include: Annotated[Globs, Field(description="globs on module paths of layers")] = ("*",)
+    exclude: Annotated[Globs, Field(description="globs on module paths of layers to leave alone")] = ()
+    allow_nothing: Annotated[bool, Field(description="factoring nothing is no error")] = False
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        amounts = ("rank", "ratio", "energy", "target")
+        only_one({name: getattr(self, name) is not None for name in amounts}, "energy=0.9")
+        return self
+
+    def plan(self, program: Program, context: Context) -> Plan:
+        """Choose ranks; PassError if the target cannot be met, or if nothing gets cheaper."""
+        multiple = self.multiple or context.target.multiple
+        layers, kept = self._layers(program, multiple)
+        clock: _Clock | None = None
+        timed: dict[str, Any] = {}
+        energy = self.energy
+        if "latency" in (self.target or {}):
+            clock = _Clock(program, layers, context)
+            energy, timed = self._meet_latency(program, layers, clock, context)
+        elif self.target is not None:
+            energy = self._meet(program, layers)
+        made, left = self._chosen(layers, energy, clock)
+        kept += left
+        if not made and not self.allow_nothing:
+            reasons = "; ".join(f"{k.where}: {k.reason}" for k in kept[:5]) or "the network has no such layer"
+            raise PassError(
+                f"found no layer that factors make cheaper ({reasons}), expected some; "
+                "set allow_nothing to accept"
+            )
+        return Plan(
+            name=self.name,
+            options=options_of(self),
+            decisions={"factors": [f.model_dump(mode="json") for f in made.values()]},
+            kept=kept,
+            summary=f"factored {len(made)} of {len(made) + len(kept)} layers ({self.kind})",
+            evidence={
+                "multiple": multiple,
+                "energy": energy,
+                "layers": [layer.evidence(factor) for layer, factor in made.items()],
+                **timed,
+            },
+        )
+
+    def simulate(self, program: Program, plan: Plan) -> Program:
+        """Write the product of the factors into every weight."""
+        return simulate(program, read_factors(plan.decisions))
+
+    def rewrite(self, program: Program, plan: Plan) -> Program:
+        """Put the factors in the place of every weight."""
+        return rewrite(program, read_factors(plan.decisions), self.name)
+
+    def _layers(self, program: Program, multiple: int) -> tuple[list["_Layer"], list[Kept]]:
+        """The layers that can be factored, and why the others cannot."""
+        found = candidates(program)
+        for glob in (*self.include, *self.exclude):
+            if glob != "*" and not any(fnmatch(name, glob) for name in found):
+                raise PassError(
+                    f"include/exclude: found no layer that {glob!r} matches, expected one of "
+                    f"{', '.join(sorted(found)[:8])}, …"
+                )
+        layers, kept = [], []
+        for name, obstacle in found.items():
+            reason = self._not_asked(name) or obstacle
+            if reason is None:
+                layer = _Layer(program, name, self.kind, multiple)
+                reason = None if can_be(layer.shape, layer.kind) else f"{self.kind} needs a 2-d kernel"
+            if reason is None:
+                layers.append(layer)
+            else:
+                kept.append(Kept(where=name, reason=reason))
+        return layers, kept
+
+    def _not_asked(self, name: str) -> str | None:
+        if not any(fnmatch(name, glob) for glob in self.include):
+            return "not included"
+        return "excluded" if excluded([name], self.exclude) else None
+
+    def _wanted(self, layer: "_Layer", energy: float | None) -> tuple[int, ...]:
+        """Ranks before rounding."""
+        if self.rank is not None:
+            return (self.rank,) * len(layer.full)
+        if self.ratio is not None:
+            return tuple(math.ceil(self.ratio * full - 1e-9) for full in layer.full)
+        assert energy is not None
+        return layer.wanted(energy)
+
+    def _chosen(
+        self, layers: Sequence["_Layer"], energy: float | None, clock: "_Clock | None"
+    ) -> tuple[dict["_Layer", Factor], list[Kept]]:
+        """The factors that pay, in MACs and, if time is the target, in predicted time; and the others."""
+        made, kept = {}, []
+        for layer in layers:
+            factor = layer.factor(self._wanted(layer, energy))
+            reason = layer.loss(factor) if layer.macs(factor) >= layer.dense else None
+            if reason is None and clock is not None:
+                reason = clock.loss(layer, factor)
+            if reason is None:
+                made[layer] = factor
+            else:
+                kept.append(Kept(where=layer.name, reason=reason))
+        return made, kept
+
+    def _meet_latency(
+        self, program: Program, layers: Sequence["_Layer"], clock: "_Clock", context: Context
+    ) -> tuple[float, dict[str, Any]]:
+        """The largest energy by predicted time, corrected until what is measured is what was asked for."""
+        watch = closing.Stopwatch(program, context.target, context.threads, context.timer)
+        asked = watch.ratio_of((self.target or {})["latency"])
+        rungs = np.unique([e for x in layers for p in x.preserved for e in p]).tolist()
+
+        def left(energy: float) -> float:
+            saved = sum(clock.saving(x, f) for x, f in self._chosen(layers, energy, clock)[0].items())
+            return 1 - saved / clock.whole
+
+        def propose(goal: float) -> float | None:
+            index = largest(rungs, lambda energy: left(energy) <= goal)
+            return None if index is None else float(rungs[index])
+
+        def measure(energy: float) -> tuple[float, float]:
+            factors = list(self._chosen(layers, energy, clock)[0].values())
+            return watch.race(rewrite(simulate(program, factors), factors, self.name))
+
+        trials = closing.close(asked, propose, left, measure)
+        if not trials:
+            raise PassError(
+                f"target latency: found {left(0.0):.3f} of the time left at the lowest ranks (rounded up to "
+                f"the multiple), expected {asked}; ask for less, include more layers, or set multiple=1"
+            )
+        chosen = closing.best(trials, asked)
+        return chosen.choice, {"latency": closing.evidence(asked, trials, chosen, context.threads)}
+
+    def _meet(self, program: Program, layers: Sequence["_Layer"]) -> float:
+        """The largest energy, the same for all layers, that meets the target."""
+        ((counter, fraction),) = (self.target or {}).items()
+        fraction = float(fraction)
+        whole = macs(program) if counter == "macs" else params_trainable(program)
+
+        def left(energy: float) -> int:
+            return whole - sum(x.saving(x.factor(x.wanted(energy)), counter) for x in layers)
+
+        rungs = np.unique([e for x in layers for p in x.preserved for e in p]).tolist()
+        index = largest(rungs, lambda energy: left(energy) <= fraction * whole)
+        if index is None:
+            raise PassError(
+                f"target {counter}: found {left(0.0) / whole:.3f} of the {counter} left at the lowest ranks "
+                f"(rounded up to the multiple), expected {fraction}; ask for less, include more layers, or "
+                "set multiple=1"
+            )
+        return float(rungs[index])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Layer:
+    """One layer that can be factored, with what its ranks preserve and cost."""
+
+    program: Program
+    name: str
+    asked: Kind
+    multiple: int
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.program.tensors[f"{self.name}.weight"].shape)
+
+    @cached_property
+    def kind(self) -> Kind:
+        return self.asked if math.prod(self.shape[2:]) > 1 else "svd"
+
+    @cached_property
+    def full(self) -> tuple[int, ...]:
+        return full_ranks(self.shape, self.kind)
+
+    @cached_property
+    def preserved(self) -> tuple[Preserved, ...]:
+        """By every rank 1, 2, …: the share of the energy that it keeps, for tucker2 of either side."""
+        matrices = unfold(self.program.tensors[f"{self.name}.weight"], self.kind)
+        return tuple(_shares(energies(matrix).cpu().numpy()) for matrix in matrices)
+
+    @cached_property
+    def dense(self) -> int:
+        return self.macs(Factor(layer=self.name))
+
+    def macs(self, factor: Factor) -> int:
+        return layer_macs(self.program, factor)
+
+    def wanted(self, energy: float) -> tuple[int, ...]:
+        """The lowest ranks that keep this much."""
+        return tuple(fewest(preserved, energy) for preserved in self.preserved)
+
+    def factor(self, wanted: Sequence[int]) -> Factor:
+        """With the ranks rounded up and clipped."""
+        rank, *rest = (math.ceil(r / self.multiple) * self.multiple for r in wanted)
+        whole = Factor(layer=self.name, rank=rank, kind=self.kind, rank_in=rest[0] if rest else None)
+        rank, *rest = ranks(self.shape, whole)
+        return whole.model_copy(update={"rank": rank, "rank_in": rest[0] if rest else None})
+
+    def saving(self, factor: Factor, counter: str) -> int:
+        """What the factors save; nothing if they are not made since they would cost more."""
+        saved = self.dense - self.macs(factor)
+        if saved <= 0 or counter == "macs":
+            return max(saved, 0)
+        weight = self.program.tensors[f"{self.name}.weight"]
+        return (weight.numel() - params_after(self.shape, factor)) * weight.requires_grad
+
+    def loss(self, factor: Factor) -> str:
+        """Why factors are not made."""
+        pays = f"; two factors pay below rank {break_even(self.shape):.1f}" if self.kind == "svd" else ""
+        return f"rank {_text(factor)} would cost {self.macs(factor):,} MACs, one weight {self.dense:,}{pays}"
+
+    def evidence(self, factor: Factor) -> dict[str, Any]:
+        """What was decided, in numbers."""
+        kept = [factor.rank or 0, factor.rank_in or 0][: len(self.full)]
+        return {
+            "layer": self.name,
+            "kind": self.kind,
+            "full": list(self.full),
+            "kept": kept,
+            "energy": [round(float(p[k - 1]), 6) for p, k in zip(self.preserved, kept, strict=True)],
+            "macs": [self.dense, self.macs(factor)],
+        }
+
+
+class _Clock:
+    """Predicted times of layers and of their factors."""
+
+    def __init__(self, program: Program, layers: Sequence[_Layer], context: Context) -> None:
+        cold = cold_bytes(program, context.target)
+        self.model = LatencyModel(context.target, context.threads, context.timer, context.progress, cold)
+        self.whole = self.model.predict(program)
+        self.calls = [call for call in calls(program) if call.node.op == "call_module"]
+        full = [(call, x.factor(x.full)) for x in layers for call in self._of(x)]
+        self.model.prepare(part for call, factor in full for part in _parts(call, factor))
+
+    def dense(self, layer: _Layer) -> float:
+        """Milliseconds of all calls of a layer as it is."""
+        return sum(self.model.milliseconds(c.kernel, c.into, c.out) for c in self._of(layer))
+
+    def factored(self, layer: _Layer, factor: Factor) -> float:
+        """Milliseconds of the layers that take its place."""
+        return sum(self.model.milliseconds(*part) for c in self._of(layer) for part in _parts(c, factor))
+
+    def saving(self, layer: _Layer, factor: Factor) -> float:
+        """Milliseconds that the factors save; negative if they cost more."""
+        return self.dense(layer) - self.factored(layer, factor)
+
+    def loss(self, layer: _Layer, factor: Factor) -> str | None:
+        """Why factors are not made although they have fewer MACs; None if they are faster."""
+        before, after = self.dense(layer), self.factored(layer, factor)
+        if after < before:
+            return None
+        return f"rank {_text(factor)} is predicted to take {after:.3g} ms, one weight {before:.3g} ms"
+
+    def _of(self, layer: _Layer) -> list[Call]:
+        return [call for call in self.calls if call.node.target == layer.name]
+
+
+def _parts(call: Call, factor: Factor) -> list[Operator]:
+    """The kernels of a layer's factors, with their widths."""
+    kernel, rank = call.kernel, factor.rank or 0
+    if kernel.op == "linear":
+        return [(kernel, call.into, rank), (kernel, rank, call.out)]
+    point = _pointwise(kernel.out_plane)
+    if factor.kind == "tucker2":
+        rank_in = factor.rank_in or 0
+        first = (_pointwise(kernel.plane), call.into, rank_in)
+        return [first, (kernel, rank_in, rank), (point, rank, call.out)]
+    if factor.kind == "spatial":
+        column, row = _split(kernel)
+        return [(column, call.into, rank), (row, rank, call.out)]
+    return [(kernel, call.into, rank), (point, rank, call.out)]
+
+
+def _pointwise(plane: tuple[int, ...]) -> Kernel:
+    ones = (1,) * len(plane)
+    return Kernel("conv", plane, ones, ones, ones, (0,) * (2 * len(plane)))
+
+
+def _split(kernel: Kernel) -> tuple[Kernel, Kernel]:
+    """kh x 1, then 1 x kw on what that yields."""
+    (height, width), (down, right), (tall, wide) = kernel.size, kernel.stride, kernel.dilation
+    top, left, bottom, behind = kernel.pads
+    column = Kernel("conv", kernel.plane, (height, 1), (down, 1), (tall, 1), (top, 0, bottom, 0))
+    return column, Kernel("conv", column.out_plane, (1, width), (1, right), (1, wide), (0, left, 0, behind))
+
+
+def _text(factor: Factor) -> str:
+    return f"{factor.rank}" if factor.rank_in is None else f"({factor.rank_in}, {factor.rank})"
+
+
+def _shares(energies: Preserved) -> Preserved:
+    """Cumulative and relative; a weight of zeros is preserved by rank 1."""
+    total = energies.sum()
+    return np.cumsum(energies) / total if total > 0 else np.ones_like(energies)
