@@ -4,10 +4,12 @@
 nothing for bias, normalisation, activation and pooling. Percentages are always new / old of one counter.
 """
 
+import math
 from typing import cast
 
 from torch import Tensor, fx, nn
 
+from graphcomp.dct import DctConv2d, DctLayer
 from graphcomp.program import Program, named_tensors
 from graphcomp.records import Accuracy, LayerRow, Snapshot
 from graphcomp.rules import op_name
@@ -21,6 +23,17 @@ def params_trainable(program: Program) -> int:
 def params_state(program: Program) -> int:
     """Elements of all parameters and buffers, tied ones once."""
     return sum(t.numel() for t in {id(t): t for t in named_tensors(program.module).values()}.values())
+
+
+def params_order(program: Program) -> int:
+    """Elements of the orders of coefficient layers: stored as integers, never trained (METHODS 4.6)."""
+    layers = {m for m in program.called_modules().values() if isinstance(m, DctLayer)}
+    return sum(m.index.numel() for m in layers if m.index is not None)
+
+
+def params_dct(program: Program) -> int:
+    """Trainable parameters and order parameters: the size of a network as METHODS 0.2 and 4.6 count it."""
+    return params_trainable(program) + params_order(program)
 
 
 def macs(program: Program) -> int:
@@ -60,7 +73,7 @@ def layer_row(program: Program, node: fx.Node) -> LayerRow | None:
 def layer_weight(program: Program, node: fx.Node) -> Tensor | None:
     """The weight of a node that `layer_row` has a row for; None if the network computes it."""
     if node.op == "call_module":
-        return program.tensors[f"{node.target}.weight"]
+        return program.tensors.get(f"{node.target}.weight")
     weight = cast(fx.Node, node.args[1] if len(node.args) > 1 else node.kwargs["weight"])
     return program.tensors[cast(str, weight.target)] if weight.op == "get_attr" else None
 
@@ -68,6 +81,8 @@ def layer_weight(program: Program, node: fx.Node) -> Tensor | None:
 def _module_row(program: Program, node: fx.Node) -> LayerRow | None:
     target = cast(str, node.target)
     module = program.layer(target)
+    if isinstance(module, DctLayer):
+        return _coefficient_row(program, node, module)
     if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
         return None
     weight: Tensor = program.tensors[f"{target}.weight"]
@@ -90,6 +105,23 @@ def _module_row(program: Program, node: fx.Node) -> LayerRow | None:
     )
 
 
+def _coefficient_row(program: Program, node: fx.Node, layer: DctLayer) -> LayerRow:
+    """The parameters that are stored (orders included), the MACs of the weight that they stand for."""
+    out, into, *kernel = layer.weight_shape
+    groups = layer.groups if isinstance(layer, DctConv2d) else 1
+    stored = (layer.coefficients, layer.index, layer.bias)
+    return LayerRow(
+        name=cast(str, node.target),
+        kind=type(layer).__name__,
+        in_channels=into * groups,
+        out_channels=out,
+        kernel=tuple(kernel),
+        groups=groups,
+        params=sum(tensor.numel() for tensor in stored if tensor is not None),
+        macs=math.prod(layer.weight_shape) * _positions(program.shape(node) or (), len(layer.weight_shape)),
+    )
+
+
 def _positions(shape: tuple[int, ...], weight_ndim: int) -> int:
     """Output positions that share the weight: the plane of a convolution, the tokens of a linear layer."""
     spatial = shape[len(shape) - (weight_ndim - 2) :] if weight_ndim > 2 else shape[1:-1]
@@ -105,6 +137,7 @@ def snapshot(program: Program, accuracy: Accuracy | None = None) -> Snapshot:
     return Snapshot(
         params_trainable=params_trainable(program),
         params_state=params_state(program),
+        params_order=params_order(program),
         macs=sum(row.macs for row in rows),
         accuracy=accuracy,
         layers=rows,

@@ -16,6 +16,7 @@ import torchvision
 from torch import Tensor, fx, nn
 
 from graphcomp.channels import Tracker, Unread
+from graphcomp.dct import LAYERS
 from graphcomp.labels import along, canonical, compact, concatenate, varying
 from graphcomp.program import Program, is_read_later
 
@@ -154,14 +155,19 @@ def _pin_value(tracker: Tracker, node: fx.Node, source: fx.Node, reason: str) ->
         tracker.pin(node, labels, "the number of channels is used as a number")
 
 
-def _opaque(tracker: Tracker, node: fx.Node) -> Any:
+def _computed(tracker: Tracker, node: fx.Node) -> Any:
+    """Its weight is not there to be cut: pin what goes in and what comes out."""
+    return _opaque(tracker, node, "its weight is stored as coefficients")
+
+
+def _opaque(tracker: Tracker, node: fx.Node, reason: str | None = None) -> Any:
     """No rule: pin what goes in and what comes out."""
     what = (
         type(tracker.program.layer(cast(str, node.target))).__name__
         if node.op == "call_module"
         else op_name(node)
     )
-    reason = f"no rule for {what}"
+    reason = reason or f"no rule for {what}"
     for source in node.all_input_nodes:
         _pin_value(tracker, node, source, reason)
 
@@ -725,6 +731,7 @@ MODULE_RULES: dict[type[nn.Module], Rule] = {
     **dict.fromkeys(_PLANES, _spatial),
     **dict.fromkeys(_CONVOLUTIONS, _conv),
     nn.Linear: _linear,
+    **dict.fromkeys(LAYERS.values(), _computed),
     **dict.fromkeys(_NORMS, _norm),
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,

@@ -1,9 +1,9 @@
 """Saved programs: `program.json` (graph, modules, names) and `weights.safetensors` (every number).
 
 Nothing that is read can run code of its own: functions and methods come from allow-lists, modules are public
-classes of `torch.nn` built from plain arguments, and names are checked before fx writes them into the Python
-source that it compiles. A program is rebuilt from its own record before it is written, so what cannot be read
-back as it was is refused at save time.
+classes of `torch.nn` or layers of `graphcomp.dct` built from plain arguments, and names are checked before fx
+writes them into the Python source that it compiles. A program is rebuilt from its own record before it is
+written, so what cannot be read back as it was is refused at save time.
 """
 
 import builtins
@@ -31,6 +31,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
+from graphcomp.dct import LAYERS as COEFFICIENT_LAYERS
+from graphcomp.dct import DctLayer
 from graphcomp.errors import LoadError, OutputError
 from graphcomp.program import PASS_KEY, Program, named_tensors
 from graphcomp.records import Record
@@ -89,7 +91,7 @@ class NodeRecord(Record):
 class ModuleRecord(Record):
     """One module that the graph calls, or a container on the way to one (class `Module`)."""
 
-    kind: str = Field(description="name of a public class of torch.nn")
+    kind: str = Field(description="name of a public class of torch.nn or of a layer of graphcomp.dct")
     arguments: dict[str, Any] = Field(default_factory=dict, description="for the constructor")
     attributes: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="by submodule: plain attributes that the constructor sets otherwise"
@@ -161,6 +163,7 @@ def load(directory: Path) -> Program:
         module = _module(record, tensors)
     except LoadError as error:
         raise LoadError(f"{file}: {error}") from error
+    _check_coefficients(module, weights)
     return Program(module, inputs, tuple(record.history))
 
 
@@ -326,7 +329,7 @@ def _module_records(
 
 def _layer_record(path: str, layer: nn.Module, training: bool) -> ModuleRecord:
     kind = type(layer).__name__
-    if getattr(nn, kind, None) is not type(layer) or type(layer) is nn.Module:
+    if _layer_class(kind) is not type(layer):
         raise LoadError(
             f"{path}: found {type(layer).__module__}.{kind}, expected a public class of torch.nn (the "
             "source of another one may be missing at load); trace through it, or bake its parametrization"
@@ -559,8 +562,8 @@ def _container(root: nn.Module, path: str) -> nn.Module | None:
 
 
 def _build_layer(path: str, record: ModuleRecord) -> nn.Module:
-    cls = None if record.kind.startswith("_") else getattr(nn, record.kind, None)
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)) or cls is nn.Module:
+    cls = _layer_class(record.kind)
+    if cls is None:
         raise LoadError(f"{path}: found class {record.kind!r}, expected a layer of torch.nn")
     try:
         arguments = {name: _decode(value, {}) for name, value in record.arguments.items()}
@@ -571,6 +574,23 @@ def _build_layer(path: str, record: ModuleRecord) -> nn.Module:
             f"{path} ({record.kind}): {error}; expected its constructor to take {sorted(record.arguments)}; "
             "use a module that its attributes describe, or the version of torch that saved it"
         ) from error
+
+
+def _layer_class(kind: str) -> type[nn.Module] | None:
+    """The layer of this name that a program may hold."""
+    if kind in COEFFICIENT_LAYERS:
+        return COEFFICIENT_LAYERS[kind]
+    cls = None if kind.startswith("_") else getattr(nn, kind, None)
+    found = isinstance(cls, type) and issubclass(cls, nn.Module) and cls is not nn.Module
+    return cls if found else None
+
+
+def _check_coefficients(module: nn.Module, weights: Path) -> None:
+    """What shapes do not say of a coefficient layer: that its index is a permutation."""
+    for path, layer in module.named_modules():
+        flaw = layer.flaw() if isinstance(layer, DctLayer) else None
+        if flaw is not None:
+            raise LoadError(f"{weights}: {path}.{flaw}; save the program again")
 
 
 def _set_attributes(path: str, layer: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
