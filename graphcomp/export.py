@@ -32,7 +32,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import onnx
@@ -47,17 +47,22 @@ from torch.export import Dim, ExportedProgram
 from torch.onnx import ONNXProgram
 
 from graphcomp.errors import BenchError, ExportError, ProviderError
+from graphcomp.lowering import dct_layers, densified, taking_weights
+from graphcomp.onnx_dct import Rebuilt, rebuild_weights
 from graphcomp.program import PASS_KEY, Program, copy_graph, fresh_inputs, named_tensors, output_tensors
-from graphcomp.records import Export
+from graphcomp.records import DctWeights, Export
 from graphcomp.selection import cheapest
 from graphcomp.session import Provider, open_session, run_errors
 from graphcomp.storage import atomic_file
 
-__all__ = ["MODULE_PROP", "NODE_PROP", "PASS_PROP", "export_onnx"]
+__all__ = ["MODULE_PROP", "NODE_PROP", "PASS_PROP", "Stored", "export_onnx"]
 
 MODULE_PROP = "graphcomp.module"
 NODE_PROP = "graphcomp.node"
 PASS_PROP = "graphcomp.pass"
+
+Stored = Literal["coefficients", "dense"]
+"""How a file stores weights that a program computes from DCT coefficients."""
 
 _TAG = "graphcomp"
 _BATCH = "batch"
@@ -103,6 +108,7 @@ def export_onnx(
     dynamic_batch: bool = True,
     cleanup: bool = True,
     provider: Provider | None = None,
+    dct: Stored = "coefficients",
 ) -> Export:
     """Write `program` to the ONNX file `path`, after checking that ONNX Runtime computes the same from it.
 
@@ -119,9 +125,12 @@ def export_onnx(
         dynamic_batch: whether the first dimension of every input is left open.
         cleanup: whether to rewrite what the exporter leaves behind (see the module's documentation).
         provider: where the file will run: forms of channel selections are timed there. None times nothing.
+        dct: how weights are stored that the program computes from DCT coefficients (nothing else is touched):
+            as these coefficients, from which the runtime rebuilds them once when it loads the file, or dense:
+            a larger file for any runtime. Both run at the same speed.
 
     Returns:
-        Size, opset, node count, error by batch size, and what the clean-up did.
+        Size, opset, node count, error by batch size, what the clean-up did, and how DCT weights are stored.
 
     Raises:
         ExportError: naming the node, output or batch, if the program cannot be exported, bakes in its batch
@@ -130,24 +139,31 @@ def export_onnx(
         ProviderError: if ONNX Runtime itself does not work here.
     """
     _check_request(program, batches)
+    layers = dct_layers(program)
+    source = densified(program) if layers and dct == "dense" else program
+    _check_size(source)
     checked = tuple(batches) if dynamic_batch else (batches[0],)
     inputs, outputs = _input_names(program), _output_names(program)
     cases = [case for batch in checked for case in _cases(program, batch, seed, outputs)]
-    exported = _capture(program, None if dynamic_batch else batches[0])
-    model, origins = _translate(program, exported, opset, inputs, outputs, dynamic_batch)
+    given = taking_weights(source) if dct_layers(source) else (source.module, {})
+    exported = _capture(source, None if dynamic_batch else batches[0], *given)
+    names = [*inputs, *given[1]]
+    model, origins = _translate(program, exported, opset, names, outputs, dynamic_batch)
     done: list[str] = []
     if cleanup:
         with _silenced():
             model, done = _clean(model)
+    ours = {name for name, origin in origins.items() if origin is not None and origin.made_by != "trace"}
+    rebuilt = rebuild_weights(model, dct_layers(source))
+    origins |= _origins_of_weights(program, rebuilt)
     if cleanup and provider is not None:
-        ours = {name for name, origin in origins.items() if origin.made_by != "trace"}
         feeds = {name: x.numpy() for name, x in zip(inputs, cases[0].inputs, strict=True)}
         model, said = _select_cheaply(model, ours, feeds, provider)
         done += said
     _annotate(model, origins)
     content = model.SerializeToString()
     _check_model(content, path)
-    parity = _parity(content, cases, inputs, outputs, tolerance)
+    parity = _parity(content, cases, inputs, outputs, tolerance, rebuilt.nodes)
     with atomic_file(path) as temporary:
         temporary.write_bytes(content)
     return Export(
@@ -157,6 +173,14 @@ def export_onnx(
         nodes=len(model.graph.node),
         parity=parity,
         cleanup=done,
+        dct=DctWeights(
+            stored=dct,
+            layers=len(layers),
+            coefficient_bytes=rebuilt.stored.coefficients,
+            order_bytes=rebuilt.stored.order,
+        )
+        if layers
+        else None,
     )
 
 
@@ -166,6 +190,9 @@ def _check_request(program: Program, batches: Sequence[int]) -> None:
     training = [name or "the network" for name, m in program.module.named_modules() if m.training]
     if training:
         raise ExportError(f"{training[0]}: found training mode, expected eval mode; call eval() on it")
+
+
+def _check_size(program: Program) -> None:
     tensors = {id(t): t for t in named_tensors(program.module).values()}
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     if size > _MAX_BYTES:
@@ -246,26 +273,36 @@ def _run(program: Program, inputs: tuple[Tensor, ...], batch: int) -> list[Tenso
         ) from error
 
 
-def _capture(program: Program, batch: int | None) -> ExportedProgram:
-    """torch.export of the program with every node tagged by its fx name; `batch` None leaves it open."""
+def _capture(
+    program: Program,
+    batch: int | None,
+    network: fx.GraphModule | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> ExportedProgram:
+    """torch.export of the program with every node tagged by its fx name; `batch` None leaves it open.
+
+    `network` may stand for the program's own module and take `weights` as further inputs.
+    """
     inputs = fresh_inputs(program, batch or _CAPTURE_BATCH, 0)
     inputs = tuple(x.to(example.dtype) for x, example in zip(inputs, program.example_inputs, strict=True))
     open_batch = Dim(_BATCH)
-    shapes = None if batch else tuple({0: open_batch} for _ in inputs)
+    given = tuple((weights or {}).values())
+    shapes = None if batch else (*({0: open_batch} for _ in inputs), *(None for _ in given))
     with _silenced():
         try:
-            return torch.export.export(_tagged(program), inputs, dynamic_shapes=shapes, strict=False)
+            tagged = _tagged(network or program.module)
+            return torch.export.export(tagged, (*inputs, *given), dynamic_shapes=shapes, strict=False)
         # torch.export passes on whatever its many layers raise; there is no common base.
         except Exception as error:
             raise _capture_error(program, error) from error
 
 
-def _tagged(program: Program) -> fx.GraphModule:
+def _tagged(network: fx.GraphModule) -> fx.GraphModule:
     """The same modules under a copy of the graph whose nodes carry their names through torch.export."""
-    graph = copy_graph(program.graph)
+    graph = copy_graph(network.graph)
     for node in graph.nodes:
         node.meta = {"custom": {_TAG: node.name}}
-    return fx.GraphModule(program.module, graph)
+    return fx.GraphModule(network, graph)
 
 
 def _capture_error(program: Program, error: Exception) -> ExportError:
@@ -288,7 +325,7 @@ def _translate(
     inputs: list[str],
     outputs: list[str],
     dynamic_batch: bool,
-) -> tuple[ModelProto, dict[str, _Origin]]:
+) -> tuple[ModelProto, dict[str, _Origin | None]]:
     """The ONNX model, with unique names, and the origin of each of its nodes by name."""
     with _silenced() as noise:
         try:
@@ -296,7 +333,7 @@ def _translate(
                 exported,
                 dynamo=True,
                 # Only names the open dimension: `exported` has the shapes already.
-                dynamic_shapes=tuple({0: _BATCH} for _ in inputs) if dynamic_batch else None,
+                dynamic_shapes=_open_batches(program, inputs) if dynamic_batch else None,
                 opset_version=opset,
                 input_names=inputs,
                 output_names=outputs,
@@ -318,6 +355,12 @@ def _translate(
     return model, origins
 
 
+def _open_batches(program: Program, inputs: Sequence[str]) -> tuple[dict[int, str] | None, ...]:
+    """The open dimension of every input; weights, which stand behind the program's own, have none."""
+    own = len(program.example_inputs)
+    return tuple({0: _BATCH} if index < own else None for index in range(len(inputs)))
+
+
 def _check_translation(model: ModelProto, opset: int, outputs: list[str], noise: str) -> None:
     # The exporter writes another version than it was asked for without raising.
     found = next(o.version for o in model.opset_import if not o.domain)
@@ -334,7 +377,7 @@ def _check_translation(model: ModelProto, opset: int, outputs: list[str], noise:
         )
 
 
-def _origins(program: Program, result: ONNXProgram) -> dict[str, _Origin]:
+def _origins(program: Program, result: ONNXProgram) -> dict[str, _Origin | None]:
     """The origin of every node by name; makes names of nodes and values unique on the way.
 
     A node that came without a tag belongs to its nearest neighbour that has one, readers first.
@@ -501,7 +544,14 @@ _RULES: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-def _annotate(model: ModelProto, origins: Mapping[str, _Origin]) -> None:
+def _origins_of_weights(program: Program, rebuilt: Rebuilt) -> dict[str, _Origin | None]:
+    """The layer for the node that yields its weight; None for those before it, which several layers share."""
+    readers = {n.target: n for n in reversed(program.graph.nodes) if n.op == "call_module"}
+    inner: dict[str, _Origin | None] = dict.fromkeys(rebuilt.nodes)
+    return inner | {name: _origin(readers[target]) for target, name in rebuilt.last.items()}
+
+
+def _annotate(model: ModelProto, origins: Mapping[str, _Origin | None]) -> None:
     """Replace all metadata and documentation strings of the model by the origins of its nodes."""
     graph = model.graph
     for item in (graph, *graph.input, *graph.output, *graph.value_info, *graph.initializer, *graph.node):
@@ -509,6 +559,8 @@ def _annotate(model: ModelProto, origins: Mapping[str, _Origin]) -> None:
         item.ClearField("doc_string")
     for node in graph.node:
         origin = origins[node.name]
+        if origin is None:
+            continue
         for key, value in (
             (MODULE_PROP, origin.module),
             (NODE_PROP, origin.node),
@@ -528,9 +580,17 @@ def _check_model(content: bytes, path: Path) -> None:
 
 
 def _parity(
-    content: bytes, cases: Sequence[_Case], inputs: Sequence[str], outputs: Sequence[str], tolerance: float
+    content: bytes,
+    cases: Sequence[_Case],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    tolerance: float,
+    constant: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Worst relative error at every batch size; ExportError if one is above `tolerance`."""
+    """Worst relative error at every batch size.
+
+    ExportError if one is above `tolerance`, or if one of the nodes named in `constant` is left to every run.
+    """
     try:
         session = open_session(content, "cpu", torch.get_num_threads()).session
     except ProviderError:
@@ -539,6 +599,7 @@ def _parity(
         raise ExportError(
             f"export: {error}, expected a file that runs; try cleanup=False or another opset"
         ) from error
+    _check_folded(session, constant)
     worst: dict[str, float] = {}
     for case in cases:
         feed = {name: x.numpy() for name, x in zip(inputs, case.inputs, strict=True)}
@@ -553,6 +614,17 @@ def _parity(
             error_here = _checked_error(name, case.batch, found, expected.numpy(), tolerance)
             worst[str(case.batch)] = max(worst.get(str(case.batch), 0.0), error_here)
     return worst
+
+
+def _check_folded(session: Any, constant: Sequence[str]) -> None:
+    parts = session.get_provider_graph_assignment_info()
+    left = {node.name for part in parts for node in part.get_nodes()} & set(constant)
+    if left:
+        raise ExportError(
+            f"{min(left)}: found it among the nodes that ONNX Runtime computes at every run ({len(left)} in "
+            "all), expected weights that are rebuilt once when the file is loaded; nothing was written; use "
+            "dct='dense'"
+        )
 
 
 def _checked_error(

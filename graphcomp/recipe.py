@@ -15,7 +15,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -26,6 +26,7 @@ from graphcomp.pipeline import Pass
 from graphcomp.targets import TARGETS
 
 PassTable = Mapping[str, type[Any]]
+Model = TypeVar("Model", bound=BaseModel)
 Lines = Mapping[tuple[Any, ...], int]
 """Where a field is -> its line."""
 
@@ -50,6 +51,8 @@ class ExportOptions(BaseModel):
     opset: Annotated[int, Field(ge=18)] = 18
     dynamic_batch: bool = True
     tolerance: Annotated[float, Field(gt=0)] = 1e-4
+    dct: Literal["coefficients", "dense", "both"] = "both"
+    """How weights are stored that `dct` made: as coefficients, dense, or both, timed against each other."""
 
 
 class Recipe(BaseModel):
@@ -93,6 +96,23 @@ def load_recipe(path: Path, table: PassTable) -> Recipe:
     Raises:
         RecipeError: naming file, line and field.
     """
+    data, lines = read_yaml(path)
+    recipe = validated(Recipe, data, str(path), lines)
+    if recipe.target != "auto" and recipe.target not in TARGETS:
+        line = lines.get(("target",), 1)
+        raise RecipeError(
+            f"{path}:{line}: target: found {recipe.target!r}, expected auto, {', '.join(TARGETS)}"
+        )
+    _make(_items(recipe.passes, str(path), lines), table)
+    return recipe
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
+    """The fields of a YAML file, and where each one is.
+
+    Raises:
+        RecipeError: naming file and line.
+    """
     try:
         text = path.read_text()
         tree = yaml.compose(text)
@@ -107,18 +127,15 @@ def load_recipe(path: Path, table: PassTable) -> Recipe:
         raise RecipeError(f"{path}:{line}: found a character that is not text, expected YAML") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path}:1: found {type(data).__name__}, expected fields such as `passes:`")
-    lines = _lines(tree, str(path))
+    return data, _lines(tree, str(path))
+
+
+def validated(kind: type[Model], data: Mapping[str, Any], place: str, lines: Lines) -> Model:
+    """The fields as a model; RecipeError naming `place`, line and field of the first that is wrong."""
     try:
-        recipe = Recipe.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(_explain(error, str(path), lines, list(Recipe.model_fields))) from error
-    if recipe.target != "auto" and recipe.target not in TARGETS:
-        line = lines.get(("target",), 1)
-        raise RecipeError(
-            f"{path}:{line}: target: found {recipe.target!r}, expected auto, {', '.join(TARGETS)}"
-        )
-    _make(_items(recipe.passes, str(path), lines), table)
-    return recipe
+        raise RecipeError(_explain(error, place, lines, list(kind.model_fields))) from error
 
 
 def _lines(tree: Any, path: str, place: tuple[Any, ...] = ()) -> Lines:

@@ -50,7 +50,12 @@ def test_everything_in_a_file(load: Any) -> None:
         "cifar10:DIR?limit=100",
     )
     assert (recipe.target, recipe.seed) == ("cuda-fp16", 7)
-    assert recipe.export.model_dump() == {"opset": 20, "dynamic_batch": False, "tolerance": 1e-4}
+    assert recipe.export.model_dump() == {
+        "opset": 20,
+        "dynamic_batch": False,
+        "tolerance": 1e-4,
+        "dct": "both",
+    }
     assert recipe.bench.batches == (1, 8) and recipe.bench.provider == "cpu"
     assert make_passes(recipe, PASSES) == [
         FoldBN(),
@@ -90,7 +95,7 @@ def test_the_demo_recipe_is_valid() -> None:
 MISTAKES = {
     "typo in an option": (
         "passes:\n  - fold-bn\n  - l1: {ratoi: 0.5}\n",
-        r":3: l1\.ratoi: found an unknown option, expected one of ratio, .*; did you mean 'ratio'\?",
+        r":3: l1\.ratoi: found an unknown option, expected one of target, .*; did you mean 'ratio'\?",
     ),
     "typo in an option, further down": (
         "passes:\n  - l1:\n      ratio: 0.5\n\n      exlude: [a]\n",
@@ -127,7 +132,7 @@ MISTAKES = {
     "no amount": ("passes:\n  - l1\n", r":2: l1: found neither ratio nor target, expected one of them"),
     "wrong counter": (
         "passes:\n  - l1:\n      target:\n        flops: 0.5\n",
-        r":4: l1\.target\.flops.*: found 'flops', Input should be 'macs' or 'params'",
+        r":4: l1\.target\.flops.*: found 'flops', Input should be 'macs', 'params' or 'latency'",
     ),
     "target that is no fraction": (
         "passes:\n  - l1: {target: {macs: 50}}\n",
@@ -167,6 +172,10 @@ MISTAKES = {
     "wrong type of a field": (
         "passes: [fold-bn]\nseed: some\n",
         r":2: seed: found 'some', Input should be a valid integer",
+    ),
+    "unknown storage": (
+        "passes: [fold-bn]\nexport: {dct: sparse}\n",
+        r":2: export\.dct: found 'sparse', .*'coefficients', 'dense' or 'both'",
     ),
     "old opset": ("passes: [fold-bn]\nexport: {opset: 11}\n", r":2: export\.opset: found 11, .* 18"),
     "unknown target": (
