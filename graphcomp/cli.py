@@ -3,9 +3,13 @@
 Exit codes: 0 done, 1 an error that is explained in one message, 2 wrong usage, 130 interrupted.
 """
 
+import io
 import json
+import math
 import os
+import re
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +23,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from graphcomp.errors import GraphcompError, RecipeError
+from graphcomp import distributed
+from graphcomp.errors import DistributedError, GraphcompError, GraphcompWarning, RecipeError
 
 app = typer.Typer(
     name="graphcomp",
@@ -46,32 +51,68 @@ def main() -> None:
     sys.argv = [a for a in sys.argv if a != "--debug"]
     if not debug:
         warnings.simplefilter("ignore")
+        warnings.simplefilter("always", GraphcompWarning)
+        warnings.showwarning = _warn
     try:
+        distributed.join()
+        if not distributed.is_first():
+            sys.stdout = sys.stderr = io.StringIO()  # one process speaks for all
         app(standalone_mode=True)
+    except SystemExit as stop:
+        if not stop.code:
+            distributed.leave()
+        elif distributed.is_first():  # wrong usage, in all of them alike
+            distributed.said()
+        else:
+            distributed.wait_until_said()
+        raise
     except GraphcompError as error:
         _fail(error, debug)
-    except KeyboardInterrupt:
-        err_console.print(
-            "interrupted: finished passes are kept; run the same command with --resume to go on"
-        )
+    except KeyboardInterrupt as error:
+        _interrupted(error)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (OSError, MemoryError) as error:
         _fail(error, debug)
+    except Exception:
+        _speak_first()
+        raise
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    err_console.print(f"[yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+
+
+def _speak_first() -> None:
+    """Of several processes, the first one that fails says why; the others end without a word."""
+    if not distributed.is_first_to_fail():
+        distributed.wait_until_said()
+        sys.exit(1)
+    if not distributed.is_first():
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+
+
+def _interrupted(error: KeyboardInterrupt) -> None:
+    """A pass that was stopped says itself how far it came."""
+    text = str(error) or "finished passes are kept; the same command with --resume goes on"
+    err_console.print(f"interrupted: {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def _fail(error: BaseException, debug: bool) -> None:
+    _speak_first()
     if debug:
         raise error
     text = str(error) or type(error).__name__
     err_console.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    distributed.said()
     sys.exit(1)
 
 
 @app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -80,17 +121,31 @@ def _root(
 
         out_console.print(__version__, highlight=False)
         raise typer.Exit
+    count, command = distributed.world_size(), context.invoked_subcommand
+    if count > 1 and command != "compile":
+        raise DistributedError(
+            f"graphcomp {command}: found {count} processes, expected one: only `graphcomp compile` runs in "
+            "several; start it without torchrun"
+        )
+
+
+_COUNTS = re.compile(r"(?<![\w\[/])\d[\d,.:%]*")
+"""Numbers that change while one thing is done ("250 of 1,000"), not those of a step ("[1/2]", "l1")."""
+
+EVERY = 30.0
+"""Seconds after which what counts on is printed again, where there is no bar."""
 
 
 @contextmanager
 def _progress() -> Iterator[Any]:
     """A bar on a terminal, plain lines elsewhere."""
     if not err_console.is_terminal:
-        seen: set[str] = set()
+        shown: dict[str, float] = {}
 
         def line(message: str, fraction: float) -> None:
-            if message not in seen and not message.startswith("benchmark: "):
-                seen.add(message)
+            kind, now = _COUNTS.sub("#", message), time.monotonic()
+            if now - shown.get(kind, -math.inf) >= EVERY and not message.startswith("benchmark: "):
+                shown[kind] = now
                 err_console.print(f"{fraction:4.0%}  {escape(message)}", highlight=False)
 
         yield line
@@ -174,6 +229,10 @@ def compile_command(
     bench: Annotated[
         bool, typer.Option("--bench/--no-bench", help="time the result against the original")
     ] = True,
+    dct: Annotated[
+        Literal["coefficients", "dense", "both"] | None,
+        typer.Option("--dct", help="how the ONNX file stores weights that the pass `dct` made (both)"),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="output directory")] = Path("out"),
 ) -> None:
     """Compress MODEL (torchvision:NAME, models:NAME, file.py:factory or a saved program) into OUT."""
@@ -186,6 +245,8 @@ def compile_command(
     plan = plan.model_copy(update={k: v for k, v in changes.items() if v is not None})
     if not bench:
         plan = plan.model_copy(update={"bench": False})
+    if dct is not None:
+        plan = plan.model_copy(update={"export": plan.export.model_copy(update={"dct": dct})})
     name = model or plan.model
     if name is None:
         raise RecipeError("MODEL: found none, expected one on the command line or as `model:` in the recipe")
@@ -195,15 +256,14 @@ def compile_command(
     try:
         with _progress() as progress:
             report = build(job, out, resume=resume, overwrite=overwrite, progress=progress)
-    except KeyboardInterrupt:
-        err_console.print("interrupted: finished passes are kept; the same command with --resume goes on")
+    except KeyboardInterrupt as error:
+        _interrupted(error)
         raise typer.Exit(130) from None
     out_console.print(summary_table(report))
     for step in report.steps:
         out_console.print(f"{step.index + 1}. {escape(step.name)}: {escape(step.summary)}", highlight=False)
-    out_console.print(
-        f"results in {escape(str(out))}: model.onnx, program/, plans/, report.json, report.html"
-    )
+    files = "model.onnx, model-dense.onnx" if report.dense_export else "model.onnx"
+    out_console.print(f"results in {escape(str(out))}: {files}, program/, plans/, report.json, report.html")
 
 
 def _recipe(path: Path | None, passes: str | None) -> tuple[Any, list[Any]]:
@@ -219,12 +279,75 @@ def _recipe(path: Path | None, passes: str | None) -> tuple[Any, list[Any]]:
         raise RecipeError(
             'found neither --recipe nor --passes, expected one, e.g. --passes "fold-bn, l1{ratio=0.5}"'
         )
-    if not path.exists() and path.parts[:1] == ("models",):
-        import graphcomp.models
-
-        path = Path(graphcomp.models.__file__).parent / path.relative_to("models")
-    recipe = load_recipe(path, PASSES)
+    recipe = load_recipe(_or_bundled(path), PASSES)
     return recipe, make_passes(recipe, PASSES)
+
+
+def _or_bundled(path: Path) -> Path:
+    """`models/demo.yaml` is there in every folder."""
+    if path.exists() or path.parts[:1] != ("models",):
+        return path
+    import graphcomp.models
+
+    return Path(graphcomp.models.__file__).parent / path.relative_to("models")
+
+
+@app.command("study")
+def study_command(
+    study: Annotated[
+        Path, typer.Argument(help="YAML file: a recipe with placeholders, and a grid of values")
+    ],
+    weights: Weights = None,
+    data: Annotated[str | None, typer.Option("--data", help="instead of the recipe's")] = None,
+    input_shape: InputShape = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="keep finished cells, go on with the others")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="cells at a time; default: half of the cores")
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="only list the cells")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="output directory")] = Path("out"),
+) -> None:
+    """Run every cell of STUDY's grid into OUT and compare them; exit code 1 if some failed."""
+    from graphcomp.passes import PASSES
+    from graphcomp.study import expand, load_study
+    from graphcomp.study_progress import CellProgress
+    from graphcomp.study_report import write_results
+    from graphcomp.study_run import finished, prepare, run_study, workers_for
+
+    path = _or_bundled(study)
+    plan = load_study(path, _shape(input_shape), weights=str(weights) if weights else None, data=data)
+    cells = expand(plan, PASSES, str(study))
+    if show:
+        for cell in cells:
+            out_console.print(cell.name, markup=False, highlight=False, soft_wrap=True)
+        return
+    count = workers_for(cells, workers or plan.workers)
+    prepare(out, path.read_text(), resume)
+    try:
+        left = len(cells) - len(finished(cells, out))
+        with CellProgress(err_console, left) as shown:
+            outcome = run_study(
+                cells, out, engine=plan.engine, workers=count, told=shown.told, ended=shown.ended
+            )
+    except KeyboardInterrupt:
+        _interrupted(KeyboardInterrupt(f"{out}: finished cells are kept; --resume goes on with the others"))
+        raise typer.Exit(130) from None
+    write_results(cells, outcome, out, plan.class_names)
+    out_console.print(f"results in {escape(str(out))}: results.csv, study.html, cells/", highlight=False)
+    for name, failure in outcome.failures.items():
+        err_console.print(
+            f"[bold red]failed:[/] {escape(name)}: {escape(failure.message)}", highlight=False, soft_wrap=True
+        )
+    if outcome.failures:
+        err_console.print(
+            f"[bold red]error:[/] {escape(str(out))}: {len(outcome.failures)} of {len(cells)} cells failed; "
+            "tracebacks are in cells/*.error.txt, --resume runs them again",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)
 
 
 @app.command("inspect")
@@ -281,6 +404,30 @@ def bench_command(
             temporary.write_text(result.model_dump_json(indent=2))
 
 
+@app.command("calibrate-target")
+def calibrate_target_command(
+    target: Annotated[str, typer.Option("--target", help="auto or a target's name")] = "auto",
+    threads: Annotated[int, typer.Option("--threads", min=1)] = 1,
+    networks: Annotated[
+        str, typer.Option("--networks", help="of torchvision, to compare predictions with; empty: none")
+    ] = "resnet18,mobilenet_v2",
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the result as JSON")] = None,
+) -> None:
+    """Measure how widths become time on this machine, and how well times are predicted."""
+    from graphcomp.staircase import calibrate, tables
+    from graphcomp.storage import atomic_file
+    from graphcomp.targets import find_target
+
+    names = [name.strip() for name in networks.split(",") if name.strip()]
+    with _progress() as progress:
+        found = calibrate(find_target(target), threads, names, progress)
+    for table in tables(found):
+        out_console.print(table)
+    if json_file is not None:
+        with atomic_file(json_file) as temporary:
+            temporary.write_text(json.dumps(found.as_json(), indent=2))
+
+
 @app.command("passes")
 def passes_command(
     as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
@@ -315,7 +462,7 @@ def _type(schema: dict[str, Any]) -> str:
     if kind == "array":
         return f"list of {_type(schema.get('items', {}))}"
     if kind == "object":
-        return "{macs: x} or {params: x}" if "macs" in json.dumps(schema) else "mapping"
+        return "{macs: x} or {params: x} or {latency: x}" if "macs" in json.dumps(schema) else "mapping"
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = [f"{sign} {schema[key]}" for key, sign in bounds.items() if key in schema]
     return " ".join([kind, *limits])

@@ -1,5 +1,6 @@
 """The command line: output, exit codes, and one clear message for everything that can be wrong."""
 
+import csv
 import json
 import os
 import re
@@ -20,9 +21,9 @@ import graphcomp
 from graphcomp import cli as command_line
 from graphcomp import compiler, doctor
 from graphcomp.doctor import Finding
-from graphcomp.errors import ProviderError
+from graphcomp.errors import GraphcompWarning, ProviderError
 from graphcomp.passes import L1, PASSES, FoldBN
-from graphcomp.pipeline import Plan
+from graphcomp.pipeline import Context, Plan
 from graphcomp.records import Bench
 from graphcomp.report import read_report
 from graphcomp.session import probe
@@ -127,6 +128,22 @@ def test_options_on_top_of_a_recipe(cli: Cli, tmp_path: Path, no_export: None) -
     state = json.loads(Path("o/state.json").read_text())["fingerprint"]
     assert (state["seed"], state["data"], state["target"]) == (5, "random?limit=9", "cpu-avx2")
     assert [list(p) for p in state["passes"]] == [["random"]]
+
+
+@pytest.mark.parametrize(("option", "expected"), [([], "dense"), (["--dct", "both"], "both")])
+def test_storage_of_dct_layers(
+    option: list[str], expected: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[compiler.Job] = []
+
+    def stop(job: compiler.Job, *_: object, **__: object) -> None:
+        jobs.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compiler, "build", stop)
+    Path("r.yaml").write_text(f"model: {SPEC}\npasses: [fold-bn]\nexport: {{dct: dense, opset: 20}}\n")
+    cli("compile", "--recipe", "r.yaml", *option, "-o", "o")
+    assert (jobs[0].recipe.export.dct, jobs[0].recipe.export.opset) == (expected, 20)
 
 
 @pytest.mark.parametrize(
@@ -494,6 +511,15 @@ def test_interrupt(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path("o/checkpoints/01-fold-bn.json").exists() and not Path("o/checkpoints/02-l1.json").exists()
 
 
+def test_interrupted_pass_speaks_for_itself(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plan(*_: object) -> Plan:
+        raise KeyboardInterrupt("stopped after step 3 of 9 [sic]")
+
+    monkeypatch.setattr(L1, "plan", plan)
+    found = cli("compile", *TINY, "--passes", "l1{ratio=0.5}", "-o", "o")
+    assert found.code == 130 and "interrupted: stopped after step 3 of 9 [sic]\n" in found.err
+
+
 def test_resume(cli: Cli, monkeypatch: pytest.MonkeyPatch, no_export: None) -> None:
     """--resume plans nothing again that was finished."""
     arguments = ["compile", *TINY, "--passes", "fold-bn, l1{ratio=0.5}", "-o", "o"]
@@ -502,6 +528,49 @@ def test_resume(cli: Cli, monkeypatch: pytest.MonkeyPatch, no_export: None) -> N
     monkeypatch.setattr(L1, "plan", None)
     again = cli(*arguments, "--resume")
     assert again.code == 130 and "export the baseline" in again.err and "l1: plan" not in again.err
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that tells what it counts."""
+
+    def plan(self: L1, program: object, context: Context) -> Plan:
+        for i in range(1, 4):
+            context.progress(f"calibrate: {i},000 of 3,000 samples", i / 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(L1, "plan", plan)
+
+
+@pytest.mark.parametrize(("every", "lines"), [(30.0, ["1,000"]), (0.0, ["1,000", "2,000", "3,000"])])
+def test_what_counts_on_is_not_printed_every_time(
+    every: float, lines: list[str], cli: Cli, monkeypatch: pytest.MonkeyPatch, counting: None
+) -> None:
+    """Where there is no bar; a line of another step is another line."""
+    monkeypatch.setattr(command_line, "EVERY", every)
+    found = cli("compile", *TINY, "--passes", "l1{ratio=0.5}, l1{ratio=0.5}", "-o", "o")
+    assert re.findall(r"\[1/2\] l1: calibrate: (\S+) of 3,000 samples", found.err) == lines
+
+
+def test_warnings_are_ours_only(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged cache entry is worth a line; what libraries have to say is not."""
+
+    def plan(*_: object) -> Plan:
+        warnings.warn("of a library", UserWarning, stacklevel=1)
+        warnings.warn("cache: [x]: found something", GraphcompWarning, stacklevel=1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(L1, "plan", plan)
+    found = cli("compile", *TINY, "--passes", "l1{ratio=0.5}", "-o", "o")
+    assert "warning: cache: [x]: found something\n" in found.err
+    assert "library" not in found.err
+
+
+def test_as_a_module(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "graphcomp", "--version"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout.strip()) == (0, graphcomp.__version__)
 
 
 def test_interrupt_elsewhere(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -535,3 +604,56 @@ def test_traceback_with_debug(tmp_path: Path) -> None:
     assert "Traceback (most recent call last)" in run.stderr
     assert "RecipeError: passes: found no pass 'fold-bm'" in run.stderr
     assert not (tmp_path / "o").exists()
+
+
+# ---------------------------------------------------------------------- studies
+
+STUDY = f"""
+recipe:
+  model: {SPEC}
+  data: npz:d.npz
+  target: cpu-avx2
+  passes: [{{l1: {{ratio: $ratio, include: $where}}}}]
+grid: {{ratio: [0.5], where: [inner, absent]}}
+"""
+
+
+def test_study(cli: Cli) -> None:
+    """In processes, with all that a run leaves; one of the two cells cannot work, and the code says so."""
+    rng = np.random.default_rng(0)
+    np.savez("d.npz", x=rng.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8), y=rng.integers(0, 4, 60))
+    Path("s.yaml").write_text(STUDY)
+    command = ["study", "s.yaml", "--input-shape", "1,3,8,8", "--workers", "2", "-o", "o"]
+    found = cli(*command)
+    assert found.code == 1
+    assert "failed: ratio=0.5_where=absent-" in found.err
+    assert re.search(r"o: 1 of 2 cells failed; tracebacks are in \S+, --resume runs them again", found.err)
+    assert "results in o: results.csv, study.html, cells/" in found.out
+    with Path("o/results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["done", "failed"]
+    assert (Path("o/cells") / rows[0]["cell"] / "model.onnx").exists()
+    assert "1 of 2 cells, 1 failed" in Path("o/study.html").read_text()
+    assert "o: found files" in failing(cli, *command)
+    done = Path("o/cells") / f"{rows[0]['cell']}.json"
+    before = done.stat().st_mtime_ns
+    assert cli(*command[:-4], "--resume", "-o", "o").code == 1  # in this process
+    assert done.stat().st_mtime_ns == before
+
+
+def test_study_lists_its_cells(cli: Cli) -> None:
+    Path("s.yaml").write_text(STUDY)
+    found = cli("study", "s.yaml", "--list", "-o", "o")
+    assert found.code == 0 and not Path("o").exists()
+    assert [line[:-8] for line in found.out.split()] == ["ratio=0.5_where=inner-", "ratio=0.5_where=absent-"]
+
+
+def test_study_interrupted(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("graphcomp.study_run.build", stop)
+    Path("s.yaml").write_text(STUDY)
+    found = cli("study", "s.yaml", "--workers", "1", "-o", "o")
+    assert found.code == 130
+    assert "interrupted: o: finished cells are kept; --resume goes on with the others" in found.err

@@ -1,0 +1,89 @@
+"""The files that a study leaves: one table as CSV (and Parquet), and one HTML page without scripts.
+
+Everything is derived from the cells' results; nothing is measured here.
+"""
+
+from collections.abc import Sequence
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+
+import jinja2
+
+from graphcomp.confusion import largest_confusions
+from graphcomp.report import quoted_speedup
+from graphcomp.storage import atomic_file
+from graphcomp.study import Cell
+from graphcomp.study_plots import chosen_rates, distinct_rates, draw
+from graphcomp.study_run import Outcome, in_order
+from graphcomp.study_table import Findings, as_csv, table, write_parquet
+from graphcomp.svg import INK
+
+MOST_CLASSES = 20
+"""For which tables have a column a class; with more of them, only the largest confusions are listed."""
+
+
+def write_results(cells: Sequence[Cell], outcome: Outcome, out: Path, names: Sequence[str] | None) -> None:
+    """Write `results.csv`, `study.html`, and `results.parquet` where pyarrow is installed.
+
+    Raises:
+        OutputError: naming the file that cannot be written.
+    """
+    rows = table(cells, outcome, names)
+    _write(out / "results.csv", as_csv(rows))
+    _write(out / "study.html", render_html(cells, outcome, names))
+    if find_spec("pyarrow") is not None:
+        write_parquet(rows, out / "results.parquet")
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def render_html(cells: Sequence[Cell], outcome: Outcome, names: Sequence[str] | None) -> str:
+    """The study as one HTML document that makes no request and runs no script."""
+    found = [Findings(result, names) for result in in_order(cells, outcome.results)]
+    failed = [(c, outcome.failures[c.name]) for c in cells if c.name in outcome.failures]
+    accuracy, layers = draw(found)
+    distinct = distinct_rates(found)
+    page = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page.filters |= {"count": lambda n: f"{n:,}", "percent": lambda x: f"{100 * x:.2f}"}
+    source = files("graphcomp").joinpath("study.html.j2").read_text(encoding="utf-8")
+    return page.from_string(source).render(
+        axes=list(dict.fromkeys(axis for cell in cells for axis in cell.labels)),
+        cells=cells,
+        found=found,
+        failed=failed,
+        missing=len(cells) - len(found) - len(failed),
+        models=list(dict.fromkeys(cell.job.model for cell in cells)),
+        data=list(dict.fromkeys(cell.result.data for cell in found)),
+        accuracy=accuracy,
+        layers=layers,
+        rates=_by_layers(distinct),
+        compressions=len(distinct),
+        drawn=len(chosen_rates(distinct)),
+        most_classes=MOST_CLASSES,
+        shade=shade,
+        largest=largest_confusions,
+        quoted=quoted_speedup,
+        timed=any(cell.result.bench for cell in found),
+    )
+
+
+def _by_layers(found: Sequence[Findings]) -> list[tuple[list[str], list[Findings]]]:
+    """Cells of the same layers together."""
+    groups: dict[tuple[str, ...], list[Findings]] = {}
+    for cell in found:
+        groups.setdefault(tuple(cell.layers), []).append(cell)
+    return [(list(layers), group) for layers, group in groups.items()]
+
+
+def shade(count: int, row: Sequence[int], right: bool) -> str:
+    """Colours of a field of a confusion matrix: the larger its share of the row, the stronger."""
+    share = count / sum(row) if sum(row) else 0.0
+    colour = "0, 114, 178" if right else "213, 94, 0"
+    text = "#fff" if share > 0.55 else INK
+    return f"background: rgba({colour}, {share:.3f}); color: {text}"

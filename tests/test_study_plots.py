@@ -1,0 +1,64 @@
+"""Which lines a study's plots have."""
+
+from typing import Any
+
+from graphcomp.study_plots import MOST_LINES, chosen_rates, distinct_rates, draw, lines_along, plotted_axes
+from graphcomp.study_table import Findings
+from tests.studying import cells, result
+
+
+def findings(**grid: Any) -> list[Findings]:
+    return [Findings(result(cell, {"a": 300, "b": 400}), None) for cell in cells(**grid)]
+
+
+def test_lines() -> None:
+    """All cells that differ on this axis only; numbers are sorted, words are not."""
+    found = findings(rate=[0.5, 0, 0.25], recovery={"raw": 1, "tuned": 2})
+    lines = lines_along("rate", found)
+    assert [line.label for line in lines] == ["recovery raw", "recovery tuned"]
+    rates = [cell.result.labels["rate"] for line in lines for cell in line.cells]
+    assert rates == ["0", "0.25", "0.5"] * 2
+    (words,) = lines_along("region", findings(region={"none": 0, "1-3": 1, "all": 2}))
+    assert [cell.result.labels["region"] for cell in words.cells] == ["none", "1-3", "all"]
+
+
+def test_a_single_cell_is_no_line() -> None:
+    found = findings(rate=[0.5, 1], region={"all": 0}) + findings(rate=[0.5], region={"1-3": 1})
+    assert [len(line.cells) for line in lines_along("rate", found)] == [2]
+    assert [len(line.cells) for line in lines_along("region", found)] == [2]
+
+
+def test_without_accuracy_there_is_no_line() -> None:
+    found = [Findings(result(cell, {"a": 1, "b": 1}, None), None) for cell in cells(rate=[0, 1])]
+    assert lines_along("rate", found) == [] and plotted_axes(found) == []
+
+
+def test_axes() -> None:
+    """Numbers, and words of three kinds; where there is nothing else, words of two."""
+    found = findings(rate=[0, 1], region={"all": 0, "1": 1, "2": 2}, recovery={"raw": 1, "tuned": 2})
+    assert plotted_axes(found) == ["rate", "region"]
+    assert plotted_axes(findings(recovery={"raw": 1, "tuned": 2})) == ["recovery"]
+
+
+def test_rates() -> None:
+    """What leaves all layers alone is no line, nor what compresses them like another one."""
+    found = cells(rate=list(range(20)))
+    macs = [{"a": 600 - 25 * (i // 2), "b": 400} for i in range(20)]
+    every = [Findings(result(cell, m), None) for cell, m in zip(found, macs, strict=True)]
+    assert [cell.result.labels["rate"] for cell in distinct_rates(every)] == [str(i) for i in range(2, 20, 2)]
+    chosen = chosen_rates(every)
+    assert len(chosen) == MOST_LINES < 9
+    assert (chosen[0].result.labels["rate"], chosen[-1].result.labels["rate"]) == ("2", "18")
+
+
+def test_draw() -> None:
+    """What does not fit on a plot is counted; a study without results has none."""
+    accuracy, layers = draw(findings(rate=[0, 1], width=list(range(10))))
+    assert [(plot["title"], plot["left_out"]) for plot in accuracy] == [
+        ("Accuracy against rate", 2),
+        ("Accuracy against width", 0),
+    ]
+    assert all(plot["svg"].startswith("<svg") for plot in accuracy)
+    assert "width 7" in accuracy[0]["svg"] and "width 8" not in accuracy[0]["svg"]
+    assert layers is not None and "MACs that went" in layers
+    assert draw([]) == ([], None)

@@ -1,0 +1,126 @@
+"""Tasks in this process, in several, and on Ray."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from graphcomp.errors import DataError, RecipeError
+from graphcomp.workers import Engine, Failure, Tell, run_tasks
+
+# ---------------------------------------------------------------------- tasks
+
+
+def double(value: int, tell: Tell) -> tuple[int, int, int]:
+    tell("half way", 0.5)
+    return 2 * value, torch.get_num_threads(), os.getpid()
+
+
+def fail(tell: Tell) -> int:
+    raise DataError("data: found none, expected some")
+
+
+def divide(tell: Tell) -> float:
+    return 1 / 0
+
+
+def die(tell: Tell) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_long(folder: Path, tell: Tell) -> None:
+    """Until somebody interrupts; says that it was."""
+    (folder / "started").touch()
+    try:
+        time.sleep(120)
+    except KeyboardInterrupt:
+        (folder / "interrupted").touch()
+        raise
+
+
+def done(
+    tasks: dict[str, Callable[[Tell], Any]], engine: Engine = "local", workers: int = 1, threads: int = 1
+) -> tuple[dict[str, Any], list[Any]]:
+    told: list[Any] = []
+    results = dict(run_tasks(tasks, engine, workers, threads, lambda *args: told.append(args)))
+    assert set(results) == set(tasks)
+    return results, told
+
+
+def check_failures(results: dict[str, Any]) -> None:
+    """Messages of ours as they are, those of others with their type; and where they come from."""
+    assert results["fails"].message == "data: found none, expected some"
+    assert results["divides"].message == "ZeroDivisionError: division by zero"
+    assert "in divide" in results["divides"].trace
+
+
+# ---------------------------------------------------------------------- here
+
+
+def test_in_turn() -> None:
+    before = torch.get_num_threads()
+    results, told = done({"a": partial(double, 1), "fails": fail, "divides": divide, "b": partial(double, 2)})
+    assert (results["a"], results["b"]) == ((2, 1, os.getpid()), (4, 1, os.getpid()))
+    check_failures(results)
+    assert told == [("a", "half way", 0.5), ("b", "half way", 0.5)]
+    assert torch.get_num_threads() == before
+
+
+def test_threads_of_a_task() -> None:
+    assert done({"a": partial(double, 1)}, threads=2)[0]["a"][1] == 2
+
+
+# ---------------------------------------------------------------------- processes
+
+
+def test_processes() -> None:
+    """A failure, even a death, ends its own task only; processes are used again."""
+    tasks: dict[str, Callable[[Tell], Any]] = {
+        "fails": fail, "dies": die, "divides": divide, **{str(i): partial(double, i) for i in range(5)},
+    }  # fmt: skip
+    results, told = done(tasks, workers=2)
+    check_failures(results)
+    assert "its process ended with exit code -9" in results["dies"].message
+    assert [results[str(i)][0] for i in range(5)] == [0, 2, 4, 6, 8]
+    processes = {results[str(i)][2] for i in range(5)}
+    assert os.getpid() not in processes and len(processes) <= 2
+    assert ("0", "half way", 0.5) in told
+
+
+def test_interrupted(tmp_path: Path) -> None:
+    """Nobody waits for the results any more: the processes are interrupted, and have ended."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    tasks = {"dies": die} | {f.name: partial(wait_long, f) for f in folders}
+    results = run_tasks(tasks, "local", 3, 1, lambda *_: None)
+    assert next(results)[0] == "dies"
+    while not all((f / "started").exists() for f in folders):
+        time.sleep(0.02)
+    results.close()
+    assert all((f / "interrupted").exists() for f in folders)
+
+
+# ---------------------------------------------------------------------- Ray
+
+
+def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RecipeError, match=r"engine: ray: found .*; pip install 'graphcomp\[ray\]', or use"):
+        done({"a": partial(double, 1)}, "ray")
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+def test_on_ray() -> None:
+    results, _ = done({"a": partial(double, 1), "fails": fail, "divides": divide, "dies": die}, "ray")
+    assert results["a"][:2] == (2, 1)
+    check_failures(results)
+    assert isinstance(results["dies"], Failure)
