@@ -7,9 +7,10 @@
     python benchmarks/zoo.py --render                    # write the table into docs/results.md
 
 Every engine has a server process that has imported everything and pruned a toy network, and forks for each
-network: both start from the same warm state, and memory goes back when the child ends. For one network the
-two engines run one after the other, so that a busy machine meets both. Networks have random weights: nothing
-is downloaded.
+measurement: both start from the same warm state, and memory goes back when the child ends. A child that takes
+more memory or CPU time than it may is ended, and the network counts as not finished. For one network the two
+engines run one after the other, so that a busy machine meets both. Networks have random weights: nothing is
+downloaded.
 """
 
 import argparse
@@ -19,7 +20,6 @@ import gc
 import json
 import os
 import re
-import resource
 import signal
 import statistics
 import subprocess
@@ -28,21 +28,27 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the venv of Torch-Pruning does not have graphcomp installed
 
 import numpy as np  # noqa: E402
+import psutil  # noqa: E402
 import torch  # noqa: E402
 import torchvision  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 Result = dict[str, Any]
+Array = np.ndarray[Any, Any]
 
 OURS, THEIRS, ONNX = "graphcomp", "torch-pruning", "onnx"
+PINNED = "torch-pruning==1.6.1"
 RESULTS, DOCS = ROOT / "out" / "zoo.json", ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- zoo: begin, written by benchmarks/zoo.py --render -->", "<!-- zoo: end -->"
 RATIO = 0.5
@@ -50,8 +56,10 @@ NATIVE, SMALL, CHECKED = 224, 64, {"vit_": 224, "maxvit": 224, "inception": 96}
 """Pixels of the timed input, of the exactness check, and of that of networks that do not take so few."""
 EXACT = 1e-9
 """Largest float64 error, relative to how much the output depends on the input, that counts as exact."""
-LONG, REPEATS, TIMEOUT = 2.0, 3, 900
-"""CPU seconds above which one repeat must do; repeats of the others; wall seconds that a child may take."""
+LONG, REPEATS = 2.0, 3
+"""CPU seconds above which one repeat must do; repeats of the others."""
+POLL = 0.05
+"""Seconds between two looks at what a child takes."""
 
 # ---------------------------------------------------------------------- networks
 
@@ -263,7 +271,7 @@ def ours_exact(name: str) -> Result:
     program = trace(lively(name), image(check_pixels(name)).double(), copy_weights=False)
     facts: Result = {"params": params(program.module), "nodes": len(program.graph.nodes)}
     channels = analyse(program)
-    _, drop, kept = halved(program, channels)
+    drop, kept = halved(program, channels)[1:]  # the smaller program is let go: masking comes first
     facts |= {"dropped": int(drop.sum()), "kept": kept, **census(channels)}
     rows, simulated = dropped_rows(channels, drop), mask(program, channels, drop)
     del program, channels
@@ -288,8 +296,6 @@ def census(channels: Any) -> Result:
 
 def ours_onnx(name: str) -> Result:
     """Parity of the exported ONNX file with the smaller program."""
-    from tempfile import TemporaryDirectory
-
     from graphcomp.channels import analyse
     from graphcomp.export import export_onnx
     from graphcomp.program import trace
@@ -373,36 +379,64 @@ def keep_only(reference: Tensor, pruned: Tensor) -> None:
     """Write zeros into the positions of kept rows whose values are not left in the pruned tensor."""
     if reference.shape == pruned.shape or reference.ndim < 2:
         return
-    old = reference.flatten(2)[..., 0] if reference.ndim > 2 else reference
-    new = pruned.flatten(2)[..., 0] if pruned.ndim > 2 else pruned
-    flat = old.flatten().numpy()
-    order = np.argsort(flat)
-    at = order[np.searchsorted(flat, new.flatten().numpy(), sorter=order).clip(max=len(flat) - 1)]
-    if not np.array_equal(flat[at], new.flatten().numpy()):
-        raise ValueError("a pruned tensor holds values that the network did not have")
-    kept = torch.zeros(flat.shape, dtype=torch.bool)
-    kept[torch.from_numpy(at)] = True
-    kept = kept.reshape(old.shape)
-    kept[~kept.any(1)] = True  # rows that are gone, or of channels that nothing reads
-    reference.mul_(kept.reshape(*old.shape, *[1] * (reference.ndim - 2)))
+    old, new = (t.reshape(*t.shape[:2], -1)[..., 0].numpy() for t in (reference, pruned))
+    kept = np.ones(old.shape, dtype=bool)  # rows that are gone, or of channels that nothing reads, stay whole
+    for row, values in zip(rows_of(old, new), new, strict=True):
+        kept[row] = np.isin(old[row], values)
+        if kept[row].sum() != len(values):
+            raise ValueError(FOREIGN)
+    reference.mul_(torch.from_numpy(kept).reshape(*old.shape, *[1] * (reference.ndim - 2)))
+
+
+FOREIGN = "a pruned tensor holds values that the network did not have, or in other rows"
+
+
+def rows_of(old: Array, new: Array) -> Array:
+    """Row of `old` that every row of `new` comes from, by the row's first value.
+
+    Row by row because sorting a whole layer, 100 million values in a VGG, takes longer than what is measured.
+    """
+    firsts, order = np.sort(new[:, 0]), np.argsort(new[:, 0])
+    at = np.searchsorted(firsts, old.ravel()).clip(max=len(firsts) - 1)
+    hits = np.flatnonzero(firsts[at] == old.ravel())
+    if len(hits) != len(firsts):
+        raise ValueError(FOREIGN)
+    rows = np.empty(len(firsts), dtype=np.int64)
+    rows[order[at[hits]]] = hits // old.shape[1]
+    return rows
 
 
 # ---------------------------------------------------------------------- servers
 
 
-def job_ours(name: str) -> Result:
-    """What can be removed, whether it is exact, and how long it takes."""
-    exact = guarded(lambda: ours_exact(name))
-    return {**exact, **guarded(lambda: repeated(lambda: ours_timed(name)))}
+def timed(once: Callable[[str], dict[str, float]]) -> Callable[[str], Result]:
+    """The step that repeats `once` on a network."""
+    return lambda name: repeated(lambda: once(name))
 
 
-def job_theirs(name: str) -> Result:
-    """How long it takes, and whether it is exact."""
-    timed = guarded(lambda: repeated(lambda: theirs_timed(name)))
-    return timed if "raised" in timed else {**timed, **guarded(lambda: theirs_exact(name))}
+STEPS: dict[str, dict[str, Callable[[str], Result]]] = {
+    OURS: {"time": timed(ours_timed), "exact": ours_exact},
+    THEIRS: {"time": timed(theirs_timed), "exact": theirs_exact},
+    ONNX: {"parity": ours_onnx},
+}
+"""What an engine is asked about every network, in this order, up to the first step that gives no result."""
 
 
-JOBS: dict[str, Callable[[str], Result]] = {OURS: job_ours, THEIRS: job_theirs, ONNX: ours_onnx}
+@dataclass(frozen=True)
+class Limits:
+    """What one step on one network may take."""
+
+    memory: float = 14.0
+    """Resident GiB."""
+    seconds: float = 900.0
+    """CPU seconds: on a busy machine wall time would end the same work sooner."""
+
+    def exceeded(self, process: psutil.Process) -> str | None:
+        """The limit that the process is beyond, in words."""
+        if process.memory_info().rss > self.memory * 2**30:
+            return f"out of {self.memory:g} GiB"
+        used = process.cpu_times()
+        return f"no answer in {self.seconds:g} CPU s" if used.user + used.system > self.seconds else None
 
 
 def warm_up(engine: str) -> None:
@@ -417,8 +451,8 @@ def warm_up(engine: str) -> None:
         halved(program, analyse(program))
 
 
-def serve(engine: str) -> None:
-    """Answer one JSON line for each network name on stdin, each in a child of its own."""
+def serve(engine: str, limits: Limits) -> None:
+    """Answer one JSON line for each step and network name on stdin, each in a child of its own."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever prints must not get between the answers
     warnings.simplefilter("ignore")
@@ -428,28 +462,62 @@ def serve(engine: str) -> None:
     gc.freeze()
     answers.write("ready\n")
     for line in sys.stdin:
-        name = json.loads(line)
+        step, name = json.loads(line)
+        answers.write(json.dumps(in_child(partial(STEPS[engine][step], name), limits)) + "\n")
+
+
+def in_child(work: Callable[[], Result], limits: Limits) -> Result:
+    """The result of work that a fork of this process does, or what ended it."""
+    with TemporaryFile("w+") as answer:
         child = os.fork()
         if child == 0:
-            signal.alarm(TIMEOUT)
-            result = guarded(lambda: JOBS[engine](name))  # noqa: B023 - called at once
-            result["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-            answers.write(json.dumps(result) + "\n")
+            volunteer()
+            json.dump(guarded(work), answer)
+            answer.flush()
             os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
-            killed = signal.Signals(os.WTERMSIG(status)).name
-            what = f"no answer in {TIMEOUT} s" if killed == "SIGALRM" else f"killed by {killed}"
-            answers.write(json.dumps({"raised": what}) + "\n")
+        ended = watch(child, limits)
+        answer.seek(0)
+        return ended or dict(json.load(answer))
+
+
+def volunteer() -> None:
+    """Be the first that Linux ends if the machine runs out of memory: other processes shall not pay."""
+    score = Path("/proc/self/oom_score_adj")
+    if score.exists():
+        score.write_text("1000")
+
+
+def watch(child: int, limits: Limits) -> Result:
+    """Wait for a child, and end it if it is beyond a limit; what ended it, or nothing if it has answered."""
+    process = psutil.Process(child)
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return died(status) if status else {}
+        if beyond := limits.exceeded(process):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return {"unfinished": beyond}
+        time.sleep(POLL)
+
+
+def died(status: int) -> Result:
+    """A crash is the engine's; SIGKILL comes from outside, in general for want of memory."""
+    if not os.WIFSIGNALED(status):
+        return {"raised": f"exit code {os.waitstatus_to_exitcode(status)}"}
+    word = "unfinished" if os.WTERMSIG(status) == signal.SIGKILL else "raised"
+    return {word: signal.Signals(os.WTERMSIG(status)).name}
 
 
 class Server:
     """A process that has one engine loaded."""
 
-    def __init__(self, python: str, engine: str) -> None:
+    def __init__(self, python: str, engine: str, limits: Limits) -> None:
+        self.engine = engine
         single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        limited = ["--memory", str(limits.memory), "--seconds", str(limits.seconds)]
         self.process = subprocess.Popen(
-            [python, __file__, "--serve", engine],
+            [python, __file__, "--serve", engine, *limited],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -464,11 +532,15 @@ class Server:
         return pipe
 
     def ask(self, name: str) -> Result:
-        """Measure one network."""
-        stdin = self._pipe(self.process.stdin)
-        stdin.write(json.dumps(name) + "\n")
-        stdin.flush()
-        result: Result = json.loads(self._pipe(self.process.stdout).readline())
+        """Measure one network, step by step."""
+        result: Result = {}
+        for step in STEPS[self.engine]:
+            stdin = self._pipe(self.process.stdin)
+            stdin.write(json.dumps([step, name]) + "\n")
+            stdin.flush()
+            result |= json.loads(self._pipe(self.process.stdout).readline())
+            if ending(result):
+                break
         return result
 
     def close(self) -> None:
@@ -481,12 +553,12 @@ def make_venv(folder: Path) -> None:
     """A venv for Torch-Pruning that borrows torch from the running interpreter.
 
     A second copy of torch takes 6 GB of disk and the two engines must run on the same one anyway, so a `.pth`
-    file adds our site-packages behind its own. Torch-Pruning itself stays out of our environment; all that it
-    needs beside torch is numpy, which is borrowed too.
+    file adds our site-packages behind its own. Torch-Pruning itself stays out of our environment; what it and
+    this program need beside torch, numpy and psutil, is borrowed too.
     """
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = folder / "bin" / "python"
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", "torch-pruning"], check=True)
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", PINNED], check=True)
     borrowed = Path(torch.__file__).parent.parent
     own = subprocess.run(
         [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
@@ -500,10 +572,11 @@ def make_venv(folder: Path) -> None:
 # ---------------------------------------------------------------------- driver
 
 
-def measure(names: list[str], venv: Path, engines: list[str], again: bool) -> None:
+def measure(names: list[str], venv: Path, engines: list[str], limits: Limits, again: bool) -> None:
     """Ask the engines about every network that lacks a result, and save after each.
 
-    `engines` are `OURS`, `THEIRS`, or `ONNX` for the export of what graphcomp made smaller.
+    `engines` are `OURS`, `THEIRS`, or `ONNX` for the export of what graphcomp made smaller. A limit that was
+    hit is a result too: `again` asks anew.
     """
     theirs = venv / "bin" / "python"
     if THEIRS in engines and not theirs.exists():
@@ -513,8 +586,9 @@ def measure(names: list[str], venv: Path, engines: list[str], again: bool) -> No
     todo = [n for n in names if again or not set(engines) <= set(networks.get(n, {}))]
     if not todo:
         return
-    results["environment"] = describe(theirs if theirs.exists() else None)
-    servers = {e: Server(str(theirs) if e == THEIRS else sys.executable, e) for e in engines}
+    known = results.get("environment", {}).get("versions", {})
+    results["environment"] = describe(theirs if theirs.exists() else None, known)
+    servers = {e: Server(str(theirs) if e == THEIRS else sys.executable, e, limits) for e in engines}
     for position, name in enumerate(todo, 1):
         found = networks.setdefault(name, {})
         for engine, server in servers.items():
@@ -536,26 +610,22 @@ def load() -> Result:
 def save(results: Result) -> None:
     """Write the results whole or not at all."""
     RESULTS.parent.mkdir(exist_ok=True)
-    partial = RESULTS.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1))
-    partial.replace(RESULTS)
+    whole = RESULTS.with_suffix(".partial")
+    whole.write_text(json.dumps(results, indent=1))
+    whole.replace(RESULTS)
 
 
-def describe(theirs: Path | None) -> Result:
-    """Machine, versions and date."""
+def describe(theirs: Path | None, known: Mapping[str, str]) -> Result:
+    """Machine, versions (on top of those known from earlier runs) and date."""
     from graphcomp.doctor import environment
 
     here = environment()
-    version = ""
+    shown = ("torch", "torchvision", "onnxruntime-gpu", "onnxruntime")
+    versions = {**known, "python": here.python, **{k: v for k, v in here.versions.items() if k in shown}}
     if theirs is not None:
         code = "import importlib.metadata as m; print(m.version('torch-pruning'))"
-        version = subprocess.run([str(theirs), "-c", code], check=True, capture_output=True, text=True).stdout
-    kept = {
-        k: v
-        for k, v in here.versions.items()
-        if k in ("torch", "torchvision", "onnxruntime-gpu", "onnxruntime")
-    }
-    versions = {"python": here.python, **kept, THEIRS: version.strip()}
+        asked = subprocess.run([str(theirs), "-c", code], check=True, capture_output=True, text=True)
+        versions[THEIRS] = asked.stdout.strip()
     machine = f"{here.cpu}, {here.cores} cores ({here.isa}), {here.platform}"
     return {"machine": machine, "versions": versions, "date": datetime.now(UTC).date().isoformat()}
 
@@ -565,9 +635,8 @@ def in_words(engine: str, result: Result) -> str:
     seconds = f"{result['seconds']['total']:.2f} s, " if "seconds" in result else ""
     if engine == THEIRS:
         return seconds + their_outcome(result)
-    if "raised" in result:
-        return seconds + str(result["raised"])
-    return f"parity {result['parity']:.0e}" if engine == ONNX else f"{seconds}error {result['error']:.0e}"
+    figure = "parity" if engine == ONNX else "error"
+    return seconds + (ending(result) or f"{figure} {result[figure]:.0e}")
 
 
 # ---------------------------------------------------------------------- table
@@ -575,17 +644,24 @@ def in_words(engine: str, result: Result) -> str:
 UNMEASURED: Result = {"outcome": "not measured"}
 
 
+def ending(result: Result) -> str:
+    """Why a result is incomplete: what was raised or which limit was hit; empty if it is whole."""
+    if "raised" in result:
+        return f"raises {result['raised']}"
+    return f"not finished: {result['unfinished']}" if "unfinished" in result else ""
+
+
 def their_outcome(theirs: Result) -> str:
     """What happened to Torch-Pruning, in words."""
-    if "raised" in theirs:
-        return f"raises {theirs['raised']}"
+    if words := ending(theirs):
+        return words
     outcome = str(theirs["outcome"])
     return f"{outcome} ({theirs['error']:.0e})" if "error" in theirs else outcome
 
 
 def is_right(ours: Result) -> bool:
     """Whether graphcomp removed something and the result is exact."""
-    return "raised" not in ours and ours["dropped"] > 0 and ours["error"] <= EXACT
+    return not ending(ours) and ours["dropped"] > 0 and ours["error"] <= EXACT
 
 
 def ratio_of(found: Result) -> float | None:
@@ -597,33 +673,29 @@ def ratio_of(found: Result) -> float | None:
 
 def row(name: str, found: Result) -> str:
     """One network in Markdown."""
-    ours, theirs = found[OURS], found[THEIRS]
-    cells = [name]
-    if "raised" in ours:
-        cells += ["", "", ours["raised"], *[""] * 6]
-    else:
-        stages = [f"{ours['seconds'][s]:.3f}" for s in ("trace", "analyse", "remove", "total")]
-        pinned = sum(ours["pinned"].values())
-        left = f"{100 * ours['params_after'] / ours['params']:.0f} %"
-        cells += [f"{ours['params'] / 1e6:.1f}", str(ours["nodes"]), *stages]
-        cells += [
-            f"{ours['removable']} / {pinned}",
-            left,
-            f"{ours['error']:.0e}",
-            onnx_cell(found.get(ONNX, {})),
-        ]
-    ratio = ratio_of(found)
-    seconds = f"{theirs['seconds']['total']:.2f}" if "seconds" in theirs else ""
-    outcome = their_outcome(theirs).replace("|", "\\|")
-    cells += [seconds, outcome, f"{ratio:.1f}" if ratio else ""]
-    return f"| {' | '.join(cells)} |"
+    theirs, ratio = found[THEIRS], ratio_of(found)
+    cells = [name, *our_cells(found[OURS]), onnx_cell(found.get(ONNX, {}))]
+    cells += [f"{theirs['seconds']['total']:.2f}" if "seconds" in theirs else "", their_outcome(theirs)]
+    cells += [f"{ratio:.1f}" if ratio else ""]
+    escaped = (cell.replace("|", r"\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
+
+
+def our_cells(ours: Result) -> list[str]:
+    """Size, seconds by stage, what was removed, and the error or why there is none."""
+    stages = ("trace", "analyse", "remove", "total")
+    seconds = [f"{ours['seconds'][s]:.3f}" if "seconds" in ours else "" for s in stages]
+    if words := ending(ours):
+        return ["", "", *seconds, "", "", words]
+    channels = f"{ours['removable']} / {sum(ours['pinned'].values())}"
+    left = f"{100 * ours['params_after'] / ours['params']:.0f} %"
+    size = [f"{ours['params'] / 1e6:.1f}", str(ours["nodes"])]
+    return [*size, *seconds, channels, left, f"{ours['error']:.0e}"]
 
 
 def onnx_cell(onnx: Result) -> str:
     """Parity, or why there is none."""
-    if not onnx:
-        return "not run"
-    return str(onnx["raised"]).split(":")[0] if "raised" in onnx else f"{onnx['parity']:.0e}"
+    return (ending(onnx) or f"{onnx['parity']:.0e}") if onnx else "not run"
 
 
 HEAD = [
@@ -638,24 +710,55 @@ removable channels go. Written by `benchmarks/zoo.py`; `benchmarks/README.md` sa
 CPU seconds on one thread at {NATIVE} px, both engines warm, the median of {REPEATS} fresh networks (one where
 a run takes more than {LONG:.0f} s); Torch-Pruning is set up as its README does. *Error*: largest difference
 between the smaller and the masked network in float64, relative to how much the output depends on the input;
-up to {EXACT:.0e} is called exact. *ONNX parity*: largest relative difference in float32 after export."""
+up to {EXACT:.0e} is called exact. *ONNX parity*: largest relative difference in float32 after export.
+*Not finished*: ended by one of the benchmark's limits on one network, which says nothing about the result."""
 
 
 def totals(networks: dict[str, Result]) -> list[str]:
-    """The sentences below the table."""
-    both = {n: f for n, f in networks.items() if ratio_of(f) is not None}
-    ours = sum(f[OURS]["seconds"]["total"] for f in both.values())
-    theirs = sum(f[THEIRS]["seconds"]["total"] for f in both.values())
-    outcomes = [f[THEIRS].get("outcome", "raises").split(":")[0] for f in networks.values()]
-    counts = {o: outcomes.count(o) for o in sorted(set(outcomes), key=outcomes.count, reverse=True)}
-    slower = [n for n, f in both.items() if (ratio_of(f) or 0) < 1]
-    ratios = [r for f in both.values() if (r := ratio_of(f)) is not None]
+    """The sentences above the table."""
+    right = sum(is_right(f[OURS]) for f in networks.values())
     return [
-        f"- graphcomp is right on {sum(is_right(f[OURS]) for f in networks.values())} of {len(networks)}; "
-        f"Torch-Pruning: {', '.join(f'{n} {o}' for o, n in counts.items())}.",
-        f"- CPU seconds over the {len(both)} networks on which both finish: {ours:.1f} against {theirs:.1f}, "
-        f"{theirs / ours:.1f} times as many (median of the ratios {statistics.median(ratios):.1f}).",
-        f"- graphcomp is slower on: {', '.join(slower) or 'none'}.",
+        f"- graphcomp is right on {right} of {len(networks)}; Torch-Pruning: {their_counts(networks)}.",
+        *speed_lines(networks),
+        *onnx_lines(networks),
+    ]
+
+
+def their_counts(networks: dict[str, Result]) -> str:
+    """How often which outcome, the most frequent first."""
+    outcomes = [their_outcome(f[THEIRS]).split(":")[0].split(" (")[0] for f in networks.values()]
+    kinds = ["raises" if o.startswith("raises ") else o for o in outcomes]
+    return "; ".join(f"{kinds.count(k)} {k}" for k in sorted(set(kinds), key=kinds.count, reverse=True))
+
+
+def speed_lines(networks: dict[str, Result]) -> list[str]:
+    """CPU seconds of both engines, in total and network by network."""
+    ratios = {n: r for n, f in networks.items() if (r := ratio_of(f)) is not None}
+    if not ratios:
+        return []
+    ours, theirs = (sum(networks[n][e]["seconds"]["total"] for n in ratios) for e in (OURS, THEIRS))
+    least = min(ratios, key=ratios.__getitem__)
+    median = statistics.median(ratios.values())
+    return [
+        f"- CPU seconds over the {len(ratios)} networks on which both come to an end: {ours:.1f} against "
+        f"{theirs:.1f}, {theirs / ours:.1f} times as many (median of the ratios {median:.1f}, smallest "
+        f"{ratios[least]:.1f} on {least}).",
+        f"- graphcomp is slower on: {', '.join(n for n, r in ratios.items() if r < 1) or 'none'}.",
+    ]
+
+
+def onnx_lines(networks: dict[str, Result]) -> list[str]:
+    """How many networks were exported after removal, and the largest difference."""
+    parity = {n: f[ONNX]["parity"] for n, f in networks.items() if "parity" in f.get(ONNX, {})}
+    if not parity:
+        return []
+    worst = max(parity, key=parity.__getitem__)
+    failed = [n for n, f in networks.items() if ending(f.get(ONNX, {}))]
+    without = f"; no result on {', '.join(failed)}" if failed else ""
+    pending = sum(ONNX not in f for f in networks.values())
+    rest = f"; not run on {pending}" if pending else ""
+    return [
+        f"- ONNX parity on {len(parity)}, largest difference {parity[worst]:.0e} ({worst}){without}{rest}."
     ]
 
 
@@ -720,20 +823,23 @@ def render(results: Result) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--serve", choices=list(JOBS), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=list(STEPS), help=argparse.SUPPRESS)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv-zoo", help="the venv of Torch-Pruning")
     parser.add_argument("--create", action="store_true", help="create the venv and stop")
     parser.add_argument("--models", default="*", help="glob of network names, several separated by commas")
     parser.add_argument(
         "--limit-params", type=float, default=float("inf"), help="leave out networks above this"
     )
+    parser.add_argument("--memory", type=float, default=Limits.memory, help="GiB for one network")
+    parser.add_argument("--seconds", type=float, default=Limits.seconds, help="CPU seconds for one step")
     parser.add_argument("--again", action="store_true", help="measure what has a result too")
     parser.add_argument("--onnx", action="store_true", help="measure ONNX parity after removal instead")
     parser.add_argument("--engine", choices=[OURS, THEIRS], help="measure one of the two alone")
     parser.add_argument("--render", action="store_true", help="only write the table into docs/results.md")
     options = parser.parse_args()
+    limits = Limits(options.memory, options.seconds)
     if options.serve:
-        return serve(options.serve)
+        return serve(options.serve, limits)
     if options.create:
         return make_venv(options.venv)
     if options.render:
@@ -745,7 +851,7 @@ def main() -> None:
         if size <= options.limit_params and any(fnmatch.fnmatch(n, p) for p in patterns)
     ]
     engines = [ONNX] if options.onnx else [options.engine] if options.engine else [OURS, THEIRS]
-    return measure(names, options.venv, engines, options.again)
+    return measure(names, options.venv, engines, limits, options.again)
 
 
 if __name__ == "__main__":
