@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from section import replace_section
 from torch import Tensor
 
 from graphcomp import trace
@@ -129,17 +130,6 @@ python benchmarks/training.py --render
 {END}"""
 
 
-def render(new: str) -> None:
-    """Put the section into the document, in the place of the one before."""
-    text = DOCS.read_text()
-    if BEGIN in text:
-        head, rest = text.split(BEGIN, 1)
-        text = head + new + rest.split(END, 1)[1]
-    else:
-        text = f"{text.rstrip()}\n\n{new}\n"
-    DOCS.write_text(text)
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -159,7 +149,7 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
     if args.render:
-        render(section(args, rows))
+        replace_section(DOCS, BEGIN, END, section(args, rows))
 
 
 if __name__ == "__main__":

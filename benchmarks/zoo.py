@@ -42,6 +42,7 @@ import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 import torch  # noqa: E402
 import torchvision  # noqa: E402
+from section import replace_section  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 Result = dict[str, Any]
@@ -810,14 +811,7 @@ def section(results: Result) -> str:
 
 def render(results: Result) -> None:
     """Put the section into the document, in the place of the one before."""
-    text = DOCS.read_text() if DOCS.exists() else "# Results\n"
-    new = section(results)
-    if BEGIN in text:
-        head, rest = text.split(BEGIN, 1)
-        text = head + new + rest.split(END, 1)[1]
-    else:
-        text = f"{text.rstrip()}\n\n{new}\n"
-    DOCS.write_text(text)
+    replace_section(DOCS, BEGIN, END, section(results))
 
 
 def main() -> None:

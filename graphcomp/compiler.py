@@ -24,13 +24,14 @@ from pydantic import ValidationError
 
 from graphcomp import __version__, distributed, verify
 from graphcomp.bench import benchmark
+from graphcomp.calibrate import Progress, quiet
 from graphcomp.cost import snapshot
 from graphcomp.data import Data, load_data
 from graphcomp.doctor import environment
 from graphcomp.errors import DataError, LoadError, OutputError, RecipeError
 from graphcomp.export import Stored, export_onnx
 from graphcomp.head import restrict_head
-from graphcomp.pipeline import Context, Pass, Pipeline, Plan
+from graphcomp.pipeline import Context, Pass, Pipeline, Plan, work_name
 from graphcomp.program import Program, trace
 from graphcomp.recipe import ExportOptions, Recipe
 from graphcomp.records import Bench, Export, Record, Report, Snapshot, Step
@@ -40,13 +41,6 @@ from graphcomp.session import Provider, probe
 from graphcomp.sources import is_program_dir, load_model, load_weights
 from graphcomp.storage import atomic_file
 from graphcomp.targets import find_target
-
-Progress = Callable[[str, float], None]
-"""Called with what is being done and the fraction of the whole run that is finished."""
-
-
-def quiet(message: str, fraction: float) -> None:
-    """A progress callback that says nothing."""
 
 
 @dataclass(frozen=True)
@@ -339,7 +333,7 @@ def _running(out: Path) -> Path:
 
 
 def _place(out: Path, index: int, name: str) -> Path:
-    return out / "checkpoints" / f"{index + 1:02d}-{name}"
+    return out / "checkpoints" / work_name(index, name)
 
 
 def _finished(out: Path, passes: Sequence[Pass]) -> list[Step]:

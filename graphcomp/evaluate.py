@@ -57,7 +57,7 @@ def accuracy(
     correct = torch.zeros((), dtype=torch.int64)
     for x, y in part.batches(batch):
         logits = program(x)
-        _require_outputs(logits, y)
+        require_outputs(logits, y)
         correct += (logits.argmax(1) == y).sum()
         if progress:
             progress(len(y))
@@ -67,7 +67,8 @@ def accuracy(
     return Accuracy(top1=int(correct) / len(split), samples=len(split), low=low, high=high)
 
 
-def _require_outputs(logits: Tensor, labels: Tensor) -> None:
+def require_outputs(logits: Tensor, labels: Tensor) -> None:
+    """DataError if the network has no output for some label."""
     if int(labels.max()) >= logits.shape[1]:
         raise DataError(
             f"labels: found class {int(labels.max())}, expected classes below {logits.shape[1]}, the number "
@@ -98,7 +99,7 @@ def confusion(program: Program, split: Split, progress: Callable[[int], None] | 
     classes = 0
     for x, y in split.batches(batch_size(program)):
         logits = program(x)
-        _require_outputs(logits, y)
+        require_outputs(logits, y)
         classes = logits.shape[1]
         pairs.append(y * classes + logits.argmax(1))
         if progress:

@@ -19,7 +19,7 @@ from graphcomp import distributed
 from graphcomp.calibrate import Progress, quiet
 from graphcomp.data import Split
 from graphcomp.errors import AnalysisError, DataError
-from graphcomp.evaluate import is_classifier
+from graphcomp.evaluate import is_classifier, require_outputs
 from graphcomp.program import Program, editable, named_tensors
 
 BATCH = 250
@@ -118,11 +118,7 @@ def _measure(
     seen = 0
     for x, y in mine.batches(batch):
         logits = module(x.to(device))
-        if int(y.max()) >= logits.shape[1]:
-            raise DataError(
-                f"labels: found class {int(y.max())}, expected classes below {logits.shape[1]}, the number "
-                "of the network's outputs; check that the data belongs to this network"
-            )
+        require_outputs(logits, y)
         loss = F.cross_entropy(logits, y.to(device), reduction="sum")
         found = torch.autograd.grad(loss, leaves, allow_unused=True)
         for total, gradient in zip(sums, found, strict=True):

@@ -209,10 +209,10 @@ def _within(context: Context, prefix: str, start: float, share: float) -> Contex
 
 
 def work_name(index: int, name: str) -> str:
-    """The folder of a pass in the working directory."""
+    """What the files and folders of a pass are called."""
     return f"{index + 1:02d}-{name}"
 
 
 def plan_file(index: int, name: str) -> str:
     """Where a plan is saved, relative to the output directory."""
-    return f"plans/{index + 1:02d}-{name}.json"
+    return f"plans/{work_name(index, name)}.json"

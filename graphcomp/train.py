@@ -26,6 +26,7 @@ from graphcomp import distributed
 from graphcomp.augment import Augmentation, Unchanged
 from graphcomp.batches import part, random_state
 from graphcomp.batchnorm import reestimate
+from graphcomp.calibrate import quiet
 from graphcomp.data import Split
 from graphcomp.errors import DataError, PassError
 from graphcomp.interruption import load_state, stoppable
@@ -47,10 +48,6 @@ class Fitted:
 
     program: Program
     record: Training
-
-
-def quiet(message: str, fraction: float) -> None:
-    """A progress callback that says nothing."""
 
 
 def fit(

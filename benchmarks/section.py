@@ -1,0 +1,14 @@
+"""A section of a document that a program writes, between two comments that say so."""
+
+from pathlib import Path
+
+
+def replace_section(document: Path, begin: str, end: str, new: str) -> None:
+    """Put `new`, which has both comments, in the place of the section before, or at the end."""
+    text = document.read_text() if document.exists() else "# Results\n"
+    if begin in text:
+        head, rest = text.split(begin, 1)
+        text = head + new + rest.split(end, 1)[1]
+    else:
+        text = f"{text.rstrip()}\n\n{new}\n"
+    document.write_text(text)
