@@ -25,6 +25,7 @@ from torch.nn.utils import parametrize
 
 from graphcomp.dct import DctConv2d, DctLayer, DctLinear
 from graphcomp.errors import TraceError
+from graphcomp.lifting import lift_layers
 
 PASS_KEY = "graphcomp_pass"
 """`node.meta` key: the name of the pass that made the node or changed it last."""
@@ -203,7 +204,9 @@ def trace(
                 OUT_OF_PLACE.get(node.target, node.target) if node.op == "call_function" else node.target
             )
         # shallow copies: the caller's modules keep their training mode, these are in eval mode
-        module = graph_module(with_tensors(model, lambda t: t), graph, type(model).__name__).eval()
+        root = with_tensors(model, lambda t: t)
+        lift_layers(root, graph)
+        module = graph_module(root, graph, type(model).__name__).eval()
     except Exception as error:
         raise _trace_error(model, tracer.path, error) from error
     finally:

@@ -238,19 +238,12 @@ def _what(tracker: Tracker, node: fx.Node) -> str:
 
 def _conv(tracker: Tracker, node: fx.Node) -> Any:
     module = cast(nn.modules.conv._ConvNd, tracker.program.layer(cast(str, node.target)))
-    return _convolve(
-        tracker, node, f"{node.target}.", module.bias is not None, module.groups, module.transposed
-    )
-
-
-def _convolve(
-    tracker: Tracker, node: fx.Node, prefix: str, bias: bool, groups: int, transposed: bool
-) -> Tensor:
+    groups, transposed = module.groups, module.transposed
     labels, shape = _x(tracker, node), tracker.shape(node)
-    weight = f"{prefix}weight"
-    axis = len(shape) - (tracker.program.tensors[weight].ndim - 2) - 1
+    weight = f"{node.target}.weight"
+    axis = len(shape) - (module.weight.ndim - 2) - 1
     vector = tracker.vector(node, labels, axis)
-    biases = [(f"{prefix}bias", 0)] if bias else []
+    biases = [(f"{node.target}.bias", 0)] if module.bias is not None else []
     if groups == vector.numel() > 1:
         return along(_depthwise(tracker, node, vector, weight, biases, shape[axis], transposed), axis, shape)
     read, made = (0, 1) if transposed else (1, 0)
@@ -292,42 +285,32 @@ def _mint_rows(tracker: Tracker, weight: str, dim: int, count: int) -> Tensor:
 
 
 def _linear(tracker: Tracker, node: fx.Node) -> Tensor:
-    module = cast(nn.Linear, tracker.program.layer(cast(str, node.target)))
-    return _dense(tracker, node, f"{node.target}.", module.bias is not None)
-
-
-def _dense(tracker: Tracker, node: fx.Node, prefix: str, bias: bool) -> Tensor:
     """Reads and mints along the last axis; channels on another axis pass through untouched."""
+    module = cast(nn.Linear, tracker.program.layer(cast(str, node.target)))
     labels, shape = _x(tracker, node), tracker.shape(node)
     last = labels.ndim - 1
     axes = varying(labels)
-    weight = f"{prefix}weight"
+    weight = f"{node.target}.weight"
+    biases = [(f"{node.target}.bias", 0)] if module.bias is not None else []
     out = _mint_rows(tracker, weight, 0, shape[-1])
     if axes and last not in axes:
-        tracker.site(node, "out", [(weight, 0), *([(f"{prefix}bias", 0)] if bias else [])], out)
+        tracker.site(node, "out", [(weight, 0), *biases], out)
         tracker.pin(node, out, "works along another axis than that of the channels")
         return compact(labels).select(last, 0).unsqueeze(last).expand(shape)
     vector = tracker.vector(node, labels, last)
     tracker.site(node, "in", [(weight, 1)], vector)
-    tracker.site(node, "out", [(weight, 0), *([(f"{prefix}bias", 0)] if bias else [])], out)
+    tracker.site(node, "out", [(weight, 0), *biases], out)
     return along(out, last, shape)
 
 
-def _functional(tracker: Tracker, node: fx.Node) -> Any:
-    """F.conv2d, F.linear … with weights that are parameters of the network; computed weights are opaque."""
-    names = ["input", "weight", "bias", "stride", "padding", "dilation", "groups"]
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    weight, bias = given["weight"], given.get("bias")
-    direct = isinstance(weight, fx.Node) and weight.op == "get_attr" and isinstance(given["input"], fx.Node)
-    direct &= bias is None or (isinstance(bias, fx.Node) and bias.op == "get_attr")
-    prefix = str(cast(fx.Node, weight).target).removesuffix("weight") if direct else ""
-    direct &= direct and str(cast(fx.Node, weight).target).endswith("weight")
-    direct &= bias is None or (direct and cast(fx.Node, bias).target == f"{prefix}bias")
-    if not direct or given.get("groups", 1) != 1:
+def _functional_norm(tracker: Tracker, node: fx.Node) -> Any:
+    """F.batch_norm with statistics of the network's own; the layers of torch are lifted when it is traced."""
+    held = [n for n in node.all_input_nodes if n is not node.args[0]]
+    if _arg(tracker, node, 5, "training", False) or any(n.op != "get_attr" for n in held):
         return _opaque(tracker, node)
-    if op_name(node) == "linear":
-        return _dense(tracker, node, prefix, bias is not None)
-    return _convolve(tracker, node, prefix, bias is not None, 1, False)
+    vector = tracker.vector(node, _x(tracker, node), 1)
+    tracker.site(node, "norm", [(cast(str, n.target), 0) for n in held], vector)
+    return along(vector, 1, tracker.shape(node))
 
 
 def _norm(tracker: Tracker, node: fx.Node) -> Any:
@@ -685,7 +668,7 @@ FUNCTION_RULES: dict[str, Rule] = {
         _pass,
     ),
     **dict.fromkeys([*_POOLS, "interpolate", "upsample", "lp_pool2d"], _spatial),
-    **dict.fromkeys(["conv1d", "conv2d", "conv3d", "linear"], _functional),
+    "batch_norm": _functional_norm,
     "layer_norm": _layer_norm,
     **dict.fromkeys(["softmax", "log_softmax", "softmin", "cumsum", "cumprod", "normalize"], _softmax),
     **dict.fromkeys(

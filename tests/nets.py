@@ -309,6 +309,31 @@ def _weight_standardised(m: Any, x: Tensor) -> Tensor:
     return F.conv2d(x, weight, m.bias, padding=1)
 
 
+class NormAct(nn.BatchNorm2d):
+    """A normalisation with its activation built in; fx traces through a layer that is not torch's own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        x = F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum or 0.0, self.eps)
+        return self.act(x)  # type: ignore[no-any-return]
+
+
+class SameConv(nn.Conv2d):
+    """A convolution that pads its input itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, [1, 1, 1, 1])
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def _frozen_norm(m: Any, x: Tensor) -> Tensor:
+    return F.batch_norm(x, m.mean, m.var, m.weight, m.bias)
+
+
 def _tied_convs() -> Built:
     a, b = _conv(16, 16), _conv(16, 16)
     b.weight = a.weight
@@ -635,6 +660,22 @@ _BUILDERS: dict[str, Callable[[], Built]] = {
         weight=_parameter(12, 16),
         fc=nn.Linear(12, 5),
     ),
+    "functional-transposed-conv": lambda: _between(
+        lambda m, x: F.conv_transpose2d(x, m.weight, stride=2, groups=2),
+        16,
+        12,
+        weight=_parameter(16, 6, 2, 2),
+    ),
+    "functional-norm": lambda: _between(
+        _frozen_norm,
+        mean=_random(16),
+        var=_random(16).abs(),
+        weight=_random(16),
+        bias=_random(16),
+    ),
+    "norm-with-activation": lambda: _of(lambda: NormAct(16)),
+    "depthwise-pads-itself": lambda: _of(lambda: SameConv(16, 16, 3, groups=16)),
+    "grouped-pads-itself": lambda: _of(lambda: SameConv(16, 12, 3, groups=2), 16, 12),
     "weight-standardised": lambda: _between(
         _weight_standardised,
         16,

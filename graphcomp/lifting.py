@@ -1,0 +1,244 @@
+"""Functions of parameters, as the layers of torch that they are.
+
+torch.fx traces through every module that is not torch's own, so a subclass of a layer leaves the layer's
+function behind, called with the module's parameters: a normalisation with an activation built in, a
+convolution that pads by itself, `F.linear(x, self.weight)`. Such a call becomes a call of the plain layer
+with the same tensors and the same value, so that there is one form of a layer for every analysis and pass
+to know.
+
+Left as functions: calls with weights that are computed, and batch normalisations whose module does not say
+that it is one, since nobody knows whether they are to follow the batch in training.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+Tensors = Mapping[str, Tensor | None]
+Build = Callable[[Tensors, Mapping[str, Any], nn.Module], nn.Module]
+"""From a call's tensors, its other arguments and their owner the layer, its tensors still empty."""
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a function is called, and the layer that calls it so.
+
+    Attributes:
+        tensors: arguments that the layer holds, in its own names.
+        arguments: name -> default, in the function's order, with the input first.
+        build: makes the layer.
+    """
+
+    tensors: tuple[str, ...]
+    arguments: Mapping[str, Any]
+    build: Build
+
+
+def lift_layers(root: nn.Module, graph: fx.Graph) -> None:
+    """Replace functions of parameters by layers, in place.
+
+    Args:
+        root: holds what the graph refers to; new layers are put into it, and take the place of the modules
+            that called the functions where nothing else of these is used.
+        graph: of a network in eval mode.
+    """
+    layers: dict[str, nn.Module] = {}
+    for node in list(graph.nodes):
+        found = _layer_of(root, node)
+        if found is None:
+            continue
+        names, layer = found
+        path = next((p for p, known in layers.items() if _equal(known, layer)), None)
+        if path is None:
+            path = _place(root, graph, node, names)
+            layers[path] = layer
+        _call(graph, node, path)
+    for path, layer in layers.items():
+        owner, _, leaf = path.rpartition(".")
+        root.get_submodule(owner)._modules[leaf] = layer
+
+
+def _layer_of(root: nn.Module, node: fx.Node) -> tuple[dict[str, str], nn.Module] | None:
+    """The layer that a call stands for, with the dotted names that its tensors had; None if there is none."""
+    form = _FORMS.get(node.target) if node.op == "call_function" else None
+    given = None if form is None else _bound(form.arguments, node)
+    if form is None or given is None:
+        return None
+    names: dict[str, str] = {}
+    for part in form.tensors:
+        value = given.pop(part)
+        if isinstance(value, fx.Node) and value.op == "get_attr":
+            names[part] = cast(str, value.target)
+        elif value is not None:
+            return None
+    source = given.pop("input")
+    if not isinstance(source, fx.Node) or any(_holds_node(a) for a in given.values()) or not names:
+        return None
+    tensors = {part: _tensor(root, names[part]) if part in names else None for part in form.tensors}
+    owner = root.get_submodule(names[next(iter(names))].rpartition(".")[0])
+    if "running_mean" in form.tensors and not _follows_batches(owner, tensors, given):
+        return None
+    with torch.device("meta"):
+        layer = form.build(tensors, given, owner)
+    for part, tensor in tensors.items():
+        if isinstance(tensor, nn.Parameter):
+            layer._parameters[part] = tensor
+        elif part in layer._buffers:
+            layer._buffers[part] = tensor
+        elif tensor is not None:  # a buffer in the place of a parameter: it is not trained
+            layer._parameters[part] = nn.Parameter(tensor, requires_grad=False)
+    return None if any(t.is_meta for t in layer.state_dict().values()) else (names, layer)
+
+
+def _bound(arguments: Mapping[str, Any], node: fx.Node) -> dict[str, Any] | None:
+    """Every argument by name; None if the call has others."""
+    if len(node.args) > len(arguments) or not node.kwargs.keys() <= arguments.keys():
+        return None
+    return {**arguments, **dict(zip(arguments, node.args, strict=False)), **node.kwargs}
+
+
+def _holds_node(value: Any) -> bool:
+    found: list[fx.Node] = []
+    fx.node.map_arg(value, found.append)
+    return bool(found)
+
+
+def _tensor(root: nn.Module, name: str) -> Tensor:
+    owner, _, leaf = name.rpartition(".")
+    return cast(Tensor, getattr(root.get_submodule(owner), leaf))
+
+
+def _follows_batches(owner: nn.Module, tensors: Tensors, given: Mapping[str, Any]) -> bool:
+    """Whether it is torch's normalisation: by running statistics now, by those of the batch in training."""
+    known = any(
+        isinstance(owner, kind) and type(owner)._check_input_dim is kind._check_input_dim
+        for kind in _BATCH_NORMS
+    )
+    whole = tensors["running_mean"] is not None and tensors["running_var"] is not None
+    trained = all(isinstance(tensors[part], nn.Parameter | None) for part in ("weight", "bias"))
+    return known and whole and trained and not given["training"]
+
+
+def _equal(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two layers are of one kind, with the same settings and the very same tensors."""
+
+    def facts(module: nn.Module) -> Iterator[Any]:
+        yield type(module).__name__
+        yield from sorted((k, repr(v)) for k, v in vars(module).items() if not k.startswith("_"))
+        yield from sorted((k, id(t)) for k, t in [*module._parameters.items(), *module._buffers.items()])
+
+    return list(facts(a)) == list(facts(b))
+
+
+def _place(root: nn.Module, graph: fx.Graph, node: fx.Node, names: Mapping[str, str]) -> str:
+    """The module that held the tensors, if they have the layer's names and nothing else of it is used."""
+    owner = next(iter(names.values())).rpartition(".")[0]
+    own = all(name == f"{owner}.{part}" for part, name in names.items())
+    readers = {user for tensor in _tensor_nodes(graph, names.values()) for user in tensor.users}
+    others = (cast(str, n.target) for n in graph.nodes if n.op in ("get_attr", "call_module"))
+    elsewhere = any(t == owner or t.startswith(f"{owner}.") for t in others if t not in names.values())
+    if owner and own and readers == {node} and not elsewhere:
+        return owner
+    stem = f"{owner}." if owner else ""
+    name = path = f"{stem}{cast(Any, node.target).__name__}"
+    count = 0
+    while hasattr(root.get_submodule(owner), path.rpartition(".")[2]) or _is_called(graph, path):
+        count += 1
+        path = f"{name}_{count}"
+    return path
+
+
+def _tensor_nodes(graph: fx.Graph, names: Iterable[str]) -> list[fx.Node]:
+    wanted = set(names)
+    return [n for n in graph.nodes if n.op == "get_attr" and n.target in wanted]
+
+
+def _is_called(graph: fx.Graph, path: str) -> bool:
+    return any(n.op == "call_module" and n.target == path for n in graph.nodes)
+
+
+def _call(graph: fx.Graph, node: fx.Node, path: str) -> None:
+    source = node.args[0] if node.args else node.kwargs["input"]
+    operands = [n for n in node.all_input_nodes if n.op == "get_attr"]
+    with graph.inserting_before(node):
+        new = graph.call_module(path, (source,))
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+    for operand in operands:
+        if not operand.users:
+            graph.erase_node(operand)
+
+
+# ---------------------------------------------------------------------- the layers
+
+
+def _arguments(text: str, **defaults: Any) -> dict[str, Any]:
+    return {name: defaults.get(name) for name in text.split()}
+
+
+def _convolution(kind: type[nn.modules.conv._ConvNd], transposed: bool) -> _Form:
+    def build(tensors: Tensors, given: Mapping[str, Any], owner: nn.Module) -> nn.Module:
+        weight, groups = cast(Tensor, tensors["weight"]), given["groups"]
+        rows, columns = weight.shape[0], weight.shape[1] * groups
+        into, out = (rows, columns) if transposed else (columns, rows)
+        make = cast(Callable[..., nn.Module], kind)
+        return make(into, out, tuple(weight.shape[2:]), bias=tensors["bias"] is not None, **given)
+
+    order = (
+        "stride padding output_padding groups dilation" if transposed else "stride padding dilation groups"
+    )
+    defaults = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
+    return _Form(("weight", "bias"), _arguments(f"input weight bias {order}", **defaults), build)
+
+
+def _linear(tensors: Tensors, given: Mapping[str, Any], owner: nn.Module) -> nn.Module:
+    out, into = cast(Tensor, tensors["weight"]).shape
+    return nn.Linear(into, out, bias=tensors["bias"] is not None)
+
+
+def _batch_norm(tensors: Tensors, given: Mapping[str, Any], owner: nn.Module) -> nn.Module:
+    norm = cast(nn.BatchNorm2d, owner)
+    kind = next(k for k in _BATCH_NORMS if isinstance(norm, k))
+    channels = cast(Tensor, tensors["running_mean"]).numel()
+    layer = kind(channels, given["eps"], norm.momentum, affine=tensors["weight"] is not None)
+    layer._buffers["num_batches_tracked"] = norm.num_batches_tracked
+    return layer
+
+
+def _layer_norm(tensors: Tensors, given: Mapping[str, Any], owner: nn.Module) -> nn.Module:
+    affine, bias = tensors["weight"] is not None, tensors["bias"] is not None
+    return nn.LayerNorm(given["normalized_shape"], given["eps"], elementwise_affine=affine, bias=bias)
+
+
+def _group_norm(tensors: Tensors, given: Mapping[str, Any], owner: nn.Module) -> nn.Module:
+    return nn.GroupNorm(given["num_groups"], cast(Tensor, tensors["weight"]).numel(), given["eps"])
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+_FORMS: dict[Any, _Form] = {
+    F.conv1d: _convolution(nn.Conv1d, False),
+    F.conv2d: _convolution(nn.Conv2d, False),
+    F.conv3d: _convolution(nn.Conv3d, False),
+    F.conv_transpose1d: _convolution(nn.ConvTranspose1d, True),
+    F.conv_transpose2d: _convolution(nn.ConvTranspose2d, True),
+    F.conv_transpose3d: _convolution(nn.ConvTranspose3d, True),
+    F.linear: _Form(("weight", "bias"), _arguments("input weight bias"), _linear),
+    F.batch_norm: _Form(
+        ("weight", "bias", "running_mean", "running_var"),
+        _arguments(
+            "input running_mean running_var weight bias training momentum eps", training=False, eps=1e-5
+        ),
+        _batch_norm,
+    ),
+    F.layer_norm: _Form(
+        ("weight", "bias"), _arguments("input normalized_shape weight bias eps", eps=1e-5), _layer_norm
+    ),
+    F.group_norm: _Form(
+        ("weight", "bias"), _arguments("input num_groups weight bias eps", eps=1e-5), _group_norm
+    ),
+}
