@@ -330,9 +330,9 @@ def _network_section(name: str, rows: Rows) -> Iterable[str]:
 
 
 INTRO = """Stored parameters are the trainable ones and the order (none where columns stay as they are); the
-file is the `coefficients` export, of recipes with an order. `nSSE` is that of all compressed weights together.
-Largest columns: the baseline without a transform (Table 1 of the paper). The paper fine-tunes for an epoch of
-ImageNet on other hardware: some steps on some images are no reproduction of its accuracies."""
+file is the `coefficients` export, of recipes with an order. `nSSE` is that of all compressed weights
+together. Largest columns: the baseline without a transform (Table 1 of the paper). The paper fine-tunes for
+an epoch of ImageNet on other hardware: some steps on some images are no reproduction of its accuracies."""
 
 
 def render() -> None:
