@@ -1,19 +1,26 @@
 """Compression methods on one trained network, side by side: sizes, accuracy and time, without fine-tuning.
 
     python benchmarks/methods.py pfa --model models:resnet56 --weights W --data cifar10:DIR    # one table
-    python benchmarks/methods.py --list                                                        # all suites
+    python benchmarks/methods.py --render                             # all that was measured, in the document
+    python benchmarks/methods.py --list                               # all suites
 
-A suite is a list of recipes. Every recipe is one `graphcomp.compile`; what they share (calibration, …)
-is computed once and comes from the cache. Speedups are timed by `graphcomp.benchmark` against the same
-baseline, only where widths are rounded to the target's multiple: the paper's counts are not made to be fast.
+A suite is a list of recipes. Every recipe is one `graphcomp.compile`; what they share (calibration, …) is
+computed once and comes from the cache. Rows are saved as they are known and measured once. Speedups are timed
+by `graphcomp.benchmark`, each recipe interleaved with the same baseline, one thread, batch 1. Counts of
+`multiple=1` are the paper's and not made to be fast: that is what its columns of time show.
 """
 
 import argparse
+import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from rows import DOCS, Row, Rows, table
+from section import replace_section
 
 import graphcomp
 from graphcomp.compiler import load_source
@@ -22,6 +29,7 @@ from graphcomp.data import Data, load_data
 from graphcomp.evaluate import accuracy
 from graphcomp.program import Program
 from graphcomp.records import Snapshot
+from graphcomp.report import quoted_speedup
 
 ENERGIES = (0.99, 0.98, 0.97, 0.96, 0.95, 0.93, 0.90, 0.80)
 PFA_PAPER = {
@@ -39,107 +47,178 @@ PFA_PAPER = {
 
 
 @dataclass(frozen=True)
-class Row:
+class Recipe:
     """One recipe of a suite.
 
     Attributes:
-        label: the first cells of its line.
+        cells: the first of its line.
         passes: as on the command line.
-        timed: whether to measure the speedup.
-        paper: the last cells.
+        paper: the last cells of its line.
     """
 
-    label: str
+    cells: tuple[str, ...]
     passes: str
+    paper: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Recipes that make a table.
+
+    Attributes:
+        first, last: heads of the columns beside those that are measured.
+        timed: whether to measure speedups.
+    """
+
+    recipes: list[Recipe]
+    first: tuple[str, ...]
+    last: tuple[str, ...] = ()
     timed: bool = False
-    paper: str = ""
 
 
-def _pfa(join: str) -> list[Row]:
-    rows = []
+def _pfa(join: str) -> list[Recipe]:
+    recipes = []
     for key, (params, macs, change) in PFA_PAPER.items():
         what = "mode=kl" if key == "kl" else f"energy={key}"
-        paper = f"{params:.2f} | {macs:.2f} | {change:+.2f}"
-        rows.append(Row(f"{join} | {what}", f"pfa{{{what},join={join},multiple=1}}", paper=paper))
-    return rows
+        paper = f"{params:.2f}", f"{macs:.2f}", f"{change:+.2f}"
+        recipes.append(Recipe((join, what), f"pfa{{{what},join={join},multiple=1}}", paper))
+    return recipes
 
 
-def _pfa_fast() -> list[Row]:
-    kinds = [
-        f"{what},join={join}" for join in ("couple", "pad", "project") for what in ("energy=0.95", "mode=kl")
-    ]
-    kinds += [f"target=macs:0.5,join={join}" for join in ("couple", "pad", "project")]
-    return [Row(f"pfa{{{kind}}}", f"pfa{{{kind}}}", timed=True) for kind in kinds]
+def _pfa_fast() -> list[Recipe]:
+    joins = ("couple", "pad", "project")
+    kinds = [f"{what},join={join}" for join in joins for what in ("energy=0.95", "mode=kl")]
+    kinds += [f"target=macs:0.5,join={join}" for join in joins]
+    return [Recipe((f"`{passes}`",), passes) for kind in kinds if (passes := f"pfa{{{kind},multiple=8}}")]
 
 
-def _reestimated() -> list[Row]:
+def _reestimated() -> list[Recipe]:
     """What is lost to stale statistics alone: normalisations measured again on 2,000 samples, no training."""
     recipes = [f"energy={e}" for e in ENERGIES] + ["mode=kl"]
     again = "finetune{epochs=0, bn_reestimate=2000}"
-    return [Row(f"pad | {r}", f"pfa{{{r},join=pad,multiple=1}}, {again}") for r in recipes]
+    return [Recipe(("pad", r), f"pfa{{{r},join=pad,multiple=1}}, {again}") for r in recipes]
 
 
-def _selection() -> list[Row]:
+def _selection() -> list[Recipe]:
     how = ("correlation", "l1", "random")
     return [
-        Row(f"{s} | {e}", f"pfa{{energy={e},join=pad,selection={s},multiple=1}}")
+        Recipe((s, f"{e}"), f"pfa{{energy={e},join=pad,selection={s},multiple=1}}")
         for e in (0.99, 0.95)
         for s in how
     ]
 
 
-PAPER_HEAD = "paper: % params | % MACs | top-1, retrained"
-SUITES: dict[str, tuple[str, str, list[Row]]] = {
-    "pfa": ("join | recipe", PAPER_HEAD, [*_pfa("pad"), *_pfa("couple"), *_pfa("project")]),
-    "pfa-reestimated": ("join | recipe", "", _reestimated()),
-    "pfa-fast": ("recipe", "", _pfa_fast()),
-    "pfa-selection": ("selection | energy", "", _selection()),
+PAPER_HEAD = ("paper: % params", "% MACs", "top-1 change, retrained")
+SUITES = {
+    "pfa": Suite(
+        [*_pfa("pad"), *_pfa("couple"), *_pfa("project")], ("join", "recipe"), PAPER_HEAD, timed=True
+    ),
+    "pfa-reestimated": Suite(_reestimated(), ("join", "recipe")),
+    "pfa-fast": Suite(_pfa_fast(), ("recipe",), timed=True),
+    "pfa-selection": Suite(_selection(), ("selection", "energy")),
 }
+BEFORE = "before"
 
 
-def run(suite: str, model: str, weights: Path, spec: str, seconds: float) -> None:
-    """Print the table of a suite, a line as soon as it is known."""
+# ---------------------------------------------------------------------- measuring
+
+
+def measure(name: str, model: str, weights: Path, spec: str, seconds: float) -> None:
+    """All rows of a suite that are missing."""
+    suite = SUITES[name]
     source = load_source(model, weights).program
     data = load_data(spec, input_shape=tuple(source.example_inputs[0].shape[1:]), seed=0)
-    first, last, rows = SUITES[suite]
-    before = snapshot(source, accuracy(source, data.eval))
-    print(f"{model}: {before.params_trainable:,} parameters, {before.macs:,} MACs, top-1 {_top1(before)} %\n")
-    timed = ["speedup: MACs", "measured"] if rows[0].timed else []
-    head = " | ".join([first, "% params", "% MACs", "top-1, %", *timed, *([last] if last else []), "CPU s"])
-    print(f"| {head} |\n|{' --- |' * (head.count('|') + 1)}", flush=True)
-    for row in rows:
-        print(f"| {' | '.join(_line(row, source, data, before, seconds))} |", flush=True)
+    said = re.sub(r"\S*/", "", data.description)  # without folders: the document is read elsewhere
+    settings = {"model": model, "weights": weights.name, "data": said}
+    rows = Rows.open(f"methods-{name}", settings | ({"seconds": seconds} if suite.timed else {}))
+    rows.measure(BEFORE, lambda: _counts(snapshot(source, accuracy(source, data.eval))))
+    print(f"{BEFORE}: {rows.found[BEFORE]}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder, "base.onnx")
+        timer: Callable[[Program], Row] | None = None
+        if suite.timed:
+            graphcomp.export_onnx(source, base)
+            timer = partial(_timed, base, seconds)
+        for recipe in suite.recipes:
+            row = rows.measure(recipe.passes, partial(_row, source, recipe.passes, data, timer))
+            print(f"{recipe.passes}: {row}", flush=True)
 
 
-def _line(row: Row, source: Program, data: Data, before: Snapshot, seconds: float) -> Sequence[str]:
+def _row(source: Program, passes: str, data: Data, timer: Callable[[Program], Row] | None) -> Row:
     start = time.process_time()
     try:
-        made = graphcomp.compile(source, row.passes, data=data)
+        made = graphcomp.compile(source, passes, data=data)
     except graphcomp.GraphcompError as error:
-        return [row.label, f"refused: {error}"]
-    spent, after = time.process_time() - start, made.steps[-1].after
-    cells = [row.label, *(f"{100 * x:.2f}" for x in _fractions(after, before)), _top1(after)]
-    cells += _speedup(source, made.program, seconds) if row.timed else []
-    return [*cells, *([row.paper] if row.paper else []), f"{spent:.0f}"]
+        return {"refused": str(error)}
+    spent = time.process_time() - start
+    timing = timer(made.program) if timer else {}
+    return _counts(made.steps[-1].after) | timing | {"seconds": spent}
 
 
-def _fractions(after: Snapshot, before: Snapshot) -> tuple[float, float]:
-    return after.params_trainable / before.params_trainable, after.macs / before.macs
+def _counts(counted: Snapshot) -> Row:
+    top1 = counted.accuracy.top1 if counted.accuracy else None
+    return {"params": counted.params_trainable, "macs": counted.macs, "top1": top1}
 
 
-def _top1(snapshot: Snapshot) -> str:
-    return "" if snapshot.accuracy is None else f"{100 * snapshot.accuracy.top1:.2f}"
+def _timed(base: Path, seconds: float, program: Program) -> Row:
+    new = base.with_name("new.onnx")
+    graphcomp.export_onnx(program, new, provider="cpu")
+    timing = graphcomp.benchmark(base, new, seconds=seconds).batches[0]
+    quoted = quoted_speedup(timing)
+    return {
+        "theory": timing.theoretical,
+        "measured": (quoted.value, quoted.low, quoted.high),
+        "clock": "CPU" if timing.busy else "wall",
+    }
 
 
-def _speedup(base: Program, new: Program, seconds: float) -> list[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        files = Path(folder, "base.onnx"), Path(folder, "new.onnx")
-        graphcomp.export_onnx(base, files[0])
-        graphcomp.export_onnx(new, files[1], provider="cpu")
-        timing = graphcomp.benchmark(*files, seconds=seconds).batches[0]
-    quoted = timing.cpu_speedup if timing.busy else timing.speedup
-    clock = " (CPU time)" if timing.busy else ""
-    return [f"{timing.theoretical:.2f}x", f"{quoted.value:.2f}x [{quoted.low:.2f}, {quoted.high:.2f}]{clock}"]
+# ---------------------------------------------------------------------- the document
+
+
+def render() -> None:
+    """Put the tables of all suites that were measured into the document."""
+    for name in SUITES:
+        rows = Rows.load(f"methods-{name}")
+        if BEFORE in rows.found:
+            begin, end = (
+                f"<!-- {name}: {end}, written by benchmarks/methods.py -->" for end in ("begin", "end")
+            )
+            replace_section(DOCS, begin, end, f"{begin}\n{_section(name, rows)}\n{end}")
+
+
+def _section(name: str, rows: Rows) -> str:
+    suite, before, settings = SUITES[name], rows.found[BEFORE], rows.settings
+    missing = [r.passes for r in suite.recipes if r.passes not in rows.found]
+    model = settings["model"].partition(":")[2]
+    options = f" --seconds {settings['seconds']:g}" if suite.timed else ""
+    said = f"`python benchmarks/methods.py {name}{options}`, {settings['weights']}, {settings['data']}."
+    whole = f"{model} before: {before['params']:,} parameters, {before['macs']:,} MACs, "
+    whole += f"top-1 {_percent(before)} %."
+    clock = " Speedups with a * are of CPU time: the machine was busy." if suite.timed else ""
+    lacking = f" Not run: `{'`, `'.join(missing)}`." if missing else ""
+    head = ["% params", "% MACs", "top-1, %", *(("by MACs", "measured") if suite.timed else ())]
+    lines = [_line(r, rows.found[r.passes], before, suite) for r in suite.recipes if r.passes in rows.found]
+    return "\n\n".join(
+        [f"{said} {whole}{clock}{lacking} {rows.places}.", table([*suite.first, *head, *suite.last], lines)]
+    )
+
+
+def _line(recipe: Recipe, row: Row, before: Row, suite: Suite) -> list[str]:
+    if "refused" in row:
+        empty = ["" for _ in range(2 + 2 * suite.timed)]
+        return [*recipe.cells, f"refused: {row['refused']}", *empty, *recipe.paper]
+    shares = [f"{100 * row[what] / before[what]:.2f}" for what in ("params", "macs")]
+    return [*recipe.cells, *shares, _percent(row), *(_speedup(row) if suite.timed else []), *recipe.paper]
+
+
+def _percent(row: Row) -> str:
+    return "" if row["top1"] is None else f"{100 * row['top1']:.2f}"
+
+
+def _speedup(row: Row) -> list[str]:
+    value, low, high = row["measured"]
+    star = "*" if row["clock"] == "CPU" else ""
+    return [f"{row['theory']:.2f}x", f"{value:.2f}x [{low:.2f}, {high:.2f}]{star}"]
 
 
 def main() -> None:
@@ -151,14 +230,19 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--model", default="models:resnet56")
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--data")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of timing for each recipe that is timed")
+    parser.add_argument("--data", help="as of graphcomp compile")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each recipe that is timed")
+    parser.add_argument("--render", action="store_true", help="write the tables into docs/results.md")
     chosen = parser.parse_args()
-    if chosen.list or chosen.suite is None:
-        for name, (_, _, rows) in SUITES.items():
-            print(f"{name}: {len(rows)} recipes, such as {rows[0].passes}")
-        return
-    run(chosen.suite, chosen.model, chosen.weights, chosen.data, chosen.seconds)
+    if chosen.list:
+        for name, suite in SUITES.items():
+            print(f"{name}: {len(suite.recipes)} recipes, such as {suite.recipes[0].passes}")
+    if chosen.suite is not None:
+        if chosen.weights is None or chosen.data is None:
+            parser.error("give --weights and --data")
+        measure(chosen.suite, chosen.model, chosen.weights, chosen.data, chosen.seconds)
+    if chosen.render:
+        render()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from graphcomp.errors import PassError
 from graphcomp.ordering import Distance, Norm, chain
 from graphcomp.passes._layout import Layout
 
-CACHED = 10_000
+CACHED = 4096
 """Chains of so many columns are kept on disk: they take a while, and do not depend on the rate."""
 
 

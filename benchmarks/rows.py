@@ -1,0 +1,82 @@
+"""Rows of a table that are measured one by one: each is kept in a file as soon as it is known."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from graphcomp.doctor import environment
+
+Row = dict[str, Any]
+OUT = Path(__file__).parent.parent / "out"
+DOCS = Path(__file__).parent.parent / "docs" / "results.md"
+SHOWN = ("torch", "torchvision", "onnxruntime-gpu", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one table.
+
+    Attributes:
+        path: JSON, beside other results under `out/`.
+        found: row name -> what was measured, in the order of measurement.
+        settings: what all rows have in common; a run with others must not add to them.
+    """
+
+    path: Path
+    found: dict[str, Row]
+    settings: Row
+
+    @staticmethod
+    def load(name: str) -> "Rows":
+        """The rows of `out/NAME.json`; none if it is not there."""
+        path = OUT / f"{name}.json"
+        content = json.loads(path.read_text()) if path.exists() else {"settings": {}, "rows": {}}
+        return Rows(path, content["rows"], content["settings"])
+
+    @staticmethod
+    def open(name: str, settings: Mapping[str, Any]) -> "Rows":
+        """The same, to be added to; SystemExit if they were measured under other settings."""
+        there = Rows.load(name)
+        for key, value in settings.items():
+            if there.settings.get(key, value) != value:
+                raise SystemExit(
+                    f"{there.path}: found rows measured with {key} {there.settings[key]!r}, expected "
+                    f"{value!r}; give the same, or move the file away"
+                )
+        return Rows(there.path, there.found, there.settings | dict(settings))
+
+    def measure(self, name: str, measure: Callable[[], Row]) -> Row:
+        """The row of this name; measured and written now if it is not there."""
+        if name not in self.found:
+            self.put(name, measure() | {"where": where()})
+        return self.found[name]
+
+    def put(self, name: str, row: Row) -> None:
+        """Add a row, or put it in the place of another; the file is written whole or not at all."""
+        self.found[name] = row
+        self.path.parent.mkdir(exist_ok=True)
+        whole = self.path.with_suffix(".partial")
+        whole.write_text(json.dumps({"settings": self.settings, "rows": self.found}, indent=1))
+        whole.replace(self.path)
+
+    @property
+    def places(self) -> str:
+        """Where and when the rows were measured, for a document."""
+        return "; ".join(dict.fromkeys(row["where"] for row in self.found.values()))
+
+
+def where() -> str:
+    """Machine, versions and date."""
+    here = environment()
+    versions = ", ".join(f"{name} {here.versions[name]}" for name in SHOWN if here.versions.get(name))
+    today = datetime.now(UTC).date().isoformat()
+    return f"{here.cpu} ({here.isa}), {here.cores} cores, Python {here.python}, {versions}, {today}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
