@@ -30,7 +30,16 @@ from graphcomp.errors import BenchError
 from graphcomp.onnxfile import OnnxFile, onnx_macs
 from graphcomp.session import OpenSession, Provider, open_session, probe, run_errors
 
-__all__ = ["NO_DIFFERENCE", "benchmark", "format_table", "onnx_macs", "race", "ratio_interval", "verdict"]
+__all__ = [
+    "NO_DIFFERENCE",
+    "benchmark",
+    "format_table",
+    "in_turn",
+    "onnx_macs",
+    "race",
+    "ratio_interval",
+    "verdict",
+]
 
 NO_DIFFERENCE = "no measurable difference"
 BUSY = 1.1
@@ -355,23 +364,95 @@ def race(
     Raises ProviderError and BenchError.
     """
     runners = [_Runner(open_session(m, provider, threads), feeds, Path("candidate")) for m in models]
-    clock = time.thread_time_ns if provider == "cpu" and threads == 1 else time.perf_counter_ns
     for runner in runners:
         runner.first()
         runner.run()
-    times: list[list[int]] = [[] for _ in runners]
+    wall, cpu = _take_turns(runners, runs, seconds, MIN_ROUNDS, threads, before_each)
+    times = cpu if provider == "cpu" and threads == 1 else wall
+    return [float(np.median(one)) / 1e6 for one in times]
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Milliseconds of one of several models that took turns, (rounds, 2) each: see `in_turn`."""
+
+    wall: Times
+    cpu: Times
+
+    @property
+    def busy(self) -> bool:
+        """Whether wall time exceeded CPU time so far, at one thread, that something else had the core."""
+        return float(np.median(self.wall)) > BUSY * float(np.median(self.cpu))
+
+
+def in_turn(
+    files: Sequence[Path],
+    *,
+    provider: Provider = "cpu",
+    batch: int = 1,
+    threads: int = 1,
+    runs: int = 200,
+    seconds: float = 10.0,
+    warmup_seconds: float = 1.0,
+    seed: int = 0,
+) -> list[Turns]:
+    """Time any number of ONNX files side by side, in rounds A B C C B A.
+
+    Times of two of them are what `ratio_interval` takes, whichever two. `runs` of each or `seconds` for all,
+    whichever ends first, but never fewer than six rounds, after `warmup_seconds` of each. Inputs are drawn
+    from `seed`. Raises BenchError if the files differ in their inputs, ProviderError.
+    """
+    read = [onnxfile.read(file) for file in files]
+    for other in read[1:]:
+        _check_inputs(read[0], other)
+    probe(provider, threads)
+    feeds = _random_inputs(read[0], batch, seed)
+    shapes = {name: array.shape for name, array in feeds.items()}
+    runners = [
+        _Runner(
+            open_session(f.path, provider, threads, shapes=shapes, cache_key=f"{f.sha256}-b{batch}"),
+            feeds,
+            f.path,
+        )
+        for f in read
+    ]
+    for runner in runners:
+        runner.first()
+    _warm_up(runners, Budget(runs, seconds, 2, warmup_seconds), lambda what, fraction: None)
+    wall, cpu = _take_turns(runners, runs, seconds, 2 * MIN_ROUNDS, threads)
+    whole = len(wall[0]) // 2 * 2
+    return [Turns(_in_rounds(w[:whole]), _in_rounds(c[:whole])) for w, c in zip(wall, cpu, strict=True)]
+
+
+def _take_turns(
+    runners: Sequence["_Runner"],
+    runs: int,
+    seconds: float,
+    least: int,
+    threads: int,
+    before_each: Callable[[], object] = lambda: None,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Nanoseconds, by runner and run, of wall and of CPU time; every other run in the opposite order."""
+    clock = time.thread_time_ns if threads == 1 else time.process_time_ns
+    wall: list[list[int]] = [[] for _ in runners]
+    cpu: list[list[int]] = [[] for _ in runners]
     start, order = time.perf_counter(), list(range(len(runners)))
     with _no_garbage_collection():
-        while len(times[0]) < MIN_ROUNDS or (
-            _spent(len(times[0]) / runs, time.perf_counter() - start, seconds) < 1
-        ):
+        while len(wall[0]) < least or (_spent(len(wall[0]) / runs, time.perf_counter() - start, seconds) < 1):
             for index in order:
                 before_each()
-                before = clock()
+                cpu_start, wall_start = clock(), time.perf_counter_ns()
                 runners[index].run()
-                times[index].append(clock() - before)
+                wall_end, cpu_end = time.perf_counter_ns(), clock()
+                wall[index].append(wall_end - wall_start)
+                cpu[index].append(cpu_end - cpu_start)
             order.reverse()
-    return [float(np.median(one)) / 1e6 for one in times]
+    return wall, cpu
+
+
+def _in_rounds(times: Sequence[int]) -> Times:
+    """Nanoseconds as ms, (rounds, 2)."""
+    return np.asarray(times, np.float64).reshape(-1, 2) / 1e6
 
 
 def _time_batch(
@@ -427,13 +508,13 @@ def _judge(
     )
 
 
-def _warm_up(runners: tuple[_Runner, _Runner], budget: Budget, report: Progress) -> None:
+def _warm_up(runners: Sequence[_Runner], budget: Budget, report: Progress) -> None:
     for index, runner in enumerate(runners):
         start, done = time.perf_counter(), 0
         while done < budget.warmup_runs or time.perf_counter() - start < budget.warmup_seconds:
             runner.run()
             done += 1
-        report("warming up", (index + 1) / 2)
+        report("warming up", (index + 1) / len(runners))
 
 
 def _sample(
@@ -465,7 +546,7 @@ def _spent(share_of_runs: float, elapsed: float, seconds: float) -> float:
 
 
 def _by_round(times: tuple[list[int], list[int]]) -> tuple[Times, Times]:
-    base, new = (np.asarray(one, np.float64).reshape(-1, 2) / 1e6 for one in times)
+    base, new = map(_in_rounds, times)
     return base, new
 
 

@@ -146,7 +146,8 @@ def build(
         data = data.only(job.recipe.classes)
         source = _restricted(source, job.recipe)
     threads = job.recipe.bench.threads if job.recipe.bench is not False else 1
-    context = Context(target, data, job.recipe.seed, threads=threads)
+    timed = job.recipe.bench is not False
+    context = Context(target, data, job.recipe.seed, threads=threads, timed=timed)
     fingerprint = _fingerprint(job, source.program, spec, target.name)
     first = distributed.is_first()
     state = distributed.on_first(lambda: _open(out, fingerprint, resume, overwrite))
