@@ -8,7 +8,7 @@
 Five files a network, all by the same exporter with the same settings:
 
     dense                  as torchvision builds it, with random weights (nothing is downloaded)
-    torch-pruning          as its README sets it up, at the ratio (one for all layers) that leaves half the MACs
+    torch-pruning          as its README sets it up, at the one ratio that leaves half the MACs
     torch-pruning rounded  the same with round_to, the block of this machine's kernels
     macs                   l1{target=macs:0.5}
     latency                l1{target=latency:0.5}: half the measured time instead
@@ -209,6 +209,8 @@ def measure(
 
 def timed(name: str, batch: int, seconds: float, runs: int) -> Result:
     """All variants side by side: times, and what dense and Torch-Pruning's take of them."""
+    import numpy as np
+
     from graphcomp.bench import in_turn, ratio_interval
 
     files = [file_of(variant, name) for variant in MAKERS]
@@ -220,17 +222,10 @@ def timed(name: str, batch: int, seconds: float, runs: int) -> Result:
         return ratio_interval(times[other], times[variant]).model_dump()
 
     rows = {
-        v: {"ms": float(ratio_middle(times[v])), "dense": ratio(v, DENSE), "theirs": ratio(v, PLAIN)}
+        v: {"ms": float(np.median(times[v])), "dense": ratio(v, DENSE), "theirs": ratio(v, PLAIN)}
         for v in MAKERS
     }
     return {"busy": busy, "rounds": len(times[DENSE]), "variants": rows}
-
-
-def ratio_middle(times: Any) -> float:
-    """The median of all runs."""
-    import numpy as np
-
-    return float(np.median(times))
 
 
 def load() -> Result:

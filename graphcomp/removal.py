@@ -165,16 +165,17 @@ class ChannelRemoval(ABC):
             raise PassError(
                 f"found no channel to remove ({reasons}), expected some; set allow_nothing to accept"
             )
+        reached = self._reached(channels, drop, met, paid)
         return Plan(
             name=self.name,
             options=options_of(self),
             decisions={"join": self._policy, "rows": dropped_rows(channels, drop)},
             kept=kept,
-            summary=_summary(channels, drop),
+            summary=_summary(channels, drop) + _missed(**reached.get("target", {})),
             evidence={
                 "multiple": multiple,
                 "groups": self._widths(allocation, shares, wanted, drop),
-                **self._reached(channels, drop, met, paid),
+                **reached,
                 **met,
                 **paid.evidence,
             },
@@ -404,3 +405,8 @@ def _summary(channels: Channels, drop: Drop) -> str:
     return (
         f"removed {int(drop.sum())} of {total} coupled channels in {touched} of {len(channels.groups)} groups"
     )
+
+
+def _missed(of: str = "", asked: float = 1.0, reached: float = 0.0) -> str:
+    """What the summary adds where more is left than was asked for."""
+    return f"; {reached:.3f} of the {of} left, {asked:.3g} asked for" if reached > asked * 1.001 else ""
