@@ -235,6 +235,26 @@ def test_progress_is_throttled_but_ends_at_one() -> None:
     assert len(calls) == 2
 
 
+def test_any_number_of_files_take_turns(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """Six rounds at least, paired by row, whatever the number of files; of which any two make an interval."""
+    third = write(tmp_path / "third.onnx", 4)
+    found = bench.in_turn([*files, third], runs=1, seconds=0.0, warmup_seconds=0.0)
+    assert [one.wall.shape for one in found] == [one.cpu.shape for one in found] == [(6, 2)] * 3
+    assert all((one.wall > 0).all() for one in found)
+    ratio = ratio_interval(found[0].wall, found[2].wall)
+    assert ratio.low <= ratio.value <= ratio.high
+    with pytest.raises(BenchError, match="expected the same names, types and sizes"):
+        bench.in_turn([files[0], write(tmp_path / "other.onnx", 4, size=6)])
+
+
+def test_turns_are_busy_by_all_runs_together() -> None:
+    cpu = np.ones((6, 2))
+    assert not bench.Turns(1.05 * cpu, cpu).busy
+    stalled = cpu.copy()
+    stalled[0, 0] = 4.0
+    assert bench.Turns(stalled, cpu).busy
+
+
 def test_bound_runs_compute_what_the_session_computes(files: tuple[Path, Path]) -> None:
     opened = session.open_session(files[0])
     x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
