@@ -38,6 +38,7 @@ __all__ = [
     "onnx_macs",
     "race",
     "ratio_interval",
+    "sweep_table",
     "verdict",
 ]
 
@@ -76,6 +77,15 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Setup:
+    """Where both files run, and how."""
+
+    provider: Provider
+    threads: int
+    cuda_graphs: bool = False
+
+
+@dataclass(frozen=True)
 class Timed:
     """What one batch size leaves behind once its sessions are closed."""
 
@@ -106,6 +116,7 @@ def benchmark(
     warmup_runs: int = 10,
     warmup_seconds: float = 1.0,
     seed: int = 0,
+    cuda_graphs: bool = False,
     progress: Progress | None = None,
 ) -> records.Bench:
     """Time two ONNX files against each other at every batch size.
@@ -113,7 +124,8 @@ def benchmark(
     For each batch both files are loaded anew, run once (their own column), warmed up for `warmup_runs`
     *and* `warmup_seconds` each, and timed until `runs` of each or `seconds` for both, whichever comes
     first, but never fewer than six A B B A rounds: less supports no interval. `threads` is the intra-op
-    count. Inputs are drawn from `seed`. `progress(what, fraction)` is called between rounds, with the
+    count. Inputs are drawn from `seed`. `cuda_graphs`: see `open_session`; the record says so among the
+    provider's options. `progress(what, fraction)` is called between rounds, with the
     fraction of that phase.
 
     Writes nothing (TensorRT's engine cache excepted). Raises BenchError if a file cannot be read, the two
@@ -122,15 +134,16 @@ def benchmark(
     """
     budget = Budget(runs, seconds, warmup_runs, warmup_seconds)
     _check_options(budget, batches)
+    setup = Setup(provider, threads, cuda_graphs)
     files = onnxfile.read(base), onnxfile.read(new)
     _check_inputs(*files)
     macs = {batch: _macs(files, batch) for batch in batches}
     # Besides proving the provider, this pays for what happens once a process: no file's first run should.
-    probe(provider, threads)
+    probe(provider, threads, cuda_graphs=cuda_graphs)
     timed = []
     for batch in batches:
         report = _throttle(progress, f"batch {batch}")
-        timed.append(_time_batch(files, provider, threads, batch, macs[batch], budget, seed, report))
+        timed.append(_time_batch(files, setup, batch, macs[batch], budget, seed, report))
     return records.Bench(
         provider=provider,
         provider_options=timed[0].options,
@@ -202,6 +215,32 @@ def format_table(bench: records.Bench) -> Table:
         table.add_row(str(row.batch), "base", *_cells(row.base, end_to_end))
         table.add_row("", "new", *_cells(row.new, end_to_end), end_section=True)
     return table
+
+
+def sweep_table(benches: Sequence[records.Bench]) -> Table:
+    """Speedup by batch size, theory beside what every provider measured: one line a batch.
+
+    All are of the same two files and the same batch sizes. A busy machine's speedup is that of CPU time.
+    """
+    table = Table(title="Speedup by batch size", caption=escape(_marks(benches)), caption_justify="left")
+    for name in ("batch", "by MACs"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in benches:
+        table.add_column(f"{one.provider}, 95 % interval", justify="right")
+        table.add_column("of theory", justify="right", no_wrap=True)
+    for rows in zip(*(one.batches for one in benches), strict=True):
+        cells = [str(rows[0].batch), f"{rows[0].theoretical:.2f}x"]
+        for row in rows:
+            quoted = row.cpu_speedup if row.busy else row.speedup
+            mark = " *" if row.busy else ""
+            cells += [f"{_interval(quoted)}{mark}", f"{quoted.value / row.theoretical:.0%}"]
+        table.add_row(*cells)
+    return table
+
+
+def _marks(benches: Sequence[records.Bench]) -> str:
+    busy = any(row.busy for one in benches for row in one.batches)
+    return "* CPU time: the machine was busy" if busy else ""
 
 
 def _line(row: records.BatchTiming) -> str:
@@ -287,14 +326,20 @@ def _random_inputs(file: OnnxFile, batch: int, seed: int) -> dict[str, NDArray[A
 
 def _open(
     files: tuple[OnnxFile, OnnxFile],
-    provider: Provider,
-    threads: int,
+    setup: Setup,
     batch: int,
     feeds: Mapping[str, NDArray[Any]],
 ) -> tuple[OpenSession, OpenSession]:
     shapes = {name: array.shape for name, array in feeds.items()}
     base, new = (
-        open_session(file.path, provider, threads, shapes=shapes, cache_key=f"{file.sha256}-b{batch}")
+        open_session(
+            file.path,
+            setup.provider,
+            setup.threads,
+            shapes=shapes,
+            cache_key=f"{file.sha256}-b{batch}",
+            cuda_graphs=setup.cuda_graphs,
+        )
         for file in files
     )
     return base, new
@@ -457,8 +502,7 @@ def _in_rounds(times: Sequence[int]) -> Times:
 
 def _time_batch(
     files: tuple[OnnxFile, OnnxFile],
-    provider: Provider,
-    threads: int,
+    setup: Setup,
     batch: int,
     macs: tuple[int, int],
     budget: Budget,
@@ -466,7 +510,8 @@ def _time_batch(
     report: Progress,
 ) -> Timed:
     feeds = _random_inputs(files[0], batch, seed)
-    opened = _open(files, provider, threads, batch, feeds)
+    provider, threads = setup.provider, setup.threads
+    opened = _open(files, setup, batch, feeds)
     runners = _Runner(opened[0], feeds, files[0].path), _Runner(opened[1], feeds, files[1].path)
     firsts = runners[0].first(), runners[1].first()
     _warm_up(runners, budget, report)

@@ -19,7 +19,7 @@ import numpy as np
 from graphcomp.allocation import Scores
 from graphcomp.channels import ChannelGroup, Channels
 from graphcomp.closing import Stopwatch
-from graphcomp.latency import LatencyCost, LatencyModel, Marks, Remaining, cold_bytes, form_of
+from graphcomp.latency import LatencyCost, LatencyModel, Marks, Operator, Remaining, cold_bytes, form_of
 from graphcomp.pipeline import Context
 from graphcomp.surgery import Drop, feasible, legalise, no_drop, remove
 from graphcomp.targets import Target
@@ -114,15 +114,17 @@ def _doubtful(channels: Channels, drop: Drop, target: Target, every: bool) -> li
     ]
 
 
-def _leaves(old: Any, new: Any, target: Target) -> bool:
+def _leaves(old: Operator | None, new: Operator | None, target: Target) -> bool:
     """Whether an operator was in the blocked layout and is not any more."""
-    if old is None or new is None or min(new[1:]) < 1:
+    if old is None or new is None:
         return False
-    return form_of(*old, target) != "plain" and form_of(*new, target) == "plain"
+    before, after = (form_of(kernel, into, out, target) for kernel, into, out in (old, new))
+    return before != "plain" and after == "plain"
 
 
 def _touched(remaining: Remaining, groups: Sequence[ChannelGroup]) -> Marks:
-    return np.any([remaining.touching(group.channels) for group in groups], axis=0)
+    marks = [remaining.touching(group.channels) for group in groups]
+    return np.asarray(np.any(marks, axis=0), np.bool_)
 
 
 def _restore(

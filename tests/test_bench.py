@@ -333,6 +333,27 @@ def test_table_shows_measured_beside_theory(files: tuple[Path, Path]) -> None:
     assert "end to end" not in text
 
 
+def test_a_sweep_is_one_line_a_batch_with_providers_side_by_side(files: tuple[Path, Path]) -> None:
+    one = benchmark(*files, batches=(1, 4), **QUICK)
+    rows = [row.model_copy(update={"speedup": interval(1.4, 1.6), "busy": False}) for row in one.batches]
+    busy = [
+        row.model_copy(update={"cpu_speedup": interval(1.0, 1.2), "busy": True, "theoretical": 2.0})
+        for row in rows
+    ]
+    pair = [
+        one.model_copy(update={"batches": rows}),
+        one.model_copy(update={"provider": "cuda", "batches": busy}),
+    ]
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(bench.sweep_table(pair))
+    lines = [line.split() for line in capture.get().splitlines() if "[" in line]
+    assert [line[1] for line in lines] == ["1", "4"]
+    for line in lines:
+        assert "1.500x" in line and "1.100x" in line and "*" in line and "55%" in line
+    assert "cuda, 95 % interval" in capture.get() and "* CPU time" in capture.get()
+
+
 def test_fixed_batch_files_are_timed_at_their_batch(tmp_path: Path) -> None:
     base, new = write(tmp_path / "b.onnx", 16, batch=4), write(tmp_path / "n.onnx", 8, batch=4)
     found = benchmark(base, new, batches=(4,), **QUICK)
