@@ -316,18 +316,29 @@ def params(module: nn.Module) -> int:
 # ---------------------------------------------------------------------- Torch-Pruning
 
 
-def their_pruner(model: nn.Module, x: Tensor) -> Any:
-    """Set up as its README does: half of all channels, all but the classifier."""
-    import torch_pruning as tp  # type: ignore[import-not-found] # only in its own venv
-
+def their_layers(model: nn.Module) -> list[nn.Module]:
+    """What Torch-Pruning is told to ignore: the classifier."""
     classes = {1000, 21}
-    ignored = [
+    return [
         m
         for m in model.modules()
         if getattr(m, "out_features", None) in classes or getattr(m, "out_channels", None) in classes
     ]
+
+
+def their_pruner(model: nn.Module, x: Tensor, ratio: float = RATIO, round_to: int | None = None) -> Any:
+    """Set up as its README does: this part of all channels, all but the classifier."""
+    import torch_pruning as tp  # type: ignore[import-not-found] # only in its own venv
+
     importance = tp.importance.GroupMagnitudeImportance(p=2)
-    return tp.pruner.BasePruner(model, x, importance=importance, pruning_ratio=RATIO, ignored_layers=ignored)
+    return tp.pruner.BasePruner(
+        model,
+        x,
+        importance=importance,
+        pruning_ratio=ratio,
+        ignored_layers=their_layers(model),
+        round_to=round_to,
+    )
 
 
 def theirs_timed(name: str) -> dict[str, float]:

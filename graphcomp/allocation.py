@@ -129,9 +129,10 @@ class Allocation:
         """Shares, one for every group, whose cost is within the goal; None if none are.
 
         One step of a group's width at a time, always the one that saves most cost for what is lost: a group
-        that holds a part w of its importance loses log(w_before / w_after), so that no group is emptied
-        before others were touched. Steps that save nothing are never bought. Gains are looked at again only
-        when they come to the top: removing channels seldom makes other channels dearer.
+        that holds a part w of its importance loses log(w_before / w_after) in each layer that reads it, so
+        that no group is emptied before others were touched, and a residual stream, which saves in many
+        layers, is not cheap. Steps that save nothing are never bought. Gains are looked at again only when
+        they come to the top: removing channels seldom makes other channels dearer.
         """
         kept = {g: len(g.channels) for g in self.groups}
         now = cost(self.drop(kept))
@@ -164,7 +165,8 @@ class Allocation:
 
     def _loss(self, group: ChannelGroup, keep: int, fewer: int) -> float:
         worth = self.judgement.worth.get(group, self.judgement.preserved[group])
-        return max(math.log(max(worth[keep - 1], 1e-300) / max(worth[fewer - 1], 1e-300)), 1e-12)
+        each = max(math.log(max(worth[keep - 1], 1e-300) / max(worth[fewer - 1], 1e-300)), 1e-12)
+        return each * max(len(group.readers), 1)
 
     def _refill(
         self, shares: dict[ChannelGroup, float], more: float, meets: Callable[[Shares], bool]

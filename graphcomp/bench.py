@@ -30,7 +30,17 @@ from graphcomp.errors import BenchError
 from graphcomp.onnxfile import OnnxFile, onnx_macs
 from graphcomp.session import OpenSession, Provider, open_session, probe, run_errors
 
-__all__ = ["NO_DIFFERENCE", "benchmark", "format_table", "onnx_macs", "race", "ratio_interval", "verdict"]
+__all__ = [
+    "NO_DIFFERENCE",
+    "benchmark",
+    "format_table",
+    "in_turn",
+    "onnx_macs",
+    "race",
+    "ratio_interval",
+    "sweep_table",
+    "verdict",
+]
 
 NO_DIFFERENCE = "no measurable difference"
 BUSY = 1.1
@@ -67,6 +77,15 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Setup:
+    """Where both files run, and how."""
+
+    provider: Provider
+    threads: int
+    cuda_graphs: bool = False
+
+
+@dataclass(frozen=True)
 class Timed:
     """What one batch size leaves behind once its sessions are closed."""
 
@@ -97,6 +116,7 @@ def benchmark(
     warmup_runs: int = 10,
     warmup_seconds: float = 1.0,
     seed: int = 0,
+    cuda_graphs: bool = False,
     progress: Progress | None = None,
 ) -> records.Bench:
     """Time two ONNX files against each other at every batch size.
@@ -104,7 +124,8 @@ def benchmark(
     For each batch both files are loaded anew, run once (their own column), warmed up for `warmup_runs`
     *and* `warmup_seconds` each, and timed until `runs` of each or `seconds` for both, whichever comes
     first, but never fewer than six A B B A rounds: less supports no interval. `threads` is the intra-op
-    count. Inputs are drawn from `seed`. `progress(what, fraction)` is called between rounds, with the
+    count. Inputs are drawn from `seed`. `cuda_graphs`: see `open_session`; the record says so among the
+    provider's options. `progress(what, fraction)` is called between rounds, with the
     fraction of that phase.
 
     Writes nothing (TensorRT's engine cache excepted). Raises BenchError if a file cannot be read, the two
@@ -113,15 +134,16 @@ def benchmark(
     """
     budget = Budget(runs, seconds, warmup_runs, warmup_seconds)
     _check_options(budget, batches)
+    setup = Setup(provider, threads, cuda_graphs)
     files = onnxfile.read(base), onnxfile.read(new)
     _check_inputs(*files)
     macs = {batch: _macs(files, batch) for batch in batches}
     # Besides proving the provider, this pays for what happens once a process: no file's first run should.
-    probe(provider, threads)
+    probe(provider, threads, cuda_graphs=cuda_graphs)
     timed = []
     for batch in batches:
         report = _throttle(progress, f"batch {batch}")
-        timed.append(_time_batch(files, provider, threads, batch, macs[batch], budget, seed, report))
+        timed.append(_time_batch(files, setup, batch, macs[batch], budget, seed, report))
     return records.Bench(
         provider=provider,
         provider_options=timed[0].options,
@@ -193,6 +215,32 @@ def format_table(bench: records.Bench) -> Table:
         table.add_row(str(row.batch), "base", *_cells(row.base, end_to_end))
         table.add_row("", "new", *_cells(row.new, end_to_end), end_section=True)
     return table
+
+
+def sweep_table(benches: Sequence[records.Bench]) -> Table:
+    """Speedup by batch size, theory beside what every provider measured: one line a batch.
+
+    All are of the same two files and the same batch sizes. A busy machine's speedup is that of CPU time.
+    """
+    table = Table(title="Speedup by batch size", caption=escape(_marks(benches)), caption_justify="left")
+    for name in ("batch", "by MACs"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in benches:
+        table.add_column(f"{one.provider}, 95 % interval", justify="right")
+        table.add_column("of theory", justify="right", no_wrap=True)
+    for rows in zip(*(one.batches for one in benches), strict=True):
+        cells = [str(rows[0].batch), f"{rows[0].theoretical:.2f}x"]
+        for row in rows:
+            quoted = row.cpu_speedup if row.busy else row.speedup
+            mark = " *" if row.busy else ""
+            cells += [f"{_interval(quoted)}{mark}", f"{quoted.value / row.theoretical:.0%}"]
+        table.add_row(*cells)
+    return table
+
+
+def _marks(benches: Sequence[records.Bench]) -> str:
+    busy = any(row.busy for one in benches for row in one.batches)
+    return "* CPU time: the machine was busy" if busy else ""
 
 
 def _line(row: records.BatchTiming) -> str:
@@ -278,14 +326,20 @@ def _random_inputs(file: OnnxFile, batch: int, seed: int) -> dict[str, NDArray[A
 
 def _open(
     files: tuple[OnnxFile, OnnxFile],
-    provider: Provider,
-    threads: int,
+    setup: Setup,
     batch: int,
     feeds: Mapping[str, NDArray[Any]],
 ) -> tuple[OpenSession, OpenSession]:
     shapes = {name: array.shape for name, array in feeds.items()}
     base, new = (
-        open_session(file.path, provider, threads, shapes=shapes, cache_key=f"{file.sha256}-b{batch}")
+        open_session(
+            file.path,
+            setup.provider,
+            setup.threads,
+            shapes=shapes,
+            cache_key=f"{file.sha256}-b{batch}",
+            cuda_graphs=setup.cuda_graphs,
+        )
         for file in files
     )
     return base, new
@@ -355,29 +409,100 @@ def race(
     Raises ProviderError and BenchError.
     """
     runners = [_Runner(open_session(m, provider, threads), feeds, Path("candidate")) for m in models]
-    clock = time.thread_time_ns if provider == "cpu" and threads == 1 else time.perf_counter_ns
     for runner in runners:
         runner.first()
         runner.run()
-    times: list[list[int]] = [[] for _ in runners]
+    wall, cpu = _take_turns(runners, runs, seconds, MIN_ROUNDS, threads, before_each)
+    times = cpu if provider == "cpu" and threads == 1 else wall
+    return [float(np.median(one)) / 1e6 for one in times]
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Milliseconds of one of several models that took turns, (rounds, 2) each: see `in_turn`."""
+
+    wall: Times
+    cpu: Times
+
+    @property
+    def busy(self) -> bool:
+        """Whether, at one thread, all runs together took 10 % longer than they had the processor."""
+        return bool(self.wall.sum() > BUSY * self.cpu.sum())
+
+
+def in_turn(
+    files: Sequence[Path],
+    *,
+    provider: Provider = "cpu",
+    batch: int = 1,
+    threads: int = 1,
+    runs: int = 200,
+    seconds: float = 10.0,
+    warmup_seconds: float = 1.0,
+    seed: int = 0,
+) -> list[Turns]:
+    """Time any number of ONNX files side by side, in rounds A B C C B A.
+
+    Times of two of them are what `ratio_interval` takes, whichever two. `runs` of each or `seconds` for all,
+    whichever ends first, but never fewer than six rounds, after `warmup_seconds` of each. Inputs are drawn
+    from `seed`. Raises BenchError if the files differ in their inputs, ProviderError.
+    """
+    read = [onnxfile.read(file) for file in files]
+    for other in read[1:]:
+        _check_inputs(read[0], other)
+    probe(provider, threads)
+    feeds = _random_inputs(read[0], batch, seed)
+    shapes = {name: array.shape for name, array in feeds.items()}
+    runners = [
+        _Runner(
+            open_session(f.path, provider, threads, shapes=shapes, cache_key=f"{f.sha256}-b{batch}"),
+            feeds,
+            f.path,
+        )
+        for f in read
+    ]
+    for runner in runners:
+        runner.first()
+    _warm_up(runners, Budget(runs, seconds, 2, warmup_seconds), lambda what, fraction: None)
+    wall, cpu = _take_turns(runners, runs, seconds, 2 * MIN_ROUNDS, threads)
+    whole = len(wall[0]) // 2 * 2
+    return [Turns(_in_rounds(w[:whole]), _in_rounds(c[:whole])) for w, c in zip(wall, cpu, strict=True)]
+
+
+def _take_turns(
+    runners: Sequence["_Runner"],
+    runs: int,
+    seconds: float,
+    least: int,
+    threads: int,
+    before_each: Callable[[], object] = lambda: None,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Nanoseconds, by runner and run, of wall and of CPU time; every other run in the opposite order."""
+    clock = time.thread_time_ns if threads == 1 else time.process_time_ns
+    wall: list[list[int]] = [[] for _ in runners]
+    cpu: list[list[int]] = [[] for _ in runners]
     start, order = time.perf_counter(), list(range(len(runners)))
     with _no_garbage_collection():
-        while len(times[0]) < MIN_ROUNDS or (
-            _spent(len(times[0]) / runs, time.perf_counter() - start, seconds) < 1
-        ):
+        while len(wall[0]) < least or (_spent(len(wall[0]) / runs, time.perf_counter() - start, seconds) < 1):
             for index in order:
                 before_each()
-                before = clock()
+                cpu_start, wall_start = clock(), time.perf_counter_ns()
                 runners[index].run()
-                times[index].append(clock() - before)
+                wall_end, cpu_end = time.perf_counter_ns(), clock()
+                wall[index].append(wall_end - wall_start)
+                cpu[index].append(cpu_end - cpu_start)
             order.reverse()
-    return [float(np.median(one)) / 1e6 for one in times]
+    return wall, cpu
+
+
+def _in_rounds(times: Sequence[int]) -> Times:
+    """Nanoseconds as ms, (rounds, 2)."""
+    return np.asarray(times, np.float64).reshape(-1, 2) / 1e6
 
 
 def _time_batch(
     files: tuple[OnnxFile, OnnxFile],
-    provider: Provider,
-    threads: int,
+    setup: Setup,
     batch: int,
     macs: tuple[int, int],
     budget: Budget,
@@ -385,7 +510,8 @@ def _time_batch(
     report: Progress,
 ) -> Timed:
     feeds = _random_inputs(files[0], batch, seed)
-    opened = _open(files, provider, threads, batch, feeds)
+    provider, threads = setup.provider, setup.threads
+    opened = _open(files, setup, batch, feeds)
     runners = _Runner(opened[0], feeds, files[0].path), _Runner(opened[1], feeds, files[1].path)
     firsts = runners[0].first(), runners[1].first()
     _warm_up(runners, budget, report)
@@ -427,13 +553,13 @@ def _judge(
     )
 
 
-def _warm_up(runners: tuple[_Runner, _Runner], budget: Budget, report: Progress) -> None:
+def _warm_up(runners: Sequence[_Runner], budget: Budget, report: Progress) -> None:
     for index, runner in enumerate(runners):
         start, done = time.perf_counter(), 0
         while done < budget.warmup_runs or time.perf_counter() - start < budget.warmup_seconds:
             runner.run()
             done += 1
-        report("warming up", (index + 1) / 2)
+        report("warming up", (index + 1) / len(runners))
 
 
 def _sample(
@@ -465,7 +591,7 @@ def _spent(share_of_runs: float, elapsed: float, seconds: float) -> float:
 
 
 def _by_round(times: tuple[list[int], list[int]]) -> tuple[Times, Times]:
-    base, new = (np.asarray(one, np.float64).reshape(-1, 2) / 1e6 for one in times)
+    base, new = map(_in_rounds, times)
     return base, new
 
 

@@ -11,7 +11,7 @@ choice comes again and the loop ends.
 
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -120,8 +120,12 @@ class Stopwatch:
         Raises:
             ExportError: if a program cannot be exported. ProviderError: if the target does not work here.
         """
-        before, after = self._timer([self._base, self._exported(other)], self._feeds)
+        before, after = self.times([other])
         return before, after
+
+    def times(self, others: Sequence[Program]) -> list[float]:
+        """The same of the program and of several others, all by turns."""
+        return self._timer([self._base, *map(self._exported, others)], self._feeds)
 
     def milliseconds(self) -> float:
         """Of the program alone."""

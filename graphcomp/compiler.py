@@ -135,7 +135,9 @@ def build(
     clock, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     target = find_target(job.recipe.target)
     if job.recipe.bench is not False:
-        probe(job.recipe.bench.provider or target.provider)  # fails now rather than after the passes
+        options = job.recipe.bench
+        # Fails now rather than after the passes.
+        probe(options.provider or target.provider, cuda_graphs=options.cuda_graphs)
     progress("load the model", 0.0)
     source = load_source(job.model, job.weights, job.input_shape)
     spec = job.recipe.data or source.data or "random"
@@ -146,7 +148,8 @@ def build(
         data = data.only(job.recipe.classes)
         source = _restricted(source, job.recipe)
     threads = job.recipe.bench.threads if job.recipe.bench is not False else 1
-    context = Context(target, data, job.recipe.seed, threads=threads)
+    timed = job.recipe.bench is not False
+    context = Context(target, data, job.recipe.seed, threads=threads, timed=timed)
     fingerprint = _fingerprint(job, source.program, spec, target.name)
     first = distributed.is_first()
     state = distributed.on_first(lambda: _open(out, fingerprint, resume, overwrite))
@@ -397,6 +400,7 @@ def _bench(
         threads=options.threads,
         runs=options.runs,
         seconds=options.seconds,
+        cuda_graphs=options.cuda_graphs,
         progress=tell,
     )
 

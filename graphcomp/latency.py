@@ -31,11 +31,11 @@ from torch import Tensor, fx, nn
 from graphcomp import cache, doctor
 from graphcomp.channels import Channels
 from graphcomp.cost import layer_row
-from graphcomp.labels import compact
+from graphcomp.labels import Ints, compact
 from graphcomp.microbench import ACTIVATIONS, Kernel, Timer, measure, race_timer
 from graphcomp.program import Program
 from graphcomp.rules import op_name
-from graphcomp.surgery import Drop
+from graphcomp.surgery import Drop, no_drop
 from graphcomp.targets import Target
 
 Progress = Callable[[str, float], None]
@@ -45,6 +45,9 @@ Operator = tuple[Kernel, int, int]
 
 Point = tuple[int, int]
 """Channels in and out."""
+
+Marks = NDArray[np.bool_]
+"""Of operators, in their order."""
 
 NOISE = 0.05
 """Of the largest time of a kernel: smaller ones are not known better than this, and must not bend the fit."""
@@ -441,38 +444,78 @@ class LatencyModel:
 # ---------------------------------------------------------------------- after a removal
 
 
-class LatencyCost:
-    """Predicted milliseconds of a program after a removal, from its labels alone."""
+class Remaining:
+    """The operators of a program after a removal, from its labels alone."""
 
-    def __init__(self, channels: Channels, model: LatencyModel) -> None:
-        self.model = model
+    def __init__(self, channels: Channels) -> None:
         self.calls = calls(channels.program)
         self.joins = [(j, _plane(channels, j.node)) for j in channels.joins]
-        selections = [_selection(join.node, plane, len(join.result)) for join, plane in self.joins]
-        model.prepare(c.operator for c in (*self.calls, *selections) if c is not None)
         self._of: dict[fx.Node, tuple[NDArray[Any], NDArray[Any]]] = {}
         for call in self.calls:
             for node in (call.node, call.source):
                 if node not in self._of:
                     self._of[node] = _channel_shares(channels, node)
 
-    def __call__(self, drop: Drop) -> float:
-        """Milliseconds without the channels that go."""
+    def operators(self, drop: Drop) -> list[Operator | None]:
+        """Every call with the widths that stay, then every join; None for one that costs nothing."""
         left = {node: 1 - float(drop[ids] @ share) for node, (ids, share) in self._of.items()}
-        total = 0.0
+        found: list[Operator | None] = []
         for call in self.calls:
             into, out = round(call.into * left[call.source]), round(call.out * left[call.node])
             if call.kernel.is_square:
                 into = out = max(into, out)
-            total += self.model.milliseconds(call.kernel, into, out)
-        return total + sum(self._selection(join, plane, drop) for join, plane in self.joins)
+            found.append((call.kernel, into, out))
+        return found + [part for join, plane in self.joins for part in self._selections(join, plane, drop)]
 
-    def _selection(self, join: Any, plane: tuple[int, ...] | None, drop: Drop) -> float:
+    def touching(self, members: Ints) -> Marks:
+        """Which of them read or make any of these channels; in the order of `operators`."""
+        holds = {node: bool(np.isin(ids, members).any()) for node, (ids, _) in self._of.items()}
+        found = [holds[call.source] or holds[call.node] for call in self.calls]
+        found += [bool(np.isin(ids, members).any()) for join, _ in self.joins for ids in join.operands]
+        return np.array(found)
+
+    def widest(self) -> list[Operator]:
+        """All that can be asked for at their full widths."""
+        selections = [_selection(join.node, plane, len(join.result)) for join, plane in self.joins]
+        return [call.operator for call in (*self.calls, *selections) if call is not None]
+
+    def _selections(self, join: Any, plane: tuple[int, ...] | None, drop: Drop) -> list[Operator | None]:
         """Zeros that are put back where one operand of an addition has lost what the other keeps."""
         kept = ~drop[join.result]
-        padded = sum(bool((drop[operand] & kept).any()) for operand in join.operands)
         call = _selection(join.node, plane, int(kept.sum()))
-        return padded * self.model.milliseconds(*call.operator) if padded and call else 0.0
+        padded = [bool((drop[operand] & kept).any()) for operand in join.operands]
+        return [call.operator if call is not None and p else None for p in padded]
+
+
+class LatencyCost:
+    """Predicted milliseconds of a program after a removal.
+
+    Args:
+        channels: of the program.
+        model: predicts its operators.
+        only: which of `Remaining.operators` to count; None: all.
+    """
+
+    def __init__(self, channels: Channels, model: LatencyModel, only: Marks | None = None) -> None:
+        self.model, self.only = model, only
+        self.after = Remaining(channels)
+        if only is None:
+            model.prepare(self.after.widest())
+        else:
+            model.prepare(op for op in self._counted(no_drop(channels)) if op is not None)
+
+    def __call__(self, drop: Drop) -> float:
+        """Milliseconds without the channels that go."""
+        return float(self.parts(drop).sum())
+
+    def parts(self, drop: Drop) -> NDArray[np.float64]:
+        """The same by operator."""
+        found = self._counted(drop)
+        return np.array([0.0 if op is None else self.model.milliseconds(*op) for op in found])
+
+    def _counted(self, drop: Drop) -> list[Operator | None]:
+        found = self.after.operators(drop)
+        return found if self.only is None else [op for op, use in zip(found, self.only, strict=True) if use]
 
 
 def _plane(channels: Channels, node: fx.Node) -> tuple[int, ...] | None:

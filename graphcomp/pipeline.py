@@ -56,6 +56,7 @@ class Context:
         statistics: what was collected, by content; so that nothing is computed twice in a run.
         threads: that the result will run with, where times are targets.
         timer: measures ONNX models for such passes; None: the target's provider does.
+        timed: whether the run ends with a measurement, so that passes may measure as well.
     """
 
     target: Target
@@ -66,6 +67,7 @@ class Context:
     statistics: dict[str, Statistic] = field(default_factory=dict, repr=False, compare=False)
     threads: int = 1
     timer: Timer | None = None
+    timed: bool = False
 
     def evaluate(self, program: Program) -> Accuracy | None:
         """Accuracy on the evaluation data, None if there is none; collective (see `distributed`)."""

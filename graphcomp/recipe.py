@@ -41,6 +41,7 @@ class BenchOptions(BaseModel):
     threads: Annotated[int, Field(ge=1)] = 1
     runs: Annotated[int, Field(ge=1)] = 200
     seconds: Annotated[float, Field(gt=0)] = 10.0
+    cuda_graphs: bool = False  # not yet run on a GPU
 
 
 class ExportOptions(BaseModel):

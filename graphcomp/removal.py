@@ -28,6 +28,7 @@ from graphcomp.allocation import Allocation, Cost, Judgement, Scores, Strategy, 
 from graphcomp.channels import ChannelGroup, Channels, JoinPolicy, analyse
 from graphcomp.errors import PassError
 from graphcomp.latency import LatencyCost, LatencyModel, cold_bytes
+from graphcomp.paying import REVERT, Paying, Revert, paying
 from graphcomp.pipeline import Context, Plan
 from graphcomp.program import Program
 from graphcomp.records import Kept, Width
@@ -129,6 +130,7 @@ class ChannelRemoval(ABC):
             "what saves most for the importance lost"
         ),
     ] = "uniform"
+    revert: Annotated[Revert, Field(description=REVERT)] = "auto"
     allow_nothing: Annotated[bool, Field(description="removing nothing is no error")] = False
 
     @property
@@ -149,26 +151,33 @@ class ChannelRemoval(ABC):
         judged = [g for g in groups if g not in judgement.unjudged]
         multiple = self.multiple or context.target.multiple
         allocation = Allocation(channels, judged, judgement, multiple, self.min_channels)
-        shares, timed = self._shares(allocation, context)
+        shares, met = self._shares(allocation, context)
         wanted = allocation.wanted(shares) if shares is not None else {g: judgement.counts[g] for g in judged}
         drop, refused = feasible(channels, allocation.drop(wanted), judgement.scores)
         kept += [Kept(where=node, reason=reason) for node, reason in refused.items()]
         kept += _untouched(judged, drop, multiple, self.min_channels)
+        is_timed = "latency" in (self.target or {})
+        paid = paying(channels, drop, judgement.scores, self.revert, is_timed, context)
+        kept += [Kept(where=g.name, reason=paid.reason(g, drop)) for g in paid.slower]
+        drop = paid.drop
         if not drop.any() and not self.allow_nothing:
             reasons = "; ".join(f"{k.where}: {k.reason}" for k in kept[:5]) or "there is nothing to remove"
             raise PassError(
                 f"found no channel to remove ({reasons}), expected some; set allow_nothing to accept"
             )
+        reached = self._reached(channels, drop, met, paid)
         return Plan(
             name=self.name,
             options=options_of(self),
             decisions={"join": self._policy, "rows": dropped_rows(channels, drop)},
             kept=kept,
-            summary=_summary(channels, drop),
+            summary=_summary(channels, drop) + _missed(**reached.get("target", {})),
             evidence={
                 "multiple": multiple,
                 "groups": self._widths(allocation, shares, wanted, drop),
-                **timed,
+                **reached,
+                **met,
+                **paid.evidence,
             },
         )
 
@@ -204,6 +213,22 @@ class ChannelRemoval(ABC):
         if shares is None:
             raise self._infeasible(counter, amount, allocation, cost)
         return shares, {}
+
+    def _reached(
+        self, channels: Channels, drop: Drop, met: Mapping[str, Any], paid: Paying
+    ) -> dict[str, Any]:
+        """What was asked for, and what part is left in the end: after rounding, and what was restored."""
+        if self.target is None:
+            return {}
+        ((counter, amount),) = self.target.items()
+        if counter == "latency":
+            asked, reached = met["latency"]["asked"], met["latency"]["measured"]
+            if paid.slower and paid.milliseconds is not None:
+                reached = paid.milliseconds[2] / paid.milliseconds[0]
+        else:
+            cost = cost_of(counter, channels)
+            asked, reached = float(amount), cost(drop) / cost(no_drop(channels))
+        return {"target": {"of": counter, "asked": asked, "reached": reached}}
 
     def _meet(self, allocation: Allocation, goal: float, cost: Cost) -> dict[ChannelGroup, float] | None:
         return allocation.buy(goal, cost) if self.allocation == "greedy" else allocation.meet(goal, cost)
@@ -380,3 +405,8 @@ def _summary(channels: Channels, drop: Drop) -> str:
     return (
         f"removed {int(drop.sum())} of {total} coupled channels in {touched} of {len(channels.groups)} groups"
     )
+
+
+def _missed(of: str = "", asked: float = 1.0, reached: float = 0.0) -> str:
+    """What the summary adds where more is left than was asked for."""
+    return f"; {reached:.3f} of the {of} left, {asked:.3g} asked for" if reached > asked * 1.001 else ""

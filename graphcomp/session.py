@@ -93,20 +93,25 @@ def open_session(
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     cache_key: str | None = None,
+    cuda_graphs: bool = False,
 ) -> OpenSession:
     """Open `model` (an ONNX file or its bytes) on `provider` with `threads` intra-op threads.
 
     `shapes` (input name → shape) fixes TensorRT's optimisation profile; `cache_key` names its engine cache
-    (hash of the model and the shape), which is not used without one. Other providers ignore both. Raises
-    ProviderError if the provider does not work here, does not take every heavy node, or two runtimes are
-    installed; BenchError if the runtime refuses the model or an option is out of range.
+    (hash of the model and the shape), which is not used without one. Other providers ignore both.
+    `cuda_graphs` records the launches of one run and replays them, which takes bound inputs and outputs that
+    stay where they are, and a graph that never leaves the GPU; CPUs have none. Raises ProviderError if the
+    provider does not work here, does not take every heavy node, copies between host and device inside a
+    recorded graph, or two runtimes are installed; BenchError if the runtime refuses the model or an option is
+    out of range.
     """
     if provider not in PROVIDERS:
         raise BenchError(f"provider: found {provider!r}, expected one of {', '.join(PROVIDERS)}")
     if threads < 1:
         raise BenchError(f"threads: found {threads}, expected at least 1; give the number explicitly")
+    graphs = _graph_options(provider, cuda_graphs)
     ort = _runtime()
-    options = OPTIONS[provider] | _tensorrt_options(provider, shapes, cache_key)
+    options = OPTIONS[provider] | graphs | _tensorrt_options(provider, shapes, cache_key)
     place = str(model) if isinstance(model, Path) else "model"
     with _quiet(ort, provider):
         start, cpu_start = time.perf_counter(), time.process_time()
@@ -117,6 +122,11 @@ def open_session(
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         nodes = _check_placement(ort, session, place, provider)
         copies = _memcpy_nodes(ort, model, provider, threads, options)
+    if cuda_graphs and copies:
+        raise ProviderError(
+            f"{place}: found {copies} copies between host and device inside the graph, expected none with "
+            "CUDA graphs; leave them off or change these nodes"
+        )
     chosen = {key: str(value) for key, value in session.get_provider_options()[PROVIDERS[provider]].items()}
     return OpenSession(
         session,
@@ -131,11 +141,13 @@ def open_session(
     )
 
 
-def probe(provider: Provider, threads: int = 1) -> OpenSession:
+def probe(provider: Provider, threads: int = 1, *, cuda_graphs: bool = False) -> OpenSession:
     """Run a tiny convolution on `provider` and compare it with the exact result.
 
-    Raises ProviderError if the provider does not work on this machine or computes something else.
+    With `cuda_graphs` their setting is checked as well. Raises ProviderError if the provider does not work on
+    this machine or computes something else.
     """
+    _graph_options(provider, cuda_graphs)
     opened = open_session(_probe_model(), provider, threads)
     x = np.ones((1, 8, 4, 4), np.float32)
     try:
@@ -338,6 +350,23 @@ def _memcpy_nodes(
         _create(ort, model, provider, threads, options, dump=dump)
         graph = onnx.load(dump, load_external_data=False).graph
     return sum(node.op_type.startswith("Memcpy") for node in graph.node)
+
+
+GRAPHS: dict[Provider, dict[str, str]] = {
+    "cuda": {"enable_cuda_graph": "1"},
+    "tensorrt": {"trt_cuda_graph_enable": "1"},
+}
+"""What switches CUDA graphs on."""
+
+
+def _graph_options(provider: Provider, cuda_graphs: bool) -> dict[str, str]:
+    if not cuda_graphs:
+        return {}
+    if provider not in GRAPHS:
+        raise BenchError(
+            f"CUDA graphs: found provider {provider!r}, expected one of {', '.join(GRAPHS)}; leave them off"
+        )
+    return GRAPHS[provider]
 
 
 def _tensorrt_options(

@@ -24,10 +24,20 @@ class Machine:
         block: channels that are computed together.
         slower: what whole networks (more than one input channel) take more than the sum of their operators.
         launch: ms of an operator whatever its widths.
+        odd, odd_whole: times longer that operators of single kernels, and those of whole networks, take where
+            the number of input channels is no multiple of 4 and more than 4.
     """
 
-    def __init__(self, block: int = 8, slower: float = 1.0, launch: float = LAUNCH) -> None:
+    def __init__(
+        self,
+        block: int = 8,
+        slower: float = 1.0,
+        launch: float = LAUNCH,
+        odd: float = 1.0,
+        odd_whole: float | None = None,
+    ) -> None:
         self.block, self.slower, self.launch = block, slower, launch
+        self.odd, self.odd_whole = odd, odd if odd_whole is None else odd_whole
         self.asked = 0
 
     def __call__(self, models: Sequence[bytes], feeds: Mapping[str, NDArray[Any]]) -> list[float]:
@@ -42,14 +52,15 @@ class Machine:
         }
         weights = {w.name: list(w.dims) for w in graph.initializer}
         is_whole = graph.name != "microbench"
-        total = 0.0
+        total, odd = 0.0, self.odd_whole if is_whole else self.odd
         for node in graph.node:
             if node.op_type in ("Conv", "Gemm", "MatMul"):
                 out, into, *size = weights[node.input[1]]
                 if node.op_type == "MatMul" or (node.op_type == "Gemm" and not _transposed(node)):
                     out, into = into, out
                 plane = shapes[node.output[0]][2:] if node.op_type == "Conv" else []
-                total += staircase(into, out, self.block, math.prod(size) * math.prod(plane), self.launch)
+                time = staircase(into, out, self.block, math.prod(size) * math.prod(plane), self.launch)
+                total += time * (odd if into > 4 and into % 4 else 1.0)
         return total * (self.slower if is_whole else 1.0)
 
 

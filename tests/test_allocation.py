@@ -214,6 +214,35 @@ def test_greedy_buys_what_saves_most_for_the_loss() -> None:
     assert made.buy(43, cost) is None
 
 
+def test_greedy_counts_a_loss_in_every_layer_that_reads_it() -> None:
+    """A stream that three layers read saves twice as much as a branch, and loses three times as much."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.inner = nn.Conv2d(4, 16, 1), nn.Conv2d(16, 16, 1)
+            self.left, self.right, self.head = (nn.Conv2d(16, 4, 1) for _ in range(3))
+
+        def forward(self, x: Any) -> Any:
+            x = self.stem(x)
+            return self.head(self.inner(x)) + self.left(x) + self.right(x)
+
+    channels = analyse(traced(Net(), 1, 4, 4, 4))
+    stream, branch = channels.removable
+    assert (len(stream.readers), len(branch.readers)) == (3, 1)
+    preserved = {g: np.arange(1, 17) / 16 for g in channels.removable}
+    judgement = Judgement(np.ones(len(channels.channel_of)), preserved)
+    made = Allocation(channels, channels.removable, judgement, 4, 1)
+
+    def cost(drop: Any) -> float:
+        kept = [float((~drop[g.channels]).sum()) for g in (stream, branch)]
+        return 2 * kept[0] + kept[1]
+
+    shares = made.buy(44, cost)
+    assert shares is not None
+    assert made.wanted(shares) == {stream: 16, branch: 12}
+
+
 @pytest.mark.parametrize("counter", get_args(Counter))
 @pytest.mark.parametrize("multiple", [1, 4])
 def test_greedy_meets_a_goal_and_only_just(counter: Counter, multiple: int) -> None:

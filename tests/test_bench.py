@@ -235,6 +235,26 @@ def test_progress_is_throttled_but_ends_at_one() -> None:
     assert len(calls) == 2
 
 
+def test_any_number_of_files_take_turns(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """Six rounds at least, paired by row, whatever the number of files; of which any two make an interval."""
+    third = write(tmp_path / "third.onnx", 4)
+    found = bench.in_turn([*files, third], runs=1, seconds=0.0, warmup_seconds=0.0)
+    assert [one.wall.shape for one in found] == [one.cpu.shape for one in found] == [(6, 2)] * 3
+    assert all((one.wall > 0).all() for one in found)
+    ratio = ratio_interval(found[0].wall, found[2].wall)
+    assert ratio.low <= ratio.value <= ratio.high
+    with pytest.raises(BenchError, match="expected the same names, types and sizes"):
+        bench.in_turn([files[0], write(tmp_path / "other.onnx", 4, size=6)])
+
+
+def test_turns_are_busy_by_all_runs_together() -> None:
+    cpu = np.ones((6, 2))
+    assert not bench.Turns(1.05 * cpu, cpu).busy
+    stalled = cpu.copy()
+    stalled[0, 0] = 4.0
+    assert bench.Turns(stalled, cpu).busy
+
+
 def test_bound_runs_compute_what_the_session_computes(files: tuple[Path, Path]) -> None:
     opened = session.open_session(files[0])
     x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
@@ -311,6 +331,27 @@ def test_table_shows_measured_beside_theory(files: tuple[Path, Path]) -> None:
     assert row.verdict in text
     assert "base base.onnx" in text
     assert "end to end" not in text
+
+
+def test_a_sweep_is_one_line_a_batch_with_providers_side_by_side(files: tuple[Path, Path]) -> None:
+    one = benchmark(*files, batches=(1, 4), **QUICK)
+    rows = [row.model_copy(update={"speedup": interval(1.4, 1.6), "busy": False}) for row in one.batches]
+    busy = [
+        row.model_copy(update={"cpu_speedup": interval(1.0, 1.2), "busy": True, "theoretical": 2.0})
+        for row in rows
+    ]
+    pair = [
+        one.model_copy(update={"batches": rows}),
+        one.model_copy(update={"provider": "cuda", "batches": busy}),
+    ]
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(bench.sweep_table(pair))
+    lines = [line.split() for line in capture.get().splitlines() if "[" in line]
+    assert [line[1] for line in lines] == ["1", "4"]
+    for line in lines:
+        assert "1.500x" in line and "1.100x" in line and "*" in line and "55%" in line
+    assert "cuda, 95 % interval" in capture.get() and "* CPU time" in capture.get()
 
 
 def test_fixed_batch_files_are_timed_at_their_batch(tmp_path: Path) -> None:

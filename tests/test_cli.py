@@ -219,6 +219,7 @@ def test_bench(cli: Cli, compiled: Path) -> None:
     )
     assert found.code == 0, found.err
     assert "Time per run in ms (cpu, 1 thread" in found.out
+    assert "Speedup by batch size" in found.out and "of theory" in found.out
     bench = Bench.model_validate_json(Path("b/bench.json").read_text())
     assert [b.batch for b in bench.batches] == [1, 2]
     report = read_report(compiled / "report.json")
@@ -443,6 +444,9 @@ def test_absent_provider(cli: Cli, compiled: Path) -> None:
     )
     assert message.startswith("error: provider 'cuda': ") and "`graphcomp doctor`" in message
     assert not Path("b.json").exists()
+    files = compiled / "baseline.onnx", compiled / "model.onnx"
+    message = failing(cli, "bench", *files, "--provider", "cpu,cuda", "--cuda-graphs", "--json", "b.json")
+    assert message.startswith("error: provider 'cuda': ") and not Path("b.json").exists()  # nor the rest
     message = compile_tiny(cli, "--target", "cuda-fp16")  # before any work
     assert message.startswith("error: provider 'cuda': ")
 
@@ -463,6 +467,14 @@ def test_a_target_that_is_elsewhere(cli: Cli, no_export: None) -> None:
             "--batch: found '1,x', expected positive integers such as 1,8",
         ),
         (["text.onnx", "text.onnx", "--batch", "0"], "--batch: found '0', expected positive integers"),
+        (
+            ["text.onnx", "text.onnx", "--provider", "cpu,tpu"],
+            "--provider: found 'cpu,tpu', expected cpu, cuda",
+        ),
+        (
+            ["text.onnx", "text.onnx", "--cuda-graphs"],
+            "CUDA graphs: found provider 'cpu', expected one of cuda",
+        ),
     ],
 )
 def test_bench_of_what_is_no_model(arguments: list[str], expected: str, cli: Cli) -> None:

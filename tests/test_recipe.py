@@ -75,6 +75,7 @@ def test_defaults(load: Any) -> None:
         "threads": 1,
         "runs": 200,
         "seconds": 10.0,
+        "cuda_graphs": False,
     }
     assert load("passes: [fold-bn]\nbench: false").bench is False
 

@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import onnxruntime as ort
@@ -175,6 +176,17 @@ def test_tensorrt_engines_are_cached_by_model_and_shape(
     assert options["trt_engine_cache_path"] == f"{tmp_path}/graphcomp/tensorrt/abc-b8"
     assert {options[f"trt_profile_{bound}_shapes"] for bound in ("min", "opt", "max")} == {"x:8x3x32x32"}
     assert session._tensorrt_options("cuda", {"x": (8, 3, 32, 32)}, "abc-b8") == {}
+
+
+def test_cuda_graphs_are_an_option_of_gpus_alone() -> None:
+    assert session._graph_options("cuda", True) == {"enable_cuda_graph": "1"}
+    assert session._graph_options("tensorrt", True) == {"trt_cuda_graph_enable": "1"}
+    assert session._graph_options("cuda", False) == session._graph_options("cpu", False) == {}
+    for refused in (session.probe, partial(session.open_session, session._probe_model())):
+        with pytest.raises(
+            BenchError, match="CUDA graphs: found provider 'cpu', expected one of cuda, tensorrt"
+        ):
+            refused("cpu", cuda_graphs=True)
 
 
 @pytest.mark.gpu
