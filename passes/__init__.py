@@ -11,9 +11,10 @@ from graphcomp.passes.l1 import L1
 from graphcomp.passes.low_rank import LowRank
 from graphcomp.passes.pfa import PFA
 from graphcomp.passes.random_ import Random
+from graphcomp.passes.student import Student
 
 PASSES: dict[str, type[Any]] = {
-    p.name: p for p in (FoldBN, L1, Random, APoZ, LowRank, CC, PFA, Dct, Finetune)
+    p.name: p for p in (FoldBN, L1, Random, APoZ, LowRank, CC, PFA, Dct, Finetune, Student)
 }
 
-__all__ = ["CC", "PASSES", "PFA", "APoZ", "Dct", "Finetune", "FoldBN", "L1", "LowRank", "Random"]
+__all__ = ["CC", "PASSES", "PFA", "APoZ", "Dct", "Finetune", "FoldBN", "L1", "LowRank", "Random", "Student"]
