@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,12 @@ from pydantic import ValidationError
 from graphcomp import __version__, distributed, verify
 from graphcomp.bench import benchmark
 from graphcomp.calibrate import Progress, quiet
-from graphcomp.cost import snapshot
 from graphcomp.data import Data, load_data
 from graphcomp.doctor import environment
 from graphcomp.errors import DataError, LoadError, OutputError, RecipeError
 from graphcomp.export import Stored, export_onnx
 from graphcomp.head import restrict_head
-from graphcomp.pipeline import Context, Pass, Pipeline, Plan, work_name
+from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, Plan, held, work_name
 from graphcomp.program import Program, trace
 from graphcomp.recipe import ExportOptions, Recipe
 from graphcomp.records import Bench, Export, Record, Report, Snapshot, Step
@@ -152,7 +152,7 @@ def build(
     state = distributed.on_first(lambda: _open(out, fingerprint, resume, overwrite))
     if state is None:
         progress("evaluate the baseline", 0.05)
-        baseline = snapshot(source.program, context.evaluate(source.program))
+        baseline = context.snapshot(source.program)
         state = State(fingerprint=fingerprint, started=started, baseline=baseline)
         if first:
             _write(out / "state.json", state.model_dump_json(indent=2))
@@ -160,9 +160,12 @@ def build(
     program = Program.load(_place(out, len(done) - 1, done[-1].name)) if done else source.program
     share = 0.6 / len(job.passes)
     told = _Scaled(progress, share, len(done), len(job.passes))
-    context = replace(context, progress=told, workdir=_running(out))
+    recall = _recall(out)
+    known = [Earlier(s.name, partial(recall, i, s.name)) for i, s in enumerate(done)]
+    earlier = (held("input", source.program), *known)
+    context = replace(context, progress=told, workdir=_running(out), earlier=earlier)
     observers = [_checkpoint(out)] if first else []
-    program, steps = Pipeline(job.passes, observers).run(program, context, done)
+    program, steps = Pipeline(job.passes, observers, recall).run(program, context, done)
     if not first:
         finished: Report = distributed.receive()  # once it is measured, undisturbed
         return finished
@@ -325,6 +328,16 @@ def _checkpoint(out: Path) -> Callable[[int, Step, Plan, Program], None]:
         shutil.rmtree(_running(out), ignore_errors=True)
 
     return save
+
+
+def _recall(out: Path) -> Callable[[int, str], Program]:
+    """Read a checkpoint back: what later passes learn from."""
+
+    def load(index: int, name: str) -> Program:
+        distributed.on_first(lambda: None)  # not before the first process has written it
+        return Program.load(_place(out, index, name))
+
+    return load
 
 
 def _running(out: Path) -> Path:

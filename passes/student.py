@@ -202,7 +202,7 @@ def _drawn(program: Program, channels: Channels, drop: Drop, seed: int) -> Progr
 def _fan_in(layer: Layer) -> int:
     """How many products a value of the output is the sum of."""
     weight: Tensor = layer.weight
-    transposed = isinstance(layer, nn.modules.conv._ConvNd) and layer.transposed
-    if not transposed:
-        return weight[0].numel()
-    return weight.shape[0] // layer.groups * weight[0, 0].numel()
+    if isinstance(layer, nn.modules.conv._ConvNd) and layer.transposed:
+        groups: int = layer.groups
+        return weight.shape[0] // groups * weight[0, 0].numel()
+    return weight[0].numel()
