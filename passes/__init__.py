@@ -12,10 +12,11 @@ from graphcomp.passes.l1 import L1
 from graphcomp.passes.low_rank import LowRank
 from graphcomp.passes.pfa import PFA
 from graphcomp.passes.random_ import Random
+from graphcomp.passes.slimming import Slimming
 from graphcomp.passes.student import Student
 
 PASSES: dict[str, type[Any]] = {
-    p.name: p for p in (FoldBN, L1, Random, APoZ, LowRank, CC, PFA, Dct, Finetune, Student, Distil)
+    p.name: p for p in (FoldBN, L1, Random, APoZ, LowRank, CC, PFA, Dct, Slimming, Finetune, Student, Distil)
 }
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "L1",
     "LowRank",
     "Random",
+    "Slimming",
     "Student",
 ]
