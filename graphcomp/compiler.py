@@ -34,9 +34,20 @@ from graphcomp.head import restrict_head
 from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, Plan, held, work_name
 from graphcomp.program import Program, trace
 from graphcomp.recipe import ExportOptions, Recipe
-from graphcomp.records import Bench, Export, Record, Report, Snapshot, Step
+from graphcomp.records import (
+    Bench,
+    CorruptedScore,
+    Evaluation,
+    Export,
+    Record,
+    Report,
+    Robustness,
+    Snapshot,
+    Step,
+)
 from graphcomp.removal import options_of
 from graphcomp.report import write_report
+from graphcomp.robustness import Corruption, require_images, robustness
 from graphcomp.session import Provider, probe
 from graphcomp.sources import is_program_dir, load_model, load_weights
 from graphcomp.storage import atomic_file
@@ -145,6 +156,8 @@ def build(
     if job.recipe.classes is not None:
         data = data.only(job.recipe.classes)
         source = _restricted(source, job.recipe)
+    if job.recipe.robustness is not False:
+        require_images(data.eval, source.program.example_inputs[0].shape[1:])  # fails now, as `probe` does
     threads = job.recipe.bench.threads if job.recipe.bench is not False else 1
     context = Context(target, data, job.recipe.seed, threads=threads)
     fingerprint = _fingerprint(job, source.program, spec, target.name)
@@ -166,6 +179,7 @@ def build(
     context = replace(context, progress=told, workdir=_running(out), earlier=earlier)
     observers = [_checkpoint(out)] if first else []
     program, steps = Pipeline(job.passes, observers, recall).run(program, context, done)
+    damaged = _robustness(job.recipe, data, (source.program, program), progress)
     if not first:
         finished: Report = distributed.receive()  # once it is measured, undisturbed
         return finished
@@ -201,6 +215,7 @@ def build(
         dense_export=dense,
         bench=bench,
         dct_bench=dct_bench,
+        robustness=damaged,
         environment=environment(),
         started=state.started,
         seconds=time.perf_counter() - clock,
@@ -411,6 +426,52 @@ def _bench(
         runs=options.runs,
         seconds=options.seconds,
         progress=tell,
+    )
+
+
+def _robustness(
+    recipe: Recipe, data: Data, programs: tuple[Program, Program], progress: Progress
+) -> Robustness | None:
+    """Scores of baseline and result on damaged images, if they are asked for; collective."""
+    if recipe.robustness is False:
+        return None
+    corruptions = recipe.robustness.corruptions()
+
+    def tell(message: str, _: float) -> None:
+        progress(message, 0.7)
+
+    baseline, final = (
+        robustness(program, data.eval, corruptions, seed=recipe.seed, progress=tell) for program in programs
+    )
+    return Robustness(baseline=baseline, final=final)
+
+
+def evaluate_source(
+    source: Source,
+    data: Data,
+    *,
+    model: str,
+    corruptions: Sequence[Corruption] = (),
+    seed: int = 0,
+    progress: Progress = quiet,
+) -> Evaluation:
+    """What a model costs and how good it is, on damaged images too if `corruptions` are given.
+
+    Raises:
+        DataError: labels that do not belong to the network; no labels to score damaged images by.
+    """
+    progress("evaluate", 0.1)
+    found = Context(find_target("auto"), data, seed).snapshot(source.program)
+    scores: list[CorruptedScore] = []
+    if corruptions:
+        scores = robustness(source.program, data.eval, corruptions, seed=seed, progress=progress)
+    return Evaluation(
+        model=model,
+        weights=str(source.weights) if source.weights else None,
+        data=data.description,
+        seed=seed,
+        snapshot=found,
+        robustness=scores,
     )
 
 

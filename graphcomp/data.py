@@ -59,6 +59,7 @@ class _Source:
 
     fetch: Fetch
     identify: Callable[[Indices], Iterable[Buffer]]
+    pixels: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, indices: Indices) -> Tensor:
         return self.fetch(indices)
@@ -88,6 +89,11 @@ class Split:
     def regression(self) -> bool:
         """Whether the labels are values and no classes."""
         return self.labelled and self.labels.is_floating_point()
+
+    @property
+    def pixels(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and std, `[C, 1, 1]`, that pixels in [0, 1] are normalised by; None for other samples."""
+        return self.fetch.pixels if isinstance(self.fetch, _Source) else None
 
     def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (float32 `[n, C, H, W]` normalised, labels), n = `size` but for a smaller last batch.
@@ -343,7 +349,7 @@ def _bytes_fetch(images: NDArray[np.uint8], request: _Request) -> Fetch:
         batch = np.ascontiguousarray(images[indices].transpose(0, 3, 1, 2))
         return torch.from_numpy(batch).float().div_(255).sub_(mean).div_(std)
 
-    return _Source(fetch, lambda indices: _identity(images, indices, request))
+    return _Source(fetch, lambda indices: _identity(images, indices, request), (mean, std))
 
 
 def _float_fetch(samples: NDArray[np.float32], request: _Request) -> Fetch:
@@ -760,7 +766,7 @@ def _file_fetch(paths: list[Path], request: _Request) -> Fetch:
                 ) from error
             yield f"{paths[i].resolve()} {status.st_size} {status.st_mtime_ns}\n".encode()
 
-    return _Source(fetch, identify)
+    return _Source(fetch, identify, (mean, std))
 
 
 def _decode(path: Path, shape: tuple[int, ...]) -> Tensor:

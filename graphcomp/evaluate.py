@@ -72,6 +72,11 @@ def accuracy(
     return Accuracy(top1=int(correct) / len(split), samples=len(split), low=low, high=high)
 
 
+def score(program: Program, split: Split, *, shared: bool = False) -> Accuracy | MeanError | None:
+    """Accuracy for classes, the mean error for values; see these. None where neither says anything."""
+    return accuracy(program, split, shared=shared) or mean_error(program, split, shared=shared)
+
+
 @torch.no_grad()
 def mean_error(
     program: Program, split: Split, progress: Callable[[int], None] | None = None, *, shared: bool = False

@@ -290,6 +290,36 @@ class Export(Record):
     dct: DctWeights | None = Field(default=None, description="null if the program has no DCT layers")
 
 
+class CorruptedScore(Record):
+    """How good a program is on evaluation images that were damaged."""
+
+    corruption: str = Field(description="motion-blur, occlusion or brightness")
+    amount: float = Field(
+        description="motion-blur: length as a fraction of the shorter side; occlusion: hidden part of the "
+        "area; brightness: factor of the pixel values"
+    )
+    score: Accuracy | MeanError
+
+
+class Evaluation(Record):
+    """Result of `graphcomp evaluate`."""
+
+    schema_version: Literal[1] = 1
+    model: str
+    weights: str | None
+    data: str
+    seed: int
+    snapshot: Snapshot
+    robustness: list[CorruptedScore] = Field(default_factory=list)
+
+
+class Robustness(Record):
+    """The baseline and the result on the same damaged images, in the same order."""
+
+    baseline: list[CorruptedScore]
+    final: list[CorruptedScore]
+
+
 class Report(Record):
     """Result of `graphcomp compile`."""
 
@@ -312,6 +342,7 @@ class Report(Record):
     dct_bench: Bench | None = Field(
         default=None, description="the result with dense weights (base) against DCT coefficients (new)"
     )
+    robustness: Robustness | None = Field(default=None, description="null if it was not asked for")
     environment: Environment
     started: str = Field(description="ISO 8601, UTC")
     seconds: float
