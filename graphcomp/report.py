@@ -242,11 +242,12 @@ def comparison(report: Report) -> list[Row]:
     """The before/after table: parameters, MACs, accuracy, file size and a row for each batch size timed."""
     old, new = report.baseline, report.final
     files = (report.baseline_export.bytes, report.export.bytes)
+    before, after = quality(old), quality(new)
     rows = [
         _count_row("Trainable params", old.params_trainable, new.params_trainable),
         _count_row("Params + buffers", old.params_state, new.params_state),
         _count_row("MACs per sample", old.macs, new.macs),
-        Row(measure_of(old), *map(_accuracy, sides := (quality(old), quality(new))), _points(*sides)),
+        Row(measure_of(old), _accuracy(before), _accuracy(after), _points(before, after)),
         Row("ONNX file", _bytes(files[0]), _bytes(files[1]), _change(*files)),
     ]
     if report.dense_export:
