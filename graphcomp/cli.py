@@ -238,6 +238,12 @@ def compile_command(
     bench: Annotated[
         bool, typer.Option("--bench/--no-bench", help="time the result against the original")
     ] = True,
+    robustness: Annotated[
+        bool | None,
+        typer.Option(
+            "--robustness/--no-robustness", help="score baseline and result on damaged images as well"
+        ),
+    ] = None,
     dct: Annotated[
         Literal["coefficients", "dense", "both"] | None,
         typer.Option("--dct", help="how the ONNX file stores weights that the pass `dct` made (both)"),
@@ -246,7 +252,8 @@ def compile_command(
 ) -> None:
     """Compress MODEL (torchvision:NAME, models:NAME, file.py:factory or a saved program) into OUT."""
     from graphcomp.compiler import Job, build
-    from graphcomp.report import summary_table
+    from graphcomp.recipe import RobustnessOptions
+    from graphcomp.report import robustness_table, summary_table
 
     plan, made = _recipe(recipe, passes)
     changes: dict[str, Any] = {"data": data, "target": target, "seed": seed, "head": _head(head)}
@@ -254,6 +261,9 @@ def compile_command(
     plan = plan.model_copy(update={k: v for k, v in changes.items() if v is not None})
     if not bench:
         plan = plan.model_copy(update={"bench": False})
+    if robustness is not None:
+        strength = (plan.robustness or RobustnessOptions()) if robustness else False
+        plan = plan.model_copy(update={"robustness": strength})
     if dct is not None:
         plan = plan.model_copy(update={"export": plan.export.model_copy(update={"dct": dct})})
     name = model or plan.model
@@ -269,6 +279,9 @@ def compile_command(
         _interrupted(error)
         raise typer.Exit(130) from None
     out_console.print(summary_table(report))
+    damaged = robustness_table(report)
+    if damaged is not None:
+        out_console.print(damaged)
     for step in report.steps:
         out_console.print(f"{step.index + 1}. {escape(step.name)}: {escape(step.summary)}", highlight=False)
     files = "model.onnx, model-dense.onnx" if report.dense_export else "model.onnx"
@@ -382,6 +395,43 @@ def inspect_command(
         write_json(inspection, json_file)
     if svg_file is not None:
         write_svg(inspection, svg_file)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    model: Model,
+    data: Annotated[
+        str | None, typer.Option("--data", help="as for compile; default: what comes with the model")
+    ] = None,
+    weights: Weights = None,
+    input_shape: InputShape = None,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="also on images that are blurred, hidden, dark or bright")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="of damage and of ?limit=N")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the result as JSON")] = None,
+) -> None:
+    """Show how good MODEL is on the evaluation data: top-1 accuracy, or the mean error of values."""
+    from graphcomp.compiler import evaluate_source, load_source
+    from graphcomp.data import load_data
+    from graphcomp.recipe import RobustnessOptions
+    from graphcomp.report import evaluation_table
+    from graphcomp.storage import atomic_file
+
+    source = load_source(model, weights, _shape(input_shape))
+    spec = data or source.data
+    if spec is None:
+        raise RecipeError("--data: found none, expected labelled data such as cifar10:DIR to evaluate on")
+    loaded = load_data(spec, input_shape=tuple(source.program.example_inputs[0].shape[1:]), seed=seed)
+    corruptions = RobustnessOptions().corruptions() if robustness else []
+    with _progress() as progress:
+        found = evaluate_source(
+            source, loaded, model=model, corruptions=corruptions, seed=seed, progress=progress
+        )
+    out_console.print(evaluation_table(found))
+    if json_file is not None:
+        with atomic_file(json_file) as temporary:
+            temporary.write_text(found.model_dump_json(indent=2))
 
 
 @app.command("bench")

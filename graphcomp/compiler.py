@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,28 @@ from pydantic import ValidationError
 from graphcomp import __version__, distributed, verify
 from graphcomp.bench import benchmark
 from graphcomp.calibrate import Progress, quiet
-from graphcomp.cost import snapshot
 from graphcomp.data import Data, load_data
 from graphcomp.doctor import environment
 from graphcomp.errors import DataError, LoadError, OutputError, RecipeError
 from graphcomp.export import Stored, export_onnx
 from graphcomp.head import restrict_head
-from graphcomp.pipeline import Context, Pass, Pipeline, Plan, work_name
+from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, Plan, held, work_name
 from graphcomp.program import Program, trace
 from graphcomp.recipe import ExportOptions, Recipe
-from graphcomp.records import Bench, Export, Record, Report, Snapshot, Step
+from graphcomp.records import (
+    Bench,
+    CorruptedScore,
+    Evaluation,
+    Export,
+    Record,
+    Report,
+    Robustness,
+    Snapshot,
+    Step,
+)
 from graphcomp.removal import options_of
 from graphcomp.report import write_report
+from graphcomp.robustness import Corruption, require_images, robustness
 from graphcomp.session import Provider, probe
 from graphcomp.sources import is_program_dir, load_model, load_weights
 from graphcomp.storage import atomic_file
@@ -147,6 +158,8 @@ def build(
     if job.recipe.classes is not None:
         data = data.only(job.recipe.classes)
         source = _restricted(source, job.recipe)
+    if job.recipe.robustness is not False:
+        require_images(data.eval, source.program.example_inputs[0].shape[1:])  # fails now, as `probe` does
     threads = job.recipe.bench.threads if job.recipe.bench is not False else 1
     timed = job.recipe.bench is not False
     context = Context(target, data, job.recipe.seed, threads=threads, timed=timed)
@@ -155,7 +168,7 @@ def build(
     state = distributed.on_first(lambda: _open(out, fingerprint, resume, overwrite))
     if state is None:
         progress("evaluate the baseline", 0.05)
-        baseline = snapshot(source.program, context.evaluate(source.program))
+        baseline = context.snapshot(source.program)
         state = State(fingerprint=fingerprint, started=started, baseline=baseline)
         if first:
             _write(out / "state.json", state.model_dump_json(indent=2))
@@ -163,9 +176,13 @@ def build(
     program = Program.load(_place(out, len(done) - 1, done[-1].name)) if done else source.program
     share = 0.6 / len(job.passes)
     told = _Scaled(progress, share, len(done), len(job.passes))
-    context = replace(context, progress=told, workdir=_running(out))
+    recall = _recall(out)
+    known = [Earlier(s.name, partial(recall, i, s.name)) for i, s in enumerate(done)]
+    earlier = (held("input", source.program), *known)
+    context = replace(context, progress=told, workdir=_running(out), earlier=earlier)
     observers = [_checkpoint(out)] if first else []
-    program, steps = Pipeline(job.passes, observers).run(program, context, done)
+    program, steps = Pipeline(job.passes, observers, recall).run(program, context, done)
+    damaged = _robustness(job.recipe, data, (source.program, program), progress)
     if not first:
         finished: Report = distributed.receive()  # once it is measured, undisturbed
         return finished
@@ -201,6 +218,7 @@ def build(
         dense_export=dense,
         bench=bench,
         dct_bench=dct_bench,
+        robustness=damaged,
         environment=environment(),
         started=state.started,
         seconds=time.perf_counter() - clock,
@@ -330,6 +348,16 @@ def _checkpoint(out: Path) -> Callable[[int, Step, Plan, Program], None]:
     return save
 
 
+def _recall(out: Path) -> Callable[[int, str], Program]:
+    """Read a checkpoint back: what later passes learn from."""
+
+    def load(index: int, name: str) -> Program:
+        distributed.on_first(lambda: None)  # not before the first process has written it
+        return Program.load(_place(out, index, name))
+
+    return load
+
+
 def _running(out: Path) -> Path:
     """Where a pass that takes long keeps its state until it is finished."""
     return out / "checkpoints" / "running"
@@ -402,6 +430,52 @@ def _bench(
         seconds=options.seconds,
         cuda_graphs=options.cuda_graphs,
         progress=tell,
+    )
+
+
+def _robustness(
+    recipe: Recipe, data: Data, programs: tuple[Program, Program], progress: Progress
+) -> Robustness | None:
+    """Scores of baseline and result on damaged images, if they are asked for; collective."""
+    if recipe.robustness is False:
+        return None
+    corruptions = recipe.robustness.corruptions()
+
+    def tell(message: str, _: float) -> None:
+        progress(message, 0.7)
+
+    baseline, final = (
+        robustness(program, data.eval, corruptions, seed=recipe.seed, progress=tell) for program in programs
+    )
+    return Robustness(baseline=baseline, final=final)
+
+
+def evaluate_source(
+    source: Source,
+    data: Data,
+    *,
+    model: str,
+    corruptions: Sequence[Corruption] = (),
+    seed: int = 0,
+    progress: Progress = quiet,
+) -> Evaluation:
+    """What a model costs and how good it is, on damaged images too if `corruptions` are given.
+
+    Raises:
+        DataError: labels that do not belong to the network; no labels to score damaged images by.
+    """
+    progress("evaluate", 0.1)
+    found = Context(find_target("auto"), data, seed).snapshot(source.program)
+    scores: list[CorruptedScore] = []
+    if corruptions:
+        scores = robustness(source.program, data.eval, corruptions, seed=seed, progress=progress)
+    return Evaluation(
+        model=model,
+        weights=str(source.weights) if source.weights else None,
+        data=data.description,
+        seed=seed,
+        snapshot=found,
+        robustness=scores,
     )
 
 

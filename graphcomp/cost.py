@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from graphcomp.dct import DctConv2d, DctLayer
 from graphcomp.program import Program, named_tensors
-from graphcomp.records import Accuracy, LayerRow, Snapshot
+from graphcomp.records import Accuracy, LayerRow, MeanError, Snapshot
 from graphcomp.rules import op_name
 
 
@@ -131,7 +131,7 @@ def _positions(shape: tuple[int, ...], weight_ndim: int) -> int:
     return count
 
 
-def snapshot(program: Program, accuracy: Accuracy | None = None) -> Snapshot:
+def snapshot(program: Program, accuracy: Accuracy | None = None, error: MeanError | None = None) -> Snapshot:
     """All counters of a program."""
     rows = layer_rows(program)
     return Snapshot(
@@ -140,5 +140,6 @@ def snapshot(program: Program, accuracy: Accuracy | None = None) -> Snapshot:
         params_order=params_order(program),
         macs=sum(row.macs for row in rows),
         accuracy=accuracy,
+        error=error,
         layers=rows,
     )

@@ -8,6 +8,8 @@
 | `npz:FILE` | `x`, `y`, or `x_train`, `y_train`, `x_test`, `y_test`; x is uint8 NHWC or float NCHW | all |
 | `random` | standard normal samples without labels | limit |
 
+In `npz` whole numbers as `y` are classes; floats, `[N]` or `[N, k]`, are values to predict (regression).
+
 Options follow a question mark: `?limit=1000&mean=0.485,0.456,0.406&std=0.229,0.224,0.225`.
 uint8 images are scaled to [0, 1] and normalised by mean and std (default: ImageNet's); float data is taken as
 it is unless mean and std are given. `limit` keeps a random part of each split, in proportion to the classes.
@@ -46,6 +48,7 @@ READ = 1000
 """Samples at a time when they are only read."""
 
 Indices = NDArray[np.int64]
+Labels = NDArray[np.int64] | NDArray[np.float32]
 Fetch = Callable[[Indices], Tensor]
 Buffer = bytes | memoryview
 
@@ -56,6 +59,7 @@ class _Source:
 
     fetch: Fetch
     identify: Callable[[Indices], Iterable[Buffer]]
+    pixels: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, indices: Indices) -> Tensor:
         return self.fetch(indices)
@@ -66,7 +70,8 @@ class Split:
     """Samples in a fixed order.
 
     Attributes:
-        labels: int64 `[len]`, the class of every sample; zeros if not `labelled`.
+        labels: int64 `[len]`, the class of every sample; float32 `[len]` or `[len, k]`, its values, for
+            regression; zeros if not `labelled`.
         indices: int64 `[len]`, the position of every sample in its source.
         fetch: reads the samples at some positions of the source as one float32 tensor.
         labelled: whether the labels mean anything.
@@ -80,8 +85,18 @@ class Split:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def regression(self) -> bool:
+        """Whether the labels are values and no classes."""
+        return self.labelled and self.labels.is_floating_point()
+
+    @property
+    def pixels(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and std, `[C, 1, 1]`, that pixels in [0, 1] are normalised by; None for other samples."""
+        return self.fetch.pixels if isinstance(self.fetch, _Source) else None
+
     def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (float32 `[n, C, H, W]` normalised, int64 `[n]`), n = `size` but for a smaller last batch.
+        """Yield (float32 `[n, C, H, W]` normalised, labels), n = `size` but for a smaller last batch.
 
         The order is that of the source, or shuffled by `shuffle_seed`. Raises DataError if `size` < 1, or
         if an image cannot be decoded when its batch is due.
@@ -113,7 +128,10 @@ class Split:
         return replace(self, labels=self.labels[torch.from_numpy(positions)], indices=self.indices[positions])
 
     def hold_out(self, fraction: float) -> tuple["Split", "Split"]:
-        """Two parts: most samples, and a fixed `fraction`, every class in proportion to within one sample."""
+        """Two parts: most samples, and a fixed `fraction`, every class in proportion to within one sample.
+
+        Values have no classes: there the part is drawn from all samples alike.
+        """
         held = _stratified(self.labels.numpy(), round(fraction * len(self)), SPLIT_SEED)
         return self.subset(np.setdiff1d(np.arange(len(self)), held)), self.subset(held)
 
@@ -122,7 +140,7 @@ class Split:
 class Data:
     """Calibration and training samples (`train`), evaluation samples (`eval`) and where they came from.
 
-    `num_classes` is None without labels, and the largest label plus one for `npz`; `description` is one line.
+    `num_classes` is None without classes, for `npz` the largest label plus one; `description` is one line.
     """
 
     train: Split
@@ -133,8 +151,13 @@ class Data:
 
     @property
     def labelled(self) -> bool:
-        """Whether accuracy can be computed."""
+        """Whether accuracy (or the error of predicted values) can be computed."""
         return self.eval.labelled
+
+    @property
+    def regression(self) -> bool:
+        """Whether the labels are values and no classes."""
+        return self.eval.regression
 
     def only(self, classes: Sequence[int]) -> "Data":
         """The samples of some classes; label i becomes that of the i-th smallest.
@@ -143,6 +166,10 @@ class Data:
         """
         if not self.labelled:
             raise _bad("classes", f"{self.spec!r} without labels", "labelled data", "give other --data")
+        if self.regression:
+            raise _bad(
+                "classes", f"{self.spec!r} with values", "whole numbers as labels", "give other --data"
+            )
         ids = torch.tensor(sorted(set(classes)))
         listed = ", ".join(map(str, ids.tolist()))
         return replace(
@@ -271,8 +298,10 @@ def _rng(seed: int) -> np.random.RandomState:
     return np.random.RandomState(seed)
 
 
-def _stratified(labels: Indices, count: int, seed: int) -> Indices:
+def _stratified(labels: Labels, count: int, seed: int) -> Indices:
     """Positions (sorted) of `count` random samples, every class in proportion to within one sample."""
+    if labels.dtype.kind == "f":
+        labels = np.zeros(len(labels), np.int64)
     order = _rng(seed).permutation(len(labels))
     by_class = np.argsort(labels[order], kind="stable")
     _, starts, sizes = np.unique(labels[order][by_class], return_index=True, return_counts=True)
@@ -283,14 +312,14 @@ def _stratified(labels: Indices, count: int, seed: int) -> Indices:
     return np.sort(order[np.argsort(place, kind="stable")[:count]])
 
 
-def _split(labels: Indices, fetch: Fetch, fraction: float) -> tuple[Split, Split]:
+def _split(labels: Labels, fetch: Fetch, fraction: float) -> tuple[Split, Split]:
     """A fixed stratified split: `fraction` of the samples, and the others."""
     first = _stratified(labels, round(fraction * len(labels)), SPLIT_SEED)
     whole = _whole(labels, fetch)
     return whole.subset(first), whole.subset(np.setdiff1d(np.arange(len(labels)), first))
 
 
-def _whole(labels: Indices, fetch: Fetch) -> Split:
+def _whole(labels: Labels, fetch: Fetch) -> Split:
     return Split(torch.from_numpy(labels), np.arange(len(labels)), fetch)
 
 
@@ -320,7 +349,7 @@ def _bytes_fetch(images: NDArray[np.uint8], request: _Request) -> Fetch:
         batch = np.ascontiguousarray(images[indices].transpose(0, 3, 1, 2))
         return torch.from_numpy(batch).float().div_(255).sub_(mean).div_(std)
 
-    return _Source(fetch, lambda indices: _identity(images, indices, request))
+    return _Source(fetch, lambda indices: _identity(images, indices, request), (mean, std))
 
 
 def _float_fetch(samples: NDArray[np.float32], request: _Request) -> Fetch:
@@ -432,7 +461,10 @@ def _npz(request: _Request) -> Data:
             f"{', '.join(PAIR)} or {', '.join(FOUR)}",
             "save it with np.savez(file, x=x, y=y)",
         )
-    classes = 1 + max((int(s.labels.max()) for s in (train, evaluation) if len(s)), default=0)
+    if train.regression != evaluation.regression:
+        raise _bad(request.where, "classes in one set and values in the other", "one kind", "convert them")
+    largest = (int(s.labels.max()) for s in (train, evaluation) if len(s))
+    classes = None if train.regression else 1 + max(largest, default=0)
     return Data(
         train, evaluation, classes, request.spec, _described(f"{request.where}, {what}", train, evaluation)
     )
@@ -455,9 +487,10 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
 
 def _samples(
     request: _Request, arrays: dict[str, NDArray[Any]], x_key: str, y_key: str
-) -> tuple[Indices, Fetch]:
+) -> tuple[Labels, Fetch]:
     x, y = arrays[x_key], arrays[y_key]
-    labels = _labels(f"{request.where}[{y_key}]", y, x.shape[:1])
+    place, count = f"{request.where}[{y_key}]", x.shape[:1]
+    labels: Labels = _values(place, y, count) if y.dtype.kind == "f" else _labels(place, y, count)
     place = f"{request.where}[{x_key}]"
     if x.dtype == np.uint8:
         if x.ndim != 4:
@@ -470,6 +503,19 @@ def _samples(
     if bad := samples.size - int(np.isfinite(samples).sum()):
         raise _bad(place, f"{bad} NaN or infinite values", "finite float32", "clean the data")
     return labels, _float_fetch(samples, request)
+
+
+def _values(place: str, y: NDArray[Any], samples: tuple[int, ...]) -> NDArray[np.float32]:
+    """Labels of a regression: (N,) or (N, k)."""
+    if y.shape[:1] != samples or y.ndim > 2:
+        raise _bad(
+            place, f"{y.dtype} of shape {y.shape}", f"({samples[0]},) or ({samples[0]}, k)", "reshape it"
+        )
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(y, dtype=np.float32)
+    if bad := values.size - int(np.isfinite(values).sum()):
+        raise _bad(place, f"{bad} NaN or infinite values", "finite float32", "clean the data")
+    return values
 
 
 def _labels(place: str, y: NDArray[Any], samples: tuple[int, ...], classes: int | None = None) -> Indices:
@@ -720,7 +766,7 @@ def _file_fetch(paths: list[Path], request: _Request) -> Fetch:
                 ) from error
             yield f"{paths[i].resolve()} {status.st_size} {status.st_mtime_ns}\n".encode()
 
-    return _Source(fetch, identify)
+    return _Source(fetch, identify, (mean, std))
 
 
 def _decode(path: Path, shape: tuple[int, ...]) -> Tensor:

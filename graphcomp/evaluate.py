@@ -1,7 +1,8 @@
-"""How good a program is: accuracy with its interval, and drift between two programs."""
+"""How good a program is: accuracy or mean error with its interval, and drift between two programs."""
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,12 +12,14 @@ from graphcomp.calibrate import batch_size
 from graphcomp.data import Split
 from graphcomp.errors import DataError
 from graphcomp.program import Program, output_tensors
-from graphcomp.records import Accuracy, Drift
+from graphcomp.records import Accuracy, Drift, MeanError
 
 BATCH = 250
+NORMAL_95 = 1.959964
+"""Standard deviations on each side of the mean that hold 95 % of a normal distribution."""
 
 
-def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(correct: int, total: int, z: float = NORMAL_95) -> tuple[float, float]:
     """The Wilson score interval of a proportion (95 % by default)."""
     if total == 0:
         return 0.0, 1.0
@@ -37,7 +40,7 @@ def is_classifier(program: Program) -> bool:
 def accuracy(
     program: Program, split: Split, progress: Callable[[int], None] | None = None, *, shared: bool = False
 ) -> Accuracy | None:
-    """Top-1 accuracy on a split; None for unlabelled data or a network that is no classifier.
+    """Top-1 accuracy on a split; None without labels, for values, or for a network that is no classifier.
 
     Args:
         program: the network.
@@ -52,6 +55,8 @@ def accuracy(
         return None
     if not len(split):
         raise DataError("evaluation data: found no samples, expected at least one")
+    if split.regression:
+        return None
     batch = batch_size(program)
     part = split.subset(distributed.share(len(split), batch)) if shared else split
     correct = torch.zeros((), dtype=torch.int64)
@@ -65,6 +70,66 @@ def accuracy(
         distributed.all_reduce([correct])
     low, high = wilson(int(correct), len(split))
     return Accuracy(top1=int(correct) / len(split), samples=len(split), low=low, high=high)
+
+
+def score(program: Program, split: Split, *, shared: bool = False) -> Accuracy | MeanError | None:
+    """Accuracy for classes, the mean error for values; see these. None where neither says anything."""
+    return accuracy(program, split, shared=shared) or mean_error(program, split, shared=shared)
+
+
+@torch.no_grad()
+def mean_error(
+    program: Program, split: Split, progress: Callable[[int], None] | None = None, *, shared: bool = False
+) -> MeanError | None:
+    """Mean absolute error on a split whose labels are values; None without labels, or for classes.
+
+    Args:
+        program: the network.
+        split: samples with values.
+        progress: told the size of each batch.
+        shared: every process calls this and looks at its share of the samples (see `distributed`).
+
+    Raises:
+        DataError: if the split is empty, or the network does not yield one number for each value.
+    """
+    if not split.regression:
+        return None
+    if not len(split):
+        raise DataError("evaluation data: found no samples, expected at least one")
+    batch = batch_size(program)
+    part = split.subset(distributed.share(len(split), batch)) if shared else split
+    sums = torch.zeros(2, dtype=torch.float64)  # of errors, of their squares
+    for x, y in part.batches(batch):
+        errors = absolute_errors(program(x), y).double()
+        sums += torch.stack([errors.sum(), errors.square().sum()])
+        if progress:
+            progress(len(y))
+    if shared:
+        distributed.all_reduce([sums])
+    mean, square = (sums / len(split)).tolist()
+    half = NORMAL_95 * math.sqrt(max(square - mean * mean, 0.0) / len(split))
+    return MeanError(mae=mean, samples=len(split), low=max(0.0, mean - half), high=mean + half)
+
+
+def absolute_errors(outputs: Any, labels: Tensor) -> Tensor:
+    """|output - label| of each sample, the mean over its values; shape (n,). See `values_like`."""
+    errors: Tensor = (outputs - values_like(outputs, labels)).abs()
+    return errors.reshape(len(errors), -1).mean(1)
+
+
+def values_like(outputs: Any, labels: Tensor) -> Tensor:
+    """Labels in the shape and type of the outputs: `[n]` for outputs `[n, 1]`, which would broadcast.
+
+    Raises:
+        DataError: if the network does not yield one number for each value.
+    """
+    if not isinstance(outputs, Tensor) or len(outputs) != len(labels) or outputs.numel() != labels.numel():
+        found = tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise DataError(
+            f"labels: found values of shape {tuple(labels.shape[1:])} for outputs of shape {found}, expected "
+            "one number for each; check that the data belongs to this network"
+        )
+    return labels.reshape(outputs.shape).to(outputs)
 
 
 def require_outputs(logits: Tensor, labels: Tensor) -> None:
@@ -95,6 +160,8 @@ def confusion(program: Program, split: Split, progress: Callable[[int], None] | 
         return None
     if not len(split):
         raise DataError("evaluation data: found no samples, expected at least one")
+    if split.regression:
+        return None
     pairs: list[Tensor] = []
     classes = 0
     for x, y in split.batches(batch_size(program)):

@@ -92,6 +92,8 @@ def _check(program: Program, split: Split, names: Sequence[str]) -> None:
             raise AnalysisError(f"gradients: found {name!r}, expected a floating point tensor of the program")
     if not len(split):
         raise DataError("gradients: found no samples, expected at least one; give --data a non-empty source")
+    if split.regression:
+        raise DataError("gradients: found values as labels, expected classes; give --data other labels")
     if not split.labelled:
         raise DataError(
             "gradients: found samples without labels, expected labelled ones, since the loss needs them; "

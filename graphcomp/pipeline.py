@@ -17,7 +17,7 @@ from graphcomp.calibrate import Request, Statistic
 from graphcomp.cost import snapshot
 from graphcomp.data import Data
 from graphcomp.errors import DataError, GraphcompError, PassError
-from graphcomp.evaluate import accuracy, drift, first_inputs
+from graphcomp.evaluate import accuracy, drift, first_inputs, mean_error
 from graphcomp.microbench import Timer
 from graphcomp.program import Program
 from graphcomp.records import Accuracy, Kept, Record, Snapshot, Step, Training
@@ -44,6 +44,19 @@ class Plan(Record):
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """A program that a run came by: what it began with, or what one of its passes yielded.
+
+    Attributes:
+        name: the pass's, "input" for the first.
+        load: reads it back, or hands it out; collective (see `distributed`).
+    """
+
+    name: str
+    load: Callable[[], Program] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
 class Context:
     """What a pass may look at while it plans.
 
@@ -57,6 +70,7 @@ class Context:
         threads: that the result will run with, where times are targets.
         timer: measures ONNX models for such passes; None: the target's provider does.
         timed: whether the run ends with a measurement, so that passes may measure as well.
+        earlier: what the run began with, and what each pass before this one yielded: number i is step i.
     """
 
     target: Target
@@ -68,10 +82,16 @@ class Context:
     threads: int = 1
     timer: Timer | None = None
     timed: bool = False
+    earlier: tuple[Earlier, ...] = field(default=(), repr=False, compare=False)
 
     def evaluate(self, program: Program) -> Accuracy | None:
         """Accuracy on the evaluation data, None if there is none; collective (see `distributed`)."""
         return None if self.data is None else accuracy(program, self.data.eval, shared=True)
+
+    def snapshot(self, program: Program) -> Snapshot:
+        """What a program costs and how good it is on the evaluation data; collective."""
+        error = None if self.data is None else mean_error(program, self.data.eval, shared=True)
+        return snapshot(program, self.evaluate(program), error)
 
     def collect(
         self, program: Program, requests: Iterable[Request], samples: int | None = None
@@ -129,26 +149,50 @@ Observer = Callable[[int, Step, Plan, Program], None]
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Ordered passes, and observers that see every result (checkpoints, printing)."""
+    """Ordered passes, and observers that see every result (checkpoints, printing).
+
+    Attributes:
+        passes, observers: see above.
+        recall: reads the result of a pass back, given its index and name, where an observer saved it; None:
+            results are held in memory while a pass that trains is still to come, which may learn from them.
+    """
 
     passes: Sequence[Pass]
     observers: Sequence[Observer] = ()
+    recall: Callable[[int, str], Program] | None = None
 
     def run(
         self, program: Program, context: Context, done: Sequence[Step] = ()
     ) -> tuple[Program, list[Step]]:
         """Run the passes after the first `len(done)` ones.
 
+        Args:
+            program: what the next pass gets.
+            context: what passes may look at; with `done`, `earlier` holds what these passes yielded.
+            done: records of the passes that ran before.
+
         Raises:
             PassError: naming the passes that ran before; the last good program is the observers'.
         """
         steps = list(done)
+        if not done:
+            context = replace(context, earlier=(held("input", program),))
         for index in range(len(done), len(self.passes)):
             step, plan, program = self._step(index, program, context)
             steps.append(step)
             for observe in self.observers:
                 observe(index, step, plan, program)
+            context = replace(context, earlier=(*context.earlier, *self._earlier(index, program)))
         return program, steps
+
+    def _earlier(self, index: int, program: Program) -> tuple[Earlier, ...]:
+        """What later passes may learn from."""
+        name, recall = self.passes[index].name, self.recall
+        if recall is not None:
+            return (Earlier(name, lambda: recall(index, name)),)
+        if any(isinstance(later, TrainingPass) for later in self.passes[index + 1 :]):
+            return (held(name, program),)
+        return ()
 
     def _step(self, index: int, program: Program, context: Context) -> tuple[Step, Plan, Program]:
         pass_ = self.passes[index]
@@ -157,6 +201,11 @@ class Pipeline:
         except GraphcompError as error:
             before = " > ".join(["trace", *(p.name for p in self.passes[:index])])
             raise PassError(f"pass {pass_.name!r} failed after {before}: {error}") from error
+
+
+def held(name: str, program: Program) -> Earlier:
+    """A program in memory."""
+    return Earlier(name, lambda: program)
 
 
 def run_pass(pass_: Pass, program: Program, context: Context, index: int = 0) -> tuple[Step, Plan, Program]:
@@ -185,7 +234,7 @@ def run_pass(pass_: Pass, program: Program, context: Context, index: int = 0) ->
     changed = None
     if simulated is not program and context.data is not None:
         changed = drift(program, simulated, first_inputs(context.data.train, DRIFT_SAMPLES))
-    after: Snapshot = snapshot(result, context.evaluate(result))
+    after = context.snapshot(result)
     tell(f"{pass_.name}: done", 1.0)
     step = Step(
         index=index,

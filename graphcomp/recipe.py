@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from graphcomp.errors import RecipeError
 from graphcomp.head import Head
 from graphcomp.pipeline import Pass
+from graphcomp.robustness import Corruption, Kind
 from graphcomp.targets import TARGETS
 
 PassTable = Mapping[str, type[Any]]
@@ -56,6 +57,28 @@ class ExportOptions(BaseModel):
     """How weights are stored that `dct` made: as coefficients, dense, or both, timed against each other."""
 
 
+class RobustnessOptions(BaseModel):
+    """How images are damaged to see what accuracy is left; an empty list leaves a kind out.
+
+    See `graphcomp.robustness` for what the numbers say.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    motion_blur: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.15, 0.3)
+    occlusion: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.25)
+    brightness: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 1.5)
+
+    def corruptions(self) -> list[Corruption]:
+        """One for each number."""
+        every: dict[Kind, tuple[float, ...]] = {
+            "motion-blur": self.motion_blur,
+            "occlusion": self.occlusion,
+            "brightness": self.brightness,
+        }
+        return [Corruption(kind, amount) for kind, amounts in every.items() for amount in amounts]
+
+
 class Recipe(BaseModel):
     """A whole run. `passes` are names with options; `parse_passes` makes them.
 
@@ -74,10 +97,23 @@ class Recipe(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     export: ExportOptions = ExportOptions()
     bench: BenchOptions | Literal[False] = BenchOptions()
+    robustness: Annotated[
+        RobustnessOptions | Literal[False], BeforeValidator(lambda value: {} if value is True else value)
+    ] = False
 
 
-SECTIONS: dict[str, type[BaseModel]] = {"export": ExportOptions, "bench": BenchOptions}
-UNION_TAGS = ("str", "dict[str,nullable[dict[str,any]]]", "BenchOptions", "literal[False]")
+SECTIONS: dict[str, type[BaseModel]] = {
+    "export": ExportOptions,
+    "bench": BenchOptions,
+    "robustness": RobustnessOptions,
+}
+UNION_TAGS = (
+    "str",
+    "dict[str,nullable[dict[str,any]]]",
+    "BenchOptions",
+    "RobustnessOptions",
+    "literal[False]",
+)
 """What pydantic puts into the place of an error to tell the members of a union apart."""
 
 

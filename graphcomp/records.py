@@ -40,6 +40,15 @@ class Accuracy(Record):
     high: float = Field(description="upper end of the 95 % Wilson interval")
 
 
+class MeanError(Record):
+    """Mean absolute error on evaluation data whose labels are values (regression)."""
+
+    mae: float = Field(description="mean over samples of the mean |output - label| over a sample's values")
+    samples: int
+    low: float = Field(description="lower end of the 95 % interval of the mean (normal)")
+    high: float = Field(description="upper end of the 95 % interval of the mean (normal)")
+
+
 class Snapshot(Record):
     """What one program costs and how good it is."""
 
@@ -50,6 +59,7 @@ class Snapshot(Record):
     )
     macs: int = Field(description="multiply-accumulates for one sample")
     accuracy: Accuracy | None = None
+    error: MeanError | None = Field(default=None, description="in place of accuracy where labels are values")
     layers: list[LayerRow] = Field(default_factory=list)
 
 
@@ -111,7 +121,10 @@ class EpochRow(Record):
     steps: int = Field(description="of the optimiser, from the beginning")
     rate: float | None = Field(description="learning rate of the last step; null for number 0")
     loss: float | None = Field(description="mean over the epoch's samples as it trained; null for number 0")
-    held_out: float | None = Field(description="score on held-out training data; null if there is none")
+    held_out: float | None = Field(
+        description="score on held-out training data: top-1 accuracy, or minus the mean absolute error where "
+        "labels are values; null if there is none"
+    )
     samples: int
     seconds: float = Field(description="of the steps alone")
 
@@ -134,6 +147,9 @@ class Training(Record):
     samples_per_second: float | None = Field(description="in the steps; null if there was none")
     seconds: float = Field(description="of the steps alone")
     resumed: int = Field(description="how often the training went on after an interruption")
+    teacher: str | None = Field(
+        default=None, description="which program it learned from: a step of the run, or a directory"
+    )
 
     @property
     def summary(self) -> str:
@@ -141,6 +157,7 @@ class Training(Record):
         last = self.epochs[-1]
         kept = f"trained {last.steps} steps, kept epoch {self.kept_epoch} of {last.epoch}"
         parts = [kept] if last.epoch else []
+        parts += [f"learned from {self.teacher}"] if self.teacher else []
         parts += [f"statistics from {self.bn_samples} samples"] if self.bn_samples else []
         if self.held_out is not None and self.epochs[0].held_out is not None:
             parts.append(f"held-out score {self.epochs[0].held_out:.4f} -> {self.held_out:.4f}")
@@ -273,6 +290,36 @@ class Export(Record):
     dct: DctWeights | None = Field(default=None, description="null if the program has no DCT layers")
 
 
+class CorruptedScore(Record):
+    """How good a program is on evaluation images that were damaged."""
+
+    corruption: str = Field(description="motion-blur, occlusion or brightness")
+    amount: float = Field(
+        description="motion-blur: length as a fraction of the shorter side; occlusion: hidden part of the "
+        "area; brightness: factor of the pixel values"
+    )
+    score: Accuracy | MeanError
+
+
+class Evaluation(Record):
+    """Result of `graphcomp evaluate`."""
+
+    schema_version: Literal[1] = 1
+    model: str
+    weights: str | None
+    data: str
+    seed: int
+    snapshot: Snapshot
+    robustness: list[CorruptedScore] = Field(default_factory=list)
+
+
+class Robustness(Record):
+    """The baseline and the result on the same damaged images, in the same order."""
+
+    baseline: list[CorruptedScore]
+    final: list[CorruptedScore]
+
+
 class Report(Record):
     """Result of `graphcomp compile`."""
 
@@ -295,6 +342,7 @@ class Report(Record):
     dct_bench: Bench | None = Field(
         default=None, description="the result with dense weights (base) against DCT coefficients (new)"
     )
+    robustness: Robustness | None = Field(default=None, description="null if it was not asked for")
     environment: Environment
     started: str = Field(description="ISO 8601, UTC")
     seconds: float

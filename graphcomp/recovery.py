@@ -18,13 +18,13 @@ from graphcomp.augment import Augmentation, find_augmentation
 from graphcomp.batchnorm import normalisations
 from graphcomp.data import Data, Split
 from graphcomp.errors import DataError, PassError
-from graphcomp.evaluate import is_classifier
+from graphcomp.evaluate import is_classifier, values_like
 from graphcomp.pipeline import Context, Plan
 from graphcomp.program import Program
 from graphcomp.records import Training
 from graphcomp.removal import options_of
 from graphcomp.schedule import OPTIONS
-from graphcomp.train import Loss, Metric, TrainOptions, fit, is_correct
+from graphcomp.train import Loss, Metric, TrainOptions, closeness, fit, is_correct
 
 STATE = "training.safetensors"
 """Name of the state file in the working directory."""
@@ -32,12 +32,17 @@ STATE = "training.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """What a program is to learn; the fields are arguments of `graphcomp.train.fit`."""
+    """What a program is to learn; the fields are arguments of `graphcomp.train.fit`, but for the last.
+
+    Attributes:
+        loss, watch, teacher: see there.
+        taught_by: which program the teacher is, for people.
+    """
 
     loss: Loss
-    metric: Metric = is_correct
     watch: Sequence[str] = ()
     teacher: Program | None = None
+    taught_by: str | None = None
 
 
 @options_dataclass(frozen=True, config=OPTIONS)
@@ -45,7 +50,11 @@ class Recovery(TrainOptions):
     """Base of the passes that train; `lesson` is theirs to write."""
 
     name: ClassVar[str]
-    needs_labels: ClassVar[bool] = True
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss looks at labels."""
+        return True
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
@@ -65,7 +74,7 @@ class Recovery(TrainOptions):
             PassError: a network that is no classifier, or has no normalisation to estimate anew.
         """
         data = self._data(program, context)
-        train, held_out = self._split(data)
+        train, held_out = self._split(program, data)
         if self.bn_reestimate:
             normalisations(program.module)  # fails now rather than after the training
         steps = self.steps(len(train))
@@ -97,14 +106,14 @@ class Recovery(TrainOptions):
     def train(self, program: Program, plan: Plan, context: Context) -> tuple[Program, Training]:
         """Train; see `graphcomp.train.fit` for what it raises."""
         data, lesson = self._data(program, context), self.lesson(program, context)
-        train, held_out = self._split(data)
+        train, held_out = self._split(program, data)
         fitted = fit(
             program,
             train,
             self,
             held_out=held_out,
             loss=lesson.loss,
-            metric=lesson.metric,
+            metric=metric_of(program, data) or is_correct,
             watch=lesson.watch,
             teacher=lesson.teacher,
             augmentation=self._augmentation(program, data),
@@ -112,7 +121,7 @@ class Recovery(TrainOptions):
             state=None if context.workdir is None else context.workdir / STATE,
             progress=context.progress,
         )
-        return fitted.program, fitted.record
+        return fitted.program, fitted.record.model_copy(update={"teacher": lesson.taught_by})
 
     def _seed(self, context: Context) -> int:
         return context.seed if self.seed is None else self.seed
@@ -132,13 +141,14 @@ class Recovery(TrainOptions):
                 f"{self.name}: found data without labels, expected a class for every sample; give labelled "
                 "--data (epochs=0 with bn_reestimate needs none)"
             )
-        if not is_classifier(program):
-            raise PassError(f"{self.name}: found no (batch, classes) output, expected a classifier")
-        _check_labels(program, data.train)
+        if metric_of(program, data) is None:
+            raise PassError(
+                f"{self.name}: found no (batch, classes) output, expected a classifier (or values as labels)"
+            )
         return data
 
-    def _split(self, data: Data) -> tuple[Split, Split | None]:
-        if not (self.epochs and self.held_out and data.labelled):
+    def _split(self, program: Program, data: Data) -> tuple[Split, Split | None]:
+        if not (self.epochs and self.held_out) or metric_of(program, data) is None:
             return data.train, None
         train, held_out = data.train.hold_out(self.held_out)
         if not len(held_out) or not len(train):
@@ -149,9 +159,28 @@ class Recovery(TrainOptions):
         return train, held_out
 
 
-def _check_labels(program: Program, split: Split) -> None:
-    output = next(n for n in program.graph.nodes if n.op == "output")
-    classes, largest = program.values[output].shape[1], int(split.labels.max())
+def metric_of(program: Program, data: Data) -> Metric | None:
+    """What an epoch of a program is scored by: top-1 accuracy; minus the mean error where labels are values.
+
+    None if the data have no labels, or classes that the program is no classifier of.
+
+    Raises:
+        DataError: labels that the network has no outputs for.
+    """
+    if not data.labelled:
+        return None
+    output = program.values[next(n for n in program.graph.nodes if n.op == "output")]
+    if data.regression:
+        values_like(output, data.train.labels[:1])
+        return closeness
+    if not is_classifier(program):
+        return None
+    _check_classes(output.shape[1], data.train)
+    return is_correct
+
+
+def _check_classes(classes: int, split: Split) -> None:
+    largest = int(split.labels.max())
     if largest >= classes:
         raise DataError(
             f"labels: found class {largest}, expected classes below {classes}, the number of the network's "

@@ -28,7 +28,18 @@ from rich.table import Table
 from rich.text import Text
 
 from graphcomp.errors import LoadError, OutputError
-from graphcomp.records import Accuracy, BatchTiming, Interval, LayerRow, ModelFile, Report, Snapshot
+from graphcomp.records import (
+    Accuracy,
+    BatchTiming,
+    CorruptedScore,
+    Evaluation,
+    Interval,
+    LayerRow,
+    MeanError,
+    ModelFile,
+    Report,
+    Snapshot,
+)
 from graphcomp.spectra import spectra_figure, spectra_of
 from graphcomp.svg import AFTER, BEFORE, INCHES_WIDE, INK, THEORY, elide, style, svg
 
@@ -144,14 +155,39 @@ def _interval(interval: Interval) -> str:
     return f"{interval.value:.2f}x [{interval.low:.2f}, {interval.high:.2f}]"
 
 
-def _accuracy(accuracy: Accuracy | None) -> str:
-    if accuracy is None:
-        return "not measured"
-    return f"{100 * accuracy.top1:.2f} % [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+Score = Accuracy | MeanError
 
 
-def _points(before: Accuracy | None, after: Accuracy | None) -> str:
-    return f"{100 * (after.top1 - before.top1):+.2f} points" if before and after else ""
+def quality(snapshot: Snapshot) -> Score | None:
+    """Accuracy, or the mean error where labels are values; None if neither was measured."""
+    return snapshot.accuracy or snapshot.error
+
+
+def measure_of(snapshot: Snapshot) -> str:
+    """What `quality` is called."""
+    return "Mean absolute error" if snapshot.error else "Accuracy (top-1)"
+
+
+def _value(score: Score) -> str:
+    return f"{score.mae:.4g}" if isinstance(score, MeanError) else f"{100 * score.top1:.2f} %"
+
+
+def _range(score: Score) -> str:
+    if isinstance(score, MeanError):
+        return f"{score.low:.4g}, {score.high:.4g}"
+    return f"{100 * score.low:.1f}, {100 * score.high:.1f}"
+
+
+def _accuracy(score: Score | None) -> str:
+    return "not measured" if score is None else f"{_value(score)} [{_range(score)}]"
+
+
+def _points(before: Score | None, after: Score | None) -> str:
+    if isinstance(before, MeanError) and isinstance(after, MeanError):
+        return _change(before.mae, after.mae)
+    if isinstance(before, Accuracy) and isinstance(after, Accuracy):
+        return f"{100 * (after.top1 - before.top1):+.2f} points"
+    return ""
 
 
 # -- what the report says ------------------------------------------------------------------------------
@@ -206,16 +242,12 @@ def comparison(report: Report) -> list[Row]:
     """The before/after table: parameters, MACs, accuracy, file size and a row for each batch size timed."""
     old, new = report.baseline, report.final
     files = (report.baseline_export.bytes, report.export.bytes)
+    before, after = quality(old), quality(new)
     rows = [
         _count_row("Trainable params", old.params_trainable, new.params_trainable),
         _count_row("Params + buffers", old.params_state, new.params_state),
         _count_row("MACs per sample", old.macs, new.macs),
-        Row(
-            "Accuracy (top-1)",
-            _accuracy(old.accuracy),
-            _accuracy(new.accuracy),
-            _points(old.accuracy, new.accuracy),
-        ),
+        Row(measure_of(old), _accuracy(before), _accuracy(after), _points(before, after)),
         Row("ONNX file", _bytes(files[0]), _bytes(files[1]), _change(*files)),
     ]
     if report.dense_export:
@@ -250,6 +282,64 @@ def summary_table(report: Report) -> Table:
     for row in comparison(report):
         sides = (side.replace(" [", "\n[") for side in (row.before, row.after))
         table.add_row(*(Text(cell) for cell in (row.label, *sides, row.change, row.theory)))
+    return table
+
+
+@dataclass(frozen=True)
+class RobustnessRow:
+    """One kind of damage: how good baseline and result are on images that were damaged so."""
+
+    label: str
+    before: Score
+    after: Score
+
+
+def robustness_rows(report: Report) -> list[RobustnessRow]:
+    """Undamaged images first; nothing if it was not asked for."""
+    found, old, new = report.robustness, quality(report.baseline), quality(report.final)
+    if found is None or old is None or new is None:
+        return []
+    rows = [RobustnessRow("none", old, new)]
+    for before, after in zip(found.baseline, found.final, strict=True):
+        rows.append(RobustnessRow(_damage(before), before.score, after.score))
+    return rows
+
+
+def _damage(row: CorruptedScore) -> str:
+    said = {
+        "motion-blur": f"motion blur, {100 * row.amount:g} % of the side",
+        "occlusion": f"occlusion, {100 * row.amount:g} % of the area",
+        "brightness": f"brightness x {row.amount:g}",
+    }
+    return said.get(row.corruption, f"{row.corruption} {row.amount:g}")
+
+
+def robustness_table(report: Report) -> Table | None:
+    """For a terminal; None if it was not asked for."""
+    rows = robustness_rows(report)
+    if not rows:
+        return None
+    table = Table(title=Text("on damaged images"), box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("damage")
+    for name in ("before", "after", "change"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        change = _points(row.before, row.after)
+        table.add_row(row.label, Text(_accuracy(row.before)), Text(_accuracy(row.after)), change)
+    return table
+
+
+def evaluation_table(found: Evaluation) -> Table:
+    """What `graphcomp evaluate` shows."""
+    table = Table(title=Text(found.model), caption=Text(found.data), box=box.SIMPLE_HEAD, padding=0)
+    table.caption_justify = "left"
+    table.add_column("")
+    table.add_column("", justify="right")
+    table.add_row("Trainable params", _count(found.snapshot.params_trainable))
+    table.add_row("MACs per sample", _count(found.snapshot.macs))
+    table.add_row(measure_of(found.snapshot), Text(_accuracy(quality(found.snapshot))))
+    for row in found.robustness:
+        table.add_row(f"  {_damage(row)}", Text(_accuracy(row.score)))
     return table
 
 
@@ -339,17 +429,27 @@ def _size_notes(report: Report) -> list[str]:
 
 
 def _accuracy_notes(report: Report) -> list[str]:
-    old, new = report.baseline.accuracy, report.final.accuracy
+    old, new = quality(report.baseline), quality(report.final)
     if old is None or new is None:
         return [_why_no_accuracy(report)]
+    what, kind = (
+        ("The mean absolute error is", "normal")
+        if isinstance(new, MeanError)
+        else ("Accuracy is top-1", "Wilson")
+    )
     found = [
-        f"Accuracy is top-1 on {_count(new.samples)} samples of {report.data} with a 95 % Wilson interval; "
+        f"{what} on {_count(new.samples)} samples of {report.data} with a 95 % {kind} interval; "
         "it holds for data like these and says nothing about others."
     ]
-    if old.top1 != new.top1 and max(old.low, new.low) <= min(old.high, new.high):
+    if _value(old) != _value(new) and max(old.low, new.low) <= min(old.high, new.high):
         found.append(
             "The accuracy intervals before and after overlap: the difference may be chance. "
             "More evaluation samples would tell."
+        )
+    if report.robustness:
+        found.append(
+            "Baseline and result saw the same damaged images. How strong the damage is was chosen: compare "
+            "within a row."
         )
     return found
 
@@ -391,7 +491,7 @@ def _steps_figure(report: Report) -> Figure:
     """Accuracy after every step above, size after every step below."""
     snapshots = [report.baseline, *(step.after for step in report.steps)]
     names = ["baseline", *(f"{step.index + 1} {step.name}" for step in report.steps)]
-    measured = any(snapshot.accuracy for snapshot in snapshots)
+    measured = any(quality(snapshot) for snapshot in snapshots)
     figure = Figure(figsize=(INCHES_WIDE, 5.4 if measured else 2.9), layout="constrained")
     axes = figure.subplots(2 if measured else 1, 1, sharex=True, squeeze=False)[:, 0]
     if measured:
@@ -409,17 +509,27 @@ def _steps_figure(report: Report) -> Figure:
 
 
 def _draw_accuracy(ax: Axes, snapshots: Sequence[Snapshot]) -> None:
-    known = [(i, snapshot.accuracy) for i, snapshot in enumerate(snapshots) if snapshot.accuracy]
+    every = [(i, quality(snapshot)) for i, snapshot in enumerate(snapshots)]
+    known = [(i, q) for i, q in every if q is not None]
+    values = any(isinstance(q, MeanError) for _, q in known)
+    scale = 1 if values else 100
     x = [i for i, _ in known]
-    top1 = [100 * a.top1 for _, a in known]
-    high = [100 * a.high for _, a in known]
-    spread = _spread(top1, [100 * a.low for _, a in known], high)
-    ax.errorbar(x, top1, yerr=spread, color=AFTER, marker="o", capsize=4, linewidth=1.6, elinewidth=1.2)
+    middle = [scale * (q.mae if isinstance(q, MeanError) else q.top1) for _, q in known]
+    high = [scale * q.high for _, q in known]
+    spread = _spread(middle, [scale * q.low for _, q in known], high)
+    ax.errorbar(x, middle, yerr=spread, color=AFTER, marker="o", capsize=4, linewidth=1.6, elinewidth=1.2)
     if len(known) <= 16:
-        for i, value, top in zip(x, top1, high, strict=True):
+        for i, value, top in zip(x, middle, high, strict=True):
             place = (i, max(value, top))
-            ax.annotate(f"{value:.1f}", place, (0, 4), textcoords="offset points", ha="center", color=INK)
-    ax.set_ylabel("top-1 accuracy, %\n(bars: 95 % interval)")
+            ax.annotate(
+                f"{value:.3g}" if values else f"{value:.1f}",
+                place,
+                (0, 4),
+                textcoords="offset points",
+                ha="center",
+                color=INK,
+            )
+    ax.set_ylabel(f"{'mean absolute error' if values else 'top-1 accuracy, %'}\n(bars: 95 % interval)")
     ax.margins(x=0.06, y=0.15)
     style(ax, "y")
 
@@ -589,7 +699,10 @@ def render_html(report: Report) -> str:
         "interval": _interval,
         "ms": _ms,
         "ratio": _ratio,
+        "quality": quality,
+        "range": _range,
         "short": _short,
+        "value": _value,
     }
     source = files("graphcomp").joinpath("report.html.j2").read_text(encoding="utf-8")
     pairs = pair_layers(report.baseline.layers, report.final.layers)
@@ -604,6 +717,7 @@ def render_html(report: Report) -> str:
         pairs=pairs,
         kept=group_kept(report),
         notes=notes(report),
+        robustness=robustness_rows(report),
         plots=_plots(report, pairs),
         recipe=yaml.safe_dump(to_jsonable_python(report.recipe), sort_keys=False, allow_unicode=True),
         command=_command(report),

@@ -34,9 +34,32 @@ from graphcomp.program import Program
 from graphcomp.records import Training
 from graphcomp.train_loop import Loop, Progress, mean_score
 from graphcomp.train_mode import choose_mode
-from graphcomp.train_options import Loss, Metric, Seen, Task, TrainOptions, cross_entropy, is_correct
+from graphcomp.train_options import (
+    Distance,
+    Loss,
+    Metric,
+    Seen,
+    Task,
+    TrainOptions,
+    closeness,
+    cross_entropy,
+    is_correct,
+    value_loss,
+)
 
-__all__ = ["Fitted", "Loss", "Metric", "Seen", "TrainOptions", "cross_entropy", "fit", "is_correct"]
+__all__ = [
+    "Distance",
+    "Fitted",
+    "Loss",
+    "Metric",
+    "Seen",
+    "TrainOptions",
+    "closeness",
+    "cross_entropy",
+    "fit",
+    "is_correct",
+    "value_loss",
+]
 
 STATISTICS = 3
 """Random numbers for the choice of samples to estimate statistics from; see `graphcomp.batches`."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from graphcomp import cache
 from graphcomp.augment import Augmentation, Name
 from graphcomp.data import Split
+from graphcomp.evaluate import absolute_errors, values_like
 from graphcomp.network import Mode
 from graphcomp.program import Program
 from graphcomp.schedule import OPTIONS, Schedule
@@ -122,6 +123,25 @@ def cross_entropy(label_smoothing: float = 0.0) -> Loss:
 def is_correct(outputs: Any, labels: Tensor) -> Tensor:
     """1 where the largest logit is the label's: its mean is top-1 accuracy."""
     return cast(Tensor, outputs.argmax(1) == labels).double()
+
+
+Distance = Literal["l1", "smooth-l1", "mse"]
+DISTANCES: dict[Distance, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": F.l1_loss,
+    "smooth-l1": F.smooth_l1_loss,
+    "mse": F.mse_loss,
+}
+
+
+def value_loss(distance: Distance = "l1") -> Loss:
+    """The distance of outputs and labels that are values: the mean over all of them."""
+    compare = DISTANCES[distance]
+    return lambda seen: compare(seen.outputs, values_like(seen.outputs, seen.labels))
+
+
+def closeness(outputs: Any, labels: Tensor) -> Tensor:
+    """Minus the mean absolute error of each sample: larger is better, 0 is perfect."""
+    return -absolute_errors(outputs, labels).double()
 
 
 @dataclass(frozen=True, eq=False)

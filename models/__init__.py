@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from graphcomp.models.preact_resnet import PreActResNet
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.models.vgg_cifar import VGG16
 
@@ -39,6 +40,8 @@ MODELS: dict[str, ModelSpec] = {
     "resnet56-b": _cifar(ResNet, 56, "B"),
     "resnet110-b": _cifar(ResNet, 110, "B"),
     "resnet56-cifar100": _cifar(ResNet, 56, "A", 100),
+    "preact-resnet164": _cifar(PreActResNet, 164),
+    "preact-resnet164-cifar100": _cifar(PreActResNet, 164, 100),
     "vgg16-cifar": _cifar(VGG16, "two"),
     "vgg16-cifar-single": _cifar(VGG16, "single"),
     "resnet20-digits": ModelSpec(

@@ -71,7 +71,7 @@ class ResNet(nn.Module):
         self.layer2 = _stage(blocks, 16, 32, 2, option)
         self.layer3 = _stage(blocks, 32, 64, 2, option)
         self.linear = nn.Linear(64, classes)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
@@ -85,6 +85,7 @@ def _stage(blocks: int, inputs: int, outputs: int, stride: int, option: str) -> 
     return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1, option) for _ in range(blocks - 1)))
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
+    """Kaiming's normal weights (He et al. 2015) for a convolution or linear layer."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight)

@@ -5,15 +5,32 @@ from typing import Any
 from graphcomp.passes.apoz import APoZ
 from graphcomp.passes.cc import CC
 from graphcomp.passes.dct import Dct
+from graphcomp.passes.distil import Distil
 from graphcomp.passes.finetune import Finetune
 from graphcomp.passes.fold_bn import FoldBN
 from graphcomp.passes.l1 import L1
 from graphcomp.passes.low_rank import LowRank
 from graphcomp.passes.pfa import PFA
 from graphcomp.passes.random_ import Random
+from graphcomp.passes.slimming import Slimming
+from graphcomp.passes.student import Student
 
 PASSES: dict[str, type[Any]] = {
-    p.name: p for p in (FoldBN, L1, Random, APoZ, LowRank, CC, PFA, Dct, Finetune)
+    p.name: p for p in (FoldBN, L1, Random, APoZ, LowRank, CC, PFA, Dct, Slimming, Finetune, Student, Distil)
 }
 
-__all__ = ["CC", "PASSES", "PFA", "APoZ", "Dct", "Finetune", "FoldBN", "L1", "LowRank", "Random"]
+__all__ = [
+    "CC",
+    "PASSES",
+    "PFA",
+    "APoZ",
+    "Dct",
+    "Distil",
+    "Finetune",
+    "FoldBN",
+    "L1",
+    "LowRank",
+    "Random",
+    "Slimming",
+    "Student",
+]

@@ -13,15 +13,13 @@ from typing import Annotated, ClassVar, cast
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import fx, nn
 
 from graphcomp.allocation import Scores
 from graphcomp.calibrate import Request, Zeros
 from graphcomp.channels import ChannelGroup, Channels
+from graphcomp.passes._prunable import channel_dim, layer_node, relu_after, why_shared
 from graphcomp.pipeline import Context
-from graphcomp.program import Program
 from graphcomp.removal import OPTIONS, RatioRemoval
-from graphcomp.rules import op_name
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -41,16 +39,14 @@ class APoZ(RatioRemoval):
         asked: dict[str, Request] = {}
         unjudged: dict[str, str] = {}
         for group in channels.removable:
-            node = _layer_node(channels.program, group.name)
-            relu = _relu_after(channels.program, node)
-            if len(group.producers) > 1:
-                unjudged[group.name] = (
-                    f"its channels are shared with {len(group.producers) - 1} other layer(s)"
-                )
+            node = layer_node(channels.program, group.name)
+            relu = relu_after(channels.program, node)
+            if (shared := why_shared(group)) is not None:
+                unjudged[group.name] = shared
             elif relu is None:
                 unjudged[group.name] = "no ReLU behind it, so zeros say nothing"
             else:
-                asked[group.name] = Request(relu.name, "zeros", _channel_dim(channels.program, node))
+                asked[group.name] = Request(relu.name, "zeros", channel_dim(channels.program, node))
         counted = context.collect(channels.program, asked.values(), self.samples) if asked else {}
         scores = np.zeros(len(channels.channel_of))
         for group in channels.removable:
@@ -73,28 +69,3 @@ def beyond_sigma(apoz: Scores) -> list[int]:
     """Indices with `apoz > mean + std` (population std), by more than rounding (METHODS 2.2)."""
     found: list[int] = np.flatnonzero(apoz > apoz.mean() + apoz.std() + 1e-12).tolist()
     return found
-
-
-def _layer_node(program: Program, layer: str) -> fx.Node | None:
-    return next((n for n in program.graph.nodes if n.op == "call_module" and n.target == layer), None)
-
-
-def _channel_dim(program: Program, node: fx.Node | None) -> int:
-    """Dimension of a layer's channels: the last of a linear layer, else the second."""
-    assert node is not None  # a layer with a ReLU behind it
-    return -1 if isinstance(program.layer(cast(str, node.target)), nn.Linear) else 1
-
-
-def _relu_after(program: Program, node: fx.Node | None) -> fx.Node | None:
-    """The ReLU that a layer feeds, directly or through a normalisation, and nothing else."""
-    while node is not None:
-        users = list(node.users)
-        if len(users) != 1:
-            return None
-        node = users[0]
-        module = program.layer(cast(str, node.target)) if node.op == "call_module" else None
-        if isinstance(module, nn.ReLU | nn.ReLU6) or (module is None and op_name(node) in ("relu", "relu6")):
-            return node
-        if not isinstance(module, nn.modules.batchnorm._BatchNorm | nn.Identity | nn.Dropout):
-            return None
-    return None

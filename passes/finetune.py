@@ -1,23 +1,32 @@
 """finetune: train on, so that accuracy that compression cost comes back.
 
-    minimise over the weights   (1 / N) sum_n  CE(f(a(x_n)), y_n) + weight decay,      a: augmentation
+    minimise over the weights   (1 / N) sum_n  l(f(a(x_n)), y_n) + weight decay + sparsity * sum |gamma|
 
-with cross-entropy CE (labels smoothed if asked for), by SGD with momentum or AdamW, at the rates of
-`graphcomp.schedule`. Shapes stay, frozen parameters and integers too; normalisations track new statistics.
+with augmentation a, by SGD with momentum or AdamW, at the rates of `graphcomp.schedule`. The loss l is
+cross-entropy (labels smoothed if asked for) for classes, and a distance, l1 by default, for labels that are
+values. Shapes stay, frozen parameters and integers too; normalisations track new statistics.
+
+With sparsity > 0 the scales gamma of all batch normalisations carry an l1 term, so that the network learns
+which channels it can do without (Liu et al. 2017; their value is 1e-4). `slimming` then removes these.
 
 With epochs=0 and bn_reestimate=N only the normalisations' statistics are measured again, on N samples without
 labels: the cheapest repair of a network whose activations have changed.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
+import torch
+from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
+from graphcomp.batchnorm import BatchNorm
+from graphcomp.errors import DataError, PassError
 from graphcomp.pipeline import Context
 from graphcomp.program import Program
 from graphcomp.recovery import Lesson, Recovery
 from graphcomp.schedule import OPTIONS
-from graphcomp.train import cross_entropy
+from graphcomp.train import Distance, Loss, Seen, cross_entropy, value_loss
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -26,6 +35,46 @@ class Finetune(Recovery):
 
     name: ClassVar[str] = "finetune"
 
+    loss: Annotated[
+        Literal["auto", "cross-entropy"] | Distance,
+        Field(description="auto: cross-entropy for classes, l1 for labels that are values"),
+    ] = "auto"
+    sparsity: Annotated[
+        float, Field(ge=0, description="of the l1 term on the scales of batch normalisations, e.g. 1e-4")
+    ] = 0.0
+
     def lesson(self, program: Program, context: Context) -> Lesson:
         """The labels."""
-        return Lesson(cross_entropy(self.label_smoothing))
+        values = context.data is not None and context.data.regression
+        learn = self._loss(values)
+        return Lesson(learn if not self.sparsity else with_sparsity(learn, program, self.sparsity))
+
+    def _loss(self, values: bool) -> Loss:
+        if self.loss == "auto":
+            return value_loss() if values else cross_entropy(self.label_smoothing)
+        if (self.loss == "cross-entropy") == values:
+            found, expected = ("values", "classes") if values else ("classes", "values")
+            raise DataError(
+                f"finetune: loss={self.loss}: found {found} as labels, expected {expected}; use auto"
+            )
+        return cross_entropy(self.label_smoothing) if self.loss == "cross-entropy" else value_loss(self.loss)
+
+
+def with_sparsity(loss: Loss, program: Program, strength: float) -> Loss:
+    """A loss plus `strength * sum |gamma|` over the scales of all batch normalisations (Liu et al. 2017).
+
+    Raises:
+        PassError: if there is no batch normalisation.
+    """
+    norms = [name for name, module in program.modules.items() if isinstance(module, BatchNorm)]
+    scales = [f"{name}.weight" for name in norms if f"{name}.weight" in program.tensors]
+    if not scales:
+        raise PassError(
+            "sparsity: found no batch normalisation with scales, expected at least one; fold-bn removes "
+            "them: run it later"
+        )
+
+    def penalised(seen: Seen) -> Tensor:
+        return loss(seen) + strength * torch.stack([seen.tensors[s].abs().sum() for s in scales]).sum()
+
+    return penalised

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from graphcomp.data import load_data
 from graphcomp.models import MODELS
+from graphcomp.models.preact_resnet import PreActResNet
 from graphcomp.models.resnet_cifar import PaddedShortcut, ResNet
 from graphcomp.models.train_digits import SHIFT, accuracy, shifted
 from graphcomp.models.vgg_cifar import VGG16
@@ -26,6 +27,8 @@ PARAMETERS = {
     "resnet56-b": 855_770,
     "resnet110-b": 1_730_714,
     "resnet56-cifar100": 858_868,
+    "preact-resnet164": 1_703_258,
+    "preact-resnet164-cifar100": 1_726_388,
     "vgg16-cifar": 14_991_946,
     "vgg16-cifar-single": 14_728_266,
     "resnet20-digits": 269_722,
@@ -163,3 +166,19 @@ def test_published_weights_classify_cifar10(depth, file):
     with torch.inference_mode():
         correct = (model(x).argmax(1) == labels).sum()
     assert correct >= 0.88 * len(labels)
+
+
+def test_pre_activation():
+    """The trunk is neither normalised nor activated, and a shortcut that changes the width is one product."""
+    torch.manual_seed(0)
+    model = PreActResNet(11).eval()
+    block = model.layer2[0]
+    assert isinstance(block.shortcut, nn.Conv2d) and model.layer1[0].shortcut is not None
+    x = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        assert torch.equal(fx.symbolic_trace(model)(x), model(x))
+        block.conv3.weight.zero_()
+        y = torch.randn(2, 64, 4, 4)
+        assert torch.equal(block(y), block.shortcut(block.bn1(y).relu()))
+    with pytest.raises(ValueError, match="depth: found 12, expected 9n"):
+        PreActResNet(12)

@@ -613,9 +613,9 @@ SCHEMA = records.Report.model_json_schema()
 MODELS: dict[str, types.MappingProxyType[str, Any]] = {
     "Report": types.MappingProxyType(SCHEMA["properties"]),
     **{name: types.MappingProxyType(d["properties"]) for name, d in SCHEMA["$defs"].items()},
-    **{  # what a method may put into Step.evidence
+    **{  # what a method may put into Step.evidence, and the result of another command
         record.__name__: types.MappingProxyType(record.model_json_schema()["properties"])
-        for record in (records.Width, records.Spectrum)
+        for record in (records.Width, records.Spectrum, records.Evaluation)
     },
 }
 

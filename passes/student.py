@@ -1,0 +1,208 @@
+"""student: the network with narrow residual trunks that is to learn from this one (Aghli & Ribeiro 2021).
+
+    a layer whose output meets another's at an addition gets  max(1, round(fraction * n))  of n filters
+    every other layer keeps its own                                                     (METHODS 2.1, 2.5)
+
+Layers that meet keep their widths equal, since they lose the same channels. Where a shortcut pads with zeros
+(option A) the channels of one stage are among those of the next: `_counts` gives each stage what it lacks. Of
+the channels that may stay those with the largest l1 norms of their filters do, summed over the layers.
+
+    init=slice     the filters that stay keep their weights
+    init=random    all weights are drawn anew, W ~ N(0, 2 / fan-in) with the narrow layer's fan-in (He et al.
+                   2015), biases are 0, normalisations start from the identity
+
+Drawing changes values, so `simulate` does it, in the wide network and with the fan-in that will be left, and
+`rewrite` is the same exact removal as that of every criterion.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import BeforeValidator, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from graphcomp.allocation import Allocation, Judgement
+from graphcomp.channels import ChannelGroup, Channels, analyse, layer_name
+from graphcomp.errors import PassError
+from graphcomp.labels import Ints
+from graphcomp.passes._norms import norm_scores
+from graphcomp.passes._prunable import unprunable_layers
+from graphcomp.pipeline import Context, Plan
+from graphcomp.program import Program, editable
+from graphcomp.records import Kept, Width
+from graphcomp.removal import OPTIONS, Globs, excluded, options_of
+from graphcomp.surgery import Drop, drop_of, dropped_rows, feasible, mask, remove
+
+Norm = nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm
+Layer = nn.modules.conv._ConvNd | nn.Linear
+
+
+def _parse_fraction(value: Any) -> Any:
+    """`1/32` as well as 0.03125."""
+    try:
+        return float(Fraction(value)) if isinstance(value, str) else value
+    except (ValueError, ZeroDivisionError):
+        raise ValueError("expected a fraction such as 1/2 or 0.5") from None
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class Student:
+    """Make the layers narrow that residual additions hold together: a student for `distil`."""
+
+    name: ClassVar[str] = "student"
+
+    fraction: Annotated[
+        float,
+        BeforeValidator(_parse_fraction, json_schema_input_type=float | str),
+        Field(gt=0, lt=1, description="of the filters of layers that meet at additions, e.g. 1/32"),
+    ] = 0.5
+    also: Annotated[
+        Globs, Field(description="globs on other layers to make as narrow, e.g. the stem; default none")
+    ] = ()
+    init: Annotated[
+        Literal["random", "slice"], Field(description="random: all weights are drawn anew; slice: kept")
+    ] = "random"
+    multiple: Annotated[
+        int, Field(ge=1, description="widths are rounded up to it; by default they are the fraction's")
+    ] = 1
+    seed: Annotated[int | None, Field(ge=0, lt=2**32, description="of init=random; default: the run's")] = (
+        None
+    )
+
+    def plan(self, program: Program, context: Context) -> Plan:
+        """Choose the layers and the channels; PassError if there is no such layer."""
+        channels = analyse(program)
+        layers = self._narrowed(channels)
+        counts = _counts(channels, layers, self.fraction)
+        scores = norm_scores(channels)
+        allocation = Allocation(channels, list(counts), Judgement(scores, {}), self.multiple, min_channels=0)
+        drop, refused = feasible(channels, allocation.drop(counts), scores)
+        unset = _without_rule(program) if self.init == "random" else []
+        widths = {n: ids for n, ids in _widths(channels).items() if n in layers}
+        return Plan(
+            name=self.name,
+            options=options_of(self),
+            decisions={
+                "rows": dropped_rows(channels, drop),
+                "init": self.init,
+                "seed": context.seed if self.seed is None else self.seed,
+            },
+            kept=[
+                *(Kept(where=node, reason=reason) for node, reason in refused.items()),
+                *(Kept(where=g.name, reason="prunable: keeps its width") for g in _others(channels, layers)),
+                *(Kept(where=n, reason="its weights stay: no rule to draw them by") for n in unset),
+            ],
+            summary=f"{len(layers)} layers at {self.fraction:.4g} of their width, "
+            + ("weights drawn anew" if self.init == "random" else "with the weights that are left"),
+            evidence={
+                "layers": {n: [len(ids), int((~drop[ids]).sum())] for n, ids in widths.items()},
+                "groups": [
+                    Width(
+                        group=g.name,
+                        channels=len(g.channels),
+                        share=self.fraction,
+                        wanted=counts[g],
+                        kept=int((~drop[g.channels]).sum()),
+                    ).model_dump(mode="json")
+                    for g in counts
+                ],
+            },
+        )
+
+    def simulate(self, program: Program, plan: Plan) -> Program:
+        """Draw the weights (init=random), and zeros where the removed channels are read."""
+        channels = analyse(program)
+        drop = drop_of(channels, plan.decisions["rows"])
+        if plan.decisions["init"] == "random":
+            program = _drawn(program, channels, drop, plan.decisions["seed"])
+        return mask(program, channels, drop)
+
+    def rewrite(self, program: Program, plan: Plan) -> Program:
+        """Take the channels out."""
+        channels = analyse(program)
+        return remove(program, channels, drop_of(channels, plan.decisions["rows"]), self.name)
+
+    def _narrowed(self, channels: Channels) -> list[str]:
+        every = {p for g in channels.removable for p in g.producers}
+        for glob in self.also:
+            if not any(excluded([layer], [glob]) for layer in every):
+                raise PassError(
+                    f"also: found no layer that {glob!r} matches, expected one of "
+                    f"{', '.join(sorted(every)[:8])}, …"
+                )
+        layers = unprunable_layers(channels) | {n for n in every if excluded([n], self.also)}
+        if not layers:
+            raise PassError(
+                "found no layers that meet at an addition, expected a residual network; name layers with also"
+            )
+        return [n for n in _widths(channels) if n in layers]
+
+
+def _widths(channels: Channels) -> dict[str, Ints]:
+    """Layer -> the channel of every output row, in the order of the network."""
+    return {layer_name(a): a.channels for a in channels.axes if a.role == "out"}
+
+
+def _others(channels: Channels, layers: Sequence[str]) -> list[ChannelGroup]:
+    return [g for g in channels.removable if g.producers and not set(g.producers) & set(layers)]
+
+
+def _counts(channels: Channels, layers: Sequence[str], fraction: float) -> dict[ChannelGroup, int]:
+    """How many channels of every group stay, so that each layer has `max(1, round(fraction * n))`.
+
+    A layer whose channels are all in one group decides for it. One whose channels are in several (option A:
+    those that the stage before has, and its own) fills what is not decided yet with what it lacks, in
+    proportion to the groups' sizes.
+    """
+    counts: dict[ChannelGroup, int] = {}
+    groups = {n: [g for g in channels.removable if n in g.producers] for n in layers}
+    for name in sorted(layers, key=lambda n: (len(groups[n]), layers.index(n))):
+        rows = {g: len(g.producers[name]) for g in groups[name]}
+        open_ = [g for g in groups[name] if g not in counts]
+        left = max(1, round(fraction * sum(rows.values()))) - sum(counts.get(g, 0) for g in groups[name])
+        for i, group in enumerate(open_):
+            size = sum(len(g.channels) for g in open_[i:])
+            counts[group] = min(max(round(left * len(group.channels) / size), 0), len(group.channels))
+            left -= counts[group]
+    return counts
+
+
+def _without_rule(program: Program) -> list[str]:
+    """Layers and tensors whose weights cannot be drawn anew."""
+    modules = program.called_modules()
+    odd = [
+        n for n, m in modules.items() if any(True for _ in m.parameters()) and not isinstance(m, Layer | Norm)
+    ]
+    direct = [str(n.target) for n in program.graph.nodes if n.op == "get_attr"]
+    return [*odd, *dict.fromkeys(direct)]
+
+
+@torch.no_grad()
+def _drawn(program: Program, channels: Channels, drop: Drop, seed: int) -> Program:
+    """The same network with initial weights, scaled for the inputs that `drop` leaves."""
+    module = editable(program)
+    generator = torch.Generator().manual_seed(seed)
+    left = {a.tensors[0][0]: float((~drop[a.channels]).mean()) for a in channels.axes if a.reads}
+    for name in program.called_modules():
+        layer = module.get_submodule(name)
+        if isinstance(layer, Layer):
+            deviation = (2 / max(_fan_in(layer) * left.get(f"{name}.weight", 1.0), 1)) ** 0.5
+            noise = torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64)
+            layer.weight.copy_(deviation * noise)
+            if layer.bias is not None:
+                layer.bias.zero_()
+        elif isinstance(layer, Norm):
+            layer.reset_parameters()
+    return Program(module, program.example_inputs, program.history)
+
+
+def _fan_in(layer: Layer) -> int:
+    """How many products a value of the output is the sum of."""
+    weight: Tensor = layer.weight
+    if isinstance(layer, nn.modules.conv._ConvNd) and layer.transposed:
+        groups: int = layer.groups
+        return weight.shape[0] // groups * weight[0, 0].numel()
+    return weight[0].numel()
