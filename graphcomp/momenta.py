@@ -1,6 +1,6 @@
 """What an optimiser remembers goes through surgery like the weights that it belongs to.
 
-    momenta of a program's parameters  →  a program with these values for weights  →  the same removal  →  read
+    momenta of parameters → a program that has them for weights → the same removal → momenta of what is left
 
 A removal of channels deletes positions of tensors and leaves the values of the others, whatever they mean. So
 there is nothing to know here about convolution groups, normalisations or joins: the program of momenta is cut

@@ -154,7 +154,9 @@ def _check_momenta(program: Program, momenta: Mapping[str, Tensor]) -> None:
         key, _, what = name.partition("#")
         parameter = program.tensors.get(key)
         if parameter is None or not parameter.requires_grad:
-            raise PassError(f"training: found {what} of {key}, expected momenta of parameters that are trained")
+            raise PassError(
+                f"training: found {what} of {key}, expected momenta of parameters that are trained"
+            )
         if value.ndim and value.shape != parameter.shape:
             raise PassError(
                 f"training: found {what} of {key} with shape {tuple(value.shape)}, expected "
