@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graphcomp.errors import LoadError, OutputError
-from graphcomp.records import Accuracy, BatchTiming, Interval, LayerRow, ModelFile, Report, Snapshot
+from graphcomp.records import Accuracy, BatchTiming, Interval, LayerRow, ModelFile, Report, Snapshot, Step
 from graphcomp.spectra import spectra_figure, spectra_of
 from graphcomp.svg import AFTER, BEFORE, INCHES_WIDE, INK, THEORY, elide, style, svg
 
@@ -310,6 +310,26 @@ def _by_occurrence(layers: Iterable[LayerRow]) -> dict[tuple[str, int], LayerRow
         rows[layer.name, seen[layer.name]] = layer
         seen[layer.name] += 1
     return rows
+
+
+@dataclass(frozen=True)
+class Removals:
+    """Channels that a pass over several rounds removed: the rounds, and by layer a count for each."""
+
+    rounds: tuple[int, ...]
+    layers: dict[str, tuple[int, ...]]
+
+
+def removals(step: Step) -> Removals:
+    """The rounds that removed something, and what from which layer; layers in the order of the network."""
+    active = [row for row in step.rounds if row.removed]
+    touched = {name for row in active for name in row.removed}
+    order = dict.fromkeys(layer.name for layer in step.after.layers if layer.name in touched)
+    names = [*order, *sorted(touched - set(order))]
+    return Removals(
+        rounds=tuple(row.number for row in active),
+        layers={name: tuple(row.removed.get(name, 0) for row in active) for name in names},
+    )
 
 
 def group_kept(report: Report) -> list[KeptGroup]:
@@ -605,6 +625,7 @@ def render_html(report: Report) -> str:
         kept=group_kept(report),
         notes=notes(report),
         plots=_plots(report, pairs),
+        removals={step.index: removals(step) for step in report.steps},
         recipe=yaml.safe_dump(to_jsonable_python(report.recipe), sort_keys=False, allow_unicode=True),
         command=_command(report),
     )

@@ -365,7 +365,7 @@ class _Saved:
                 f"{self.place}: found the rounds of another run, expected those of this program, data and "
                 "options; delete it to start this pass anew"
             )
-        rounds = []
+        rounds: list[Done] = []
         while (path := self._at(len(rounds) + 1, RECORD)).exists():
             rounds.append(_read(path, Done))
         return Course(begun.plan, begun.start, begun.seconds, tuple(rounds))
