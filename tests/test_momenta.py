@@ -33,7 +33,7 @@ def constant(epochs: int, **changes: Any) -> TrainOptions:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_two_trainings_are_one_if_momenta_are_handed_on(optimizer: str) -> None:
-    """Whole batches, so that the order of samples plays no part; without the momenta it is another network."""
+    """Whole batches, so that the order of samples plays no part; without momenta it is another one."""
     how = constant(1, batch=96, max_steps=1, optimizer=optimizer, lr=0.01)
     first = fit(normalised_net(), make_split(), how)
     on = fit(first.program, make_split(), how, momenta=first.momenta)
@@ -79,9 +79,13 @@ def test_t0_8_momenta_are_cut_with_the_weights(optimizer: str) -> None:
 
 def test_momenta_of_the_old_shapes_are_refused() -> None:
     fitted = fit(normalised_net(), make_split(), constant(1))
-    with pytest.raises(PassError, match=r"momentum_buffer of 0.weight with shape \(6, 3, 3, 3\), expected \(4"):
+    with pytest.raises(
+        PassError, match=r"momentum_buffer of 0.weight with shape \(6, 3, 3, 3\), expected \(4"
+    ):
         fit(cut(fitted.program), make_split(), constant(1), momenta=fitted.momenta)
-    with pytest.raises(PassError, match="found x of nothing, expected momenta of parameters that are trained"):
+    with pytest.raises(
+        PassError, match="found x of nothing, expected momenta of parameters that are trained"
+    ):
         fit(normalised_net(), make_split(), constant(1), momenta={"nothing#x": torch.zeros(1)})
 
 
