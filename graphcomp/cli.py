@@ -536,6 +536,8 @@ def _type(schema: dict[str, Any]) -> str:
         return " or ".join(_type(s) for s in schema["anyOf"])
     if "enum" in schema:
         return " | ".join(map(str, schema["enum"]))
+    if "$ref" in schema:
+        return f"options of {schema['$ref'].rpartition('/')[2]}"
     kind = str(schema.get("type", "any"))
     if kind == "array":
         return f"list of {_type(schema.get('items', {}))}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import Field
+from torch import Tensor
 
 from graphcomp import calibrate, distributed, verify
 from graphcomp.calibrate import Request, Statistic
@@ -67,6 +68,8 @@ class Context:
         progress: called with a message and a fraction in [0, 1].
         workdir: where passes that take long keep their state, each in a folder of its own; None: nowhere.
         statistics: what was collected, by content; so that nothing is computed twice in a run.
+        momenta: what the optimiser of the last training remembers, by `parameter#what`; a training goes on
+            from it and leaves its own there. None: every training begins anew.
         threads: that the result will run with, where times are targets.
         timer: measures ONNX models for such passes; None: the target's provider does.
         timed: whether the run ends with a measurement, so that passes may measure as well.
@@ -79,6 +82,7 @@ class Context:
     progress: Callable[[str, float], None] = field(default=lambda message, fraction: None)
     workdir: Path | None = None
     statistics: dict[str, Statistic] = field(default_factory=dict, repr=False, compare=False)
+    momenta: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
     threads: int = 1
     timer: Timer | None = None
     timed: bool = False
@@ -140,6 +144,89 @@ class TrainingPass(Pass, Protocol):
 
     def train(self, program: Program, plan: Plan, context: Context) -> tuple[Program, Training]:
         """Take the place of `simulate`: the same graph with the same shapes, and how it came to be."""
+        ...
+
+
+class Done(Record):
+    """A finished round: what was decided, and what came of it."""
+
+    plan: Plan
+    step: Step
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a pass over several rounds went so far: all that its decisions may go by, so that it resumes.
+
+    Attributes:
+        plan: what was decided before the first round.
+        start: the program as it came.
+        seconds: that `plan` and `start` took.
+        rounds: finished ones, oldest first. Accuracies are those on held-out training samples.
+    """
+
+    plan: Plan
+    start: Snapshot
+    seconds: float = 0.0
+    rounds: tuple[Done, ...] = ()
+
+    @property
+    def snapshots(self) -> list[Snapshot]:
+        """The program as it came, and after round 1, 2, …"""
+        return [self.start, *(done.step.after for done in self.rounds)]
+
+
+class Strategy(Protocol):
+    """A method that goes over several rounds. It emits ordinary passes, each of which is run and verified as
+    any other, and says the result of which round is its own: taking a round back is naming an earlier one.
+    """
+
+    @property
+    def name(self) -> str:
+        """Of the pass."""
+        ...
+
+    @property
+    def held_out(self) -> float:
+        """Fraction of the training data that no round learns from, and by which all are judged."""
+        ...
+
+    @property
+    def most_rounds(self) -> int:
+        """There will not be more: for progress."""
+        ...
+
+    @property
+    def keeps_momenta(self) -> bool:
+        """Whether a training goes on from what the optimiser of the one before it remembers."""
+        ...
+
+    def plan(self, program: Program, context: Context) -> Plan:
+        """Decide and measure what has to be known before the first round; `context` holds the data that
+        rounds see: its evaluation data are held-out training samples.
+        """
+        ...
+
+    def next_pass(self, course: Course) -> Pass | None:
+        """The pass of the next round, None at the end."""
+        ...
+
+    def result(self, course: Course) -> int:
+        """After which round the program is the result, 0: as it came. Never before an earlier answer."""
+        ...
+
+    def ending(self, course: Course) -> str:
+        """Why there is no next round: a few words for the summary."""
+        ...
+
+
+@runtime_checkable
+class IterativePass(Pass, Protocol):
+    """A pass that may go over several rounds."""
+
+    @property
+    def strategy(self) -> Strategy | None:
+        """How; None if this one is a single step as any other pass."""
         ...
 
 
@@ -209,15 +296,20 @@ def held(name: str, program: Program) -> Earlier:
 
 
 def run_pass(pass_: Pass, program: Program, context: Context, index: int = 0) -> tuple[Step, Plan, Program]:
-    """Plan, simulate, rewrite and verify one pass."""
+    """Plan, simulate, rewrite and verify one pass; or all that it emits, if it goes over several rounds."""
+    strategy = pass_.strategy if isinstance(pass_, IterativePass) else None
+    if strategy is not None:
+        from graphcomp.rounds import run_rounds
+
+        return run_rounds(strategy, program, context, index)
     started = time.perf_counter()
     tell = context.progress
     tell(f"{pass_.name}: plan", 0.0)
-    plan = distributed.broadcast(pass_.plan(program, _within(context, f"{pass_.name}: ", 0.0, 0.4)))
+    plan = distributed.broadcast(pass_.plan(program, within(context, f"{pass_.name}: ", 0.0, 0.4)))
     training: Training | None = None
     if isinstance(pass_, TrainingPass):
         place = replace(context, workdir=context.workdir and context.workdir / work_name(index, pass_.name))
-        simulated, training = pass_.train(program, plan, _within(place, f"{pass_.name}: ", 0.05, 0.45))
+        simulated, training = pass_.train(program, plan, within(place, f"{pass_.name}: ", 0.05, 0.45))
     else:
         tell(f"{pass_.name}: simulate", 0.4)
         simulated = pass_.simulate(program, plan)
@@ -253,7 +345,7 @@ def run_pass(pass_: Pass, program: Program, context: Context, index: int = 0) ->
     return step, plan, result
 
 
-def _within(context: Context, prefix: str, start: float, share: float) -> Context:
+def within(context: Context, prefix: str, start: float, share: float) -> Context:
     """The context, with its progress in a part of the bar."""
     tell = context.progress
     return replace(context, progress=lambda message, part: tell(prefix + message, start + share * part))

@@ -13,9 +13,9 @@ A bad recipe fails before any work, naming the field and, in a file, the line.
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -231,8 +231,17 @@ def _make_one(item: _Item, table: PassTable) -> Pass:
     try:
         return TypeAdapter(kind).validate_python(dict(item.options))  # type: ignore[no-any-return]
     except ValidationError as error:
-        known = [f.name for f in fields(kind)]
-        raise RecipeError(_explain(error, item.place, item.lines, known, item.name)) from error
+        raise RecipeError(_explain(error, item.place, item.lines, _known(kind, error), item.name)) from error
+
+
+def _known(kind: type[Any], error: ValidationError) -> list[str]:
+    """The options beside the first that is wrong: those of the pass, or of a group of its options."""
+    for name in error.errors()[0]["loc"][:-1]:
+        hint = get_type_hints(kind).get(str(name))
+        nested = [t for t in (hint, *get_args(hint)) if isinstance(t, type) and is_dataclass(t)]
+        if nested:
+            kind = nested[0]
+    return [f.name for f in fields(kind)]
 
 
 def _explain(
@@ -295,6 +304,11 @@ def _add_option(options: dict[str, Any], text: str, column: int) -> None:
         raise RecipeError(f"passes, column {column + 1}: found {text.strip()!r}, expected option=value")
     if name in options:
         raise RecipeError(f"passes, column {column + 1}: {name}: found it twice, expected it once")
+    if _is_nested(value):
+        inside, options[name] = value.strip()[1:-1], {}
+        for at, option in _split(inside, column + len(text.lstrip()) - len(value.lstrip()) + 1):
+            _add_option(options[name], option, at)
+        return
     try:
         options[name] = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -302,6 +316,13 @@ def _add_option(options: dict[str, Any], text: str, column: int) -> None:
             f"passes, column {column + 1}: {name}: found {value!r}, expected a value; put quotes around text "
             'that begins with a special character, e.g. include="*.conv1"'
         ) from error
+
+
+def _is_nested(value: str) -> bool:
+    """`{epochs=2, lr=0.01}`, as the options of a pass are written, and not YAML's `{epochs: 2}`."""
+    text = value.strip()
+    first = _split(text[1:-1])[0][1] if text.startswith("{") and text.endswith("}") else ""
+    return "=" in first and ":" not in first.partition("=")[0]
 
 
 def _split(text: str, offset: int = 0) -> list[tuple[int, str]]:

@@ -164,6 +164,27 @@ class Training(Record):
         return "; ".join(parts)
 
 
+class Round(Record):
+    """One inner step of a pass that goes over several rounds; number 0 is the program as it came."""
+
+    number: int
+    name: str = Field(description="of the inner pass; `start` for number 0")
+    summary: str = Field(description="one line: what the round did")
+    accuracy: Accuracy | None = Field(description="on held-out training samples")
+    params_trainable: int
+    macs: int = Field(description="multiply-accumulates for one sample")
+    removed: dict[str, int] = Field(
+        default_factory=dict, description="layer -> output channels that this round removed"
+    )
+    kept: bool = Field(
+        description="whether the pass's result has it behind it; rounds that do not were undone"
+    )
+    verify_error: float = 0.0
+    evidence: dict[str, Any] = Field(default_factory=dict, description="why it was decided so")
+    training: Training | None = None
+    seconds: float = 0.0
+
+
 class Step(Record):
     """One pass of the pipeline."""
 
@@ -182,6 +203,9 @@ class Step(Record):
         default_factory=dict, description="why the pass decided so, as its method puts it; see the plan"
     )
     training: Training | None = Field(default=None, description="null for a pass that does not train")
+    rounds: list[Round] = Field(
+        default_factory=list, description="of a pass that goes over several; empty for the others"
+    )
     after: Snapshot
 
 

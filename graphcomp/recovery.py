@@ -117,10 +117,14 @@ class Recovery(TrainOptions):
             watch=lesson.watch,
             teacher=lesson.teacher,
             augmentation=self._augmentation(program, data),
+            momenta=context.momenta,
             seed=self._seed(context),
             state=None if context.workdir is None else context.workdir / STATE,
             progress=context.progress,
         )
+        if context.momenta is not None:
+            context.momenta.clear()
+            context.momenta.update(fitted.momenta)
         return fitted.program, fitted.record.model_copy(update={"teacher": lesson.taught_by})
 
     def _seed(self, context: Context) -> int:

@@ -99,11 +99,26 @@ def options_of(pass_: Any) -> dict[str, Any]:
     return dumped
 
 
-@dataclass(frozen=True, config=OPTIONS)
-class ChannelRemoval(ABC):
-    """Base of the passes that remove channels. Derived classes add what a target is solved by."""
+class RowRemoval:
+    """The two verbs of passes whose plans name rows: `{"join": policy, "rows": {layer: output rows}}`."""
 
     name: ClassVar[str]
+
+    def simulate(self, program: Program, plan: Plan) -> Program:
+        """Zeros where the removed channels are read."""
+        channels = analyse(program, plan.decisions["join"])
+        return mask(program, channels, drop_of(channels, plan.decisions["rows"]))
+
+    def rewrite(self, program: Program, plan: Plan) -> Program:
+        """Take the channels out."""
+        channels = analyse(program, plan.decisions["join"])
+        return remove(program, channels, drop_of(channels, plan.decisions["rows"]), self.name)
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class ChannelRemoval(RowRemoval, ABC):
+    """Base of the passes that remove channels. Derived classes add what a target is solved by."""
+
     record: ClassVar[type[Width]] = Width
 
     target: Annotated[
@@ -180,16 +195,6 @@ class ChannelRemoval(ABC):
                 **paid.evidence,
             },
         )
-
-    def simulate(self, program: Program, plan: Plan) -> Program:
-        """Zeros where the removed channels are read."""
-        channels = analyse(program, plan.decisions["join"])
-        return mask(program, channels, drop_of(channels, plan.decisions["rows"]))
-
-    def rewrite(self, program: Program, plan: Plan) -> Program:
-        """Take the channels out."""
-        channels = analyse(program, plan.decisions["join"])
-        return remove(program, channels, drop_of(channels, plan.decisions["rows"]), self.name)
 
     @property
     def _policy(self) -> JoinPolicy:

@@ -39,6 +39,7 @@ from graphcomp.records import (
     ModelFile,
     Report,
     Snapshot,
+    Step,
 )
 from graphcomp.spectra import spectra_figure, spectra_of
 from graphcomp.svg import AFTER, BEFORE, INCHES_WIDE, INK, THEORY, elide, style, svg
@@ -402,6 +403,26 @@ def _by_occurrence(layers: Iterable[LayerRow]) -> dict[tuple[str, int], LayerRow
     return rows
 
 
+@dataclass(frozen=True)
+class Removals:
+    """Channels that a pass over several rounds removed: the rounds, and by layer a count for each."""
+
+    rounds: tuple[int, ...]
+    layers: dict[str, tuple[int, ...]]
+
+
+def removals(step: Step) -> Removals:
+    """The rounds that removed something, and what from which layer; layers in the order of the network."""
+    active = [row for row in step.rounds if row.removed]
+    touched = {name for row in active for name in row.removed}
+    order = dict.fromkeys(layer.name for layer in step.after.layers if layer.name in touched)
+    names = [*order, *sorted(touched - set(order))]
+    return Removals(
+        rounds=tuple(row.number for row in active),
+        layers={name: tuple(row.removed.get(name, 0) for row in active) for name in names},
+    )
+
+
 def group_kept(report: Report) -> list[KeptGroup]:
     """What every pass left alone, by reason, the most frequent reason first."""
     places: dict[str, list[tuple[str, str]]] = {}
@@ -719,6 +740,7 @@ def render_html(report: Report) -> str:
         notes=notes(report),
         robustness=robustness_rows(report),
         plots=_plots(report, pairs),
+        removals={step.index: removals(step) for step in report.steps},
         recipe=yaml.safe_dump(to_jsonable_python(report.recipe), sort_keys=False, allow_unicode=True),
         command=_command(report),
     )

@@ -12,9 +12,9 @@ The best epoch is chosen by samples held out from the training data, never by th
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,17 @@ STATISTICS = 3
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained program, in eval mode, and how it came to be."""
+    """A trained program, in eval mode, and how it came to be.
+
+    Attributes:
+        program: the result.
+        record: how it came to be.
+        momenta: what the optimiser remembers after the last step, by `parameter#what`; tensors on the CPU.
+    """
 
     program: Program
     record: Training
+    momenta: dict[str, Tensor] = field(default_factory=dict)
 
 
 def fit(
@@ -84,6 +91,7 @@ def fit(
     watch: Sequence[str] = (),
     teacher: Program | None = None,
     augmentation: Augmentation | None = None,
+    momenta: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     state: Path | None = None,
     progress: Progress = quiet,
@@ -104,6 +112,8 @@ def fit(
         watch: names of nodes whose outputs the loss wants, in the program and in the teacher.
         teacher: a program to learn from: run in eval mode on the same inputs, never changed.
         augmentation: of `train`; default none.
+        momenta: `Fitted.momenta` of an earlier training to go on from; after a removal of channels see
+            `graphcomp.momenta`.
         seed: of everything random.
         state: file to save the running training in and to go on from; None: nothing is kept.
         progress: told what is going on and which fraction is done.
@@ -115,6 +125,7 @@ def fit(
         KeyboardInterrupt: stopped by the user; the message says how to go on.
     """
     _check(program, train, options, held_out)
+    _check_momenta(program, momenta or {})
     task = Task(
         program=program,
         train=train,
@@ -126,6 +137,7 @@ def fit(
         teacher=teacher,
         augmentation=augmentation or Unchanged(),
         seed=seed,
+        momenta=momenta or {},
     )
     with _reproducible(), stoppable() as stop:
         key = task.key() if state is not None else ""
@@ -157,6 +169,22 @@ def _check(program: Program, train: Split, options: TrainOptions, held_out: Spli
             "training: found no parameter that wants a gradient, expected at least one; set requires_grad, "
             "or epochs=0 with bn_reestimate"
         )
+
+
+def _check_momenta(program: Program, momenta: Mapping[str, Tensor]) -> None:
+    """They have to be those of this program's parameters: a removal of channels slices them as well."""
+    for name, value in momenta.items():
+        key, _, what = name.partition("#")
+        parameter = program.tensors.get(key)
+        if parameter is None or not parameter.requires_grad:
+            raise PassError(
+                f"training: found {what} of {key}, expected momenta of parameters that are trained"
+            )
+        if value.ndim and value.shape != parameter.shape:
+            raise PassError(
+                f"training: found {what} of {key} with shape {tuple(value.shape)}, expected "
+                f"{tuple(parameter.shape)}; slice momenta together with the weights (graphcomp.momenta)"
+            )
 
 
 @contextmanager
@@ -194,7 +222,7 @@ def _finished(loop: Loop, progress: Progress) -> Fitted:
         seconds=seconds,
         resumed=loop.resumed,
     )
-    return Fitted(program, record)
+    return Fitted(program, record, {n: t.detach().cpu().clone() for n, t in loop.momenta.items()})
 
 
 def _reestimated(program: Program, task: Task, samples: int, progress: Progress) -> Program:

@@ -23,6 +23,9 @@ SAVE_SECONDS = 60.0
 """The state is saved at the end of every epoch, and in between when this much time has passed."""
 
 TELL_SECONDS = 0.5
+OWN = "optimizer/"
+"""What the optimiser's tensors are called in a state."""
+
 SCORE_BATCH = 250
 AVERAGE_START = 10
 """An average follows closely at first: after t steps its decay is at most (1 + t) / (AVERAGE_START + t)."""
@@ -74,6 +77,7 @@ class Loop:
         self.tensors = self.network.tensors
         self.parameters = {n: t for n, t in self.tensors.items() if t.requires_grad}
         self.optimizer = make_optimizer(options, self.parameters) if self.parameters else None
+        self._restore_momenta(task.momenta)
         self.average = Average(options.ema, self.tensors) if options.ema is not None else None
         self.batches = Batches(task.train, options.batch, options.accumulate, task.augmentation, task.seed)
         self.steps, self.at = task.steps, 0
@@ -257,7 +261,7 @@ class Loop:
             "resumed": self.resumed,
         }
         averaged = self.average.tensors if self.average else {}
-        groups = {"net": self.tensors, "average": averaged, "best": self.best, "optimizer": self._moments()}
+        groups = {"net": self.tensors, "average": averaged, "best": self.best, "optimizer": self.momenta}
         tensors = {f"{group}/{n}": t for group, found in groups.items() for n, t in found.items()}
         save_state(state, key, facts, tensors)
 
@@ -273,28 +277,30 @@ class Loop:
         self.at, self.clock = facts["at"], dict(facts["clock"])
         self.rows = [EpochRow.model_validate(row) for row in facts["rows"]]
         self.resumed = facts["resumed"] + 1
+        self._restore_momenta({n.removeprefix(OWN): t for n, t in tensors.items() if n.startswith(OWN)})
         for name, value in tensors.items():
             group, _, key = name.partition("/")
             if group == "best":
                 self.best[key] = value
-            elif group == "optimizer":
-                parameter, _, moment = key.partition("#")
-                self._restore_moment(self.parameters[parameter], moment, value)
-            else:
+            elif not name.startswith(OWN):
                 goal = self.tensors if group == "net" or self.average is None else self.average.tensors
                 goal[key].data.copy_(value)
 
-    def _moments(self) -> dict[str, Tensor]:
-        """The optimiser's state by `parameter#what`."""
+    @property
+    def momenta(self) -> dict[str, Tensor]:
+        """What the optimiser remembers, by `parameter#what`."""
         if self.optimizer is None:
             return {}
-        states = {name: self.optimizer.state[p] for name, p in self.parameters.items()}
+        states = {name: self.optimizer.state.get(p, {}) for name, p in self.parameters.items()}
         return {f"{name}#{what}": t for name, held in states.items() for what, t in held.items()}
 
-    def _restore_moment(self, parameter: Tensor, what: str, value: Tensor) -> None:
-        like = parameter.detach() if value.shape == parameter.shape else value
-        held = cast(torch.optim.Optimizer, self.optimizer).state[parameter]
-        held[what] = torch.empty_like(like, dtype=value.dtype).copy_(value)  # in the parameter's layout
+    def _restore_momenta(self, momenta: Mapping[str, Tensor]) -> None:
+        for name, value in momenta.items():
+            key, _, what = name.partition("#")
+            parameter = self.parameters[key].detach()
+            like = parameter if value.shape == parameter.shape else value  # in the parameter's layout
+            held = cast(torch.optim.Optimizer, self.optimizer).state[self.parameters[key]]
+            held[what] = torch.empty_like(like, dtype=value.dtype).copy_(value)
 
 
 @torch.no_grad()

@@ -1,10 +1,12 @@
 """How a network is trained, and what a loss may look at."""
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, cast
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass as options_dataclass
@@ -158,6 +160,7 @@ class Task:
     teacher: Program | None
     augmentation: Augmentation
     seed: int
+    momenta: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -176,4 +179,13 @@ class Task:
             augmentation=repr(self.augmentation),
             watch=list(self.watch),
             seed=self.seed,
+            **({"momenta": _fingerprint(self.momenta)} if self.momenta else {}),
         )
+
+
+def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

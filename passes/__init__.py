@@ -11,12 +11,28 @@ from graphcomp.passes.fold_bn import FoldBN
 from graphcomp.passes.l1 import L1
 from graphcomp.passes.low_rank import LowRank
 from graphcomp.passes.pfa import PFA
+from graphcomp.passes.play_and_prune import PlayAndPrune
 from graphcomp.passes.random_ import Random
 from graphcomp.passes.slimming import Slimming
 from graphcomp.passes.student import Student
 
 PASSES: dict[str, type[Any]] = {
-    p.name: p for p in (FoldBN, L1, Random, APoZ, LowRank, CC, PFA, Dct, Slimming, Finetune, Student, Distil)
+    p.name: p
+    for p in (
+        FoldBN,
+        L1,
+        Random,
+        APoZ,
+        PlayAndPrune,
+        Slimming,
+        LowRank,
+        CC,
+        PFA,
+        Dct,
+        Finetune,
+        Student,
+        Distil,
+    )
 }
 
 __all__ = [
@@ -30,6 +46,7 @@ __all__ = [
     "FoldBN",
     "L1",
     "LowRank",
+    "PlayAndPrune",
     "Random",
     "Slimming",
     "Student",

@@ -18,7 +18,12 @@ def norm_scores(channels: Channels) -> Scores:
 
 def filter_norms(weight: Tensor, axis: Axis) -> Scores:
     """`sum |W|` of every output channel's filter, shape (channels,)."""
-    dim = axis.tensors[0][1]
-    blocks = weight.detach().double().reshape(axis.groups, -1, *weight.shape[1:])
-    norms = blocks.movedim(dim + 1, 1).flatten(2).abs().sum(2).flatten()
+    norms = filters(weight.detach().double(), axis).abs().sum(1)
     return np.asarray(norms.numpy(), dtype=np.float64)
+
+
+def filters(weight: Tensor, axis: Axis) -> Tensor:
+    """The filter of every output channel, shape (channels, weights of one); differentiable."""
+    dim = axis.tensors[0][1]
+    blocks = weight.reshape(axis.groups, -1, *weight.shape[1:])
+    return blocks.movedim(dim + 1, 1).flatten(2).flatten(0, 1)
