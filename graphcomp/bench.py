@@ -30,7 +30,17 @@ from graphcomp.errors import BenchError
 from graphcomp.onnxfile import OnnxFile, onnx_macs
 from graphcomp.session import OpenSession, Provider, open_session, probe, run_errors
 
-__all__ = ["NO_DIFFERENCE", "benchmark", "format_table", "onnx_macs", "race", "ratio_interval", "verdict"]
+__all__ = [
+    "NO_DIFFERENCE",
+    "benchmark",
+    "check_inputs",
+    "format_table",
+    "onnx_macs",
+    "race",
+    "random_inputs",
+    "ratio_interval",
+    "verdict",
+]
 
 NO_DIFFERENCE = "no measurable difference"
 BUSY = 1.1
@@ -114,7 +124,7 @@ def benchmark(
     budget = Budget(runs, seconds, warmup_runs, warmup_seconds)
     _check_options(budget, batches)
     files = onnxfile.read(base), onnxfile.read(new)
-    _check_inputs(*files)
+    check_inputs(*files)
     macs = {batch: _macs(files, batch) for batch in batches}
     # Besides proving the provider, this pays for what happens once a process: no file's first run should.
     probe(provider, threads)
@@ -228,7 +238,7 @@ def _check_options(budget: Budget, batches: Sequence[int]) -> None:
             raise BenchError(f"{name}: found {value}, expected at least {least}")
 
 
-def _check_inputs(base: OnnxFile, new: OnnxFile) -> None:
+def check_inputs(base: OnnxFile, new: OnnxFile) -> None:
     """Both files must take the same inputs; a batch fixed on one side only is for `_macs` to judge."""
     left, right = (
         {item.name: (item.dtype, item.shape[1:], len(item.shape)) for item in file.inputs}
@@ -260,7 +270,7 @@ def _macs(files: tuple[OnnxFile, OnnxFile], batch: int) -> tuple[int, int]:
     return base, new
 
 
-def _random_inputs(file: OnnxFile, batch: int, seed: int) -> dict[str, NDArray[Any]]:
+def random_inputs(file: OnnxFile, batch: int, seed: int) -> dict[str, NDArray[Any]]:
     """Standard normal floats, and zeros and ones for other types, which are valid indices and masks."""
     rng = np.random.default_rng(seed)
     shapes = onnxfile.feed_shapes(file.inputs, batch, str(file.path))
@@ -384,7 +394,7 @@ def _time_batch(
     seed: int,
     report: Progress,
 ) -> Timed:
-    feeds = _random_inputs(files[0], batch, seed)
+    feeds = random_inputs(files[0], batch, seed)
     opened = _open(files, provider, threads, batch, feeds)
     runners = _Runner(opened[0], feeds, files[0].path), _Runner(opened[1], feeds, files[1].path)
     firsts = runners[0].first(), runners[1].first()
