@@ -1,10 +1,11 @@
 """Why a network is not as much faster as it is smaller: theory against practice, operator by operator.
 
 Theory says `T_base r` with r = MACs_new / MACs_base; practice says `T_new`: both measured by
-`graphcomp.bench`, without a trace. The gap `T_new - r T_base` is split with the times of operators from two traces of other
-runs (`graphcomp.profiling`), matched between the files by module (`graphcomp.attribution`). A layer that was
-factored is the group of its factors. Below, t is an operator's time, m its MACs, c the MACs it carries out:
-whole blocks of channels included. Every part is a difference that the next one begins where the last ended:
+`graphcomp.bench`, without a trace. The gap `T_new - r T_base` is split with the times of operators from two
+traces of other runs (`graphcomp.profiling`), matched between the files by module (`graphcomp.attribution`). A
+layer that was factored is the group of its factors. Below, t is an operator's time, m its MACs, c the MACs it
+carries out: whole blocks of channels included. Every part is a difference that begins where the one before
+it ended:
 
 - **theory** of a convolution or matrix product: `t_base m_new / m_base`. Of any other operator, which has no
   MACs: t_base by the ratio of elements that it reads and writes. 0 for what the base does not have, except
@@ -22,15 +23,21 @@ whole blocks of channels included. Every part is a difference that the next one 
   the time.
 - **host**: what is left: `(T_new - sum t_new) - r (T_base - sum t_base)`. Time between operators does not
   shrink with MACs. This part closes the sum: whatever the traces get wrong ends in it, too, so it is shown by
-  itself, beside the times outside of operators that it comes from (`TracedFile`). Nothing is scaled to fit.
+  itself, beside the times outside of operators that it comes from (`TracedFile`).
 
-All but *host* and *mix* is known by operator and pass. The parts sum to the gap exactly; the gap's interval is
-the speedup's. TensorRT runs a network as one operator, so there is nothing to split and it is refused.
+Operators cannot take longer together than the run that they are part of. Where they seem to in one of the
+files, tracing costs more there than it does on the chain that its cost was measured on: that cost is raised,
+for all operators of both files alike, as far as needed and to twice as much at most. Nothing else is scaled.
+
+All but *host* and *mix* is known by operator and pass. The parts sum to the gap exactly; the interval of the
+gap is that of the speedup. TensorRT runs a network as one operator: there is nothing to split, and it is
+refused.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -162,11 +169,13 @@ def split(
     """
     measured = [s.cpu_median_ms if timing.busy else s.median_ms for s in (timing.base, timing.new)]
     speedup = timing.cpu_speedup if timing.busy else timing.speedup
+    extra = _more_cost(measured, kernels, profiles)
+    kernels = _without(kernels[0], extra), _without(kernels[1], extra)
     base, new = (
         TracedFile(
             measured_ms=ms,
             operators_ms=sum(k.ms for k in side),
-            trace_cost_ms=profile.cost_ms,
+            trace_cost_ms=profile.cost_ms + extra,
             traced_run_ms=profile.run_ms,
             runs=profile.runs,
             operators=len(side),
@@ -201,6 +210,20 @@ def split(
     )
 
 
+def _more_cost(
+    measured: Sequence[float],
+    kernels: tuple[Sequence[Kernel], Sequence[Kernel]],
+    profiles: tuple[Profile, Profile],
+) -> float:
+    """Milliseconds an operator that tracing costs beyond what was measured on the chain."""
+    excess = ((sum(k.ms for k in side) - ms) / len(side) for ms, side in zip(measured, kernels, strict=True))
+    return min(max(0.0, *excess), profiles[0].cost_ms)
+
+
+def _without(kernels: Sequence[Kernel], extra: float) -> list[Kernel]:
+    return [replace(k, operator=replace(k.operator, ms=max(0.0, k.operator.ms - extra))) for k in kernels]
+
+
 def _part(kind: PartKind, rows: Iterable[ExplainedRow], whole: float | None) -> Part:
     by_pass: dict[str, float] = defaultdict(float)
     if whole is not None:
@@ -228,9 +251,7 @@ class _Matching:
     def __init__(self, base: Sequence[Kernel], new: Sequence[Kernel]) -> None:
         self.base, self.new = base, new
         self.heavy = [k for k in base if k.macs]
-        self.inside = tuple(
-            {s.key: s.elements for k in side for s in k.sources if s is not k.main} for side in (base, new)
-        )
+        self.inside = {s.key: (s.elements, k.made_by) for k in new for s in k.sources if s is not k.main}
 
     def rows(self) -> list[ExplainedRow]:
         """In the order of the candidate; what is gone comes last."""
@@ -317,17 +338,15 @@ class _Light:
 
     def gone(self) -> list[ExplainedRow]:
         """Operators of the base that the candidate has not: fused now, or no more."""
-        inside = self.matching.inside[1]
         rows = []
         for base in self.matching.base:
             if base.macs or id(base) in self.used:
                 continue
-            main = base.main
-            fused = main is not None and main.key in inside and not _moves(base)
-            theory = (
-                base.ms * _ratio(_elements(base), inside[main.key]) if main is not None and fused else 0.0
-            )
-            rows.append(_row([base], [], theory, {"fusion": -theory} if fused else {}))
+            inside = self.matching.inside
+            after = None if base.main is None or _moves(base) else inside.get(base.main.key)
+            theory = 0.0 if after is None else base.ms * _ratio(_elements(base), after[0])
+            row = _row([base], [], theory, {} if after is None else {"fusion": -theory})
+            rows.append(row if after is None else row.model_copy(update={"made_by": after[1]}))
         return rows
 
 
@@ -340,14 +359,7 @@ def _elements(kernel: Kernel) -> int:
     if kernel.main is not None:
         return kernel.main.elements
     shapes = (*kernel.operator.inputs, *kernel.operator.outputs)
-    return sum(_product(shape) for shape in shapes)
-
-
-def _product(shape: Sequence[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _ratio(base: int, new: int) -> float:

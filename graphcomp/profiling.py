@@ -6,14 +6,15 @@ session. Two files are traced by turns, A B B A, as they are timed; but a traced
 since writing the trace takes time between the operators.
 
 An operator's time is the interquartile mean over the runs: as robust as a median, and finer than the trace's
-whole microseconds. Events are wall time: where the machine is busy (one thread whose runs take 10 % longer than
-they have the processor), it is the mean of the fastest quarter instead, which nobody interrupted. On CPUs two
-things are put right, or networks of many small operators would seem to spend
-their time elsewhere. The runtime cuts fractions of a microsecond off, half of one on average: it is added. And
-an operator that is traced takes longer, since what it needs is not in the nearest caches any more after an
-event was written: by about 2 us, which is more than small operators take. How much is measured each time, on
-a chain of operators that are too small to count, traced and not (`trace_cost`), and taken off every operator.
-What remains of it in larger networks is not known.
+whole microseconds. Events are wall time: where the machine is busy (one thread whose runs take 10 % longer
+than they have the processor), it is the mean of the fastest quarter instead, which nobody interrupted.
+
+On CPUs two things are put right, or networks of many small operators would seem to spend their time
+elsewhere. The runtime cuts fractions of a microsecond off, half of one on average: it is added. And an
+operator that is traced takes longer, since what it needs is not in the nearest caches any more after an event
+was written: by about 2 us, which is more than small operators take. How much is measured each time, on a
+chain of operators that are too small to count, traced and not (`trace_cost`), and taken off every operator.
+In larger networks it may be more; `graphcomp.explanation` says what becomes of that.
 
 On GPUs an operator's event is the time to launch it. What it takes there is in the events of category
 `Kernel` behind it, which only runtimes built with CUPTI write; without them a trace explains nothing and is
@@ -281,7 +282,7 @@ def _check_kernels(seen: Mapping[str, _Seen], provider: Provider, place: str) ->
     if provider != "cpu" and not any(any(s.kernels) for s in there):
         raise BenchError(
             f"{place}: found no Kernel events in the trace, only the times to launch them, expected a "
-            "runtime that was built with CUPTI (--enable_cuda_profiling); explain on provider 'cpu', or build one"
+            "runtime that was built with CUPTI (--enable_cuda_profiling); explain on provider 'cpu'"
         )
 
 

@@ -304,9 +304,7 @@ class Explanation(Record):
     clock: Literal["wall", "CPU"] = Field(description="CPU where the machine was busy")
     theoretical: float = Field(description="MACs of the baseline / MACs of the candidate")
     speedup: Interval = Field(description="as measured")
-    theory_ms: float = Field(
-        description="what the MACs promised: measured time of the baseline / theoretical"
-    )
+    theory_ms: float = Field(description="what the MACs promised: the baseline's time / theoretical")
     gap: Interval = Field(description="milliseconds that the candidate takes beyond that")
     base: TracedFile
     new: TracedFile
@@ -366,7 +364,9 @@ class Report(Record):
         default=None, description="the result with dense weights (base) against DCT coefficients (new)"
     )
     explanation: Explanation | None = Field(
-        default=None, description="theory against practice at the first batch size; null if nothing was timed"
+        default=None,
+        description="theory against practice at the first batch size; null if nothing was timed, or not "
+        "on a CPU",
     )
     environment: Environment
     started: str = Field(description="ISO 8601, UTC")
