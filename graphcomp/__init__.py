@@ -8,12 +8,13 @@ print(graphcomp.analyse(program).removable)               # coupled channel grou
 small = graphcomp.compile(program, "fold-bn, l1{target=macs:0.5}").program
 graphcomp.export_onnx(program, "base.onnx"); graphcomp.export_onnx(small, "small.onnx")
 graphcomp.benchmark("base.onnx", "small.onnx")
+graphcomp.explain("base.onnx", "small.onnx").parts          # why it is not as much faster as it is smaller
 small.save("small"); graphcomp.load("small")
 """
 
 __version__ = "0.1.0"
 
-from graphcomp.api import benchmark, compile, export_onnx, load
+from graphcomp.api import benchmark, compile, explain, export_onnx, load
 from graphcomp.channels import ChannelGroup, Channels, analyse
 from graphcomp.compiler import Compiled
 from graphcomp.data import Data, load_data
@@ -38,6 +39,7 @@ __all__ = [
     "analyse",
     "benchmark",
     "compile",
+    "explain",
     "export_onnx",
     "load",
     "load_data",

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from graphcomp import bench, compiler, export, records
+from graphcomp import bench, compiler, explanation, export, records
 from graphcomp.data import Data
 from graphcomp.errors import RecipeError
 from graphcomp.pipeline import Pass
@@ -57,6 +57,11 @@ def export_onnx(program: Program, path: str | Path, **options: Any) -> records.E
 def benchmark(base: str | Path, new: str | Path, **options: Any) -> records.Bench:
     """Time two ONNX files against each other; see `graphcomp.bench`."""
     return bench.benchmark(Path(base), Path(new), **options)
+
+
+def explain(base: str | Path, new: str | Path, **options: Any) -> records.Explanation:
+    """Why `new` is not as much faster as it is smaller; see `graphcomp.explanation`."""
+    return explanation.explain(Path(base), Path(new), **options)
 
 
 def load(directory: str | Path) -> Program:

@@ -33,10 +33,12 @@ from graphcomp.session import OpenSession, Provider, open_session, probe, run_er
 __all__ = [
     "NO_DIFFERENCE",
     "benchmark",
+    "check_inputs",
     "format_table",
     "in_turn",
     "onnx_macs",
     "race",
+    "random_inputs",
     "ratio_interval",
     "sweep_table",
     "verdict",
@@ -136,7 +138,7 @@ def benchmark(
     _check_options(budget, batches)
     setup = Setup(provider, threads, cuda_graphs)
     files = onnxfile.read(base), onnxfile.read(new)
-    _check_inputs(*files)
+    check_inputs(*files)
     macs = {batch: _macs(files, batch) for batch in batches}
     # Besides proving the provider, this pays for what happens once a process: no file's first run should.
     probe(provider, threads, cuda_graphs=cuda_graphs)
@@ -276,7 +278,7 @@ def _check_options(budget: Budget, batches: Sequence[int]) -> None:
             raise BenchError(f"{name}: found {value}, expected at least {least}")
 
 
-def _check_inputs(base: OnnxFile, new: OnnxFile) -> None:
+def check_inputs(base: OnnxFile, new: OnnxFile) -> None:
     """Both files must take the same inputs; a batch fixed on one side only is for `_macs` to judge."""
     left, right = (
         {item.name: (item.dtype, item.shape[1:], len(item.shape)) for item in file.inputs}
@@ -308,7 +310,7 @@ def _macs(files: tuple[OnnxFile, OnnxFile], batch: int) -> tuple[int, int]:
     return base, new
 
 
-def _random_inputs(file: OnnxFile, batch: int, seed: int) -> dict[str, NDArray[Any]]:
+def random_inputs(file: OnnxFile, batch: int, seed: int) -> dict[str, NDArray[Any]]:
     """Standard normal floats, and zeros and ones for other types, which are valid indices and masks."""
     rng = np.random.default_rng(seed)
     shapes = onnxfile.feed_shapes(file.inputs, batch, str(file.path))
@@ -449,9 +451,9 @@ def in_turn(
     """
     read = [onnxfile.read(file) for file in files]
     for other in read[1:]:
-        _check_inputs(read[0], other)
+        check_inputs(read[0], other)
     probe(provider, threads)
-    feeds = _random_inputs(read[0], batch, seed)
+    feeds = random_inputs(read[0], batch, seed)
     shapes = {name: array.shape for name, array in feeds.items()}
     runners = [
         _Runner(
@@ -509,7 +511,7 @@ def _time_batch(
     seed: int,
     report: Progress,
 ) -> Timed:
-    feeds = _random_inputs(files[0], batch, seed)
+    feeds = random_inputs(files[0], batch, seed)
     provider, threads = setup.provider, setup.threads
     opened = _open(files, setup, batch, feeds)
     runners = _Runner(opened[0], feeds, files[0].path), _Runner(opened[1], feeds, files[1].path)

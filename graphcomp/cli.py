@@ -252,6 +252,7 @@ def compile_command(
 ) -> None:
     """Compress MODEL (torchvision:NAME, models:NAME, file.py:factory or a saved program) into OUT."""
     from graphcomp.compiler import Job, build
+    from graphcomp.explanation_report import describe
     from graphcomp.recipe import RobustnessOptions
     from graphcomp.report import robustness_table, summary_table
 
@@ -282,6 +283,8 @@ def compile_command(
     damaged = robustness_table(report)
     if damaged is not None:
         out_console.print(damaged)
+    for line in describe(report.explanation) if report.explanation else []:
+        out_console.print(line, markup=False, highlight=False)
     for step in report.steps:
         out_console.print(f"{step.index + 1}. {escape(step.name)}: {escape(step.summary)}", highlight=False)
     files = "model.onnx, model-dense.onnx" if report.dense_export else "model.onnx"
@@ -480,6 +483,38 @@ def bench_command(
         plain = [result.model_dump(mode="json") for result in results]
         with atomic_file(json_file) as temporary:
             temporary.write_text(json.dumps(plain if len(plain) > 1 else plain[0], indent=2))
+
+
+@app.command("explain")
+def explain_command(
+    base: Annotated[Path, typer.Argument(help="ONNX file of the original")],
+    new: Annotated[Path, typer.Argument(help="ONNX file of the compressed network")],
+    provider: Annotated[Literal["cpu", "cuda", "tensorrt"], typer.Option("--provider")] = "cpu",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="samples a run")] = 1,
+    threads: Annotated[int, typer.Option("--threads", min=1)] = 1,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="timed runs of each model at most")] = 200,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.01, help="seconds of timing at most")] = 10.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the result as JSON")] = None,
+    svg_file: Annotated[Path | None, typer.Option("--svg", help="draw the waterfall")] = None,
+) -> None:
+    """Say why NEW is not as much faster than BASE as it is smaller: by reason, by layer and by pass."""
+    from graphcomp.explanation import explain
+    from graphcomp.explanation_report import describe, layer_table, part_table, waterfall_file
+    from graphcomp.storage import atomic_file
+
+    with _progress() as progress:
+        found = explain(
+            base, new, provider=provider, batch=batch, threads=threads, runs=runs, seconds=seconds,
+            progress=progress,
+        )  # fmt: skip
+    for line in describe(found):
+        out_console.print(line, markup=False, highlight=False)
+    out_console.print(part_table(found))
+    out_console.print(layer_table(found))
+    for file, text in ((json_file, found.model_dump_json(indent=2)), (svg_file, waterfall_file(found))):
+        if file is not None:
+            with atomic_file(file) as temporary:
+                temporary.write_text(text)
 
 
 @app.command("calibrate-target")

@@ -19,7 +19,7 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_t
 
 from graphcomp.errors import BenchError
 
-__all__ = ["Input", "OnnxFile", "count_macs", "feed_shapes", "onnx_macs", "read"]
+__all__ = ["Input", "NodeWork", "OnnxFile", "count_macs", "feed_shapes", "node_work", "onnx_macs", "read"]
 
 Shape = tuple[int, ...]
 # Larger tensors are weights: shape inference needs their shape only, not their values.
@@ -52,6 +52,19 @@ class OnnxFile:
     inputs: tuple[Input, ...]
     sha256: str
     bytes: int
+
+
+@dataclass(frozen=True)
+class NodeWork:
+    """What one node that depends on an input does in one run.
+
+    `elements` counts those of the tensors that it reads and writes, constants left out, as far as inference
+    finds their shapes.
+    """
+
+    node: NodeProto
+    macs: int
+    elements: int
 
 
 def read(path: Path) -> OnnxFile:
@@ -126,16 +139,34 @@ def count_macs(file: OnnxFile, batch: int) -> int:
     return _count(file.model, file.inputs, batch, str(file.path))
 
 
+def node_work(file: OnnxFile, batch: int) -> list[NodeWork]:
+    """The work of every node that depends on an input, in the order of the file; errors as of `onnx_macs`."""
+    return _work(file.model, file.inputs, batch, str(file.path))
+
+
 def _count(model: ModelProto, inputs: tuple[Input, ...], batch: int, place: str) -> int:
+    fixed = _fixed_batch(inputs)
+    total = sum(work.macs for work in _work(model, inputs, fixed or batch, place))
+    return total if fixed is None else total * batch // fixed
+
+
+def _work(model: ModelProto, inputs: tuple[Input, ...], batch: int, place: str) -> list[NodeWork]:
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
-    fixed = _fixed_batch(inputs)
     nodes = list(_varying(model.graph, inputs))
     for node in nodes:
         _check_countable(node, place)
-    shapes = _infer(model, feed_shapes(inputs, fixed or batch, place), place)
-    total = sum(_node_macs(node, shapes, place) for node in nodes if node.op_type in RULES)
-    return total if fixed is None else total * batch // fixed
+    shapes = _infer(model, feed_shapes(inputs, batch, place), place)
+    moving = {item.name for item in inputs} | {name for node in nodes for name in node.output}
+    sizes = {name: math.prod(shapes[name]) for name in moving & shapes.keys()}
+
+    def elements(node: NodeProto) -> int:
+        return sum(sizes.get(name, 0) for name in (*node.input, *node.output))
+
+    return [
+        NodeWork(node, _node_macs(node, shapes, place) if node.op_type in RULES else 0, elements(node))
+        for node in nodes
+    ]
 
 
 def _inputs(model: ModelProto, place: str) -> tuple[Input, ...]:

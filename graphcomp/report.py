@@ -28,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graphcomp.errors import LoadError, OutputError
+from graphcomp.explanation_report import COLUMNS, describe, label_of, layers, waterfall_svg
 from graphcomp.records import (
     Accuracy,
     BatchTiming,
@@ -700,6 +701,8 @@ def _plots(report: Report, pairs: Sequence[LayerPair]) -> dict[str, Markup]:
             "Time and speedup for every batch size",
             " ".join(headlines(report)),
         )
+    if report.explanation:
+        plots["explain"] = waterfall_svg(report.explanation)
     return plots
 
 
@@ -724,6 +727,7 @@ def render_html(report: Report) -> str:
         "range": _range,
         "short": _short,
         "value": _value,
+        "signed_ms": lambda value: f"{value:+.4f}" if abs(value) >= 5e-5 else "",
     }
     source = files("graphcomp").joinpath("report.html.j2").read_text(encoding="utf-8")
     pairs = pair_layers(report.baseline.layers, report.final.layers)
@@ -734,6 +738,11 @@ def render_html(report: Report) -> str:
         headlines=[*headlines(report), *describe_dct(report)],
         quoted=quoted_speedup,
         dct=describe_dct(report),
+        explained=report.explanation,
+        reasons=describe(report.explanation) if report.explanation else [],
+        explained_layers=layers(report.explanation) if report.explanation else [],
+        part_columns=COLUMNS,
+        label_of=label_of,
         rows=comparison(report),
         pairs=pairs,
         kept=group_kept(report),

@@ -94,16 +94,21 @@ def open_session(
     shapes: Mapping[str, Sequence[int]] | None = None,
     cache_key: str | None = None,
     cuda_graphs: bool = False,
+    dump: Path | None = None,
+    profile: Path | None = None,
 ) -> OpenSession:
     """Open `model` (an ONNX file or its bytes) on `provider` with `threads` intra-op threads.
 
     `shapes` (input name → shape) fixes TensorRT's optimisation profile; `cache_key` names its engine cache
     (hash of the model and the shape), which is not used without one. Other providers ignore both.
     `cuda_graphs` records the launches of one run and replays them, which takes bound inputs and outputs that
-    stay where they are, and a graph that never leaves the GPU; CPUs have none. Raises ProviderError if the
-    provider does not work here, does not take every heavy node, copies between host and device inside a
-    recorded graph, or two runtimes are installed; BenchError if the runtime refuses the model or an option is
-    out of range.
+    stay where they are, and a graph that never leaves the GPU; CPUs have none. `dump` receives the graph that
+    the runtime made of the model; with `profile` (how the trace's path begins) every operator of every run is
+    timed, until the session's `end_profiling`: never the runs that are quoted.
+
+    Raises ProviderError if the provider does not work here, does not take every heavy node, copies between
+    host and device inside a recorded graph, or two runtimes are installed; BenchError if the runtime refuses
+    the model or an option is out of range.
     """
     if provider not in PROVIDERS:
         raise BenchError(f"provider: found {provider!r}, expected one of {', '.join(PROVIDERS)}")
@@ -116,7 +121,7 @@ def open_session(
     with _quiet(ort, provider):
         start, cpu_start = time.perf_counter(), time.process_time()
         try:
-            session = _create(ort, model, provider, threads, options)
+            session = _create(ort, model, provider, threads, options, dump=dump, profile=profile)
         except run_errors() as error:
             raise _refusal(ort, model, place, provider, options, error) from error
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
@@ -219,6 +224,7 @@ def _create(
     *,
     strict: bool = True,
     dump: Path | None = None,
+    profile: Path | None = None,
 ) -> Any:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
@@ -232,6 +238,9 @@ def _create(
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if dump is not None:
         settings.optimized_model_filepath = str(dump)
+    if profile is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(profile)
     source = str(model) if isinstance(model, Path) else model
     return ort.InferenceSession(
         source, settings, providers=[(PROVIDERS[provider], dict(options))], enable_fallback=0

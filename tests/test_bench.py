@@ -442,12 +442,12 @@ def test_inputs_that_cannot_be_generated_are_refused(tmp_path: Path) -> None:
     file.graph.input[0].type.tensor_type.elem_type = TensorProto.BFLOAT16
     onnx.save(file, tmp_path / "x.onnx")
     with pytest.raises(BenchError, match=r"input x BFLOAT16 .* cannot be generated"):
-        bench._random_inputs(bench.onnxfile.read(tmp_path / "x.onnx"), 1, 0)
+        bench.random_inputs(bench.onnxfile.read(tmp_path / "x.onnx"), 1, 0)
 
 
 def test_inputs_depend_on_the_seed_only(files: tuple[Path, Path]) -> None:
     file = bench.onnxfile.read(files[0])
-    first, again, other = (bench._random_inputs(file, 2, seed)["x"] for seed in (1, 1, 2))
+    first, again, other = (bench.random_inputs(file, 2, seed)["x"] for seed in (1, 1, 2))
     assert first.shape == (2, 3, 8, 8)
     assert first.dtype == np.float32
     assert np.array_equal(first, again)
