@@ -225,7 +225,7 @@ class IterativePass(Pass, Protocol):
     """A pass that may go over several rounds."""
 
     @property
-    def strategy(self) -> Strategy | None:
+    def iteration(self) -> Strategy | None:
         """How; None if this one is a single step as any other pass."""
         ...
 
@@ -297,7 +297,7 @@ def held(name: str, program: Program) -> Earlier:
 
 def run_pass(pass_: Pass, program: Program, context: Context, index: int = 0) -> tuple[Step, Plan, Program]:
     """Plan, simulate, rewrite and verify one pass; or all that it emits, if it goes over several rounds."""
-    strategy = pass_.strategy if isinstance(pass_, IterativePass) else None
+    strategy = pass_.iteration if isinstance(pass_, IterativePass) else None
     if strategy is not None:
         from graphcomp.rounds import run_rounds
 

@@ -81,7 +81,7 @@ class APoZ(RatioRemoval):
         return self
 
     @property
-    def strategy(self) -> "Steps | None":
+    def iteration(self) -> "Steps | None":
         """None for one step."""
         return Steps(self) if self.steps > 1 else None
 

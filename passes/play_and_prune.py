@@ -76,7 +76,7 @@ class PlayAndPrune:
     )
 
     @property
-    def strategy(self) -> Self:
+    def iteration(self) -> Self:
         """The game."""
         return self
 

@@ -70,7 +70,7 @@ class Scripted:
     seen: list[Course] = field(default_factory=list, repr=False, compare=False)
 
     @property
-    def strategy(self) -> "Scripted":
+    def iteration(self) -> "Scripted":
         return self
 
     @property
