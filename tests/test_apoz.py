@@ -1,11 +1,13 @@
 """apoz: the rule by hand, what is counted, and which layers are judged."""
 
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 import graphcomp
@@ -13,11 +15,14 @@ from graphcomp.channels import analyse
 from graphcomp.data import Data, Split
 from graphcomp.errors import DataError, PassError
 from graphcomp.models import MODELS
-from graphcomp.passes import APoZ
+from graphcomp.passes import PASSES, APoZ, Finetune
 from graphcomp.passes.apoz import beyond_sigma
-from graphcomp.pipeline import Context, run_pass
+from graphcomp.pipeline import Context, Course, run_pass
 from graphcomp.program import Program
+from graphcomp.recipe import parse_passes
+from graphcomp.train import TrainOptions, fit
 from graphcomp.verify import TOLERANCE
+from tests.learnable import make_data, make_split, same
 from tests.nets import Net, scramble
 from tests.tiny import context, random_data, seeded, tiny_program, traced
 
@@ -36,7 +41,7 @@ __all__ = ["seeded"]
         ([0.3, 0.3 + 1e-13], []),  # rounding, not a difference
     ],
 )
-def test_rule(apoz: list[float], gone: list[int]) -> None:
+def test_g2_1_rule(apoz: list[float], gone: list[int]) -> None:
     assert beyond_sigma(np.array(apoz)) == gone
 
 
@@ -63,7 +68,7 @@ def conv_net(act: nn.Module | None = None) -> Program:
     return traced(scramble(net, 1), 1, 3, 8, 8)
 
 
-def test_counts_after_normalisation_and_relu() -> None:
+def test_t2_1_counts_after_normalisation_and_relu() -> None:
     """T2.1: a large negative shift in one channel of the normalisation makes it zero everywhere."""
     program = conv_net()
     bias = cast(Tensor, program.layer("1").bias).data
@@ -88,7 +93,7 @@ def test_value_by_hand() -> None:
     assert scores(traced(net, 1, 2, 2, 2), data, "0") == [3 / 8, 4 / 8]
 
 
-def test_batch_size_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_t2_2_batch_size_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     """T2.2."""
     monkeypatch.setenv("GRAPHCOMP_CACHE", "")
     program, data = conv_net(), random_data(3, 8, 8, samples=150)
@@ -182,8 +187,8 @@ def judged(module: nn.Module, *shape: int) -> set[str]:
     return {g.name for g in channels.removable if g.name not in unjudged}
 
 
-def test_judged_layers_of_resnet50() -> None:
-    """Every block's first two convolutions, and the stem, which no addition reads."""
+def test_t2_4_judged_layers_of_resnet50() -> None:
+    """T2.4: every block's first two convolutions, and the stem, which no addition reads."""
     names = {
         f"layer{s + 1}.{b}.conv{c}" for s, n in enumerate((3, 4, 6, 3)) for b in range(n) for c in (1, 2)
     }
@@ -191,7 +196,8 @@ def test_judged_layers_of_resnet50() -> None:
     assert judged(torchvision.models.resnet50(), 1, 3, 32, 32) == {"conv1"} | names
 
 
-def test_judged_layers_of_resnet56() -> None:
+def test_t2_4_judged_layers_of_resnet56() -> None:
+    """T2.4."""
     expected = {f"layer{s}.{b}.conv1" for s in (1, 2, 3) for b in range(9)}
     assert len(expected) == 27
     assert judged(MODELS["resnet56"].factory(), 1, 3, 32, 32) == expected
@@ -220,3 +226,159 @@ def test_context_is_only_looked_at() -> None:
     first = APoZ(ratio=0.5).plan(program, Context(context().target, data, 0))
     assert APoZ(ratio=0.5).plan(program, Context(context().target, data, 9)) == first
     assert all(torch.equal(t, before[k]) for k, t in program.tensors.items())
+
+
+def test_t2_4_the_stem_by_flag() -> None:
+    """T2.4: `exclude` keeps the one layer of ResNet-50 whose status the paper leaves open."""
+    program, data = conv_net(), random_data(3, 8, 8)
+    plan = APoZ(multiple=1, ratio=0.5, exclude=("0",), allow_nothing=True).plan(program, context(data))
+    assert ("0", "excluded") in {(k.where, k.reason) for k in plan.kept} and plan.decisions["rows"] == {}
+
+
+def test_t2_3_high_values_go_by_each_layers_own_statistics() -> None:
+    """T2.3: a layer that is zero more often than the other loses its own outlier, and not all of itself."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    )  # fmt: skip
+    with torch.no_grad():
+        net[0].bias.copy_(torch.tensor([9.0] * 7 + [-9.0]))  # type: ignore[operator]
+        net[2].weight.mul_(0.1)  # type: ignore[operator]
+        net[2].bias.copy_(torch.tensor([-9.0] * 7 + [9.0]))  # type: ignore[operator]
+    program, data = traced(net, 1, 3, 8, 8), random_data(3, 8, 8)
+    assert min(scores(program, data, "2")[:7]) > max(scores(program, data, "0")[:7])
+    plan = APoZ(multiple=1, allow_nothing=True).plan(program, context(data))
+    assert plan.decisions["rows"] == {"0.weight": [7]}
+
+
+# ---------------------------------------------------------------------- over several steps
+
+
+def stepwise(**options: Any) -> APoZ:
+    training = Finetune(**{"epochs": 1, "batch": 24, "lr": 0.02, "precision": "float32", "held_out": 0.25})
+    return APoZ(**{"steps": 3, "tolerance": 50.0, "finetune": training, **options})
+
+
+@pytest.fixture(scope="module")
+def taught() -> Program:
+    """A network that knows the four patterns, wide enough to lose some of it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU(),
+        nn.Conv2d(24, 24, 3, stride=2, bias=False), nn.BatchNorm2d(24), nn.ReLU(), nn.Flatten(),
+        nn.Linear(216, 4),
+    )  # fmt: skip
+    options = TrainOptions(epochs=4, batch=24, lr=0.05, precision="float32")
+    return fit(traced(net, 1, 3, 8, 8), make_split(), options).program
+
+
+def test_steps_are_the_single_step_and_a_training_in_turn(taught: Program) -> None:
+    """METHODS 2.4, every step on what the last one left: rounds equal the passes one by one."""
+    step, plan, result = run_pass(stepwise(steps=2), taught, context(make_data()))
+    by_hand, training = taught, stepwise().finetune
+    assert training is not None
+    for number, pass_ in enumerate((APoZ(multiple=1), training) * 2, 1):
+        by_hand = run_pass(pass_, by_hand, context(make_data(), seed=number))[2]
+    assert same(result, by_hand)
+    assert [row.name for row in step.rounds] == ["start", "apoz", "finetune", "apoz", "finetune"]
+    assert all(row.removed.keys() <= {"0", "3"} for row in step.rounds)
+    assert sum(step.rounds[1].removed.values()) > 0 and sum(step.rounds[3].removed.values()) > 0
+    assert step.summary.endswith("; all 2 steps done")
+    assert plan.options["steps"] == 2 and step.verify_error <= TOLERANCE
+    for row in step.rounds[1::2]:  # the rule's own bound, in every layer of every step
+        widths = {g["group"]: g["channels"] for g in row.evidence["groups"]}
+        assert all(lost < widths[layer] / 2 for layer, lost in row.removed.items())
+
+
+@pytest.mark.parametrize(("bad_after", "kept"), [(1, 0), (2, 2), (3, 4)])
+def test_a_drop_beyond_the_tolerance_restores_the_last_good_step(
+    taught: Program, monkeypatch: pytest.MonkeyPatch, bad_after: int, kept: int
+) -> None:
+    """An oracle says that the training of some step did not bring the accuracy back."""
+    real = Course.snapshots.fget  # type: ignore[attr-defined]
+
+    def measured(course: Course) -> Any:
+        def told(number: int, top1: float) -> float:
+            if number % 2:  # after a removal, before the training: not what is judged
+                return 0.0
+            return top1 - 0.011 if number >= 2 * bad_after else top1 - 0.01
+
+        found = real(course)
+        top1 = found[0].accuracy.top1
+        scores = [found[0].accuracy.model_copy(update={"top1": told(i, top1)}) for i in range(len(found))]
+        rest = zip(found[1:], scores[1:], strict=True)
+        return [found[0], *(s.model_copy(update={"accuracy": a}) for s, a in rest)]
+
+    monkeypatch.setattr(Course, "snapshots", property(measured))
+    step, _, result = run_pass(stepwise(tolerance=1.0), taught, context(make_data()))
+    assert len(step.rounds) == 1 + 2 * bad_after
+    assert [row.kept for row in step.rounds] == [i <= kept for i in range(len(step.rounds))]
+    assert len(result.history) == kept
+    assert step.summary.endswith(f"; step {bad_after} lost 1.10 points of accuracy, more than 1")
+
+
+def test_the_end_of_what_the_rule_finds(taught: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that removes nothing is not trained, nor part of the result."""
+    calls: list[int] = []
+
+    def once(apoz: Any) -> list[int]:
+        calls.append(1)
+        return beyond_sigma(apoz) if len(calls) <= 2 else []
+
+    monkeypatch.setattr("graphcomp.passes.apoz.beyond_sigma", once)
+    step, _, result = run_pass(stepwise(), taught, context(make_data()))
+    assert [row.name for row in step.rounds] == ["start", "apoz", "finetune", "apoz"]
+    assert [row.kept for row in step.rounds] == [True, True, True, False]
+    assert len(result.history) == 2 and step.summary.endswith("; step 2 found nothing beyond the rule")
+
+
+def test_nothing_beyond_the_rule_at_all(taught: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphcomp.passes.apoz.beyond_sigma", lambda apoz: [])
+    with pytest.raises(PassError, match=r"round 1 \(apoz\): found no channel to remove"):
+        run_pass(stepwise(), taught, context(make_data()))
+    step, _, result = run_pass(stepwise(allow_nothing=True), taught, context(make_data()))
+    assert same(result, taught) and step.summary.startswith("kept 0 of 1 rounds")
+
+
+def test_counts_are_rounded_only_if_asked_for(taught: Program) -> None:
+    """A step takes few channels: rounded up to what the kernels compute, none would ever go."""
+    where = context(make_data())
+    assert where.target.multiple > 1
+    step, _, _ = run_pass(stepwise(steps=2), taught, where)
+    assert step.rounds[1].evidence["multiple"] == 1
+    with pytest.raises(PassError, match="found no channel to remove"):
+        run_pass(stepwise(steps=2, multiple=24), taught, where)
+
+
+def test_problems_are_found_before_the_first_removal(taught: Program) -> None:
+    with pytest.raises(DataError, match="apoz: found data without labels"):
+        run_pass(stepwise(), taught, context(random_data(3, 8, 8)))
+    shifted = make_data()
+    shifted = replace(shifted, train=replace(shifted.train, labels=shifted.train.labels + 1))
+    with pytest.raises(DataError, match="found class 4, expected classes below 4"):
+        run_pass(stepwise(), taught, context(shifted))
+    with pytest.raises(PassError, match=r"apoz: found no \(batch, classes\) output"):
+        run_pass(stepwise(), conv_net(), context(make_data()))
+
+
+def test_steps_in_a_recipe() -> None:
+    (made,) = parse_passes("apoz{steps=6, tolerance=0.5, finetune={epochs=2, lr=0.02}}", PASSES)
+    assert isinstance(made, APoZ) and made.finetune is not None and made.strategy is not None
+    assert (made.steps, made.tolerance, made.finetune.epochs, made.finetune.lr) == (6, 0.5, 2, 0.02)
+    assert made.strategy.most_rounds == 12
+    assert APoZ().strategy is None and APoZ(steps=2).strategy == APoZ(steps=2).strategy
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tolerance": 1.0}, "found tolerance with one step, expected more, e.g. steps=6"),
+        ({"finetune": {}}, "found finetune with one step"),
+        ({"steps": 2, "ratio": 0.5}, "found ratio with steps, expected one of them"),
+        ({"steps": 2, "target": "macs:0.5"}, "found target with steps"),
+        ({"steps": 2, "finetune": {"held_out": 0}}, "found finetune.held_out=0, expected held-out samples"),
+        ({"steps": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_options_that_do_not_go_together(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        APoZ(**options)

@@ -1,0 +1,292 @@
+"""play-and-prune: first thresholds, the game on a network that learns in a second, and what it returns."""
+
+import signal
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from graphcomp.channels import analyse
+from graphcomp.data import Split
+from graphcomp.errors import DataError, PassError
+from graphcomp.evaluate import accuracy
+from graphcomp.passes import PASSES, PlayAndPrune
+from graphcomp.passes._afp import EpochOptions, find_layers
+from graphcomp.passes._prc import points
+from graphcomp.passes.play_and_prune import first_threshold
+from graphcomp.pipeline import Context, Course, Plan, run_pass
+from graphcomp.program import Program
+from graphcomp.recipe import parse_passes
+from graphcomp.records import Step
+from graphcomp.rounds import held_out_samples
+from graphcomp.train import Seen, TrainOptions, cross_entropy, fit
+from tests.learnable import make_data, make_split, normalised_net, same
+from tests.tiny import context, random_data, seeded, tiny_program, traced
+
+__all__ = ["seeded"]
+
+
+@pytest.fixture(scope="module")
+def taught() -> Program:
+    """A network that knows the four patterns."""
+    options = TrainOptions(epochs=6, batch=24, lr=0.1, precision="float32")
+    return fit(normalised_net(), make_split(), options).program
+
+
+def game(**options: Any) -> PlayAndPrune:
+    training = EpochOptions(**{"batch": 24, "lr": 0.02, "precision": "float32", "held_out": 0.25})
+    return PlayAndPrune(
+        **{
+            "eps": 5.0,
+            "alpha": 0.3,
+            "lambda0": 1e-3,
+            "max_epochs": 4,
+            "delta0": 5.0,
+            "training": training,
+            **options,
+        }
+    )
+
+
+# ---------------------------------------------------------------------- first thresholds
+
+
+def gate() -> tuple[Program, Split]:
+    """Two classes by the sign of one pixel. Channel 0 carries it; 1 is a constant that class 1 needs, from a
+    filter of zeros and a shift of 5 behind the normalisation; 2 is noise.
+    """
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 1, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(3, 2)
+    )
+    with torch.no_grad():
+        cast(Tensor, net[0].weight).copy_(torch.tensor([1.0, 0.0, 0.5]).view(3, 1, 1, 1))
+        cast(Tensor, net[1].bias).copy_(torch.tensor([0.0, 5.0, -100.0]))
+        cast(Tensor, net[4].weight).copy_(torch.tensor([[100.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+        cast(Tensor, net[4].bias).zero_()
+    x = torch.tensor([1.0, -1.0] * 20).view(-1, 1, 1, 1)
+    labels = torch.tensor([0, 1] * 20)
+    return traced(net, 1, 1, 1, 1), Split(labels, np.arange(40), lambda i: x[torch.from_numpy(i)])
+
+
+def test_t3_8_the_shift_behind_a_normalisation_is_lost_as_well() -> None:
+    """T3.8, T0.5: the filter of zeros is not free; zeros in its weights alone would find it so."""
+    program, judges = gate()
+    channels = analyse(program)
+    layer = find_layers(channels)["0"]
+    assert layer.norms.tolist() == [1.0, 0.0, 0.5]
+    assert points(accuracy(program, judges)) == 100.0
+    assert first_threshold(channels, layer, judges, 0.1) == 0.0
+    program.tensors["4.bias"].data[1] = 5.0  # now nothing depends on the constant
+    assert first_threshold(channels, layer, judges, 0.1) == 0.5
+    assert first_threshold(channels, layer, judges, 100.0) == 0.5  # one filter stays, whatever may be lost
+
+
+def test_thresholds_are_the_largest_that_cost_no_more(taught: Program) -> None:
+    """By trying all of them, one after the other."""
+    from graphcomp.surgery import mask, no_drop
+
+    judges, channels = make_split(60, seed=1), analyse(taught)
+    whole = points(accuracy(taught, judges))
+    for layer in find_layers(channels).values():
+        steps, allowed = np.sort(layer.norms)[:-1], 10.0
+        costs = []
+        for step in steps:
+            drop = no_drop(channels)
+            drop[layer.channels[layer.norms <= step]] = True
+            costs.append(whole - points(accuracy(mask(taught, channels, drop), judges)))
+        found = first_threshold(channels, layer, judges, allowed)
+        rising = all(a <= b for a, b in pairwise(costs))
+        fits = [s for s, cost in zip(steps, costs, strict=True) if cost <= allowed]
+        assert found in (0.0, *steps) and (not rising or found == max(fits, default=0.0))
+        if found:
+            assert costs[list(steps).index(found)] <= allowed
+
+
+def test_the_plan(taught: Program) -> None:
+    told: list[str] = []
+    where = replace(context(make_data()), progress=lambda m, f: told.append(m))
+    plan = game(samples=20).plan(taught, where)
+    assert plan.decisions["thresholds"].keys() == {"0", "4"}
+    assert plan.summary == "thresholds for 2 layers from 20 held-out samples"
+    assert [m for m in told if m.startswith("threshold")] == ["threshold 1 of 2", "threshold 2 of 2"]
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+    shared = game().plan(tiny_program(), context(make_data()))
+    assert ("stem", "its channels are shared with 1 other layer(s)") in {
+        (k.where, k.reason) for k in shared.kept
+    }
+    assert shared.decisions["thresholds"].keys() == {"inner"}
+
+
+# ---------------------------------------------------------------------- the game
+
+
+@pytest.fixture(scope="module")
+def played(taught: Program) -> tuple[Step, Plan, Program]:
+    return run_pass(game(), taught, context(make_data()))
+
+
+def test_invariants(taught: Program, played: tuple[Step, Plan, Program]) -> None:
+    """The returned network has C >= E - eps, and the number of filters never rises."""
+    step, _, result = played
+    scores = [points(row.accuracy) for row in step.rounds]
+    kept = [row for row in step.rounds if row.kept]
+    assert scores[kept[-1].number] >= scores[0] - 5.0
+    judges = held_out_samples("x", make_data(), 0.25)
+    assert points(accuracy(result, judges)) == scores[kept[-1].number]
+    params = [row.params_trainable for row in step.rounds]
+    assert params == sorted(params, reverse=True) and params[-1] < params[0]
+    assert sum(sum(row.removed.values()) for row in kept) > 0
+    assert [row.name for row in step.rounds][:3] == ["start", "afp-epoch", "afp-cut"]
+    assert len([row for row in step.rounds if row.name == "afp-epoch"]) == 4
+    assert step.summary.endswith("; 4 epochs were played")
+    assert step.verify_error < 1e-12
+
+
+def test_t3_3_removed_filters_are_candidates_chosen_anew(played: tuple[Step, Plan, Program]) -> None:
+    """T3.3: each cut takes some of the candidates of its own epoch, floor(alpha n) of those left."""
+    _, plan, _ = played
+    widths = {"0": 6, "4": 8}
+    epochs = 0
+    for first, then in pairwise(plan.decisions["rounds"]):
+        if (first["name"], then["name"]) != ("afp-epoch", "afp-cut"):
+            continue
+        epochs += 1
+        chosen = first["decisions"]["candidates"]
+        assert {n: len(rows) for n, rows in chosen.items()} == {
+            n: int(0.3 * w + 1e-9) for n, w in widths.items() if int(0.3 * w + 1e-9)
+        }
+        for name, rows in then["decisions"]["rows"].items():
+            layer = name.removesuffix(".weight")
+            assert set(rows) <= set(chosen[layer])
+            widths[layer] -= len(rows)
+    assert epochs > 1 and widths != {"0": 6, "4": 8}
+
+
+def test_t3_1_rates_follow_the_accuracy(played: tuple[Step, Plan, Program]) -> None:
+    """T3.1: T_r, lambda_A and W_A of every round are what the rules make of the accuracy before its epoch."""
+    step, plan, _ = played
+    first = plan.decisions["thresholds"]
+    baseline = points(step.rounds[0].accuracy)
+    for row in step.rounds[1:]:
+        begun = row.number - 1 if row.name == "afp-epoch" else row.number - 2
+        rate = min(max(0.0, points(step.rounds[begun].accuracy) - (baseline - 5.0)), 10.0)
+        if row.name == "afp-epoch":
+            assert row.evidence == pytest.approx({"rate": rate, "weight": rate * 1e-3})
+        else:
+            assert row.evidence["thresholds"] == pytest.approx(
+                {n: rate * first[n] for n in row.evidence["thresholds"]}
+            )
+
+
+@pytest.mark.parametrize("good", [1, 2])
+def test_t3_4_a_collapse_is_rolled_back(taught: Program, monkeypatch: pytest.MonkeyPatch, good: int) -> None:
+    """T3.4: an oracle lets the accuracy collapse after some epochs; the result is the snapshot before."""
+    real = Course.snapshots.fget  # type: ignore[attr-defined]
+
+    def collapsing(course: Course) -> Any:
+        found = real(course)
+        bad = found[0].accuracy.model_copy(update={"top1": 0.3})
+        return [s if i <= 2 * good else s.model_copy(update={"accuracy": bad}) for i, s in enumerate(found)]
+
+    lenient = {"eps": 50.0, "delta0": 5.0, "delta_w": 0.1}
+    expected = run_pass(game(max_epochs=good, **lenient), taught, context(make_data()))
+    monkeypatch.setattr(Course, "snapshots", property(collapsing))
+    step, _, result = run_pass(game(patience=2, max_epochs=20, **lenient), taught, context(make_data()))
+    monkeypatch.undo()
+    assert [row.kept for row in step.rounds] == [i <= 2 * good for i in range(len(step.rounds))]
+    assert len(step.rounds) == 1 + 2 * good + 2 + 2
+    assert step.summary.endswith("; 2 epochs did not bring the accuracy back")
+    assert len(result.history) == 2 * good and same(result, expected[2])
+
+
+def test_two_games_are_equal_and_the_seed_decides(
+    taught: Program, played: tuple[Step, Plan, Program]
+) -> None:
+    again = run_pass(game(), taught, context(make_data()))
+    assert same(again[2], played[2]) and again[1] == played[1]
+    one, other = (
+        run_pass(game(max_epochs=1, eps=50.0), taught, context(make_data(), seed=seed)) for seed in (0, 5)
+    )
+    assert len(one[2].history) == len(other[2].history) == 2 and not same(other[2], one[2])
+
+
+def test_every_epoch_sees_its_samples_in_another_order(taught: Program) -> None:
+    """Also with a seed of its own."""
+    own = game(training=EpochOptions(batch=24, lr=0.02, held_out=0.25, precision="float32", seed=3))
+    _, plan, _ = run_pass(own, taught, context(make_data()))
+    seeds = [p["decisions"]["seed"] for p in plan.decisions["rounds"] if p["name"] == "afp-epoch"]
+    assert seeds == list(range(3, 3 + len(seeds))) and len(seeds) > 1
+
+
+def test_a_game_stopped_and_resumed(taught: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the second epoch: with the momenta that were cut, the result is the same to the last bit."""
+
+    def where(**more: Any) -> Context:
+        return replace(context(make_data()), workdir=tmp_path, **more)
+
+    calls: list[int] = []
+
+    def stopping(smoothing: float) -> Any:
+        def loss(seen: Seen) -> Tensor:
+            calls.append(1)
+            if len(calls) == 6:
+                signal.raise_signal(signal.SIGINT)
+            return cross_entropy(smoothing)(seen)
+
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr("graphcomp.passes._afp.cross_entropy", stopping)
+        with pytest.raises(KeyboardInterrupt, match=r"stopped after step 2 of 4"):
+            run_pass(game(), taught, where())
+    assert sorted(p.name for p in (tmp_path / "01-play-and-prune" / "rounds").iterdir()) == [
+        "001.json", "002", "002.json", "002.momenta.safetensors",
+    ]  # fmt: skip
+    told: list[str] = []
+    resumed = run_pass(game(), taught, where(progress=lambda m, f: told.append(m)))
+    expected = run_pass(game(), taught, context(make_data()))
+    assert same(resumed[2], expected[2]) and resumed[1] == expected[1]
+    assert not any("threshold" in m or "[2/8]" in m for m in told)
+
+
+# ---------------------------------------------------------------------- options and refusals
+
+
+def test_in_a_recipe() -> None:
+    (made,) = parse_passes(
+        "play-and-prune{eps=0.5, alpha=0.2, exclude=conv1, training={lr=0.005, batch=64}}", PASSES
+    )
+    assert isinstance(made, PlayAndPrune)
+    assert (made.eps, made.alpha, made.exclude) == (0.5, 0.2, ("conv1",))
+    assert (made.training.lr, made.training.batch, made.training.schedule) == (0.005, 64, "constant")
+    assert made.training.keep == "last" and made.held_out == 0.1
+
+
+@pytest.mark.parametrize("options", [{"eps": 0}, {"alpha": 1}, {"alpha": 0}, {"patience": 0}, {"delta0": -1}])
+def test_options_out_of_range(options: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        PlayAndPrune(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"), [(None, "found no data"), (random_data(3, 8, 8), "found data without labels")]
+)
+def test_without_labelled_data(taught: Program, data: Any, said: str) -> None:
+    with pytest.raises(DataError, match=f"play-and-prune: {said}"):
+        run_pass(game(), taught, context(data))
+
+
+def test_without_a_layer_to_play_on(taught: Program) -> None:
+    with pytest.raises(PassError, match="found no layer whose filters can go one by one"):
+        run_pass(game(include="nothing"), taught, context(make_data()))
+
+
+def test_a_plan_alone_is_not_enough(taught: Program) -> None:
+    with pytest.raises(PassError, match="found a plan without data, expected data to learn from"):
+        game().simulate(taught, Plan(name="play-and-prune"))
