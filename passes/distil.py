@@ -35,7 +35,6 @@ from graphcomp.channels import analyse
 from graphcomp.errors import PassError
 from graphcomp.evaluate import is_classifier
 from graphcomp.passes._prunable import prunable_relus
-from graphcomp.passes.student import Student
 from graphcomp.pipeline import Context, Plan
 from graphcomp.program import Program, output_tensors
 from graphcomp.recovery import Lesson, Recovery
@@ -43,6 +42,9 @@ from graphcomp.removal import Globs
 from graphcomp.schedule import OPTIONS
 from graphcomp.sources import is_program_dir
 from graphcomp.train import Loss, Seen, cross_entropy
+
+STUDENT = "student"
+"""The pass whose input is the teacher by default."""
 
 EPSILON = 1e-8
 """Vectors whose norms' product is not larger have no direction: D = 1, and no gradient."""
@@ -123,7 +125,7 @@ class Distil(Recovery):
         if isinstance(self.teacher, str) and is_program_dir(self.teacher):
             return self.teacher, Program.load(self.teacher)
         known = ", ".join(f"{i} {name}" for i, name in enumerate(names)) or "none"
-        asked = f"a step {Student.name!r}" if self.teacher is None else repr(self.teacher)
+        asked = f"a step {STUDENT!r}" if self.teacher is None else repr(self.teacher)
         raise PassError(
             f"teacher: did not find {asked}, expected a step of this run before this pass (known: {known}) "
             "or the directory of a saved program; the method's is the pruned network, not the baseline"
@@ -133,7 +135,7 @@ class Distil(Recovery):
         """The number of the step that the teacher is the result of; None if it is no step."""
         if isinstance(self.teacher, int):
             return self.teacher if 0 <= self.teacher < len(names) else None
-        name = Student.name if self.teacher is None else self.teacher
+        name = STUDENT if self.teacher is None else self.teacher
         found = [i for i, known in enumerate(names) if known == name]
         if self.teacher is None:
             return found[-1] - 1 if found else None

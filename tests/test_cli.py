@@ -24,7 +24,7 @@ from graphcomp.doctor import Finding
 from graphcomp.errors import GraphcompWarning, ProviderError
 from graphcomp.passes import L1, PASSES, FoldBN
 from graphcomp.pipeline import Context, Plan
-from graphcomp.records import Bench
+from graphcomp.records import Bench, Evaluation
 from graphcomp.report import read_report
 from graphcomp.session import probe
 from tests.tiny import SPEC, seeded, tiny
@@ -669,3 +669,48 @@ def test_study_interrupted(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     found = cli("study", "s.yaml", "--workers", "1", "-o", "o")
     assert found.code == 130
     assert "interrupted: o: finished cells are kept; --resume goes on with the others" in found.err
+
+
+def labelled_file(values: bool = False) -> str:
+    rng = np.random.RandomState(0)
+    y = rng.standard_normal((12, 4)) if values else np.arange(12) % 4
+    np.savez("data.npz", x=rng.standard_normal((12, 3, 8, 8)).astype(np.float32), y=y)
+    return "npz:data.npz"
+
+
+def test_evaluate(cli: Cli) -> None:
+    data = labelled_file()
+    found = cli(
+        "evaluate", SPEC, "--input-shape", "1,3,8,8", "--data", data, "--robustness", "--json", "e.json"
+    )
+    assert found.code == 0 and "Accuracy (top-1)" in found.out and "occlusion, 25 % of the area" in found.out
+    record = Evaluation.model_validate_json(Path("e.json").read_text())
+    assert len(record.robustness) == 6 and record.snapshot.accuracy is not None
+    again = cli("evaluate", SPEC, "--input-shape", "1,3,8,8", "--data", data, "--robustness")
+    assert again.out == found.out
+    plain = cli("evaluate", SPEC, "--input-shape", "1,3,8,8", "--data", data)
+    assert plain.code == 0 and "occlusion" not in plain.out
+
+
+def test_evaluate_values(cli: Cli) -> None:
+    found = cli("evaluate", SPEC, "--input-shape", "1,3,8,8", "--data", labelled_file(values=True))
+    assert found.code == 0 and "Mean absolute error" in found.out and "Accuracy" not in found.out
+
+
+def test_evaluate_refusals(cli: Cli) -> None:
+    tiny = ["evaluate", SPEC, "--input-shape", "1,3,8,8"]
+    assert "--data: found none, expected labelled data" in failing(cli, *tiny)
+    assert "robustness: found data without labels" in failing(cli, *tiny, "--data", "random", "--robustness")
+
+
+def test_compile_with_robustness(cli: Cli) -> None:
+    """In the terminal, in report.json and in report.html; without labels it fails before any work."""
+    model = [SPEC, "--input-shape", "1,3,8,8", "--target", "cpu-avx2", "--passes", "l1{ratio=0.5}"]
+    found = cli("compile", *model, "--data", labelled_file(), "--robustness", "--no-bench", "-o", "o")
+    assert found.code == 0 and "on damaged images" in found.out
+    report = json.loads(Path("o/report.json").read_text())
+    assert len(report["robustness"]["baseline"]) == len(report["robustness"]["final"]) == 6
+    assert report["recipe"]["robustness"]["occlusion"] == [0.1, 0.25]
+    assert 'id="robustness"' in Path("o/report.html").read_text()
+    message = failing(cli, "compile", *model, "--data", "random", "--robustness", "-o", "p")
+    assert "robustness: found data without labels" in message and not Path("p").exists()

@@ -573,3 +573,39 @@ def test_a_fingerprint_of_samples_that_only_a_function_knows():
     assert before[0] == before[1]
     x[9, 2] += 1
     assert splits[0].fingerprint() != before[0]
+
+
+@pytest.mark.parametrize("shape", [(12,), (12, 3)])
+def test_npz_with_values(tmp_path, shape):
+    """Floats are values to predict: halves, limits and held-out parts work without classes."""
+    y = np.random.RandomState(0).randn(*shape)
+    data = load(npz(tmp_path, x=images(), y=y), (3, 4, 6))
+    assert data.regression and data.labelled and data.num_classes is None
+    assert (len(data.train), len(data.eval)) == (6, 6)
+    assert data.train.labels.dtype == torch.float32
+    expected = torch.from_numpy(y[data.eval.indices]).float()
+    assert torch.equal(data.eval.labels, expected) and torch.equal(everything(data.eval)[1], expected)
+    train, held_out = data.train.hold_out(1 / 3)
+    assert sorted([*train.indices, *held_out.indices]) == sorted(data.train.indices) and len(held_out) == 2
+    assert len(load(f"{data.spec}?limit=4", (3, 4, 6)).eval) == 4
+    other = load(npz(tmp_path, x=images(), y=y + 1), (3, 4, 6))
+    assert other.eval.fingerprint() != data.eval.fingerprint()
+    with pytest.raises(DataError, match=r"classes: found .* with values, expected whole numbers"):
+        data.only([0, 1])
+
+
+def test_classes_are_no_regression(tmp_path):
+    assert not load(npz(tmp_path, x=images(), y=LABELS), (3, 4, 6)).regression
+    assert not load("random").regression
+    arrays = {"x_train": images(), "y_train": LABELS, "x_test": images(2), "y_test": np.zeros(2)}
+    with pytest.raises(DataError, match="found classes in one set and values in the other"):
+        load(npz(tmp_path, **arrays), (3, 4, 6))
+
+
+def test_pixels_of_images_are_known(tmp_path):
+    """Mean and std of bytes; floats may be anything."""
+    bytes_ = load(npz(tmp_path, x=images(), y=LABELS), (3, 4, 6)).eval
+    assert bytes_.pixels is not None and bytes_.pixels[1].flatten().tolist() == pytest.approx(
+        [0.229, 0.224, 0.225]
+    )
+    assert load(npz(tmp_path, x=FLOATS, y=LABELS), (3, 4, 6)).eval.pixels is None

@@ -16,7 +16,7 @@ from graphcomp.errors import DataError, PassError
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.passes import L1, PASSES, Distil, Finetune, Student
 from graphcomp.passes.distil import cosine_distance, cosine_loss, hinton
-from graphcomp.pipeline import Pipeline, Plan, TrainingPass, run_pass
+from graphcomp.pipeline import Pipeline, Plan, TrainingPass, held, run_pass
 from graphcomp.program import Program
 from graphcomp.recipe import Recipe, parse_passes
 from graphcomp.records import Step
@@ -305,3 +305,19 @@ def test_in_a_recipe() -> None:
     (other,) = parse_passes('distil{teacher="out/program", loss=kl, temperature=2, alpha=1}', PASSES)
     assert isinstance(other, Distil) and other.teacher == "out/program" and not other.needs_labels
     assert replace(other, alpha=0.5).needs_labels and not made.needs_labels
+
+
+def test_regression_adds_the_squared_error() -> None:
+    """T2.7: with float labels mse has weight 1 unless said otherwise, and epochs are scored by the error."""
+    data = make_data()
+    labels = {"train": torch.randn(120, 4), "eval": torch.randn(60, 4)}
+    split = {name: replace(getattr(data, name), labels=y) for name, y in labels.items()}
+    values = replace(data, **split, num_classes=None)
+    program, twice = tiny_program(), seen(row(2.0, 4.0), row(1.0, 2.0))
+    for expected, options, given in ((2.5, {}, values), (0, {}, data), (0, {"mse": 0.0}, values)):
+        here = replace(context(given), earlier=(held("input", program),))
+        loss = distil(teacher="input", prediction=1, **options).lesson(program, here).loss
+        assert float(loss(twice)) == pytest.approx(expected, abs=1e-6)
+    step = run([distil(teacher="input", epochs=1)], values)[0]
+    assert step.after.error is not None and step.training is not None
+    assert step.training.held_out is not None and step.training.held_out < 0

@@ -10,7 +10,17 @@ from torch import Tensor, nn
 
 from graphcomp.data import Split
 from graphcomp.errors import DataError
-from graphcomp.evaluate import accuracy, confusion, drift, first_inputs, is_classifier, wilson
+from graphcomp.evaluate import (
+    accuracy,
+    confusion,
+    drift,
+    first_inputs,
+    is_classifier,
+    mean_error,
+    score,
+    values_like,
+    wilson,
+)
 from graphcomp.program import Program
 from tests.nets import Net
 from tests.tiny import seeded, traced
@@ -177,3 +187,52 @@ def test_no_confusion() -> None:
         confusion(identity(), split(LOGITS, [0, 1, 0, 7, 2]))
     with pytest.raises(DataError, match="found no samples"):
         confusion(identity(), split(LOGITS[:0], []))
+
+
+def values(x: Tensor, y: Tensor) -> Split:
+    return Split(y, np.arange(len(x)), lambda i: x[torch.from_numpy(i)])
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_mean_error(shape: tuple[int, ...]) -> None:
+    """|1 - 0|, |2 - 4|, |3 - 3|, |4 - 9|: labels [n] for outputs [n, 1] are not broadcast."""
+    x, y = torch.tensor([[1.0], [2], [3], [4]]), torch.tensor([0.0, 4, 3, 9]).reshape(shape)
+    found = mean_error(identity(1), values(x, y))
+    assert found is not None and (found.mae, found.samples) == (2.0, 4)
+    half = 1.959964 * math.sqrt(30 / 4 - 4) / 2
+    assert (found.low, found.high) == pytest.approx((2 - half, 2 + half))
+    assert accuracy(identity(1), values(x, y)) is None and confusion(identity(1), values(x, y)) is None
+
+
+def test_mean_error_over_several_values() -> None:
+    """The mean over a sample's values; and no accuracy, though the outputs look like a classifier's."""
+    x, y = torch.zeros(2, 3), torch.tensor([[1.0, 2, 3], [0, 0, -9]])
+    split = values(x, y)
+    found = mean_error(identity(), split)
+    assert found is not None and found.mae == 2.5
+    assert score(identity(), split) == found and accuracy(identity(), split) is None
+
+
+def test_mean_error_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = torch.randn(17, 3), torch.randn(17, 3)
+    found = []
+    for size in (1, 5, 17):
+        monkeypatch.setattr("graphcomp.evaluate.batch_size", lambda program, size=size: size)
+        error = mean_error(identity(), values(x, y))
+        assert error is not None
+        found.append(error.mae)
+    assert found == pytest.approx([float((x - y).abs().mean())] * 3, rel=1e-6)
+
+
+def test_score_of_classes_is_accuracy() -> None:
+    split_ = split(LOGITS, [0, 1, 2, 1, 1])
+    assert score(identity(), split_) == accuracy(identity(), split_)
+    assert mean_error(identity(), split_) is None
+    assert score(identity(), split(LOGITS, [0, 1, 2, 1, 1], labelled=False)) is None
+
+
+def test_values_that_the_network_has_no_outputs_for() -> None:
+    with pytest.raises(DataError, match=r"values of shape \(2,\) for outputs of shape \(3,\)"):
+        mean_error(identity(), values(torch.zeros(4, 3), torch.zeros(4, 2)))
+    with pytest.raises(DataError, match=r"values of shape .* for outputs of shape tuple"):
+        values_like((torch.zeros(2),), torch.zeros(2))

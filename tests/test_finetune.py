@@ -18,6 +18,7 @@ from torch import Tensor
 from graphcomp.compiler import Job, build, load_source
 from graphcomp.data import Data, Split, load_data
 from graphcomp.errors import DataError, PassError, VerifyError
+from graphcomp.evaluate import mean_error
 from graphcomp.passes import L1, PASSES, Finetune, FoldBN
 from graphcomp.pipeline import Context, Pipeline, Plan, TrainingPass, run_pass
 from graphcomp.program import Program
@@ -349,3 +350,52 @@ def test_a_whole_run_stopped_and_resumed(
     assert same(Program.load(out / "program"), whole) and report.final == steps[-1].after
     written = Report.model_validate(json.loads((out / "report.json").read_text()))
     assert written.steps[1].training == training
+
+
+# ---------------------------------------------------------------------- labels that are values
+
+
+def value_data(outputs: int = 1) -> Data:
+    """What a fixed linear function of an image yields; float labels."""
+    weight = torch.randn(outputs, 3 * 8 * 8, generator=torch.Generator().manual_seed(5)) / 14
+
+    def with_values(split: Split) -> Split:
+        x = split.fetch(split.indices)
+        y = x.flatten(1) @ weight.T
+        return replace(split, labels=y[:, 0] if outputs == 1 else y)
+
+    data = make_data(160)
+    return replace(data, train=with_values(data.train), eval=with_values(data.eval), num_classes=None)
+
+
+def value_net(outputs: int = 1) -> Program:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(216, outputs)
+    )
+    return traced(net, 1, *SHAPE)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("loss", ["auto", "smooth-l1", "mse"])
+def test_regression(outputs: int, loss: str) -> None:
+    """The error falls, on held-out samples and in the report; accuracy is none."""
+    data = value_data(outputs)
+    step, _, result = run_pass(tuned(epochs=15, loss=loss, lr=0.02), value_net(outputs), context(data))
+    before = mean_error(value_net(outputs), data.eval)
+    after = mean_error(result, data.eval)
+    assert step.after.accuracy is None and step.after.error == after
+    assert before is not None and after is not None and after.mae < 0.7 * before.mae
+    training = step.training
+    assert training is not None and training.held_out is not None
+    first = training.epochs[0].held_out
+    assert first is not None and first < training.held_out < 0
+
+
+def test_losses_that_do_not_fit_the_labels() -> None:
+    with pytest.raises(DataError, match="loss=cross-entropy: found values as labels, expected classes"):
+        run_pass(tuned(loss="cross-entropy"), value_net(), context(value_data()))
+    with pytest.raises(DataError, match="loss=l1: found classes as labels, expected values"):
+        run_pass(tuned(loss="l1"), normalised_net(), context(make_data()))
+    with pytest.raises(DataError, match=r"values of shape \(3,\) for outputs of shape \(1,\)"):
+        run_pass(tuned(), value_net(), context(value_data(3)))

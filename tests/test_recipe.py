@@ -11,7 +11,8 @@ from hypothesis import given
 
 from graphcomp.errors import RecipeError
 from graphcomp.passes import L1, PASSES, APoZ, FoldBN, Random
-from graphcomp.recipe import Recipe, load_recipe, make_passes, parse_passes, split_passes
+from graphcomp.recipe import Recipe, RobustnessOptions, load_recipe, make_passes, parse_passes, split_passes
+from graphcomp.robustness import Corruption
 
 
 @pytest.fixture
@@ -329,3 +330,17 @@ def test_split_passes_reads_what_was_meant(passes: list[tuple[str, dict[str, Any
         for name, options in passes
     )
     assert split_passes(text) == passes
+
+
+def test_robustness(load: Any) -> None:
+    """Off by default, `true` for the defaults, or numbers; wrong ones are named."""
+    assert load("passes: [fold-bn]").robustness is False
+    assert load("passes: [fold-bn]\nrobustness: false").robustness is False
+    assert load("passes: [fold-bn]\nrobustness: true").robustness == RobustnessOptions()
+    found = load(
+        "passes: [fold-bn]\nrobustness: {occlusion: [0.5], motion_blur: [], brightness: [2]}"
+    ).robustness
+    assert isinstance(found, RobustnessOptions)
+    assert found.corruptions() == [Corruption("occlusion", 0.5), Corruption("brightness", 2.0)]
+    kinds = [(c.kind, c.amount) for c in RobustnessOptions().corruptions()]
+    assert kinds[0] == ("motion-blur", 0.15) and len(kinds) == 6

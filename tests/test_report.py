@@ -1,4 +1,5 @@
 import errno
+import io
 import json
 import math
 import os
@@ -380,7 +381,7 @@ def test_the_command_to_reproduce_is_quoted_for_a_shell() -> None:
 
 
 def test_the_terminal_table_shows_the_same_rows_and_never_reads_markup() -> None:
-    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    console = Console(width=80, record=True, file=io.StringIO())  # noqa: PTH123, SIM115
     with console.file:
         console.print(report.summary_table(make(model="[red]net[/red]")))
     text = console.export_text()
@@ -636,3 +637,51 @@ def test_every_record_is_part_of_the_documented_schema() -> None:
         if isinstance(item, type) and issubclass(item, BaseModel) and item.__module__ == records.__name__
     }
     assert defined - {"Record"} == set(MODELS)
+
+
+# ---------------------------------------------------------------------- values, and damaged images
+
+
+def with_errors(mae: float, low: float, high: float) -> records.MeanError:
+    return records.MeanError(mae=mae, samples=360, low=low, high=high)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_errors_stand_where_accuracy_does() -> None:
+    old, new = with_errors(0.4125, 0.39, 0.43), with_errors(0.5, 0.47, 0.53)
+    before, after = (
+        s.model_copy(update={"accuracy": None, "error": e}) for s, e in ((BEFORE, old), (AFTER, new))
+    )
+    step = STEP.model_copy(update={"after": after})
+    found = make(baseline=before, final=after, steps=[step])
+    row = next(r for r in report.comparison(found) if r.label == "Mean absolute error")
+    assert (row.before, row.after, row.change) == ("0.4125 [0.39, 0.43]", "0.5 [0.47, 0.53]", "+21.2 %")
+    page = report.render_html(found)
+    assert "95 % interval 0.47 to 0.53" in page and "accuracy" not in page.partition('id="steps"')[0].lower()
+    assert any(note.startswith("The mean absolute error is on 360 samples") for note in report.notes(found))
+
+
+def test_errors_are_drawn() -> None:
+    error = with_errors(0.5, 0.47, 0.53)
+    after = AFTER.model_copy(update={"accuracy": None, "error": error})
+    found = make(baseline=after, final=after, steps=[STEP.model_copy(update={"after": after})])
+    assert "mean absolute error" in report.render_html(found)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_damaged_images() -> None:
+    """A row each, baseline against result; undamaged first; nothing if it was not asked for."""
+    scores = [records.Accuracy(top1=t, samples=360, low=t - 0.02, high=t + 0.02) for t in (0.9, 0.75)]
+    pair = [[records.CorruptedScore(corruption="occlusion", amount=0.25, score=score)] for score in scores]
+    found = make(robustness=records.Robustness(baseline=pair[0], final=pair[1]))
+    assert [row.label for row in report.robustness_rows(found)] == ["none", "occlusion, 25 % of the area"]
+    table = report.robustness_table(found)
+    assert table is not None
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(table)
+    text = console.export_text()
+    assert "90.00 % [88.0, 92.0]" in text and "75.00 % [73.0, 77.0]" in text and "-15.00 points" in text
+    page = report.render_html(found)
+    assert 'id="robustness"' in page and "occlusion, 25 % of the area" in page
+    assert "-7.12 points, -19.34 points" in page  # lost to the damage
+    assert report.robustness_table(make()) is None and 'id="robustness"' not in report.render_html(make())
