@@ -66,6 +66,8 @@ class Kernel:
         sources: the exported nodes that it computes, in the order of the file; none of what was added.
         layer: module path of the convolution or matrix product that it is, or that comes before it.
         made_by: the pass that made or last changed it or, if none did, the nearest thing that it depends on.
+        carries: key of the last node that is computed once it is done; of what was added, of the value that
+            it moves.
         computed: multiply-accumulates that are carried out, whole blocks of channels included.
         form: how it computes: blocked or plain on CPUs, on which cores on GPUs.
     """
@@ -74,6 +76,7 @@ class Kernel:
     sources: tuple[Source, ...]
     layer: str
     made_by: str | None
+    carries: str
     computed: int
     form: str
 
@@ -120,7 +123,7 @@ def attribute(file: OnnxFile, profile: Profile, batch: int, multiple: int = 1) -
             of[owners[source.name]].append(source)
     graph = _Graph(operators, [tuple(of[i]) for i in range(len(operators))])
     return [
-        Kernel(o, s, graph.layer(i), graph.pass_of(i), _computed(o, s, multiple), _form(o))
+        Kernel(o, s, graph.layer(i), graph.pass_of(i), graph.carries(i), _computed(o, s, multiple), _form(o))
         for i, (o, s) in enumerate(zip(operators, graph.sources, strict=True))
     ]
 
@@ -172,7 +175,7 @@ class _Owners:
             if source.macs and source.name not in self.owners:
                 self._settle(source, self._behind(source, named))
         for source in self.sources:
-            if source.name not in self.owners:
+            if not source.macs and source.name not in self.owners:
                 self._settle(source, self._before(source))
         return self.owners
 
@@ -228,6 +231,11 @@ class _Graph:
     def layer(self, index: int) -> str:
         """Module path of the nearest convolution or matrix product, itself or before it."""
         found = self._nearest(index, lambda i: next((s.module for s in self.sources[i] if s.macs), None))
+        return found or "input"
+
+    def carries(self, index: int) -> str:
+        """Key of the exported node whose value it makes or moves."""
+        found = self._nearest(index, lambda i: self.sources[i][-1].key if self.sources[i] else None)
         return found or "input"
 
     def pass_of(self, index: int) -> str | None:

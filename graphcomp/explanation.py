@@ -322,8 +322,8 @@ class _Light:
         self.used: set[int] = set()
 
     def keys(self, kernel: Kernel) -> list[tuple[str, str]]:
-        """What it is known by: its exported nodes; what the runtime added, by kind and layer."""
-        return [("node", s.key) for s in kernel.sources] or [(kernel.operator.node.op, kernel.layer)]
+        """What it is known by: its exported nodes; what the runtime added, by the value that it moves."""
+        return [("node", s.key) for s in kernel.sources] or [(kernel.operator.node.op, kernel.carries)]
 
     def row(self, new: Kernel) -> ExplainedRow:
         """One operator of the candidate beside that of the base, if it has one of its own."""

@@ -69,17 +69,18 @@ def _headline(found: Explanation) -> str:
     return (
         f"{speedup.value:.2f}x instead of {found.theoretical:.2f}x (batch {found.batch}, {found.provider}, "
         f"{threads}, {found.clock} time): {unit(found.new.measured_ms)} {unit.name} where the MACs promise "
-        f"{unit(found.theory_ms)} of {unit(found.base.measured_ms)}; {unit(abs(gap.value))} {unit.name} "
-        f"{less}, {spread}."
+        f"{unit(found.theory_ms)} (before: {unit(found.base.measured_ms)}); "
+        f"{unit(abs(gap.value))} {unit.name} {less}, {spread}."
     )
 
 
 def _reason(part: Part, found: Explanation) -> str:
     unit = _Unit(found)
-    share = f"{100 * part.ms / found.gap.value:+.0f} % ({unit(part.ms, '+')} {unit.name})"
-    text = f"{share} {label_of(part.kind, found)}"
+    share, ms = _share(part.ms, found), f"{unit(part.ms, '+')} {unit.name}"
+    text = f"{share} ({ms}) {label_of(part.kind, found)}" if share else f"{ms} {label_of(part.kind, found)}"
     if part.kind == "mix":
-        return f"{text}: other operators and layers have more of the original's time than of its MACs."
+        amount = "less" if part.ms > 0 else "more"
+        return f"{text}: what went took {amount} of the original's time than of its MACs."
     if part.kind == "host":
         outside = [side.measured_ms - side.operators_ms for side in (found.base, found.new)]
         times = " and ".join(unit(ms) for ms in outside)
@@ -202,8 +203,8 @@ def part_table(found: Explanation) -> Table:
 
 
 def _share(ms: float, found: Explanation) -> str:
-    gap = found.gap
-    return "" if gap.low <= 0 <= gap.high else f"{100 * ms / gap.value:.0f} %"
+    """Of a gap that there is beyond doubt."""
+    return f"{100 * ms / found.gap.value:+.0f} %" if found.gap.low > 0 else ""
 
 
 def layer_table(found: Explanation) -> Table:
@@ -248,7 +249,7 @@ def waterfall(found: Explanation) -> Figure:
     ends = [found.base.measured_ms, found.theory_ms]
     ax.barh([0, 1], [factor * ms for ms in ends], 0.66, color=[BEFORE, THEORY])
     at, edges = found.theory_ms, list(ends)
-    texts = [(0, ends[0], unit(ends[0])), (1, ends[1], f"{unit(ends[1])} (1/{found.theoretical:.2f})")]
+    texts = [(0, ends[0], unit(ends[0])), (1, ends[1], f"{unit(ends[1])} ({found.theoretical:.2f}x)")]
     for index, (_, ms) in enumerate(steps, start=2):
         ax.barh(index, factor * ms, 0.66, left=factor * at, color=SLOWER if ms > 0 else FASTER)
         ax.plot([factor * at] * 2, [index - 1.33, index + 0.33], color=INK, linewidth=0.8)
@@ -263,7 +264,7 @@ def waterfall(found: Explanation) -> Figure:
     spread = [[factor * max(0.0, length)] for length in (gap.value - gap.low, gap.high - gap.value)]
     ax.barh(last, factor * new, 0.66, color=AFTER)
     ax.errorbar([factor * new], [last], xerr=spread, color=INK, capsize=4, linestyle="none", elinewidth=1.2)
-    texts.append((last, new + gap.high - gap.value, f"{unit(new)} (1/{found.speedup.value:.2f})"))
+    texts.append((last, new + gap.high - gap.value, f"{unit(new)} ({found.speedup.value:.2f}x)"))
     widest = factor * max(*edges, new)
     for row, ms, text in texts:
         ax.text(factor * ms + 0.012 * widest, row, text, va="center", fontsize=10, color=INK, in_layout=False)

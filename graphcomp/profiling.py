@@ -192,7 +192,8 @@ def _run_by_turns(
             one.session.run(None, dict(feeds))
         order.reverse()
         done += 1
-        share = max(done / (WARM_UP + runs), (time.perf_counter() - start) / seconds)
+        elapsed = time.perf_counter() - start
+        share = max(done / (WARM_UP + runs), elapsed / seconds if seconds > 0 else 1.0)
         tell("profile", min(share, 1.0))
     return time.perf_counter() - start > BUSY * (time.thread_time() - cpu_start)
 
