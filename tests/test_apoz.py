@@ -362,10 +362,10 @@ def test_problems_are_found_before_the_first_removal(taught: Program) -> None:
 
 def test_steps_in_a_recipe() -> None:
     (made,) = parse_passes("apoz{steps=6, tolerance=0.5, finetune={epochs=2, lr=0.02}}", PASSES)
-    assert isinstance(made, APoZ) and made.finetune is not None and made.strategy is not None
+    assert isinstance(made, APoZ) and made.finetune is not None and made.iteration is not None
     assert (made.steps, made.tolerance, made.finetune.epochs, made.finetune.lr) == (6, 0.5, 2, 0.02)
-    assert made.strategy.most_rounds == 12
-    assert APoZ().strategy is None and APoZ(steps=2).strategy == APoZ(steps=2).strategy
+    assert made.iteration.most_rounds == 12
+    assert APoZ().iteration is None and APoZ(steps=2).iteration == APoZ(steps=2).iteration
 
 
 @pytest.mark.parametrize(
