@@ -235,6 +235,10 @@ def test_unreadable_file(tmp_path: Path, load: Any) -> None:
         ("a{x=layer[12].*}, b", [("a", {"x": "layer[12].*"}), ("b", {})]),
         ('a{x="*.conv1", y="b, }{c"}', [("a", {"x": "*.conv1", "y": "b, }{c"})]),
         ("a{x='[', y=[\"]\", ',']}", [("a", {"x": "[", "y": ["]", ","]})]),
+        ("a{x={k=1, l=[2, 3]}, y=4}", [("a", {"x": {"k": 1, "l": [2, 3]}, "y": 4})]),
+        ("a{ x = { k = {l=1} } }, b", [("a", {"x": {"k": {"l": 1}}}), ("b", {})]),
+        ("a{x={k: b=c}, y={k='{', l=d:e}}", [("a", {"x": {"k": "b=c"}, "y": {"k": "{", "l": "d:e"}})]),
+        ("a{x={}}", [("a", {"x": {}})]),
         ("a{x=true, y=null, z=-3, s=b=c}", [("a", {"x": True, "y": None, "z": -3, "s": "b=c"})]),
     ],
 )
@@ -265,6 +269,8 @@ def test_passes_of_one_line() -> None:
         ("l1{=0.5}", "column 4: found '=0.5', expected option=value"),
         ("l1{ratio=0.5, ratio=0.6}", "column 15: ratio: found it twice, expected it once"),
         ("l1{include=*.conv1}", "column 4: include: found '*.conv1', expected a value; put quotes around"),
+        ("a{x={k=1, l}}", "column 11: found 'l', expected option=value"),
+        ("a{x= {k=1, k=2}}", "column 12: k: found it twice, expected it once"),
         ("l1{x={a: b: c}}", "column 4: x: found '{a: b: c}', expected a value"),
     ],
 )
@@ -290,6 +296,20 @@ def test_mistake_in_one_line_names_the_column(text: str, message: str) -> None:
         ("l1{ratio=0.5, min_channels=0}", "passes: l1.min_channels: found 0, .* greater than or equal to 1"),
         ("l1{ratio=0.5, multiple=0}", "passes: l1.multiple: found 0, .* greater than or equal to 1"),
         ("apoz{max_fraction=1}", "passes: apoz.max_fraction: found 1, Input should be less than 1"),
+        (
+            "apoz{steps=2, finetune={epoch=2}}",
+            "passes: apoz.finetune.epoch: found an unknown option, .*; did you mean 'epochs'?",
+        ),
+        (
+            "apoz{steps=2, finetune={lr=0}}",
+            "passes: apoz.finetune.lr: found 0, Input should be greater than 0",
+        ),
+        ("apoz{steps=2, finetune=3}", "passes: apoz.finetune: found 3, Input should be a dictionary"),
+        (
+            "play-and-prune{training={epochs=2}}",
+            "passes: play-and-prune.training: found epochs=2, expected 1",
+        ),
+        ("play-and-prune{epss=2}", "passes: play-and-prune.epss: .*; did you mean 'eps'?"),
         ("apoz{samples=0}", "passes: apoz.samples: found 0, .* greater than or equal to 1"),
     ],
 )

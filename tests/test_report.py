@@ -277,6 +277,50 @@ def test_spectra_have_a_panel_a_group(count: int) -> None:
     assert page.shown().count("3/4") == count
 
 
+def with_rounds() -> records.Step:
+    """A step of three rounds, of which the last was undone."""
+
+    def row(number: int, name: str, kept: bool, **changes: Any) -> records.Round:
+        score = records.Accuracy(top1=0.97 - 0.011 * number, samples=140, low=0.9, high=0.99)
+        facts = {"summary": f"did <{number}>", "params_trainable": 1000 - number, "macs": 20_000 - number}
+        return records.Round(number=number, name=name, kept=kept, accuracy=score, **(facts | changes))
+
+    rows = [
+        row(0, "start", True),
+        row(1, "apoz", True, removed={"head": 2, "stem": 11}),
+        row(2, "finetune", True, evidence={"rate": 0.625, "thresholds": {"stem": 0.1}}, seconds=12.34),
+        row(3, "apoz", False, removed={"stem": 7}),
+    ]
+    return STEP.model_copy(update={"rounds": rows, "summary": "kept 2 of 3 rounds: 13 channels removed"})
+
+
+def test_rounds_have_a_table_and_another_of_what_each_layer_lost() -> None:
+    html = report.render_html(make(steps=[with_rounds()]))
+    page = Page(html)
+    assert "Rounds of step 2 (l1)" in page.shown() and "Channels removed per layer" in page.shown()
+    for text in ("did <3>", "93.70 %", "19,997", "997", "rate 0.625", "12.3", "undone"):
+        assert text in page.shown()
+    assert "thresholds" not in page.shown()
+    section = html[html.index('id="rounds-2"') : html.index('id="layers"')]
+    rows = [
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)
+        for row in re.findall(r"<tr>(.*?)</tr>", section, re.S)
+    ]
+    assert rows[-2:] == [["stem", "11", "7"], ["head", "2", ""]]
+    assert [row[5] for row in rows[1:5]] == ["", "13", "", "7"]
+    assert [row[6] for row in rows[1:5]] == ["yes", "yes", "yes", "no"]
+
+
+def test_what_each_layer_lost_in_the_order_of_the_network() -> None:
+    found = report.removals(with_rounds())
+    assert found == report.Removals((1, 3), {"stem": (11, 7), "head": (2, 0)})
+    assert report.removals(STEP) == report.Removals((), {})
+
+
+def test_without_rounds_there_is_no_such_section(html: str) -> None:
+    assert "Rounds of step" not in Page(html).shown()
+
+
 def test_without_spectra_there_is_no_such_section(html: str) -> None:
     assert "Spectra" not in Page(html).shown()
 
