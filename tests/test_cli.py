@@ -24,9 +24,10 @@ from graphcomp.doctor import Finding
 from graphcomp.errors import GraphcompWarning, ProviderError
 from graphcomp.passes import L1, PASSES, FoldBN
 from graphcomp.pipeline import Context, Plan
-from graphcomp.records import Bench, Evaluation
+from graphcomp.records import Bench, Evaluation, Explanation
 from graphcomp.report import read_report
 from graphcomp.session import probe
+from tests.test_bench import write
 from tests.tiny import SPEC, seeded, tiny
 
 __all__ = ["seeded"]
@@ -226,6 +227,20 @@ def test_bench(cli: Cli, compiled: Path) -> None:
     assert bench.batches[0].theoretical == pytest.approx(report.baseline.macs / report.final.macs)
 
 
+def test_explain(cli: Cli, compiled: Path) -> None:
+    files = [compiled / "baseline.onnx", compiled / "model.onnx"]
+    outputs = ["--json", "e/explained.json", "--svg", "e/waterfall.svg"]
+    found = cli("explain", *files, "--batch", "2", "--runs", "6", "--seconds", "0.1", *outputs)
+    assert found.code == 0, found.err
+    assert re.match(r"\d+\.\d\dx instead of \d+\.\d\dx \(batch 2, cpu, 1 thread, ", found.out)
+    for text in ("padding to whole blocks", "By layer", "stem", "gap, as measured"):
+        assert text in found.out
+    explanation = Explanation.model_validate_json(Path("e/explained.json").read_text())
+    assert sum(part.ms for part in explanation.parts) == pytest.approx(explanation.gap.value)
+    assert {row.made_by for row in explanation.rows} == {"l1"}
+    assert explanation.bench is not None and "promised by the MACs" in Path("e/waterfall.svg").read_text()
+
+
 def test_inspect(cli: Cli) -> None:
     found = cli("inspect", SPEC, "--input-shape", "1,3,8,8", "--nodes", "--json", "i.json", "--svg", "i.svg")
     assert found.code == 0, found.err
@@ -249,13 +264,22 @@ def test_version(cli: Cli) -> None:
 def test_help(cli: Cli) -> None:
     bare = cli()
     for found in (bare, cli("--help"), cli("-h")):
-        for name in ("compile", "inspect", "bench", "passes", "doctor", "smaller and measurably faster"):
+        for name in (
+            "compile",
+            "inspect",
+            "bench",
+            "explain",
+            "passes",
+            "doctor",
+            "smaller and measurably faster",
+        ):
             assert name in found.out + found.err
     assert "--resume" in cli("compile", "--help").out
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nosuch"], ["compile", "--nosuch"], ["bench", "one.onnx"], ["inspect"]]
+    "arguments",
+    [["nosuch"], ["compile", "--nosuch"], ["bench", "one.onnx"], ["explain", "one.onnx"], ["inspect"]],
 )
 def test_wrong_usage(arguments: list[str], cli: Cli) -> None:
     found = cli(*arguments)
@@ -447,6 +471,7 @@ def test_absent_provider(cli: Cli, compiled: Path) -> None:
     files = compiled / "baseline.onnx", compiled / "model.onnx"
     message = failing(cli, "bench", *files, "--provider", "cpu,cuda", "--cuda-graphs", "--json", "b.json")
     assert message.startswith("error: provider 'cuda': ") and not Path("b.json").exists()  # nor the rest
+    assert failing(cli, "explain", *files, "--provider", "cuda").startswith("error: provider 'cuda': ")
     message = compile_tiny(cli, "--target", "cuda-fp16")  # before any work
     assert message.startswith("error: provider 'cuda': ")
 
@@ -480,6 +505,14 @@ def test_a_target_that_is_elsewhere(cli: Cli, no_export: None) -> None:
 def test_bench_of_what_is_no_model(arguments: list[str], expected: str, cli: Cli) -> None:
     Path("text.onnx").write_text("hello")
     assert expected in failing(cli, "bench", *arguments)
+
+
+def test_explain_what_cannot_be_compared(cli: Cli, compiled: Path) -> None:
+    Path("text.onnx").write_text("hello")
+    assert "text.onnx: " in failing(cli, "explain", compiled / "model.onnx", "text.onnx")
+    other = write(Path("other.onnx"), size=4, name="input")
+    message = failing(cli, "explain", compiled / "model.onnx", other)
+    assert message.startswith("error: inputs: found ") and "compare exports of the same task" in message
 
 
 def test_inspect_what_is_no_model(cli: Cli) -> None:

@@ -220,6 +220,19 @@ def test_progress_rises_to_one(finished: Any) -> None:
     messages = [m for m, _ in told]
     assert "[1/2] fold-bn: plan" in messages and "[2/2] l1: verify" in messages
     assert any(m.startswith("benchmark: ") for m in messages)
+    assert "explain: profile" in messages
+
+
+def test_what_was_timed_is_explained(finished: Any, quick: Job, tmp_path: Path) -> None:
+    out, report, _ = finished
+    found, timing = report.explanation, report.bench.batches[0]
+    assert (found.batch, found.theoretical, found.bench) == (timing.batch, timing.theoretical, None)
+    assert sum(part.ms for part in found.parts) == pytest.approx(found.gap.value)
+    assert {row.made_by for row in found.rows if row.new_macs} == {"l1"}
+    assert 'id="explain"' in (out / "report.html").read_text()
+    assert build(quick, tmp_path / "out").explanation is None
+    asked = report.bench.model_copy(update={"provider": "cuda"})
+    assert compiler._explain(quick.recipe, asked, (out, out), lambda *_: None, 1.0) is None
 
 
 def test_a_saved_program_is_compiled_further(finished: Any, quick: Job, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from graphcomp import records, report
 from graphcomp.errors import LoadError, OutputError
+from tests.test_explanation import recorded_explanation
 
 SCHEMA_DOC = Path(__file__).parent.parent / "docs" / "report-schema.md"
 ENVIRONMENT = records.Environment(
@@ -205,6 +206,23 @@ def test_the_page_is_self_contained(html: str) -> None:
     assert outside == []
     assert "@import" not in html
     assert set(re.findall(r"url\(([^)]*)\)", html)) <= {f"#{i}" for k, i in page.attributes if k == "id"}
+
+
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    explanation = recorded_explanation(tmp_path_factory.mktemp("nets"), "pruned")
+    return report.render_html(make(explanation=explanation))
+
+
+def test_theory_and_practice_have_a_section_of_their_own(explained: str, html: str) -> None:
+    page, without = Page(explained), Page(html)
+    assert page.open == [] and page.tags.count("svg") == 4
+    assert ("href", "#explain") in page.attributes and ("href", "#explain") not in without.attributes
+    assert "Theory against practice" in page.shown() and "Theory against practice" not in without.shown()
+    for text in ("instead of", "another kernel (blocked -> plain)", "block.conv2", "the gap, as measured"):
+        assert text in page.shown()
+    ids = [value for key, value in page.attributes if key == "id"]
+    assert len(ids) == len(set(ids))
 
 
 def test_ids_are_unique_and_every_reference_has_its_target(html: str) -> None:
