@@ -17,7 +17,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from graphcomp import calibrate, cli, distributed
+from graphcomp import calibrate, cli, distributed, gradients
 from graphcomp.cache import VARIABLE
 from graphcomp.calibrate import Covariance, Request, Statistic
 from graphcomp.data import Data
@@ -31,6 +31,10 @@ SAMPLES = (61, 5)
 """Batches of 8: four for each process, the last one smaller; and one only."""
 COMPILE = ["compile", SPEC, "--input-shape", "1,3,8,8", "--passes", "fold-bn, apoz{ratio=0.5}"]
 COMPILE += ["--data", "random", "--target", "cpu-avx2", "--no-bench", "-o", "out"]
+LABELLED = "labelled.npz"
+"""In the folder, for what needs labels."""
+CC = "cc{rate=0.3, multiple=1, samples=61}"
+"""Of 72 samples; 8 at a time, so both processes have some, and the last batch is smaller."""
 
 
 def statistics(samples: int) -> list[list[torch.Tensor]]:
@@ -117,6 +121,11 @@ def compiles() -> None:
     graphcomp(*COMPILE)
 
 
+def compiles_cc() -> None:
+    gradients.BATCH = 8
+    graphcomp(*COMPILE, "--passes", CC, "--data", f"npz:{LABELLED}", "-o", "cc")
+
+
 def fails_in_the_first() -> None:
     Path("taken").touch()
     graphcomp(*COMPILE, "-o", "taken")
@@ -166,6 +175,7 @@ def wrong_usage() -> None:
 SCENARIOS = [
     together,
     compiles,
+    compiles_cc,
     fails_in_the_first,
     fails_in_both,
     fails_in_the_second,

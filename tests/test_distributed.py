@@ -10,18 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
 from graphcomp import distributed
 from graphcomp.cache import VARIABLE
+from graphcomp.data import load_data
 from graphcomp.errors import DistributedError
-from graphcomp.passes import APoZ, FoldBN
-from graphcomp.pipeline import Pipeline
+from graphcomp.passes import PASSES, APoZ, FoldBN
+from graphcomp.pipeline import Pipeline, run_pass
 from graphcomp.program import Program
+from graphcomp.recipe import parse_passes
 from graphcomp.verify import difference
-from tests.launcher import SAMPLES, SCENARIOS, labelled_data, statistics
+from tests.launcher import CC, LABELLED, SAMPLES, SCENARIOS, labelled_data, statistics
 from tests.tiny import context, random_data, tiny_program
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +35,9 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the launcher fo
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the scenarios left what they printed and found."""
     place = tmp_path_factory.mktemp("two")
+    rng = np.random.RandomState(0)
+    labels = np.arange(144) % 4
+    np.savez(place / LABELLED, x=rng.standard_normal((144, 3, 8, 8)).astype(np.float32), y=labels)
     environment = {**os.environ, VARIABLE: str(place / "cache"), "COLUMNS": "200"}
     command = [sys.executable, "-m", "tests.launcher", str(place)]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
@@ -109,6 +115,23 @@ def test_compile_gives_what_one_process_gives(folder: Path) -> None:
     program = Program.load(folder / "out" / "program")
     assert program.history == alone.history
     assert difference(program, alone) == 0
+
+
+def test_cc_gives_what_one_process_gives(folder: Path) -> None:
+    """Gradients of both halves of the samples, one decision, the same weights."""
+    assert outcome(folder, "compiles_cc") == "done", printed(folder, "compiles_cc")
+    data = load_data(f"npz:{folder / LABELLED}", input_shape=(3, 8, 8), seed=0)
+    (pass_,) = parse_passes(CC, PASSES)
+    _, plan, alone = run_pass(pass_, tiny_program(), context(data))
+    program = Program.load(folder / "cc" / "program")
+    (record,) = program.history
+    assert len(plan.decisions["factors"]) == 2
+    assert record["decisions"] == plan.decisions
+    for one, both in zip(plan.evidence["layers"], record["evidence"]["layers"], strict=True):
+        assert both["removed"] == one["removed"] and both["rate"] == pytest.approx(one["rate"], rel=1e-4)
+    assert difference(program, alone) == 0
+    seen = [printed(folder, "compiles_cc")[rank].count("of 61 samples") for rank in range(2)]
+    assert seen[0] > 0 and seen[1] == 0
 
 
 def test_one_process_prints_and_writes(folder: Path) -> None:
