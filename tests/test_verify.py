@@ -233,9 +233,8 @@ def test_difference_tries_a_second_batch_size(capsys: pytest.CaptureFixture[str]
 
 
 def test_difference_of_what_does_not_run_at_all() -> None:
-    broken = trace(nn.Linear(4, 5), torch.zeros(1, 4))
-    with torch.no_grad():
-        broken.module.weight = nn.Parameter(torch.zeros(5, 3))  # type: ignore[assignment]
+    broken = trace(nn.Sequential(nn.Linear(4, 5)), torch.zeros(1, 4))
+    broken.layer("0").weight = nn.Parameter(torch.zeros(5, 3))
     with pytest.raises(RuntimeError):
         difference(broken, broken)
 
