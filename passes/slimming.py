@@ -8,7 +8,7 @@ that are judged, in all layers together, those of the smallest scales go:
 so layers lose as much as they can do without, and not all the same part. Scales mean something after a
 training in which they carried an l1 term: the whole method is
 
-    finetune{sparsity=1e-4}, slimming{ratio=0.5}, finetune
+    finetune{sparsity=1e-4, keep=last}, slimming{ratio=0.5}, finetune
 
 Channels that several layers share count with the mean of |gamma| over the normalisations behind these layers.
 Layers without a normalisation of their own behind them are left alone.
