@@ -7,16 +7,17 @@ cross-entropy (labels smoothed if asked for) for classes, and a distance, l1 by 
 values. Shapes stay, frozen parameters and integers too; normalisations track new statistics.
 
 With sparsity > 0 the scales gamma of all batch normalisations carry an l1 term, so that the network learns
-which channels it can do without (Liu et al. 2017; their value is 1e-4). `slimming` then removes these.
+which channels it can do without (Liu et al. 2017; their value is 1e-4). `slimming` then removes these. The
+last epoch is then the result (keep=last): the best by accuracy may be the one before the scales shrank.
 
 With epochs=0 and bn_reestimate=N only the normalisations' statistics are measured again, on N samples without
 labels: the cheapest repair of a network whose activations have changed.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -42,6 +43,15 @@ class Finetune(Recovery):
     sparsity: Annotated[
         float, Field(ge=0, description="of the l1 term on the scales of batch normalisations, e.g. 1e-4")
     ] = 0.0
+
+    @model_validator(mode="after")
+    def _sparsity_is_kept(self) -> Self:
+        if self.sparsity and self.keep == "best":
+            raise ValueError(
+                "found sparsity with keep=best, which may take back the epochs that made scales small, "
+                "expected keep=last"
+            )
+        return self
 
     def lesson(self, program: Program, context: Context) -> Lesson:
         """The labels."""

@@ -5,6 +5,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from graphcomp.channels import analyse
@@ -147,14 +148,19 @@ def test_sparsity_makes_scales_small() -> None:
     assert sums[1] < 0.8 * sums[0]
 
 
+def test_the_best_epoch_may_be_one_before_scales_shrank() -> None:
+    with pytest.raises(ValidationError, match="found sparsity with keep=best"):
+        Finetune(sparsity=1e-4)
+
+
 def test_sparsity_without_normalisations() -> None:
     with pytest.raises(PassError, match="sparsity: found no batch normalisation with scales"):
-        run_pass(Finetune(sparsity=1e-4), plain_net(), context(make_data()))
+        run_pass(Finetune(sparsity=1e-4, keep="last"), plain_net(), context(make_data()))
 
 
 def test_the_whole_method() -> None:
     made = parse_passes(
-        "finetune{sparsity=0.01, epochs=6, batch=24, lr=0.05}, slimming{ratio=0.5, multiple=1}, "
+        "finetune{sparsity=0.01, keep=last, epochs=6, batch=24, lr=0.05}, slimming{ratio=0.5, multiple=1}, "
         "finetune{epochs=3, batch=24, lr=0.05}",
         PASSES,
     )
