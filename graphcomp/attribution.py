@@ -26,6 +26,7 @@ from graphcomp.errors import BenchError
 from graphcomp.export import MODULE_PROP, NODE_PROP, PASS_PROP
 from graphcomp.onnxfile import NodeWork, OnnxFile, node_work
 from graphcomp.profiling import Operator, Profile
+from graphcomp.selection import SELECT
 
 __all__ = ["Kernel", "Source", "attribute"]
 
@@ -56,6 +57,11 @@ class Source:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
+    @property
+    def selects(self) -> bool:
+        """Whether it multiplies only to pick channels (`graphcomp.selection`)."""
+        return self.macs > 0 and any(name.endswith(SELECT) for name in self.inputs[1:2])
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -64,7 +70,8 @@ class Kernel:
     Attributes:
         operator: with its time.
         sources: the exported nodes that it computes, in the order of the file; none of what was added.
-        layer: module path of the convolution or matrix product that it is, or that comes before it.
+        layer: module path of the convolution or matrix product that it is, or that comes before it; one that
+            only picks channels is none.
         made_by: the pass that made or last changed it or, if none did, the nearest thing that it depends on.
         carries: key of the last node that is computed once it is done; of what was added, of the value that
             it moves.
@@ -89,6 +96,11 @@ class Kernel:
     def macs(self) -> int:
         """Multiply-accumulates that the network asks for."""
         return sum(s.macs for s in self.sources)
+
+    @property
+    def selects(self) -> bool:
+        """Whether it multiplies only to pick channels."""
+        return self.main is not None and self.main.selects
 
     @property
     def main(self) -> Source | None:
@@ -230,8 +242,12 @@ class _Graph:
 
     def layer(self, index: int) -> str:
         """Module path of the nearest convolution or matrix product, itself or before it."""
-        found = self._nearest(index, lambda i: next((s.module for s in self.sources[i] if s.macs), None))
+        found = self._nearest(index, self._own_layer)
         return found or "input"
+
+    def _own_layer(self, index: int) -> str | None:
+        made = self.sources[index]
+        return next((s.module for s in made if s.macs and not s.selects), None)
 
     def carries(self, index: int) -> str:
         """Key of the exported node whose value it makes or moves."""

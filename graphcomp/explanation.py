@@ -17,7 +17,8 @@ it ended:
   moves, and fixed costs of an operator: what is left when work shrinks and nothing else changes.
 - **fusion**: the time of operators that run by themselves but are computed inside of another one in the base
   or do not occur there; less the theory of those that stood alone in the base and are fused now.
-- **layout**: `t_new - theory` of operators that compute nothing: Reorder, Pad, Gather, Slice, Transpose, ...
+- **layout**: `t_new - theory` of operators that compute nothing: Reorder, Pad, Gather, Slice, Transpose, and
+  convolutions that only pick channels (`graphcomp.selection`; called Select), whatever they multiply.
 - **mix**: the sum of theories less r times the sum of base times. It is there without any fault of the new
   network: the time of the base is not spread like its MACs, so that removing half of them never was half of
   the time.
@@ -272,6 +273,7 @@ class _Matching:
         new = [k for k in self.new if k.macs]
         keys = {_key(k): k for k in self.heavy}
         pairs = {_key(k): _Pair([keys[_key(k)]], [k]) for k in new if _key(k) in keys}
+        picked = {_key(k): _Pair([], [k]) for k in new if k.selects and _key(k) not in keys}
         if not pairs and not any(_within(k, b) for k in new for b in self.heavy):
             raise BenchError(
                 "layers: found none that both files have by the same name, expected exports of one network "
@@ -282,10 +284,10 @@ class _Matching:
             if _key(kernel) not in pairs:
                 groups[kernel.layer].base.append(kernel)
         for kernel in new:
-            if _key(kernel) not in pairs:
+            if _key(kernel) not in pairs | picked:
                 parent = next((b.layer for b in self.heavy if _within(kernel, b)), kernel.layer)
                 groups[parent].new.append(kernel)
-        return [*pairs.values(), *groups.values()]
+        return [*pairs.values(), *picked.values(), *groups.values()]
 
     def heavy_row(self, pair: _Pair) -> tuple[_Pair, ExplainedRow]:
         """Theory by MACs, padding by what is carried out, the rest by the form."""
@@ -294,6 +296,9 @@ class _Matching:
         forms = {k.form for k in base}
         parts: dict[PartKind, float] = defaultdict(float)
         for kernel in pair.new:
+            if kernel.selects and not pair.base:
+                parts["layout"] += kernel.ms - ms * kernel.macs / macs
+                continue
             parts["padding"] += ms * (kernel.computed / computed - kernel.macs / macs)
             changed: PartKind = "intensity" if kernel.form in forms else "kernel"
             parts[changed] += kernel.ms - ms * kernel.computed / computed
@@ -373,8 +378,8 @@ def _row(
     some = new or base
     return ExplainedRow(
         layer=(base[0] if some[0].macs and base else some[0]).layer,
-        base_operators=[k.operator.node.op for k in base],
-        new_operators=[k.operator.node.op for k in new],
+        base_operators=list(map(_name, base)),
+        new_operators=list(map(_name, new)),
         base_form=_forms(base),
         new_form=_forms(new),
         made_by=next((k.made_by for k in some if k.made_by is not None), None),
@@ -387,6 +392,10 @@ def _row(
         new_computed=sum(k.computed for k in new),
         parts=dict(parts),
     )
+
+
+def _name(kernel: Kernel) -> str:
+    return "Select" if kernel.selects else kernel.operator.node.op
 
 
 def _forms(kernels: Sequence[Kernel]) -> str:

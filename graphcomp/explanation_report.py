@@ -203,8 +203,10 @@ def part_table(found: Explanation) -> Table:
 
 
 def _share(ms: float, found: Explanation) -> str:
-    """Of a gap that there is beyond doubt."""
-    return f"{100 * ms / found.gap.value:+.0f} %" if found.gap.low > 0 else ""
+    """Of a gap that there is beyond doubt, and that is more than a trifle."""
+    gap = found.gap
+    worth = gap.low > 0 and gap.value >= WORTH_A_WORD * found.new.measured_ms
+    return f"{100 * ms / gap.value:+.0f} %" if worth else ""
 
 
 def layer_table(found: Explanation) -> Table:

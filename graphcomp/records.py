@@ -321,7 +321,9 @@ class ExplainedRow(Record):
         description="module path of the convolution or linear layer, for other operators of the one in front"
     )
     base_operators: list[str] = Field(description="of the runtime; empty for what the original does not have")
-    new_operators: list[str] = Field(description="of the runtime; empty for what is gone")
+    new_operators: list[str] = Field(
+        description="of the runtime (Select: picks channels); empty for what is gone"
+    )
     base_form: str = Field(description="blocked, plain, tensor cores or CUDA cores; empty if there is none")
     new_form: str
     made_by: str | None = Field(description="the pass that made or last changed it; null if none did")

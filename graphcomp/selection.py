@@ -31,6 +31,9 @@ from graphcomp.session import Provider
 CHANNELS = 1
 """The axis of channels; activations have four dimensions here."""
 
+SELECT = "/select"
+"""How the name of the weight of a convolution ends that only selects channels."""
+
 
 @dataclass(frozen=True, eq=False)
 class Site:
@@ -171,7 +174,7 @@ def _as_conv(graph: Any, site: Site) -> None:
     kernel = (site.index[:, None] == np.arange(_known_width(site.source))).astype(site.source.dtype)
     name, result = site.nodes[-1].name, site.result
     _disconnect(site)
-    weight = gs.Constant(f"{name}/select", kernel[:, :, None, None])
+    weight = gs.Constant(f"{name}{SELECT}", kernel[:, :, None, None])
     graph.nodes.append(gs.Node("Conv", name, {"kernel_shape": [1, 1]}, [site.source, weight], [result]))
 
 

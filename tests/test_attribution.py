@@ -82,6 +82,17 @@ def test_files_of_other_exporters_name_layers_but_no_pass(tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
+def test_a_convolution_that_only_picks_channels_is_no_layer(tmp_path: Path) -> None:
+    """As the exporter names its weight; it belongs to the layer in front."""
+    file = onnxfile.read(NETS["factored"](tmp_path / "x.onnx"))
+    graph, node = file.model.graph, file.model.graph.node[2]
+    weight = next(tensor for tensor in graph.initializer if tensor.name == node.input[1])
+    weight.name = node.input[1] = f"{node.name}/select"
+    found = attribute(file, recorded("factored"), 1)
+    picking = [k for k in found if k.selects]
+    assert [(k.layer, k.main.key) for k in picking if k.main] == [("stem", "block_conv1_0")]
+
+
 def test_a_layer_that_the_runtime_does_not_show(tmp_path: Path) -> None:
     file, profile = onnxfile.read(NETS["base"](tmp_path / "x.onnx")), recorded("base")
     fewer = replace(profile, operators=profile.operators[:-1])

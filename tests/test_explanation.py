@@ -173,6 +173,16 @@ def test_a_layer_without_a_counterpart_is_priced_at_the_average() -> None:
     assert only(found) == {"intensity": 0.5}
 
 
+def test_a_convolution_that_only_picks_channels_is_layout() -> None:
+    """Priced like any other without a counterpart: theory has 1.0 for its 25 MACs."""
+    made = Source("s", "Conv", "select", "select", "l1", 25, 0, ("x", "s/select"), ())
+    picks = Kernel(op("s", "Conv", 1.5), (made,), "a", "l1", "select", 50, "plain")
+    found = explained([conv("a", 4.0, 100)], [conv("a", 2.0, 50), picks])
+    assert only(found) == {"layout": 0.5}
+    assert found.rows[1].new_operators == ["Select"]
+    assert found.rows[1].layer == "a"
+
+
 def test_a_layer_that_is_called_twice_is_matched_call_by_call() -> None:
     def twice(ms: float, macs: int) -> list[Kernel]:
         calls = [conv("a", ms, macs), conv("a_1", 3 * ms, macs)]
