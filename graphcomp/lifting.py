@@ -91,7 +91,8 @@ def _layer_of(root: nn.Module, node: fx.Node) -> tuple[dict[str, str], nn.Module
             layer._buffers[part] = tensor
         elif tensor is not None:  # a buffer in the place of a parameter: it is not trained
             layer._parameters[part] = nn.Parameter(tensor, requires_grad=False)
-    return None if any(t.is_meta for t in layer.state_dict().values()) else (names, layer)
+    missing = layer.state_dict().keys() - names.keys() - {"num_batches_tracked"}
+    return None if missing else (names, layer)
 
 
 def _bound(arguments: Mapping[str, Any], node: fx.Node) -> dict[str, Any] | None:
