@@ -10,7 +10,8 @@ Left as functions: calls with weights that are computed, and batch normalisation
 that it is one, since nobody knows whether they are to follow the batch in training.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -46,17 +47,19 @@ def lift_layers(root: nn.Module, graph: fx.Graph) -> None:
             that called the functions where nothing else of these is used.
         graph: of a network in eval mode.
     """
+    uses = _Uses(graph)
     layers: dict[str, nn.Module] = {}
+    paths: dict[tuple[Any, ...], str] = {}
     for node in list(graph.nodes):
         found = _layer_of(root, node)
         if found is None:
             continue
         names, layer = found
-        path = next((p for p, known in layers.items() if _equal(known, layer)), None)
-        if path is None:
-            path = _place(root, graph, node, names)
-            layers[path] = layer
-        _call(graph, node, path)
+        facts = _facts(layer)
+        if facts not in paths:
+            paths[facts] = _place(root, uses, node, names, layers)
+            layers[paths[facts]] = layer
+        _call(graph, node, paths[facts])
     for path, layer in layers.items():
         owner, _, leaf = path.rpartition(".")
         root.get_submodule(owner)._modules[leaf] = layer
@@ -124,42 +127,48 @@ def _follows_batches(owner: nn.Module, tensors: Tensors, given: Mapping[str, Any
     return known and whole and trained and not given["training"]
 
 
-def _equal(a: nn.Module, b: nn.Module) -> bool:
-    """Whether two layers are of one kind, with the same settings and the very same tensors."""
-
-    def facts(module: nn.Module) -> Iterator[Any]:
-        yield type(module).__name__
-        yield from sorted((k, repr(v)) for k, v in vars(module).items() if not k.startswith("_"))
-        yield from sorted((k, id(t)) for k, t in [*module._parameters.items(), *module._buffers.items()])
-
-    return list(facts(a)) == list(facts(b))
+def _facts(layer: nn.Module) -> tuple[Any, ...]:
+    """Equal for layers of one kind with the same settings and the very same tensors."""
+    settings = sorted((k, repr(v)) for k, v in vars(layer).items() if not k.startswith("_"))
+    tensors = sorted((k, id(t)) for k, t in [*layer._parameters.items(), *layer._buffers.items()])
+    return type(layer).__name__, tuple(settings), tuple(tensors)
 
 
-def _place(root: nn.Module, graph: fx.Graph, node: fx.Node, names: Mapping[str, str]) -> str:
+class _Uses:
+    """What a graph uses of the modules, before anything is lifted."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.readers: dict[str, set[fx.Node]] = defaultdict(set)
+        """Tensor -> the nodes that read it."""
+        self.inside: dict[str, set[str]] = defaultdict(set)
+        """Module -> the tensors and modules in it (or itself) that nodes refer to."""
+        for node in graph.nodes:
+            if node.op not in ("get_attr", "call_module"):
+                continue
+            target = path = cast(str, node.target)
+            if node.op == "get_attr":
+                self.readers[target] |= set(node.users)
+            while path:
+                self.inside[path].add(target)
+                path = path.rpartition(".")[0]
+
+
+def _place(
+    root: nn.Module, uses: _Uses, node: fx.Node, names: Mapping[str, str], taken: Container[str]
+) -> str:
     """The module that held the tensors, if they have the layer's names and nothing else of it is used."""
     owner = next(iter(names.values())).rpartition(".")[0]
     own = all(name == f"{owner}.{part}" for part, name in names.items())
-    readers = {user for tensor in _tensor_nodes(graph, names.values()) for user in tensor.users}
-    others = (cast(str, n.target) for n in graph.nodes if n.op in ("get_attr", "call_module"))
-    elsewhere = any(t == owner or t.startswith(f"{owner}.") for t in others if t not in names.values())
-    if owner and own and readers == {node} and not elsewhere:
+    readers = {user for name in names.values() for user in uses.readers[name]}
+    if owner and own and readers == {node} and uses.inside[owner] <= set(names.values()):
         return owner
     stem = f"{owner}." if owner else ""
     name = path = f"{stem}{cast(Any, node.target).__name__}"
     count = 0
-    while hasattr(root.get_submodule(owner), path.rpartition(".")[2]) or _is_called(graph, path):
+    while hasattr(root.get_submodule(owner), path.rpartition(".")[2]) or path in taken:
         count += 1
         path = f"{name}_{count}"
     return path
-
-
-def _tensor_nodes(graph: fx.Graph, names: Iterable[str]) -> list[fx.Node]:
-    wanted = set(names)
-    return [n for n in graph.nodes if n.op == "get_attr" and n.target in wanted]
-
-
-def _is_called(graph: fx.Graph, path: str) -> bool:
-    return any(n.op == "call_module" and n.target == path for n in graph.nodes)
 
 
 def _call(graph: fx.Graph, node: fx.Node, path: str) -> None:
