@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rows import DOCS, Row, Rows, table
+from rows import DOCS, Row, Rows, table, timed
 from section import replace_section
 
 import graphcomp
@@ -33,7 +33,6 @@ from graphcomp.evaluate import confusion, wilson
 from graphcomp.factor import candidates
 from graphcomp.passes import CC
 from graphcomp.program import Program
-from graphcomp.report import quoted_speedup
 from graphcomp.study import Regions, blocks_of, regions
 
 BEGIN, END = "<!-- cc: begin, written by benchmarks/cc_regions.py --render -->", "<!-- cc: end -->"
@@ -133,7 +132,7 @@ def _uncut(source: Program, factor: Factor) -> int:
 def _row(source: Program, pass_: CC, data: Data, base: Path, seconds: float) -> Row:
     program, decided = _compress(source, pass_, data)
     counts = {"params": params_trainable(program), "macs": macs(program)}
-    return counts | decided | _classes(program, data) | _times(program, base, seconds)
+    return counts | decided | _classes(program, data) | timed(base, seconds, program)
 
 
 def _classes(program: Program, data: Data) -> Row:
@@ -146,18 +145,6 @@ def _classes(program: Program, data: Data) -> Row:
         "interval": wilson(correct, samples),
         "variance": found.variance,
         "hardest": CLASSES[found.hardest],
-    }
-
-
-def _times(program: Program, base: Path, seconds: float) -> Row:
-    new = base.with_name("new.onnx")
-    graphcomp.export_onnx(program, new, provider="cpu")
-    timing = graphcomp.benchmark(base, new, seconds=seconds).batches[0]
-    quoted = quoted_speedup(timing)
-    return {
-        "theory": timing.theoretical,
-        "measured": (quoted.value, quoted.low, quoted.high),
-        "clock": "CPU" if timing.busy else "wall",
     }
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from rows import DOCS, Row, Rows, table
+from rows import DOCS, Row, Rows, table, timed
 from section import replace_section
 
 import graphcomp
@@ -29,7 +29,6 @@ from graphcomp.data import Data, load_data
 from graphcomp.evaluate import accuracy
 from graphcomp.program import Program
 from graphcomp.records import Snapshot
-from graphcomp.report import quoted_speedup
 
 ENERGIES = (0.99, 0.98, 0.97, 0.96, 0.95, 0.93, 0.90, 0.80)
 PFA_PAPER = {
@@ -138,7 +137,7 @@ def measure(name: str, model: str, weights: Path, spec: str, seconds: float) -> 
         timer: Callable[[Program], Row] | None = None
         if suite.timed:
             graphcomp.export_onnx(source, base)
-            timer = partial(_timed, base, seconds)
+            timer = partial(timed, base, seconds)
         for recipe in suite.recipes:
             row = rows.measure(recipe.passes, partial(_row, source, recipe.passes, data, timer))
             print(f"{recipe.passes}: {row}", flush=True)
@@ -158,18 +157,6 @@ def _row(source: Program, passes: str, data: Data, timer: Callable[[Program], Ro
 def _counts(counted: Snapshot) -> Row:
     top1 = counted.accuracy.top1 if counted.accuracy else None
     return {"params": counted.params_trainable, "macs": counted.macs, "top1": top1}
-
-
-def _timed(base: Path, seconds: float, program: Program) -> Row:
-    new = base.with_name("new.onnx")
-    graphcomp.export_onnx(program, new, provider="cpu")
-    timing = graphcomp.benchmark(base, new, seconds=seconds).batches[0]
-    quoted = quoted_speedup(timing)
-    return {
-        "theory": timing.theoretical,
-        "measured": (quoted.value, quoted.low, quoted.high),
-        "clock": "CPU" if timing.busy else "wall",
-    }
 
 
 # ---------------------------------------------------------------------- the document

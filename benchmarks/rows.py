@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import graphcomp
 from graphcomp.doctor import environment
+from graphcomp.program import Program
 
 Row = dict[str, Any]
 OUT = Path(__file__).parent.parent / "out"
@@ -66,6 +68,18 @@ class Rows:
     def places(self) -> str:
         """Where and when the rows were measured, for a document."""
         return "; ".join(dict.fromkeys(row["where"] for row in self.found.values()))
+
+
+def timed(base: Path, seconds: float, program: Program) -> Row:
+    """The speedup of a program against the file `base`, beside which its own is written."""
+    new = base.with_name("new.onnx")
+    graphcomp.export_onnx(program, new, provider="cpu")
+    timing = graphcomp.benchmark(base, new, seconds=seconds).batches[0]
+    return {
+        "theory": timing.theoretical,
+        "measured": (timing.quoted.value, timing.quoted.low, timing.quoted.high),
+        "clock": "CPU" if timing.busy else "wall",
+    }
 
 
 def where() -> str:

@@ -233,7 +233,7 @@ def sweep_table(benches: Sequence[records.Bench]) -> Table:
     for rows in zip(*(one.batches for one in benches), strict=True):
         cells = [str(rows[0].batch), f"{rows[0].theoretical:.2f}x"]
         for row in rows:
-            quoted = row.cpu_speedup if row.busy else row.speedup
+            quoted = row.quoted
             mark = " *" if row.busy else ""
             cells += [f"{_interval(quoted)}{mark}", f"{quoted.value / row.theoretical:.0%}"]
         table.add_row(*cells)
@@ -327,13 +327,13 @@ def random_inputs(file: OnnxFile, batch: int, seed: int) -> dict[str, NDArray[An
 
 
 def _open(
-    files: tuple[OnnxFile, OnnxFile],
+    files: Sequence[OnnxFile],
     setup: Setup,
     batch: int,
     feeds: Mapping[str, NDArray[Any]],
-) -> tuple[OpenSession, OpenSession]:
+) -> list[OpenSession]:
     shapes = {name: array.shape for name, array in feeds.items()}
-    base, new = (
+    return [
         open_session(
             file.path,
             setup.provider,
@@ -343,8 +343,7 @@ def _open(
             cuda_graphs=setup.cuda_graphs,
         )
         for file in files
-    )
-    return base, new
+    ]
 
 
 class _Runner:
@@ -454,15 +453,8 @@ def in_turn(
         check_inputs(read[0], other)
     probe(provider, threads)
     feeds = random_inputs(read[0], batch, seed)
-    shapes = {name: array.shape for name, array in feeds.items()}
-    runners = [
-        _Runner(
-            open_session(f.path, provider, threads, shapes=shapes, cache_key=f"{f.sha256}-b{batch}"),
-            feeds,
-            f.path,
-        )
-        for f in read
-    ]
+    opened = _open(read, Setup(provider, threads), batch, feeds)
+    runners = [_Runner(one, feeds, file.path) for one, file in zip(opened, read, strict=True)]
     for runner in runners:
         runner.first()
     _warm_up(runners, Budget(runs, seconds, 2, warmup_seconds), lambda what, fraction: None)

@@ -40,7 +40,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 from graphcomp import onnxfile
 from graphcomp.attribution import Kernel, attribute
@@ -139,10 +139,7 @@ def explain_bench(
     """`explain` for files that were timed before, at the first batch size of that benchmark."""
     read = onnxfile.read(files[0]), onnxfile.read(files[1])
     check_inputs(*read)
-    provider: Provider = "cuda" if bench.provider == "cuda" else "cpu"
-    if bench.provider == "tensorrt":
-        provider = "tensorrt"
-    timing = bench.batches[0]
+    provider, timing = cast(Provider, bench.provider), bench.batches[0]
     feeds = random_inputs(read[0], timing.batch, seed)
     profiles = trace_pair(
         read, feeds, provider, bench.threads, runs=traced_runs, seconds=traced_seconds, tell=progress
@@ -168,8 +165,7 @@ def split(
     Raises:
         BenchError: if the two have no layer in common.
     """
-    measured = [s.cpu_median_ms if timing.busy else s.median_ms for s in (timing.base, timing.new)]
-    speedup = timing.cpu_speedup if timing.busy else timing.speedup
+    measured, speedup = timing.quoted_ms, timing.quoted
     extra = _more_cost(measured, kernels, profiles)
     kernels = _without(kernels[0], extra), _without(kernels[1], extra)
     base, new = (

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from scipy.stats import trim_mean
 
+from graphcomp.bench import BUSY
 from graphcomp.errors import BenchError
 from graphcomp.onnxfile import OnnxFile
 from graphcomp.session import PROVIDERS, OpenSession, Provider, open_session, run_errors
@@ -50,7 +51,6 @@ CUT_OFF_MS = 0.0005
 CHAIN = 64
 """Operators that the cost of tracing is measured on."""
 
-BUSY = 1.1
 LEAST_RUNS, WARM_UP = 6, 3
 """Runs of each file: that a trace has at least, and before them that are not looked at."""
 

@@ -247,6 +247,17 @@ class BatchTiming(Record):
     )
     verdict: str = Field(description="faster, slower, or no measurable difference")
 
+    @property
+    def quoted(self) -> Interval:
+        """The speedup to quote: wall time, or CPU time where the machine was busy."""
+        return self.cpu_speedup if self.busy else self.speedup
+
+    @property
+    def quoted_ms(self) -> tuple[float, float]:
+        """Median times of baseline and candidate by the same clock."""
+        base, new = (s.cpu_median_ms if self.busy else s.median_ms for s in (self.base, self.new))
+        return base, new
+
 
 class ModelFile(Record):
     """An ONNX file that was timed."""

@@ -223,14 +223,9 @@ class KeptGroup:
     places: tuple[tuple[str, str], ...]
 
 
-def quoted_speedup(timing: BatchTiming) -> Interval:
-    """The speedup to quote: wall time, or CPU time where the machine was busy."""
-    return timing.cpu_speedup if timing.busy else timing.speedup
-
-
 def describe_timing(timing: BatchTiming) -> str:
     """One plain sentence: what was measured at this batch size, beside what the MACs promised."""
-    speedup, theory = quoted_speedup(timing), timing.theoretical
+    speedup, theory = timing.quoted, timing.theoretical
     measured = f"Batch {timing.batch}: {timing.verdict}, {_ratio(speedup.value)} the baseline's speed"
     spread = f"95 % interval {speedup.low:.2f} to {speedup.high:.2f}"
     if timing.verdict.startswith("faster") and 0 < theory < math.inf:
@@ -264,8 +259,7 @@ def _count_row(label: str, before: int, after: int) -> Row:
 
 def _time_row(timing: BatchTiming) -> Row:
     clock = "CPU time" if timing.busy else "Time"
-    times = [s.cpu_median_ms if timing.busy else s.median_ms for s in (timing.base, timing.new)]
-    change = _interval(quoted_speedup(timing))
+    times, change = timing.quoted_ms, _interval(timing.quoted)
     return Row(
         f"{clock}, batch {timing.batch}", _ms(times[0]), _ms(times[1]), change, _ratio(timing.theoretical)
     )
@@ -368,7 +362,7 @@ def describe_dct(report: Report) -> list[str]:
     if report.dct_bench is None:
         return [f"{size}. {speed}."]
     old, new = report.dct_bench.base, report.dct_bench.new
-    times = (f"batch {t.batch}: {_interval(quoted_speedup(t))}" for t in report.dct_bench.batches)
+    times = (f"batch {t.batch}: {_interval(t.quoted)}" for t in report.dct_bench.batches)
     return [
         f"{size}. {speed} ({_load(new)}; dense: {_load(old)}). Then it runs at this multiple of the dense "
         f"file's speed: {'; '.join(times)}."
@@ -653,7 +647,7 @@ def _draw_times(ax: Axes, batches: Sequence[BatchTiming]) -> None:
 
 
 def _draw_speedups(ax: Axes, batches: Sequence[BatchTiming]) -> None:
-    quoted = [quoted_speedup(timing) for timing in batches]
+    quoted = [timing.quoted for timing in batches]
     x = range(len(batches))
     value = [q.value for q in quoted]
     spread = _spread(value, [q.low for q in quoted], [q.high for q in quoted])
@@ -736,7 +730,6 @@ def render_html(report: Report) -> str:
         change=_change,
         points=_points,
         headlines=[*headlines(report), *describe_dct(report)],
-        quoted=quoted_speedup,
         dct=describe_dct(report),
         explained=report.explanation,
         reasons=describe(report.explanation) if report.explanation else [],

@@ -11,7 +11,6 @@ from pathlib import Path
 import jinja2
 
 from graphcomp.confusion import largest_confusions
-from graphcomp.report import quoted_speedup
 from graphcomp.storage import atomic_file
 from graphcomp.study import Cell
 from graphcomp.study_plots import chosen_rates, distinct_rates, draw
@@ -68,7 +67,6 @@ def render_html(cells: Sequence[Cell], outcome: Outcome, names: Sequence[str] | 
         most_classes=MOST_CLASSES,
         shade=shade,
         largest=largest_confusions,
-        quoted=quoted_speedup,
         timed=any(cell.result.bench for cell in found),
     )
 

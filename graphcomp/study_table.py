@@ -10,7 +10,6 @@ from pathlib import Path
 from graphcomp.confusion import ClassStatistics, class_statistics
 from graphcomp.errors import OutputError
 from graphcomp.records import Snapshot
-from graphcomp.report import quoted_speedup
 from graphcomp.storage import atomic_file
 from graphcomp.study import Cell, number
 from graphcomp.study_run import CellResult, Outcome
@@ -134,7 +133,7 @@ def _class_columns(findings: Findings) -> dict[str, Value]:
 def _other(result: CellResult) -> dict[str, Value]:
     row: dict[str, Value] = {}
     for timing in result.bench.batches if result.bench else []:
-        speedup, column = quoted_speedup(timing), f"speedup_batch{timing.batch}"
+        speedup, column = timing.quoted, f"speedup_batch{timing.batch}"
         row |= {column: speedup.value, f"{column}_low": speedup.low, f"{column}_high": speedup.high}
     return row | {"seconds": result.seconds}
 
