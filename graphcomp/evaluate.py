@@ -31,8 +31,7 @@ def wilson(correct: int, total: int, z: float = NORMAL_95) -> tuple[float, float
 
 def is_classifier(program: Program) -> bool:
     """Whether the program yields one tensor (batch, classes)."""
-    output = next(n for n in program.graph.nodes if n.op == "output")
-    value = program.values[output]
+    value = program.output
     return isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] > 1
 
 

@@ -92,6 +92,11 @@ class Program:
         """What every node yields for the example inputs, as meta tensors (shapes and types, no numbers)."""
         return run_on_meta(self)
 
+    @property
+    def output(self) -> Any:
+        """What the network yields for the example inputs, as meta tensors."""
+        return self.values[next(n for n in self.graph.nodes if n.op == "output")]
+
     def shape(self, node: fx.Node) -> Shape | None:
         """Shape of a node's output at batch 1; None if it is not one tensor."""
         value = self.values[node]
@@ -418,11 +423,16 @@ def _fingerprint(program: Program) -> str:
     for name, module in program.called_modules().items():
         for part, child in module.named_modules():
             digest.update(f"{name} {part} {type(child).__qualname__} {_settings(child)}\n".encode())
-    for name, tensor in sorted(program.tensors.items()):
+    digest_tensors(digest, program.tensors)
+    return digest.hexdigest()
+
+
+def digest_tensors(digest: "hashlib._Hash", tensors: Mapping[str, Tensor]) -> None:
+    """Feed names, types, shapes and values of tensors to a hash, in the order of their names."""
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _settings(module: nn.Module) -> list[tuple[str, str]]:

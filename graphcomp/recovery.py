@@ -173,7 +173,7 @@ def metric_of(program: Program, data: Data) -> Metric | None:
     """
     if not data.labelled:
         return None
-    output = program.values[next(n for n in program.graph.nodes if n.op == "output")]
+    output = program.output
     if data.regression:
         values_like(output, data.train.labels[:1])
         return closeness

@@ -22,7 +22,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from graphcomp import cache, distributed
-from graphcomp.cost import snapshot
 from graphcomp.data import Data, Split
 from graphcomp.errors import DataError, GraphcompError, LoadError, PassError
 from graphcomp.evaluate import drift, first_inputs
@@ -131,7 +130,7 @@ def _begun(
     strategy: Strategy, program: Program, inner: Context, saved: "_Saved"
 ) -> tuple[Course, dict[int, Program]]:
     started = time.perf_counter()
-    start = snapshot(program, inner.evaluate(program))
+    start = inner.snapshot(program)
     tell = within(inner, f"{strategy.name}: ", 0.0, _share(strategy))
     plan = distributed.broadcast(strategy.plan(program, tell))
     course = Course(plan, start, time.perf_counter() - started)
@@ -189,7 +188,7 @@ def _finished(
     changed = None
     if chosen and context.data is not None:
         changed = drift(program, result, first_inputs(context.data.train, DRIFT_SAMPLES))
-    after = snapshot(result, context.evaluate(result))
+    after = context.snapshot(result)
     context.progress(f"{strategy.name}: done", 1.0)
     decisions = {**course.plan.decisions, "rounds": [plan.model_dump(mode="json") for plan in kept]}
     summary = f"{_summary(rows)}; {strategy.ending(course)}"

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, cast
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass as options_dataclass
@@ -17,7 +16,7 @@ from graphcomp.augment import Augmentation, Name
 from graphcomp.data import Split
 from graphcomp.evaluate import absolute_errors, values_like
 from graphcomp.network import Mode
-from graphcomp.program import Program
+from graphcomp.program import Program, digest_tensors
 from graphcomp.schedule import OPTIONS, Schedule
 
 
@@ -185,7 +184,5 @@ class Task:
 
 def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    digest_tensors(digest, tensors)
     return digest.hexdigest()

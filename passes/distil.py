@@ -172,10 +172,7 @@ class Distil(Recovery):
 
 
 def _require_same_outputs(program: Program, teacher: Program) -> None:
-    found, expected = (
-        [tuple(t.shape) for t in output_tensors(p.values[next(n for n in p.graph.nodes if n.op == "output")])]
-        for p in (teacher, program)
-    )
+    found, expected = ([tuple(t.shape) for t in output_tensors(p.output)] for p in (teacher, program))
     if found != expected:
         raise PassError(f"teacher: found outputs of shape {found}, expected {expected} as the student's")
 

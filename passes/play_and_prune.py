@@ -30,6 +30,7 @@ from graphcomp.errors import PassError
 from graphcomp.evaluate import accuracy
 from graphcomp.passes._afp import Cut, Epoch, EpochOptions, Layer, find_layers
 from graphcomp.passes._prc import SLACK, Limits, Standing, points, stand
+from graphcomp.passes._prunable import why_shared
 from graphcomp.pipeline import Context, Course, Pass, Plan
 from graphcomp.program import Program
 from graphcomp.records import Kept
@@ -112,18 +113,12 @@ class PlayAndPrune:
         for number, (name, layer) in enumerate(layers.items(), 1):
             thresholds[name] = first_threshold(channels, layer, some, self.delta0)
             context.progress(f"threshold {number} of {len(layers)}", number / len(layers))
-        shared = [g for g in channels.removable if len(g.producers) > 1]
+        shared = ((g.name, why_shared(g)) for g in channels.removable)
         return Plan(
             name=self.name,
             options=options_of(self),
             decisions={"thresholds": thresholds},
-            kept=[
-                Kept(
-                    where=g.name,
-                    reason=f"its channels are shared with {len(g.producers) - 1} other layer(s)",
-                )
-                for g in shared
-            ],
+            kept=[Kept(where=name, reason=reason) for name, reason in shared if reason is not None],
             summary=f"thresholds for {len(layers)} layers from {len(some)} held-out samples",
             evidence={"thresholds": thresholds},
         )

@@ -33,8 +33,8 @@ from graphcomp.passes._prunable import unprunable_layers
 from graphcomp.pipeline import Context, Plan
 from graphcomp.program import Program, editable
 from graphcomp.records import Kept, Width
-from graphcomp.removal import OPTIONS, Globs, excluded, options_of
-from graphcomp.surgery import Drop, drop_of, dropped_rows, feasible, mask, remove
+from graphcomp.removal import OPTIONS, Globs, RowRemoval, excluded, options_of
+from graphcomp.surgery import Drop, drop_of, dropped_rows, feasible
 
 Norm = nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm
 Layer = nn.modules.conv._ConvNd | nn.Linear
@@ -49,7 +49,7 @@ def _parse_fraction(value: Any) -> Any:
 
 
 @dataclass(frozen=True, config=OPTIONS)
-class Student:
+class Student(RowRemoval):
     """Make the layers narrow that residual additions hold together: a student for `distil`."""
 
     name: ClassVar[str] = "student"
@@ -86,6 +86,7 @@ class Student:
             name=self.name,
             options=options_of(self),
             decisions={
+                "join": "couple",
                 "rows": dropped_rows(channels, drop),
                 "init": self.init,
                 "seed": context.seed if self.seed is None else self.seed,
@@ -114,16 +115,11 @@ class Student:
 
     def simulate(self, program: Program, plan: Plan) -> Program:
         """Draw the weights (init=random), and zeros where the removed channels are read."""
-        channels = analyse(program)
-        drop = drop_of(channels, plan.decisions["rows"])
         if plan.decisions["init"] == "random":
+            channels = analyse(program, plan.decisions["join"])
+            drop = drop_of(channels, plan.decisions["rows"])
             program = _drawn(program, channels, drop, plan.decisions["seed"])
-        return mask(program, channels, drop)
-
-    def rewrite(self, program: Program, plan: Plan) -> Program:
-        """Take the channels out."""
-        channels = analyse(program)
-        return remove(program, channels, drop_of(channels, plan.decisions["rows"]), self.name)
+        return super().simulate(program, plan)
 
     def _narrowed(self, channels: Channels) -> list[str]:
         every = {p for g in channels.removable for p in g.producers}
