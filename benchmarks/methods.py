@@ -1,4 +1,4 @@
-"""Compression methods on one trained network, side by side: sizes, accuracy and time, without fine-tuning.
+"""Compression methods on one trained network, side by side: sizes, time, accuracy with and without training.
 
     python benchmarks/methods.py pfa --model models:resnet56 --weights W --data cifar10:DIR    # one table
     python benchmarks/methods.py --render                             # all that was measured, in the document
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from rows import DOCS, Row, Rows, table, timed
@@ -24,7 +25,7 @@ from section import replace_section
 
 import graphcomp
 from graphcomp.compiler import load_source
-from graphcomp.cost import snapshot
+from graphcomp.cost import macs, snapshot
 from graphcomp.data import Data, load_data
 from graphcomp.evaluate import accuracy
 from graphcomp.program import Program
@@ -43,6 +44,11 @@ PFA_PAPER = {
     "kl": (59.97, 61.57, -0.65),
 }
 """ResNet-56 on CIFAR-10: % parameters, % MACs, change of top-1 after retraining (the paper's table)."""
+
+EPOCHS = 4
+WIDTHS = "multiple=8"
+TRAINING = "lr=0.02, batch=64, held_out=0.1, precision=float32, layout=contiguous"
+"""What all trainings have in common; with fixed arithmetic, since short ones would differ in it."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +73,23 @@ class Suite:
     Attributes:
         first, last: heads of the columns beside those that are measured.
         timed: whether to measure speedups.
+        trained: whether its recipes train; then accuracy before that and time spent are columns, too.
+        note: said of all rows.
     """
 
     recipes: list[Recipe]
     first: tuple[str, ...]
     last: tuple[str, ...] = ()
     timed: bool = False
+    trained: bool = False
+    note: str = ""
 
 
 def _pfa(join: str) -> list[Recipe]:
     recipes = []
-    for key, (params, macs, change) in PFA_PAPER.items():
+    for key, (params, work, change) in PFA_PAPER.items():
         what = "mode=kl" if key == "kl" else f"energy={key}"
-        paper = f"{params:.2f}", f"{macs:.2f}", f"{change:+.2f}"
+        paper = f"{params:.2f}", f"{work:.2f}", f"{change:+.2f}"
         recipes.append(Recipe((join, what), f"pfa{{{what},join={join},multiple=1}}", paper))
     return recipes
 
@@ -107,6 +117,38 @@ def _selection() -> list[Recipe]:
     ]
 
 
+def _recovery() -> list[Recipe]:
+    """About half the MACs by every method, and the same number of epochs for all of them.
+
+    Where training is part of the method its epochs are of that number. The steps of `apoz` and the game of
+    `play-and-prune` find their own rates; the paper of `distil` draws the student's weights anew.
+    """
+    half = f"target=macs:0.5, {WIDTHS}"
+    after = f"finetune{{epochs={EPOCHS}, {TRAINING}}}"
+    steps = f"finetune={{epochs=1, {TRAINING}}}"
+    sparse = f"finetune{{epochs={EPOCHS // 2}, sparsity=1e-4, keep=last, {TRAINING}}}"
+    rest = f"finetune{{epochs={EPOCHS - EPOCHS // 2}, {TRAINING}}}"
+    distilled = f"distil{{epochs={EPOCHS}, {TRAINING}}}"
+    taught = f"distil{{epochs={EPOCHS}, teacher=input, loss=kl, {TRAINING}}}"
+    found = {
+        "none, trained on": after,
+        "random": f"random{{{half}}}, {after}",
+        "l1": f"l1{{{half}}}, {after}",
+        "l1, Hinton's loss": f"l1{{{half}}}, {taught}",
+        "slimming": f"{sparse}, slimming{{{half}}}, {rest}",
+        "apoz": f"apoz{{{half}}}, {after}",
+        "apoz, steps": f"apoz{{steps={EPOCHS}, tolerance=10, {steps}}}",
+        "play-and-prune": f"play-and-prune{{eps=3, max_epochs={EPOCHS}, training={{{TRAINING}}}}}",
+        "pfa, couple": f"pfa{{{half}, join=couple}}, {after}",
+        "pfa, pad": f"pfa{{{half}, join=pad}}, {after}",
+        "low-rank": f"low-rank{{{half}}}, {after}",
+        "cc": f"cc{{rate=0.5, {WIDTHS}}}, {after}",
+        "student, sliced; distil": f"student{{fraction=1/2, init=slice}}, {distilled}",
+        "student, random; distil": f"student{{fraction=1/2}}, {distilled}",
+    }
+    return [Recipe((name, f"`{passes.replace(TRAINING, '…')}`"), passes) for name, passes in found.items()]
+
+
 PAPER_HEAD = ("paper: % params", "% MACs", "top-1 change, retrained")
 SUITES = {
     "pfa": Suite(
@@ -115,6 +157,13 @@ SUITES = {
     "pfa-reestimated": Suite(_reestimated(), ("join", "recipe")),
     "pfa-fast": Suite(_pfa_fast(), ("recipe",), timed=True),
     "pfa-selection": Suite(_selection(), ("selection", "energy")),
+    "recovery": Suite(
+        _recovery(),
+        ("method", "recipe"),
+        timed=True,
+        trained=True,
+        note=f"All train for {EPOCHS} epochs together, with `…` = `{TRAINING}`.",
+    ),
 }
 BEFORE = "before"
 
@@ -122,13 +171,13 @@ BEFORE = "before"
 # ---------------------------------------------------------------------- measuring
 
 
-def measure(name: str, model: str, weights: Path, spec: str, seconds: float) -> None:
+def measure(name: str, model: str, weights: Path | None, spec: str, seconds: float) -> None:
     """All rows of a suite that are missing."""
     suite = SUITES[name]
     source = load_source(model, weights).program
     data = load_data(spec, input_shape=tuple(source.example_inputs[0].shape[1:]), seed=0)
     said = re.sub(r"\S*/", "", data.description)  # without folders: the document is read elsewhere
-    settings = {"model": model, "weights": weights.name, "data": said}
+    settings = {"model": model, "weights": weights.name if weights else "its own weights", "data": said}
     rows = Rows.open(f"methods-{name}", settings | ({"seconds": seconds} if suite.timed else {}))
     rows.measure(BEFORE, lambda: _counts(snapshot(source, accuracy(source, data.eval))))
     print(f"{BEFORE}: {rows.found[BEFORE]}", flush=True)
@@ -151,7 +200,10 @@ def _row(source: Program, passes: str, data: Data, timer: Callable[[Program], Ro
         return {"refused": str(error)}
     spent = time.process_time() - start
     timing = timer(made.program) if timer else {}
-    return _counts(made.steps[-1].after) | timing | {"seconds": spent}
+    counts = [_counts(step.after) for step in made.steps]
+    sizes = [macs(source), *(count["macs"] for count in counts)]
+    cut = [count["top1"] for count, (old, new) in zip(counts, pairwise(sizes), strict=True) if new != old]
+    return counts[-1] | timing | {"cut": cut[-1] if cut else None, "seconds": spent}
 
 
 def _counts(counted: Snapshot) -> Row:
@@ -182,24 +234,32 @@ def _section(name: str, rows: Rows) -> str:
     whole = f"{model} before: {before['params']:,} parameters, {before['macs']:,} MACs, "
     whole += f"top-1 {_percent(before)} %."
     clock = " Speedups with a * are of CPU time: the machine was busy." if suite.timed else ""
+    note = f" {suite.note}" if suite.note else ""
     lacking = f" Not run: `{'`, `'.join(missing)}`." if missing else ""
-    head = ["% params", "% MACs", "top-1, %", *(("by MACs", "measured") if suite.timed else ())]
+    top1 = ("top-1 cut, %", "trained, %", "CPU minutes") if suite.trained else ("top-1, %",)
+    head = ["% params", "% MACs", *top1, *(("by MACs", "measured") if suite.timed else ())]
     lines = [_line(r, rows.found[r.passes], before, suite) for r in suite.recipes if r.passes in rows.found]
     return "\n\n".join(
-        [f"{said} {whole}{clock}{lacking} {rows.places}.", table([*suite.first, *head, *suite.last], lines)]
+        [
+            f"{said} {whole}{note}{clock}{lacking} {rows.places}.",
+            table([*suite.first, *head, *suite.last], lines),
+        ]
     )
 
 
 def _line(recipe: Recipe, row: Row, before: Row, suite: Suite) -> list[str]:
     if "refused" in row:
-        empty = ["" for _ in range(2 + 2 * suite.timed)]
+        empty = ["" for _ in range(2 + 2 * suite.trained + 2 * suite.timed)]
         return [*recipe.cells, f"refused: {row['refused']}", *empty, *recipe.paper]
     shares = [f"{100 * row[what] / before[what]:.2f}" for what in ("params", "macs")]
-    return [*recipe.cells, *shares, _percent(row), *(_speedup(row) if suite.timed else []), *recipe.paper]
+    cells = [_percent(row)]
+    if suite.trained:
+        cells = [_percent(row, "cut"), *cells, f"{row['seconds'] / 60:.1f}"]
+    return [*recipe.cells, *shares, *cells, *(_speedup(row) if suite.timed else []), *recipe.paper]
 
 
-def _percent(row: Row) -> str:
-    return "" if row["top1"] is None else f"{100 * row['top1']:.2f}"
+def _percent(row: Row, what: str = "top1") -> str:
+    return "" if row[what] is None else f"{100 * row[what]:.2f}"
 
 
 def _speedup(row: Row) -> list[str]:
@@ -216,7 +276,7 @@ def main() -> None:
     parser.add_argument("suite", nargs="?", choices=sorted(SUITES))
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--model", default="models:resnet56")
-    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--weights", type=Path, help="as of graphcomp compile")
     parser.add_argument("--data", help="as of graphcomp compile")
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each recipe that is timed")
     parser.add_argument("--render", action="store_true", help="write the tables into docs/results.md")
@@ -225,8 +285,8 @@ def main() -> None:
         for name, suite in SUITES.items():
             print(f"{name}: {len(suite.recipes)} recipes, such as {suite.recipes[0].passes}")
     if chosen.suite is not None:
-        if chosen.weights is None or chosen.data is None:
-            parser.error("give --weights and --data")
+        if chosen.data is None:
+            parser.error("give --data")
         measure(chosen.suite, chosen.model, chosen.weights, chosen.data, chosen.seconds)
     if chosen.render:
         render()
