@@ -14,8 +14,9 @@ Five files a network, all by the same exporter with the same settings:
     latency                l1{target=latency:0.5}: half the measured time instead
 
 Every variant is made in a process of its own, so that memory goes back; then all five files of a network are
-timed in turn (A B C D E E D C B A) in one process, which is what makes their ratios comparable. Realised is
-the measured ratio over that of the MACs; intervals are bootstrapped over rounds.
+timed in turn (A B C D E E D C B A, six loads of all) in one process, which is what makes their ratios
+comparable. Realised is the measured ratio over that of the MACs; intervals are bootstrapped over loads and
+rounds.
 """
 
 import argparse
@@ -225,7 +226,7 @@ def timed(name: str, batch: int, seconds: float, runs: int) -> Result:
         v: {"ms": float(np.median(times[v])), "dense": ratio(v, DENSE), "theirs": ratio(v, PLAIN)}
         for v in MAKERS
     }
-    return {"busy": busy, "rounds": len(times[DENSE]), "variants": rows}
+    return {"busy": busy, "rounds": times[DENSE].size // 2, "variants": rows}
 
 
 def load() -> Result:
@@ -302,8 +303,9 @@ def shortfalls(name: str, batch: str, found: Result) -> list[str]:
 
 INTRO = f"""\
 torchvision's networks with random weights at {NATIVE} px, one thread, written by `benchmarks/speed.py`. All
-variants of a network are exported by the same exporter and timed in turn in one process, at least six rounds;
-intervals are 95 % bootstraps over rounds. *By MACs*: dense over the variant. *Realised*: measured over that.
+variants of a network are exported by the same exporter and timed in turn in one process, in six loads;
+intervals are 95 % bootstraps over loads and rounds. *By MACs*: dense over the variant. *Realised*: measured
+over that.
 Torch-Pruning is set up as its README does, at the smallest ratio that leaves {MACS:g} of the MACs;
 `round_to` is the block of this machine's kernels. graphcomp by MACs is `l1{{target=macs:{MACS:g}}}`, by
 latency `l1{{target=latency:{LATENCY:g}}}`, which removes as much as half the time at batch 1 asks for."""

@@ -1,9 +1,11 @@
 """Baseline against candidate: two ONNX files timed by turns in one process.
 
 Both sessions are open at once and run A B B A, so that drift of the machine (clock, temperature,
-neighbours) falls on both alike. The estimate is the ratio of medians; its 95 % interval is a bootstrap over
-whole A B B A rounds, which keeps the pairing. If the interval contains 1 there is no measurable difference.
-The interval covers the noise between runs, not what changes when the files are loaded anew.
+neighbours) falls on both alike. Where its buffers happen to lie makes a session one or two per cent faster or
+slower for as long as it is open, and opening it second makes it faster; so both are loaded six times, in
+alternating order, and each time that order is also the order of the turns. The estimate is the ratio of
+medians over all of that; its 95 % interval is a bootstrap over loads and, within each, over whole A B B A
+rounds, which keeps the pairing. If the interval contains 1 there is no measurable difference.
 
 Time is wall time beside CPU time: at one thread the calling thread's own, otherwise the whole process's.
 Where wall time exceeds CPU time by more than 10 % at one thread, something else had the core: the machine
@@ -16,7 +18,8 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +50,11 @@ __all__ = [
 NO_DIFFERENCE = "no measurable difference"
 BUSY = 1.1
 RESAMPLES = 2000
-# With n rounds that all point one way, chance alone does so with 2^(1-n): 6 is the least that supports 95 %.
-MIN_ROUNDS = 6
+# With n loads that all point one way, chance alone does so with 2^(1-n): 6 is the least that supports 95 %.
+LOADS = 6
 
-RACE_RUNS, RACE_SECONDS = 100, 10.0
-"""Runs of each model in a race, or seconds for all."""
+RACE_RUNS, RACE_SECONDS, LEAST_RACE = 100, 10.0, 3
+"""Runs of each model in a race, or seconds for all; and rounds at least."""
 
 DTYPES: dict[str, type[np.generic]] = {
     "FLOAT": np.float32,
@@ -70,12 +73,22 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to measure: `runs` of each file or `seconds` for both, whichever ends first."""
+    """How long to measure: `runs` of each file or `seconds` for all, whichever ends first."""
 
     runs: int
     seconds: float
-    warmup_runs: int
-    warmup_seconds: float
+    warmup_runs: int = 0
+    warmup_seconds: float = 0.0
+
+    def spent(self, rounds: int, elapsed: float) -> float:
+        """The share that is spent after some rounds of two runs and some seconds; 1 is all of it."""
+        return min(1.0, rounds, max(2 * rounds / self.runs, elapsed / self.seconds if self.seconds else 1.0))
+
+    @property
+    def of_a_load(self) -> "Budget":
+        """A part for each of the loads; all its runs of warming up."""
+        runs, seconds = max(2, round(self.runs / LOADS)), self.seconds / LOADS
+        return Budget(runs, seconds, self.warmup_runs, self.warmup_seconds / LOADS)
 
 
 @dataclass(frozen=True)
@@ -88,22 +101,33 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Timed:
-    """What one batch size leaves behind once its sessions are closed."""
+class Samples:
+    """Milliseconds of one file, ([loads,] rounds, 2): the two turns that it has in a round A B B A."""
 
-    row: records.BatchTiming
-    base: records.ModelFile
-    new: records.ModelFile
-    options: dict[str, str]
-    tf32: bool | None
+    wall: Times
+    cpu: Times
+
+    @property
+    def busy(self) -> bool:
+        """Whether, at one thread, all runs together took 10 % longer than they had the processor."""
+        return _busy([self])
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Milliseconds by round, (rounds, 2) each: the two turns that a file has in A B B A."""
+class Timed:
+    """What one of several files leaves behind at one batch size once its sessions are closed.
 
-    wall: tuple[Times, Times]
-    cpu: tuple[Times, Times]
+    Attributes:
+        samples: its times.
+        firsts: ms of the first inference after each load.
+        copied: its times with copies from and to the host; null on the CPU.
+        opened: its sessions, closed: how they were loaded and ran.
+    """
+
+    samples: Samples
+    firsts: list[float]
+    copied: Samples | None
+    opened: list[OpenSession]
 
 
 def benchmark(
@@ -123,12 +147,12 @@ def benchmark(
 ) -> records.Bench:
     """Time two ONNX files against each other at every batch size.
 
-    For each batch both files are loaded anew, run once (their own column), warmed up for `warmup_runs`
-    *and* `warmup_seconds` each, and timed until `runs` of each or `seconds` for both, whichever comes
-    first, but never fewer than six A B B A rounds: less supports no interval. `threads` is the intra-op
-    count. Inputs are drawn from `seed`. `cuda_graphs`: see `open_session`; the record says so among the
-    provider's options. `progress(what, fraction)` is called between rounds, with the
-    fraction of that phase.
+    For each batch both files are loaded six times, run once (their own column), warmed up for `warmup_runs`
+    (and all times together for `warmup_seconds`) each, and timed until `runs` of each or `seconds` for both,
+    whichever comes first, but never less than one A B B A round a load: six support an interval. `threads`
+    is the intra-op count. Inputs are drawn from `seed`. `cuda_graphs`: see `open_session`; the record says so
+    among the provider's options. `progress(what, fraction)` is called between rounds, with the fraction of
+    that phase.
 
     Writes nothing (TensorRT's engine cache excepted). Raises BenchError if a file cannot be read, the two
     differ in their inputs, a batch does not fit, or a run fails; ProviderError if the provider does not
@@ -142,18 +166,23 @@ def benchmark(
     macs = {batch: _macs(files, batch) for batch in batches}
     # Besides proving the provider, this pays for what happens once a process: no file's first run should.
     probe(provider, threads, cuda_graphs=cuda_graphs)
-    timed = []
+    found = []
     for batch in batches:
         report = _throttle(progress, f"batch {batch}")
-        timed.append(_time_batch(files, setup, batch, macs[batch], budget, seed, report))
+        found.append(_time(files, setup, batch, random_inputs(files[0], batch, seed), budget, report))
+    # A GPU's host thread waits by design, and several threads have no one CPU clock to compare with.
+    comparable = provider == "cpu" and threads == 1
+    pairs = zip(batches, found, strict=True)
+    opened = found[0][0].opened[0]
+    models = [_model_file(file, one.opened) for file, one in zip(files, found[0], strict=True)]
     return records.Bench(
         provider=provider,
-        provider_options=timed[0].options,
+        provider_options=opened.provider_options,
         threads=threads,
-        tf32=timed[0].tf32,
-        base=timed[0].base,
-        new=timed[0].new,
-        batches=[one.row for one in timed],
+        tf32=opened.tf32,
+        base=models[0],
+        new=models[1],
+        batches=[_judge(one[0], one[1], comparable, batch, macs[batch], seed) for batch, one in pairs],
         environment=doctor.environment(),
     )
 
@@ -161,13 +190,13 @@ def benchmark(
 def ratio_interval(base: Times, new: Times, *, seed: int = 0) -> records.Interval:
     """Median of `base` over median of `new`, with the percentile bootstrap's 95 % interval.
 
-    Both are (rounds, 2) and row r is the same A B B A round: rounds are resampled whole, so that what
-    slowed a round down slows both sides of the ratio. Raises BenchError if the shapes differ or a median is
-    not positive.
+    Both are (loads, rounds, 2), or (rounds, 2) of a single load, and row r of a load is the same A B B A
+    round: loads and, within each, rounds are resampled whole, so that what slowed one down slows both sides
+    of the ratio. Raises BenchError if the shapes differ or a median is not positive.
     """
-    if base.shape != new.shape or base.ndim != 2:
+    if base.shape != new.shape or base.ndim not in (2, 3):
         raise BenchError(
-            f"samples: found shapes {base.shape} and {new.shape}, expected the same (rounds, 2); "
+            f"samples: found shapes {base.shape} and {new.shape}, expected the same (loads, rounds, 2); "
             "pair them by round"
         )
     medians = float(np.median(base)), float(np.median(new))
@@ -176,17 +205,19 @@ def ratio_interval(base: Times, new: Times, *, seed: int = 0) -> records.Interva
             f"clock: found a median of {min(medians)} ms, expected more than 0; "
             "the clock is too coarse for this model, use a larger batch"
         )
+    base, new = (one.reshape(-1, *one.shape[-2:]) for one in (base, new))
     ratios = np.concatenate(list(_resampled_ratios(base, new, np.random.default_rng(seed))))
     low, high = np.percentile(ratios, (2.5, 97.5))
     return records.Interval(value=medians[0] / medians[1], low=float(low), high=float(high))
 
 
 def _resampled_ratios(base: Times, new: Times, rng: np.random.Generator) -> Iterator[Times]:
-    """RESAMPLES ratios of medians over rounds drawn with replacement, some at a time to bound the memory."""
-    count = len(base)
-    for left in range(RESAMPLES, 0, -(step := max(1, 500_000 // count))):
-        drawn = rng.integers(count, size=(min(step, left), count))
-        top, bottom = (np.median(side[drawn], axis=(1, 2)) for side in (base, new))
+    """RESAMPLES ratios of medians over loads and rounds drawn with replacement, some at a time for memory."""
+    loads, rounds, _ = base.shape
+    for left in range(RESAMPLES, 0, -(step := max(1, 500_000 // (loads * rounds)))):
+        size = min(step, left)
+        chosen = rng.integers(loads, size=(size, loads, 1)), rng.integers(rounds, size=(size, loads, rounds))
+        top, bottom = (np.median(side[chosen], axis=(1, 2, 3)) for side in (base, new))
         # A clock may stand still for most of a resample though not for most of the sample.
         yield top / np.maximum(bottom, np.finfo(np.float64).tiny)
 
@@ -326,24 +357,15 @@ def random_inputs(file: OnnxFile, batch: int, seed: int) -> dict[str, NDArray[An
     return feeds
 
 
-def _open(
-    files: Sequence[OnnxFile],
-    setup: Setup,
-    batch: int,
-    feeds: Mapping[str, NDArray[Any]],
-) -> list[OpenSession]:
-    shapes = {name: array.shape for name, array in feeds.items()}
-    return [
-        open_session(
-            file.path,
-            setup.provider,
-            setup.threads,
-            shapes=shapes,
-            cache_key=f"{file.sha256}-b{batch}",
-            cuda_graphs=setup.cuda_graphs,
-        )
-        for file in files
-    ]
+def _open(file: OnnxFile, setup: Setup, batch: int, feeds: Mapping[str, NDArray[Any]]) -> OpenSession:
+    return open_session(
+        file.path,
+        setup.provider,
+        setup.threads,
+        shapes={name: array.shape for name, array in feeds.items()},
+        cache_key=f"{file.sha256}-b{batch}",
+        cuda_graphs=setup.cuda_graphs,
+    )
 
 
 class _Runner:
@@ -404,8 +426,8 @@ def race(
 ) -> list[float]:
     """Median times in ms of several ONNX models that take the same inputs, run in turn.
 
-    `runs` of each or `seconds` for all, whichever ends first, but never fewer than six rounds; `before_each`
-    of them is called, untimed. CPU time on one CPU thread, else wall time. For choosing
+    Loaded once, `runs` of each or `seconds` for all, whichever ends first, but never fewer than six;
+    `before_each` of them is called, untimed. CPU time on one CPU thread, else wall time. For choosing
     between forms of one network, not for quoting.
     Raises ProviderError and BenchError.
     """
@@ -413,22 +435,16 @@ def race(
     for runner in runners:
         runner.first()
         runner.run()
-    wall, cpu = _take_turns(runners, runs, seconds, MIN_ROUNDS, threads, before_each)
-    times = cpu if provider == "cpu" and threads == 1 else wall
-    return [float(np.median(one)) / 1e6 for one in times]
-
-
-@dataclass(frozen=True)
-class Turns:
-    """Milliseconds of one of several models that took turns, (rounds, 2) each: see `in_turn`."""
-
-    wall: Times
-    cpu: Times
-
-    @property
-    def busy(self) -> bool:
-        """Whether, at one thread, all runs together took 10 % longer than they had the processor."""
-        return bool(self.wall.sum() > BUSY * self.cpu.sum())
+    budget = Budget(runs, seconds)
+    samples = _take_turns(
+        [runner.run for runner in runners],
+        range(len(runners)),
+        threads,
+        lambda rounds, elapsed: min(budget.spent(rounds, elapsed), rounds / LEAST_RACE),
+        before_each,
+    )
+    is_cpu = provider == "cpu" and threads == 1
+    return [float(np.median(one.cpu if is_cpu else one.wall)) for one in samples]
 
 
 def in_turn(
@@ -441,52 +457,129 @@ def in_turn(
     seconds: float = 10.0,
     warmup_seconds: float = 1.0,
     seed: int = 0,
-) -> list[Turns]:
-    """Time any number of ONNX files side by side, in rounds A B C C B A.
+) -> list[Samples]:
+    """Time any number of ONNX files side by side, loaded six times, in rounds A B C C B A.
 
     Times of two of them are what `ratio_interval` takes, whichever two. `runs` of each or `seconds` for all,
-    whichever ends first, but never fewer than six rounds, after `warmup_seconds` of each. Inputs are drawn
+    whichever ends first, but never less than a round a load, after `warmup_seconds` of each. Inputs are drawn
     from `seed`. Raises BenchError if the files differ in their inputs, ProviderError.
     """
     read = [onnxfile.read(file) for file in files]
     for other in read[1:]:
         check_inputs(read[0], other)
     probe(provider, threads)
-    feeds = random_inputs(read[0], batch, seed)
-    opened = _open(read, Setup(provider, threads), batch, feeds)
-    runners = [_Runner(one, feeds, file.path) for one, file in zip(opened, read, strict=True)]
-    for runner in runners:
-        runner.first()
-    _warm_up(runners, Budget(runs, seconds, 2, warmup_seconds), lambda what, fraction: None)
-    wall, cpu = _take_turns(runners, runs, seconds, 2 * MIN_ROUNDS, threads)
-    whole = len(wall[0]) // 2 * 2
-    return [Turns(_in_rounds(w[:whole]), _in_rounds(c[:whole])) for w, c in zip(wall, cpu, strict=True)]
+    budget, feeds = Budget(runs, seconds, 2, warmup_seconds), random_inputs(read[0], batch, seed)
+    timed = _time(read, Setup(provider, threads), batch, feeds, budget, lambda what, share: None)
+    return [one.samples for one in timed]
+
+
+def _time(
+    files: Sequence[OnnxFile],
+    setup: Setup,
+    batch: int,
+    feeds: Mapping[str, NDArray[Any]],
+    budget: Budget,
+    report: Progress,
+) -> list[Timed]:
+    """Every file, loaded again and again with all the others; no more than one session of each at a time."""
+    loads: list[list[Timed]] = []
+    for number in range(LOADS):
+        rounds = len(loads[0][0].samples.wall) if loads else None
+        told = partial(_told_of_load, report, number)
+        loads.append(_time_load(files, setup, batch, feeds, budget.of_a_load, number, rounds, told))
+    return [_joined([load[index] for load in loads]) for index in range(len(files))]
+
+
+def _told_of_load(report: Progress, number: int, what: str, share: float) -> None:
+    report(what, (number + share) / LOADS)
+
+
+def _time_load(
+    files: Sequence[OnnxFile],
+    setup: Setup,
+    batch: int,
+    feeds: Mapping[str, NDArray[Any]],
+    budget: Budget,
+    number: int,
+    rounds: int | None,
+    report: Progress,
+) -> list[Timed]:
+    """One load of every file: as many `rounds`, or what the budget allows."""
+    order = _order(len(files), number)
+    opened = {index: _open(files[index], setup, batch, feeds) for index in order}
+    runners = [_Runner(opened[index], feeds, file.path) for index, file in enumerate(files)]
+    firsts = {index: runners[index].first() for index in order}
+    _warm_up([runners[index] for index in order], budget, report)
+
+    def spent(what: str, done: int, elapsed: float) -> float:
+        share = budget.spent(done, elapsed) if rounds is None else done / rounds
+        report(what, share)
+        return share
+
+    samples = _take_turns([r.run for r in runners], order, setup.threads, partial(spent, "timing"))
+    copied: Sequence[Samples | None] = [None] * len(files)
+    if setup.provider != "cpu":
+        steps = [r.run_end_to_end for r in runners]
+        copied = _take_turns(steps, order, setup.threads, partial(spent, "timing with copies"))
+    return [
+        Timed(samples[i], [firsts[i]], copied[i], [replace(opened[i], session=None)])
+        for i in range(len(files))
+    ]
+
+
+def _order(count: int, number: int) -> list[int]:
+    """Of files in a load: each is first as often as last in any two loads, and all get to be it."""
+    first = number // 2 % count
+    order = [*range(first, count), *range(first)]
+    return order[::-1] if number % 2 else order
+
+
+def _joined(loads: Sequence[Timed]) -> Timed:
+    copied = [load.copied for load in loads if load.copied is not None]
+    return Timed(
+        _stacked([load.samples for load in loads]),
+        [first for load in loads for first in load.firsts],
+        _stacked(copied) if copied else None,
+        [one for load in loads for one in load.opened],
+    )
+
+
+def _stacked(loads: Sequence[Samples]) -> Samples:
+    return Samples(np.stack([one.wall for one in loads]), np.stack([one.cpu for one in loads]))
 
 
 def _take_turns(
-    runners: Sequence["_Runner"],
-    runs: int,
-    seconds: float,
-    least: int,
+    steps: Sequence[Callable[[], None]],
+    order: Sequence[int],
     threads: int,
+    spent: Callable[[int, float], float],
     before_each: Callable[[], object] = lambda: None,
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Nanoseconds, by runner and run, of wall and of CPU time; every other run in the opposite order."""
+) -> list[Samples]:
+    """Times of every step, (rounds, 2), in rounds A B C C B A until all is spent.
+
+    Args:
+        steps: what to time.
+        order: their indices, as they take turns.
+        threads: of one the thread's own CPU time is taken, of more the process's.
+        spent: the share that is spent after some rounds and seconds, from 1 on all of it; asked between
+            rounds.
+        before_each: called before each turn, not timed.
+    """
     clock = time.thread_time_ns if threads == 1 else time.process_time_ns
-    wall: list[list[int]] = [[] for _ in runners]
-    cpu: list[list[int]] = [[] for _ in runners]
-    start, order = time.perf_counter(), list(range(len(runners)))
+    wall: list[list[int]] = [[] for _ in steps]
+    cpu: list[list[int]] = [[] for _ in steps]
+    rounds, start = 0, time.perf_counter()
     with _no_garbage_collection():
-        while len(wall[0]) < least or (_spent(len(wall[0]) / runs, time.perf_counter() - start, seconds) < 1):
-            for index in order:
+        while spent(rounds, time.perf_counter() - start) < 1:
+            for index in (*order, *reversed(order)):
                 before_each()
                 cpu_start, wall_start = clock(), time.perf_counter_ns()
-                runners[index].run()
+                steps[index]()
                 wall_end, cpu_end = time.perf_counter_ns(), clock()
                 wall[index].append(wall_end - wall_start)
                 cpu[index].append(cpu_end - cpu_start)
-            order.reverse()
-    return wall, cpu
+            rounds += 1
+    return [Samples(_in_rounds(w), _in_rounds(c)) for w, c in zip(wall, cpu, strict=True)]
 
 
 def _in_rounds(times: Sequence[int]) -> Times:
@@ -494,51 +587,17 @@ def _in_rounds(times: Sequence[int]) -> Times:
     return np.asarray(times, np.float64).reshape(-1, 2) / 1e6
 
 
-def _time_batch(
-    files: tuple[OnnxFile, OnnxFile],
-    setup: Setup,
-    batch: int,
-    macs: tuple[int, int],
-    budget: Budget,
-    seed: int,
-    report: Progress,
-) -> Timed:
-    feeds = random_inputs(files[0], batch, seed)
-    provider, threads = setup.provider, setup.threads
-    opened = _open(files, setup, batch, feeds)
-    runners = _Runner(opened[0], feeds, files[0].path), _Runner(opened[1], feeds, files[1].path)
-    firsts = runners[0].first(), runners[1].first()
-    _warm_up(runners, budget, report)
-    clock = time.thread_time_ns if threads == 1 else time.process_time_ns
-    samples = _sample((runners[0].run, runners[1].run), budget, clock, lambda x: report("timing", x))
-    copied: tuple[float | None, float | None] = None, None
-    if provider != "cpu":
-        steps = runners[0].run_end_to_end, runners[1].run_end_to_end
-        whole = _sample(steps, budget, clock, lambda x: report("timing with copies", x)).wall
-        copied = float(np.median(whole[0])), float(np.median(whole[1]))
-    # A GPU's host thread waits by design, and several threads have no one CPU clock to compare with.
-    row = _judge(samples, provider == "cpu" and threads == 1, batch, firsts, copied, macs, seed)
-    base, new = (_model_file(file, one) for file, one in zip(files, opened, strict=True))
-    return Timed(row, base, new, opened[0].provider_options, opened[0].tf32)
-
-
 def _judge(
-    samples: Samples,
-    comparable: bool,
-    batch: int,
-    firsts: tuple[float, float],
-    copied: tuple[float | None, float | None],
-    macs: tuple[int, int],
-    seed: int,
+    base: Timed, new: Timed, comparable: bool, batch: int, macs: tuple[int, int], seed: int
 ) -> records.BatchTiming:
     """Turn samples into a row; `comparable` says that wall time over CPU time tells a busy machine."""
-    busy = comparable and _busy(samples)
-    wall, cpu = ratio_interval(*samples.wall, seed=seed), ratio_interval(*samples.cpu, seed=seed)
-    base, new = (_stats(firsts[i], samples.wall[i], samples.cpu[i], copied[i]) for i in (0, 1))
+    busy = comparable and _busy([base.samples, new.samples])
+    wall = ratio_interval(base.samples.wall, new.samples.wall, seed=seed)
+    cpu = ratio_interval(base.samples.cpu, new.samples.cpu, seed=seed)
     return records.BatchTiming(
         batch=batch,
-        base=base,
-        new=new,
+        base=_stats(base),
+        new=_stats(new),
         speedup=wall,
         cpu_speedup=cpu,
         theoretical=macs[0] / macs[1],
@@ -556,39 +615,6 @@ def _warm_up(runners: Sequence[_Runner], budget: Budget, report: Progress) -> No
         report("warming up", (index + 1) / len(runners))
 
 
-def _sample(
-    steps: tuple[Callable[[], None], Callable[[], None]],
-    budget: Budget,
-    cpu_clock: Callable[[], int],
-    tick: Callable[[float], None],
-) -> Samples:
-    """Run A B B A rounds until the budget is spent, and at least MIN_ROUNDS of them."""
-    wall: tuple[list[int], list[int]] = ([], [])
-    cpu: tuple[list[int], list[int]] = ([], [])
-    rounds, start, share = 0, time.perf_counter(), 0.0
-    with _no_garbage_collection():
-        while rounds < MIN_ROUNDS or share < 1:
-            for which in (0, 1, 1, 0):
-                cpu_start, wall_start = cpu_clock(), time.perf_counter_ns()
-                steps[which]()
-                wall_end, cpu_end = time.perf_counter_ns(), cpu_clock()
-                wall[which].append(wall_end - wall_start)
-                cpu[which].append(cpu_end - cpu_start)
-            rounds += 1
-            share = _spent(2 * rounds / budget.runs, time.perf_counter() - start, budget.seconds)
-            tick(min(share, rounds / MIN_ROUNDS, 1.0))
-    return Samples(_by_round(wall), _by_round(cpu))
-
-
-def _spent(share_of_runs: float, elapsed: float, seconds: float) -> float:
-    return max(share_of_runs, elapsed / seconds if seconds > 0 else 1.0)
-
-
-def _by_round(times: tuple[list[int], list[int]]) -> tuple[Times, Times]:
-    base, new = map(_in_rounds, times)
-    return base, new
-
-
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     enabled = gc.isenabled()
@@ -600,34 +626,35 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _busy(samples: Samples) -> bool:
+def _busy(samples: Sequence[Samples]) -> bool:
     """Whether all runs together took 10 % longer than they had the processor: medians would hide stalls."""
-    return bool(sum(one.sum() for one in samples.wall) > BUSY * sum(one.sum() for one in samples.cpu))
+    return bool(sum(one.wall.sum() for one in samples) > BUSY * sum(one.cpu.sum() for one in samples))
 
 
-def _stats(first: float, wall: Times, cpu: Times, copied: float | None) -> records.TimingStats:
+def _stats(timed: Timed) -> records.TimingStats:
+    wall, cpu = timed.samples.wall, timed.samples.cpu
     median, p90, p99 = (float(value) for value in np.percentile(wall, (50, 90, 99)))
     return records.TimingStats(
         runs=wall.size,
-        first_ms=first,
+        first_ms=float(np.median(timed.firsts)),
         median_ms=median,
         p90_ms=p90,
         p99_ms=p99,
         cpu_median_ms=float(np.median(cpu)),
-        end_to_end_median_ms=copied,
+        end_to_end_median_ms=None if timed.copied is None else float(np.median(timed.copied.wall)),
     )
 
 
-def _model_file(file: OnnxFile, opened: OpenSession) -> records.ModelFile:
+def _model_file(file: OnnxFile, opened: Sequence[OpenSession]) -> records.ModelFile:
     return records.ModelFile(
         path=str(file.path),
         sha256=file.sha256,
         bytes=file.bytes,
         macs=onnxfile.count_macs(file, 1),
-        load_seconds=opened.load_seconds,
-        load_cpu_seconds=opened.load_cpu_seconds,
-        nodes_per_provider=opened.nodes_per_provider,
-        memcpy_nodes=opened.memcpy_nodes,
+        load_seconds=float(np.median([one.load_seconds for one in opened])),
+        load_cpu_seconds=float(np.median([one.load_cpu_seconds for one in opened])),
+        nodes_per_provider=opened[0].nodes_per_provider,
+        memcpy_nodes=opened[0].memcpy_nodes,
     )
 
 

@@ -1,6 +1,8 @@
 import gc
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +15,7 @@ from graphcomp.bench import Budget, Samples, benchmark, ratio_interval, verdict
 from graphcomp.errors import BenchError, ProviderError
 
 QUICK = {"runs": 12, "seconds": 0.2, "warmup_runs": 1, "warmup_seconds": 0.0}
-IDLE = Budget(runs=12, seconds=60, warmup_runs=0, warmup_seconds=0)
+IDLE = Budget(runs=12, seconds=60)
 
 
 def write(path: Path, width: int = 8, *, batch: int | str = "n", size: int = 8, name: str = "x") -> Path:
@@ -135,13 +137,16 @@ def test_busy_verdict_is_from_cpu_time_and_says_so() -> None:
     assert found == "no measurable difference (by CPU time: the machine was busy)"
 
 
+def timed(wall: float, cpu: float, first: float, seed: int) -> bench.Timed:
+    samples = Samples(rounds(wall, seed=seed), rounds(cpu, seed=seed + 1))
+    return bench.Timed(samples, [first, first + 1, first + 2], None, [])
+
+
 def judge(
     wall: tuple[float, float], cpu: tuple[float, float], comparable: bool = True
 ) -> records.BatchTiming:
-    samples = Samples(
-        (rounds(wall[0], seed=1), rounds(wall[1], seed=2)), (rounds(cpu[0], seed=3), rounds(cpu[1], seed=4))
-    )
-    return bench._judge(samples, comparable, 4, (9.0, 8.0), (None, None), (300, 100), 0)
+    base, new = timed(wall[0], cpu[0], 8.0, seed=1), timed(wall[1], cpu[1], 7.0, seed=3)
+    return bench._judge(base, new, comparable, 4, (300, 100), 0)
 
 
 def test_row_of_a_model_that_is_three_times_faster() -> None:
@@ -166,51 +171,93 @@ def test_wall_over_cpu_says_nothing_with_threads_or_a_gpu() -> None:
 
 @pytest.mark.parametrize(("wall", "busy"), [(1.09, False), (1.11, True)])
 def test_busy_from_ten_per_cent_on(wall: float, busy: bool) -> None:
-    ones = np.ones((10, 2))
-    assert bench._busy(Samples((wall * ones, wall * ones), (ones, ones))) is busy
+    ones = np.ones((6, 10, 2))
+    assert bench._busy(2 * [Samples(wall * ones, ones)]) is Samples(wall * ones, ones).busy is busy
 
 
 def test_a_few_long_stalls_are_busy_though_medians_are_clean() -> None:
-    ones = np.ones((10, 2))
+    ones = np.ones((6, 10, 2))
     stalled = ones.copy()
-    stalled[0, 0] = 20
-    assert bench._busy(Samples((stalled, ones), (ones, ones)))
+    stalled[0, 0, 0] = 40
+    assert bench._busy([Samples(stalled, ones), Samples(ones, ones)])
 
 
 # the loop
 
 
+def take_turns(*steps: Callable[[], object], budget: Budget = IDLE, order: Sequence[int] = (0, 1)) -> Any:
+    return bench._take_turns(steps, order, 1, budget.spent)
+
+
 def test_turns_are_a_b_b_a() -> None:
     turns: list[str] = []
-    samples = bench._sample(
-        (lambda: turns.append("A"), lambda: turns.append("B")), IDLE, lambda: 0, lambda x: None
-    )
+    steps = lambda: turns.append("A"), lambda: turns.append("B"), lambda: turns.append("C")
+    samples = take_turns(*steps[:2])
     assert "".join(turns) == "ABBA" * 6
-    assert samples.wall[0].shape == samples.wall[1].shape == samples.cpu[0].shape == (6, 2)
+    assert [one.wall.shape for one in samples] == [one.cpu.shape for one in samples] == [(6, 2)] * 2
+    turns.clear()
+    take_turns(*steps, order=(2, 0, 1), budget=Budget(runs=4, seconds=60))
+    assert "".join(turns) == "CABBAC" * 2
 
 
-def test_times_stay_with_their_model_and_round() -> None:
+def test_times_stay_with_their_model_and_round(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0]
 
     def step(cost: int) -> None:
         now[0] += cost
 
-    samples = bench._sample(
-        (lambda: step(2_000_000), lambda: step(5_000_000)), IDLE, lambda: now[0], lambda x: None
-    )
-    assert np.array_equal(samples.cpu[0], np.full((6, 2), 2.0))
-    assert np.array_equal(samples.cpu[1], np.full((6, 2), 5.0))
+    monkeypatch.setattr(bench.time, "thread_time_ns", lambda: now[0])
+    samples = take_turns(lambda: step(2_000_000), lambda: step(5_000_000), order=(1, 0))
+    assert np.array_equal(samples[0].cpu, np.full((6, 2), 2.0))
+    assert np.array_equal(samples[1].cpu, np.full((6, 2), 5.0))
 
 
 @pytest.mark.parametrize(
-    ("runs", "seconds", "count"), [(12, 60, 6), (13, 60, 7), (200, 60, 100), (200, 0, 6), (1, 60, 6)]
+    ("runs", "seconds", "count"), [(12, 60, 6), (13, 60, 7), (200, 60, 100), (200, 0, 1), (1, 60, 1)]
 )
-def test_runs_or_seconds_whichever_first_but_enough_for_an_interval(
-    runs: int, seconds: float, count: int
+def test_runs_or_seconds_whichever_first_but_a_round(runs: int, seconds: float, count: int) -> None:
+    samples = take_turns(lambda: None, lambda: None, budget=Budget(runs, seconds))
+    assert len(samples[0].wall) == count
+
+
+def test_budget_of_a_load_is_its_part_and_all_runs_of_warming_up() -> None:
+    assert Budget(200, 12.0, 10, 3.0).of_a_load == Budget(33, 2.0, 10, 0.5)
+    assert Budget(1, 0.0).of_a_load == Budget(2, 0.0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_every_place_in_the_order_is_shared_out(count: int) -> None:
+    """Two loads are each other's mirror images; over all loads nobody is always the first."""
+    orders = [bench._order(count, number) for number in range(bench.LOADS)]
+    for one, other in zip(orders[::2], orders[1::2], strict=True):
+        assert sorted(one) == list(range(count)) and other == one[::-1]
+    assert len({order[0] for order in orders}) >= min(count, bench.LOADS // 2)
+
+
+def test_a_load_that_was_slow_is_in_the_interval() -> None:
+    """Three loads of six favour one side by 4 %: no run differs within a load, still it is known."""
+    base = np.ones((6, 50, 2)) * np.array([1.04, 1, 1.04, 1, 1.04, 1])[:, None, None]
+    found = ratio_interval(base, np.ones_like(base))
+    assert (found.low, found.high) == pytest.approx((1.0, 1.04))
+    one_load = ratio_interval(base[0], np.ones_like(base[0]))
+    assert (one_load.low, one_load.high) == pytest.approx((1.04, 1.04))
+
+
+def test_every_load_has_as_many_rounds_as_the_first(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget = Budget(runs, seconds, 0, 0)
-    samples = bench._sample((lambda: None, lambda: None), budget, lambda: 0, lambda x: None)
-    assert len(samples.wall[0]) == count
+    opened: list[str] = []
+    original = bench._open
+
+    def spy(file: Any, *rest: Any) -> Any:
+        opened.append(file.path.stem)
+        return original(file, *rest)
+
+    monkeypatch.setattr(bench, "_open", spy)
+    found = bench.in_turn(files, runs=36, seconds=60.0, warmup_seconds=0.0)
+    assert [one.wall.shape for one in found] == [(6, 3, 2)] * 2
+    assert opened == [files[i].stem for n in range(6) for i in bench._order(2, n)]
+    assert (opened.count("base"), opened.count("new")) == (6, 6)
 
 
 def test_garbage_collection_is_off_while_timing_and_on_again_after_a_failure() -> None:
@@ -221,7 +268,7 @@ def test_garbage_collection_is_off_while_timing_and_on_again_after_a_failure() -
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bench._sample((fail, fail), IDLE, lambda: 0, lambda x: None)
+        take_turns(fail, fail)
     assert seen == [False]
     assert gc.isenabled()
 
@@ -236,23 +283,15 @@ def test_progress_is_throttled_but_ends_at_one() -> None:
 
 
 def test_any_number_of_files_take_turns(files: tuple[Path, Path], tmp_path: Path) -> None:
-    """Six rounds at least, paired by row, whatever the number of files; of which any two make an interval."""
+    """A round a load at least, whatever the number of files; of which any two make an interval."""
     third = write(tmp_path / "third.onnx", 4)
     found = bench.in_turn([*files, third], runs=1, seconds=0.0, warmup_seconds=0.0)
-    assert [one.wall.shape for one in found] == [one.cpu.shape for one in found] == [(6, 2)] * 3
+    assert [one.wall.shape for one in found] == [one.cpu.shape for one in found] == [(6, 1, 2)] * 3
     assert all((one.wall > 0).all() for one in found)
     ratio = ratio_interval(found[0].wall, found[2].wall)
     assert ratio.low <= ratio.value <= ratio.high
     with pytest.raises(BenchError, match="expected the same names, types and sizes"):
         bench.in_turn([files[0], write(tmp_path / "other.onnx", 4, size=6)])
-
-
-def test_turns_are_busy_by_all_runs_together() -> None:
-    cpu = np.ones((6, 2))
-    assert not bench.Turns(1.05 * cpu, cpu).busy
-    stalled = cpu.copy()
-    stalled[0, 0] = 4.0
-    assert bench.Turns(stalled, cpu).busy
 
 
 def test_bound_runs_compute_what_the_session_computes(files: tuple[Path, Path]) -> None:
