@@ -29,6 +29,17 @@ from rich.text import Text
 
 from graphcomp.errors import LoadError, OutputError
 from graphcomp.explanation_report import COLUMNS, describe, label_of, layers, waterfall_svg
+from graphcomp.quality import (
+    Score,
+    draw_scores,
+    measure_of,
+    plotted,
+    quality,
+    range_text,
+    score_text,
+    spread,
+    value_text,
+)
 from graphcomp.records import (
     Accuracy,
     BatchTiming,
@@ -157,33 +168,6 @@ def _interval(interval: Interval) -> str:
     return f"{interval.value:.2f}x [{interval.low:.2f}, {interval.high:.2f}]"
 
 
-Score = Accuracy | MeanError
-
-
-def quality(snapshot: Snapshot) -> Score | None:
-    """Accuracy, or the mean error where labels are values; None if neither was measured."""
-    return snapshot.accuracy or snapshot.error
-
-
-def measure_of(snapshot: Snapshot) -> str:
-    """What `quality` is called."""
-    return "Mean absolute error" if snapshot.error else "Accuracy (top-1)"
-
-
-def _value(score: Score) -> str:
-    return f"{score.mae:.4g}" if isinstance(score, MeanError) else f"{100 * score.top1:.2f} %"
-
-
-def _range(score: Score) -> str:
-    if isinstance(score, MeanError):
-        return f"{score.low:.4g}, {score.high:.4g}"
-    return f"{100 * score.low:.1f}, {100 * score.high:.1f}"
-
-
-def _accuracy(score: Score | None) -> str:
-    return "not measured" if score is None else f"{_value(score)} [{_range(score)}]"
-
-
 def _points(before: Score | None, after: Score | None) -> str:
     if isinstance(before, MeanError) and isinstance(after, MeanError):
         return _change(before.mae, after.mae)
@@ -244,7 +228,7 @@ def comparison(report: Report) -> list[Row]:
         _count_row("Trainable params", old.params_trainable, new.params_trainable),
         _count_row("Params + buffers", old.params_state, new.params_state),
         _count_row("MACs per sample", old.macs, new.macs),
-        Row(measure_of(old), _accuracy(before), _accuracy(after), _points(before, after)),
+        Row(measure_of(old), score_text(before), score_text(after), _points(before, after)),
         Row("ONNX file", _bytes(files[0]), _bytes(files[1]), _change(*files)),
     ]
     if report.dense_export:
@@ -321,7 +305,7 @@ def robustness_table(report: Report) -> Table | None:
         table.add_column(name, justify="right")
     for row in rows:
         change = _points(row.before, row.after)
-        table.add_row(row.label, Text(_accuracy(row.before)), Text(_accuracy(row.after)), change)
+        table.add_row(row.label, Text(score_text(row.before)), Text(score_text(row.after)), change)
     return table
 
 
@@ -333,9 +317,9 @@ def evaluation_table(found: Evaluation) -> Table:
     table.add_column("", justify="right")
     table.add_row("Trainable params", _count(found.snapshot.params_trainable))
     table.add_row("MACs per sample", _count(found.snapshot.macs))
-    table.add_row(measure_of(found.snapshot), Text(_accuracy(quality(found.snapshot))))
+    table.add_row(measure_of(found.snapshot), Text(score_text(quality(found.snapshot))))
     for row in found.robustness:
-        table.add_row(f"  {_damage(row)}", Text(_accuracy(row.score)))
+        table.add_row(f"  {_damage(row)}", Text(score_text(row.score)))
     return table
 
 
@@ -457,7 +441,7 @@ def _accuracy_notes(report: Report) -> list[str]:
         f"{what} on {_count(new.samples)} samples of {report.data} with a 95 % {kind} interval; "
         "it holds for data like these and says nothing about others."
     ]
-    if _value(old) != _value(new) and max(old.low, new.low) <= min(old.high, new.high):
+    if value_text(old) != value_text(new) and max(old.low, new.low) <= min(old.high, new.high):
         found.append(
             "The accuracy intervals before and after overlap: the difference may be chance. "
             "More evaluation samples would tell."
@@ -527,33 +511,21 @@ def _steps_figure(report: Report) -> Figure:
 def _draw_accuracy(ax: Axes, snapshots: Sequence[Snapshot]) -> None:
     every = [(i, quality(snapshot)) for i, snapshot in enumerate(snapshots)]
     known = [(i, q) for i, q in every if q is not None]
-    values = any(isinstance(q, MeanError) for _, q in known)
-    scale = 1 if values else 100
-    x = [i for i, _ in known]
-    middle = [scale * (q.mae if isinstance(q, MeanError) else q.top1) for _, q in known]
-    high = [scale * q.high for _, q in known]
-    spread = _spread(middle, [scale * q.low for _, q in known], high)
-    ax.errorbar(x, middle, yerr=spread, color=AFTER, marker="o", capsize=4, linewidth=1.6, elinewidth=1.2)
+    look = {"color": AFTER, "marker": "o", "capsize": 4, "linewidth": 1.6, "elinewidth": 1.2}
+    draw_scores(ax, [i for i, _ in known], [q for _, q in known], **look)
     if len(known) <= 16:
-        for i, value, top in zip(x, middle, high, strict=True):
-            place = (i, max(value, top))
+        for i, score in known:
+            value, _, top = plotted(score)
             ax.annotate(
-                f"{value:.3g}" if values else f"{value:.1f}",
-                place,
+                f"{value:.3g}" if isinstance(score, MeanError) else f"{value:.1f}",
+                (i, max(value, top)),
                 (0, 4),
                 textcoords="offset points",
                 ha="center",
                 color=INK,
             )
-    ax.set_ylabel(f"{'mean absolute error' if values else 'top-1 accuracy, %'}\n(bars: 95 % interval)")
     ax.margins(x=0.06, y=0.15)
     style(ax, "y")
-
-
-def _spread(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[list[float]]:
-    """Lengths of error bars, below and above; rounding may put an end on the wrong side of its value."""
-    below = [max(value - end, 0.0) for value, end in zip(values, low, strict=True)]
-    return [below, [max(end - value, 0.0) for value, end in zip(values, high, strict=True)]]
 
 
 def _draw_sizes(ax: Axes, snapshots: Sequence[Snapshot]) -> None:
@@ -650,13 +622,13 @@ def _draw_speedups(ax: Axes, batches: Sequence[BatchTiming]) -> None:
     quoted = [timing.quoted for timing in batches]
     x = range(len(batches))
     value = [q.value for q in quoted]
-    spread = _spread(value, [q.low for q in quoted], [q.high for q in quoted])
+    bars = spread(value, [q.low for q in quoted], [q.high for q in quoted])
     ax.axhline(1, color=INK, linewidth=1, linestyle=":", label="no difference")
     theory = [timing.theoretical for timing in batches]
     ax.plot(x, theory, color=THEORY, marker="D", linestyle="--", linewidth=1.2, label="theoretical (MACs)")
     clock = "CPU time where busy" if any(timing.busy for timing in batches) else "wall time"
     label = f"measured ({clock})"
-    ax.errorbar(x, value, spread, color=AFTER, marker="o", linestyle="none", capsize=5, label=label)
+    ax.errorbar(x, value, bars, color=AFTER, marker="o", linestyle="none", capsize=5, label=label)
     ax.set_ylabel("speedup, x\n(bars: 95 % interval)")
     low, high = ax.get_ylim()
     ax.set_ylim(low - 0.05, high + 0.45 * (high - low))
@@ -709,7 +681,7 @@ def render_html(report: Report) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page.filters |= {
-        "accuracy": _accuracy,
+        "accuracy": score_text,
         "bytes": _bytes,
         "compact_json": lambda value: json.dumps(to_jsonable_python(value), ensure_ascii=False),
         "count": _count,
@@ -718,9 +690,9 @@ def render_html(report: Report) -> str:
         "ms": _ms,
         "ratio": _ratio,
         "quality": quality,
-        "range": _range,
+        "range": range_text,
         "short": _short,
-        "value": _value,
+        "value": value_text,
         "signed_ms": lambda value: f"{value:+.4f}" if abs(value) >= 5e-5 else "",
     }
     source = files("graphcomp").joinpath("report.html.j2").read_text(encoding="utf-8")

@@ -11,11 +11,12 @@ from pathlib import Path
 import jinja2
 
 from graphcomp.confusion import largest_confusions
+from graphcomp.quality import measure_of, score_text
 from graphcomp.storage import atomic_file
 from graphcomp.study import Cell
 from graphcomp.study_plots import chosen_rates, distinct_rates, draw
 from graphcomp.study_run import Outcome, in_order
-from graphcomp.study_table import Findings, as_csv, table, write_parquet
+from graphcomp.study_table import Findings, as_csv, by_measure, table, write_parquet
 from graphcomp.svg import INK
 
 MOST_CLASSES = 20
@@ -44,12 +45,16 @@ def render_html(cells: Sequence[Cell], outcome: Outcome, names: Sequence[str] | 
     """The study as one HTML document that makes no request and runs no script."""
     found = [Findings(result, names) for result in in_order(cells, outcome.results)]
     failed = [(c, outcome.failures[c.name]) for c in cells if c.name in outcome.failures]
-    accuracy, layers = draw(found)
+    plots, layers = draw(found)
     distinct = distinct_rates(found)
     page = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page.filters |= {"count": lambda n: f"{n:,}", "percent": lambda x: f"{100 * x:.2f}"}
+    page.filters |= {
+        "count": lambda n: f"{n:,}",
+        "percent": lambda x: f"{100 * x:.2f}",
+        "score": score_text,
+    }
     source = files("graphcomp").joinpath("study.html.j2").read_text(encoding="utf-8")
     return page.from_string(source).render(
         axes=list(dict.fromkeys(axis for cell in cells for axis in cell.labels)),
@@ -59,7 +64,9 @@ def render_html(cells: Sequence[Cell], outcome: Outcome, names: Sequence[str] | 
         missing=len(cells) - len(found) - len(failed),
         models=list(dict.fromkeys(cell.job.model for cell in cells)),
         data=list(dict.fromkeys(cell.result.data for cell in found)),
-        accuracy=accuracy,
+        plots=plots,
+        measures=list(by_measure(found)) or ["Accuracy"],
+        measure_of=measure_of,
         layers=layers,
         rates=_by_layers(distinct),
         compressions=len(distinct),
