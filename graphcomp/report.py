@@ -53,8 +53,9 @@ from graphcomp.records import (
     Snapshot,
     Step,
 )
+from graphcomp.rounds_plot import removals, removed_figure, rounds_figure
 from graphcomp.spectra import spectra_figure, spectra_of
-from graphcomp.svg import AFTER, BEFORE, INCHES_WIDE, INK, THEORY, elide, style, svg
+from graphcomp.svg import AFTER, BEFORE, INCHES_WIDE, INK, THEORY, draw_sizes, elide, style, svg
 
 __all__ = ["describe_timing", "read_report", "render_html", "summary_table", "write_report"]
 
@@ -382,26 +383,6 @@ def _by_occurrence(layers: Iterable[LayerRow]) -> dict[tuple[str, int], LayerRow
     return rows
 
 
-@dataclass(frozen=True)
-class Removals:
-    """Channels that a pass over several rounds removed: the rounds, and by layer a count for each."""
-
-    rounds: tuple[int, ...]
-    layers: dict[str, tuple[int, ...]]
-
-
-def removals(step: Step) -> Removals:
-    """The rounds that removed something, and what from which layer; layers in the order of the network."""
-    active = [row for row in step.rounds if row.removed]
-    touched = {name for row in active for name in row.removed}
-    order = dict.fromkeys(layer.name for layer in step.after.layers if layer.name in touched)
-    names = [*order, *sorted(touched - set(order))]
-    return Removals(
-        rounds=tuple(row.number for row in active),
-        layers={name: tuple(row.removed.get(name, 0) for row in active) for name in names},
-    )
-
-
 def group_kept(report: Report) -> list[KeptGroup]:
     """What every pass left alone, by reason, the most frequent reason first."""
     places: dict[str, list[tuple[str, str]]] = {}
@@ -496,7 +477,12 @@ def _steps_figure(report: Report) -> Figure:
     axes = figure.subplots(2 if measured else 1, 1, sharex=True, squeeze=False)[:, 0]
     if measured:
         _draw_accuracy(axes[0], snapshots)
-    _draw_sizes(axes[-1], snapshots)
+    sizes = {
+        "parameters and buffers": [s.params_state for s in snapshots],
+        "MACs": [s.macs for s in snapshots],
+    }
+    draw_sizes(axes[-1], sizes, "% of the baseline")
+    style(axes[-1], "y")
     crowded = sum(len(name) for name in names) > 90
     axes[-1].set_xticks(
         range(len(names)),
@@ -525,23 +511,6 @@ def _draw_accuracy(ax: Axes, snapshots: Sequence[Snapshot]) -> None:
                 color=INK,
             )
     ax.margins(x=0.06, y=0.15)
-    style(ax, "y")
-
-
-def _draw_sizes(ax: Axes, snapshots: Sequence[Snapshot]) -> None:
-    series = (
-        ("parameters and buffers", [s.params_state for s in snapshots], THEORY, "s--", 9),
-        ("MACs", [s.macs for s in snapshots], AFTER, "o-", 5),
-    )
-    for label, values, colour, line_style, size in series:
-        if values[0]:
-            percent = [100 * value / values[0] for value in values]
-            line = ax.plot(percent, line_style, color=colour, linewidth=1.6, markersize=size, label=label)[0]
-            line.set_markerfacecolor("none" if size > 6 else colour)
-    ax.set_ylim(0, 1.08 * ax.get_ylim()[1])
-    ax.set_ylabel("% of the baseline")
-    ax.margins(x=0.06)
-    ax.legend(frameon=False, loc="lower left")
     style(ax, "y")
 
 
@@ -653,6 +622,7 @@ def _plots(report: Report, pairs: Sequence[LayerPair]) -> dict[str, Markup]:
                 f"Spectra of the responses that {step.name} decided by",
                 f"Cumulative energy over channels of {len(spectra)} groups; numbers in {step.plan_file}.",
             )
+        plots |= _rounds_plots(step)
     if pairs:
         plots["layers"] = svg(
             _layers_figure(pairs),
@@ -669,6 +639,26 @@ def _plots(report: Report, pairs: Sequence[LayerPair]) -> dict[str, Markup]:
         )
     if report.explanation:
         plots["explain"] = waterfall_svg(report.explanation)
+    return plots
+
+
+def _rounds_plots(step: Step) -> dict[str, Markup]:
+    """Of a pass that goes over several."""
+    plots = {}
+    if step.rounds:
+        plots[f"rounds_{step.index}"] = svg(
+            rounds_figure(step.rounds),
+            f"plot-rounds-{step.index}",
+            f"Held-out accuracy and size after every round of {step.name}",
+            "Line plots; the numbers are in the table of rounds.",
+        )
+    if any(row.removed for row in step.rounds):
+        plots[f"removed_{step.index}"] = svg(
+            removed_figure(step),
+            f"plot-removed-{step.index}",
+            f"Channels that the rounds of {step.name} removed from each layer",
+            "Stacked bars, a piece for each round; the numbers are in the table below.",
+        )
     return plots
 
 

@@ -329,12 +329,6 @@ def test_rounds_have_a_table_and_another_of_what_each_layer_lost() -> None:
     assert [row[6] for row in rows[1:5]] == ["yes", "yes", "yes", "no"]
 
 
-def test_what_each_layer_lost_in_the_order_of_the_network() -> None:
-    found = report.removals(with_rounds())
-    assert found == report.Removals((1, 3), {"stem": (11, 7), "head": (2, 0)})
-    assert report.removals(STEP) == report.Removals((), {})
-
-
 def test_without_rounds_there_is_no_such_section(html: str) -> None:
     assert "Rounds of step" not in Page(html).shown()
 
