@@ -316,6 +316,8 @@ def test_rounds_have_a_table_and_another_of_what_each_layer_lost() -> None:
     html = report.render_html(make(steps=[with_rounds()]))
     page = Page(html)
     assert "Rounds of step 2 (l1)" in page.shown() and "Channels removed per layer" in page.shown()
+    assert "Held-out accuracy and size after every round of l1" in html
+    assert "Channels that the rounds of l1 removed from each layer" in html
     for text in ("did <3>", "93.70 %", "19,997", "997", "rate 0.625", "12.3", "undone"):
         assert text in page.shown()
     assert "thresholds" not in page.shown()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from graphcomp.cache import VARIABLE
 from graphcomp.channels import analyse
 from graphcomp.compiler import Job, build
 from graphcomp.data import Data, Indices
@@ -456,6 +457,13 @@ class StopsAt:
 
 
 def shared_rounds(folder: str) -> list[Found]:
+    """With a cache of its own, so that everything is computed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, f"{folder}/cache")
+        return _shared_rounds(folder)
+
+
+def _shared_rounds(folder: str) -> list[Found]:
     """Each method in one go; then one that all processes leave in its third round, and go on with."""
     where = context(exact_data())
     found = [found_by(MORE_STEPS, where), found_by(PLAYED, where)]
