@@ -12,10 +12,9 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-import jinja2
 import yaml
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -29,6 +28,7 @@ from rich.text import Text
 
 from graphcomp.errors import LoadError, OutputError
 from graphcomp.explanation_report import COLUMNS, describe, label_of, layers, waterfall_svg
+from graphcomp.page import render
 from graphcomp.quality import (
     Score,
     draw_scores,
@@ -667,10 +667,7 @@ def _rounds_plots(step: Step) -> dict[str, Markup]:
 
 def render_html(report: Report) -> str:
     """The report as one HTML document that makes no request and runs no script."""
-    page = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "accuracy": score_text,
         "bytes": _bytes,
         "compact_json": lambda value: json.dumps(to_jsonable_python(value), ensure_ascii=False),
@@ -685,9 +682,10 @@ def render_html(report: Report) -> str:
         "value": value_text,
         "signed_ms": lambda value: f"{value:+.4f}" if abs(value) >= 5e-5 else "",
     }
-    source = files("graphcomp").joinpath("report.html.j2").read_text(encoding="utf-8")
     pairs = pair_layers(report.baseline.layers, report.final.layers)
-    return page.from_string(source).render(
+    return render(
+        "report.html.j2",
+        filters,
         report=report,
         change=_change,
         points=_points,

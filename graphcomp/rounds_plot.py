@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from graphcomp.quality import draw_scores
 from graphcomp.records import Round, Step
@@ -92,7 +93,7 @@ def removed_figure(step: Step) -> Figure:
     return figure
 
 
-def _write_totals(ax: Axes, step: Step, lost: Removals, ends: Sequence[int]) -> None:
+def _write_totals(ax: Axes, step: Step, lost: Removals, ends: NDArray[np.int64]) -> None:
     """Behind each bar what is gone for good, of how many."""
     left = {layer.name: layer.out_channels for layer in step.after.layers}
     texts = []

@@ -4,13 +4,11 @@ Everything is derived from the cells' results; nothing is measured here.
 """
 
 from collections.abc import Sequence
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
-import jinja2
-
 from graphcomp.confusion import largest_confusions
+from graphcomp.page import render
 from graphcomp.quality import measure_of, score_text
 from graphcomp.storage import atomic_file
 from graphcomp.study import Cell
@@ -47,16 +45,14 @@ def render_html(cells: Sequence[Cell], outcome: Outcome, names: Sequence[str] | 
     failed = [(c, outcome.failures[c.name]) for c in cells if c.name in outcome.failures]
     plots, layers = draw(found)
     distinct = distinct_rates(found)
-    page = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page.filters |= {
+    filters = {
         "count": lambda n: f"{n:,}",
         "percent": lambda x: f"{100 * x:.2f}",
         "score": score_text,
     }
-    source = files("graphcomp").joinpath("study.html.j2").read_text(encoding="utf-8")
-    return page.from_string(source).render(
+    return render(
+        "study.html.j2",
+        filters,
         axes=list(dict.fromkeys(axis for cell in cells for axis in cell.labels)),
         cells=cells,
         found=found,

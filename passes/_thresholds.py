@@ -16,12 +16,12 @@ import torch
 
 from graphcomp import cache, distributed
 from graphcomp.allocation import largest
-from graphcomp.calibrate import Progress, quiet
 from graphcomp.channels import Channels
 from graphcomp.data import Split
 from graphcomp.evaluate import accuracy
 from graphcomp.passes._afp import Layer
 from graphcomp.passes._prc import SLACK, points
+from graphcomp.progress import Progress, quiet
 from graphcomp.surgery import legalise, mask, no_drop
 
 KIND = "first-threshold"
