@@ -122,9 +122,10 @@ def test_t3_3_the_term_pulls_at_candidates_and_at_nothing_else() -> None:
 def test_without_weight_it_is_the_plain_loss() -> None:
     program = normalised_net()
     pass_ = Epoch(**QUICK)
-    assert pass_.plan(program, context(make_data())).decisions["candidates"] == {}
+    plan = pass_.plan(program, context(make_data()))
+    assert plan.decisions["candidates"] == {}
     seen = ones(program)
-    assert torch.equal(pass_.lesson(program, context()).loss(seen), cross_entropy()(seen))
+    assert torch.equal(pass_.lesson(program, plan, context()).loss(seen), cross_entropy()(seen))
 
 
 def test_an_epoch_shrinks_its_candidates() -> None:

@@ -317,7 +317,8 @@ def test_regression_adds_the_squared_error() -> None:
     program, twice = tiny_program(), seen(row(2.0, 4.0), row(1.0, 2.0))
     for expected, options, given in ((2.5, {}, values), (0, {}, data), (0, {"mse": 0.0}, values)):
         here = replace(context(given), earlier=(held("input", program),))
-        loss = distil(teacher="input", prediction=1, **options).lesson(program, here).loss
+        pass_ = distil(teacher="input", prediction=1, **options)
+        loss = pass_.lesson(program, pass_.plan(program, here), here).loss
         assert float(loss(twice)) == pytest.approx(expected, abs=1e-6)
     step = run([distil(teacher="input", epochs=1)], values)[0]
     assert step.after.error is not None and step.training is not None
