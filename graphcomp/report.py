@@ -424,7 +424,7 @@ def _accuracy_notes(report: Report) -> list[str]:
     ]
     if value_text(old) != value_text(new) and max(old.low, new.low) <= min(old.high, new.high):
         found.append(
-            "The accuracy intervals before and after overlap: the difference may be chance. "
+            "The intervals before and after overlap: the difference may be chance. "
             "More evaluation samples would tell."
         )
     if report.robustness:
@@ -610,7 +610,7 @@ def _plots(report: Report, pairs: Sequence[LayerPair]) -> dict[str, Markup]:
         plots["steps"] = svg(
             _steps_figure(report),
             "plot-steps",
-            "Accuracy and size after every step",
+            f"{measure_of(report.baseline)} and size after every step",
             "Line plots; the numbers are in the table of steps.",
         )
     for step in report.steps:
@@ -689,6 +689,7 @@ def render_html(report: Report) -> str:
         report=report,
         change=_change,
         points=_points,
+        measure_of=measure_of,
         headlines=[*headlines(report), *describe_dct(report)],
         dct=describe_dct(report),
         explained=report.explanation,

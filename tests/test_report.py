@@ -533,7 +533,7 @@ def test_a_run_without_passes_layers_or_change_says_so() -> None:
 
 
 def test_overlapping_accuracy_intervals_are_pointed_out_and_clear_losses_are_not() -> None:
-    overlap = "The accuracy intervals before and after overlap"
+    overlap = "The intervals before and after overlap"
     near = make(final=snapshot(AFTER.layers, 0.965))
     assert any(note.startswith(overlap) for note in report.notes(near))
     assert not any(note.startswith(overlap) for note in report.notes(make()))
@@ -715,7 +715,8 @@ def test_errors_stand_where_accuracy_does() -> None:
     row = next(r for r in report.comparison(found) if r.label == "Mean absolute error")
     assert (row.before, row.after, row.change) == ("0.4125 [0.39, 0.43]", "0.5 [0.47, 0.53]", "+21.2 %")
     page = report.render_html(found)
-    assert "95 % interval 0.47 to 0.53" in page and "accuracy" not in page.partition('id="steps"')[0].lower()
+    assert "95 % interval 0.47 to 0.53" in page and "accuracy" not in page.partition('id="layers"')[0].lower()
+    assert "Mean absolute error, where it was measured" in page
     assert any(note.startswith("The mean absolute error is on 360 samples") for note in report.notes(found))
 
 
