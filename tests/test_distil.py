@@ -179,6 +179,16 @@ def test_t2_5_the_teacher_is_named_in_the_plan() -> None:
     assert "teacher: step 1 (l1); 1 hint layers" in plans[2].summary
 
 
+def test_the_plan_says_what_is_watched() -> None:
+    program = tiny_program()
+    here = replace(context(make_data()), earlier=(held("input", program),))
+    pass_ = distil(teacher="input")
+    plan = pass_.plan(program, here)
+    assert pass_.lesson(program, plan, here).watch == ["relu_1"]
+    other = plan.model_copy(update={"decisions": {**plan.decisions, "hints": {"stem": "relu"}}})
+    assert pass_.lesson(program, other, here).watch == ["relu"]
+
+
 def test_t2_5_the_baseline_has_other_shapes() -> None:
     passes = [L1(include=("inner",), ratio=0.5, multiple=1), Student(), distil(teacher="input")]
     with pytest.raises(
