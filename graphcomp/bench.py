@@ -31,6 +31,7 @@ from rich.table import Table
 from graphcomp import doctor, onnxfile, records
 from graphcomp.errors import BenchError
 from graphcomp.onnxfile import OnnxFile, onnx_macs
+from graphcomp.progress import Progress
 from graphcomp.session import OpenSession, Provider, open_session, probe, run_errors
 
 __all__ = [
@@ -68,7 +69,6 @@ DTYPES: dict[str, type[np.generic]] = {
 }
 
 Times = NDArray[np.float64]
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from graphcomp import distributed
 from graphcomp.data import Split
 from graphcomp.errors import AnalysisError, DataError
 from graphcomp.program import Program, editable
+from graphcomp.progress import Progress as Progress
+from graphcomp.progress import quiet
 
 BATCHES = 16, 128
 """Fewest and most samples at a time."""
@@ -37,11 +39,6 @@ KIND = "calibration"
 """Of entries in the cache."""
 
 Watcher = Callable[[Tensor], None]
-Progress = Callable[[str, float], None]
-
-
-def quiet(message: str, fraction: float) -> None:
-    """A progress callback that says nothing."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from pydantic import ValidationError
 
 from graphcomp import __version__, distributed, verify
 from graphcomp.bench import benchmark
-from graphcomp.calibrate import Progress, quiet
 from graphcomp.data import Data, load_data
 from graphcomp.doctor import environment
 from graphcomp.errors import DataError, LoadError, OutputError, RecipeError
@@ -34,6 +33,7 @@ from graphcomp.export import Stored, export_onnx
 from graphcomp.head import restrict_head
 from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, Plan, held, work_name
 from graphcomp.program import Program, trace
+from graphcomp.progress import Progress, quiet
 from graphcomp.recipe import ExportOptions, Recipe
 from graphcomp.records import (
     Bench,

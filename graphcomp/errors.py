@@ -20,6 +20,12 @@ word is a GraphcompWarning; the command line shows it and hides everybody else's
 """
 
 
+def first_line(error: BaseException) -> str:
+    """Of its message, to which torch and fx append graphs and call stacks; its type if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
 class GraphcompError(Exception):
     """Base of all errors that graphcomp raises on purpose."""
 

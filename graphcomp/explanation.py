@@ -37,7 +37,7 @@ refused.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast, get_args
@@ -47,6 +47,7 @@ from graphcomp.attribution import Kernel, attribute
 from graphcomp.bench import benchmark, check_inputs, random_inputs
 from graphcomp.errors import BenchError
 from graphcomp.profiling import Profile, trace_pair
+from graphcomp.progress import Progress, quiet
 from graphcomp.records import (
     BatchTiming,
     Bench,
@@ -62,7 +63,6 @@ from graphcomp.targets import TARGETS
 
 __all__ = ["KINDS", "explain", "explain_bench", "split"]
 
-Progress = Callable[[str, float], None]
 KINDS: tuple[PartKind, ...] = get_args(PartKind)
 LAYOUT = frozenset(
     {"ReorderInput", "ReorderOutput", "Transpose", "Pad", "Slice", "Split", "Concat", "Reshape", "Flatten"}
@@ -88,7 +88,7 @@ def explain(
     traced_runs: int = TRACED_RUNS,
     traced_seconds: float = TRACED_SECONDS,
     seed: int = 0,
-    progress: Progress = lambda what, fraction: None,
+    progress: Progress = quiet,
 ) -> Explanation:
     """Time two ONNX files against each other, trace both, and split the gap between theory and practice.
 
@@ -134,7 +134,7 @@ def explain_bench(
     traced_runs: int = TRACED_RUNS,
     traced_seconds: float = TRACED_SECONDS,
     seed: int = 0,
-    progress: Progress = lambda what, fraction: None,
+    progress: Progress = quiet,
 ) -> Explanation:
     """`explain` for files that were timed before, at the first batch size of that benchmark."""
     read = onnxfile.read(files[0]), onnxfile.read(files[1])

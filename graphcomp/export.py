@@ -46,7 +46,7 @@ from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 from torch.onnx import ONNXProgram
 
-from graphcomp.errors import BenchError, ExportError, ProviderError
+from graphcomp.errors import BenchError, ExportError, ProviderError, first_line
 from graphcomp.lowering import dct_layers, densified, taking_weights
 from graphcomp.onnx_dct import Rebuilt, rebuild_weights
 from graphcomp.program import PASS_KEY, Program, copy_graph, fresh_inputs, named_tensors, output_tensors
@@ -268,7 +268,7 @@ def _run(program: Program, inputs: tuple[Tensor, ...], batch: int) -> list[Tenso
     except Exception as error:
         advice = "check its inputs" if batch == 1 else f"a batch size may be baked into the graph; {_UNBAKE}"
         raise ExportError(
-            f"{_place(error, program)}: found '{_first_line(error)}', expected a network that runs at batch "
+            f"{_place(error, program)}: found '{first_line(error)}', expected a network that runs at batch "
             f"{batch}; {advice}"
         ) from error
 
@@ -309,11 +309,11 @@ def _capture_error(program: Program, error: Exception) -> ExportError:
     place = _place(error, program)
     if re.search(r"[Cc]onstraints violated|specialized it to be a constant", str(error)):
         return ExportError(
-            f"{place}: found a batch size baked into the graph ({_first_line(error)}), expected any batch "
+            f"{place}: found a batch size baked into the graph ({first_line(error)}), expected any batch "
             f"size; {_UNBAKE}"
         )
     return ExportError(
-        f"{place}: torch.export found '{_first_line(error)}', expected a graph that it can follow; replace "
+        f"{place}: torch.export found '{first_line(error)}', expected a graph that it can follow; replace "
         "this operation, or try dynamic_batch=False"
     )
 
@@ -345,7 +345,7 @@ def _translate(
             cause = error.__cause__.__cause__ if error.__cause__ else None
             raise ExportError(
                 f"{_place(error, program, _tags(exported))}: the ONNX exporter found "
-                f"'{_first_line(cause or error.__cause__ or error)}', expected operators that ONNX has; "
+                f"'{first_line(cause or error.__cause__ or error)}', expected operators that ONNX has; "
                 "replace this operation"
             ) from error
         result = cast(ONNXProgram, result)
@@ -470,7 +470,7 @@ def _select_cheaply(
     try:
         return cheapest(model, names, feeds, provider)
     except ProviderError as error:
-        return model, [f"channel selections left as exported, for want of {provider}: {_first_line(error)}"]
+        return model, [f"channel selections left as exported, for want of {provider}: {first_line(error)}"]
 
 
 def _index_is_gather(node: Any, graph: Any) -> bool:
@@ -574,7 +574,7 @@ def _check_model(content: bytes, path: Path) -> None:
         onnx.checker.check_model(content, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
-            f"{path.name}: the ONNX checker found '{_first_line(error)}', expected a valid model; nothing "
+            f"{path.name}: the ONNX checker found '{first_line(error)}', expected a valid model; nothing "
             "was written; try cleanup=False or another opset"
         ) from error
 
@@ -607,7 +607,7 @@ def _parity(
             results = session.run(list(outputs), feed)
         except run_errors() as error:
             raise ExportError(
-                f"batch {case.batch}: ONNX Runtime found '{_first_line(error)}', expected a file that runs; "
+                f"batch {case.batch}: ONNX Runtime found '{first_line(error)}', expected a file that runs; "
                 f"the batch size may be baked into the graph; {_UNBAKE}"
             ) from error
         for name, found, expected in zip(outputs, results, case.expected, strict=True):
@@ -686,8 +686,3 @@ def _place(error: BaseException, program: Program, tags: Mapping[str, str] | Non
     name = (tags or {}).get(match[1], match[1])
     node = next((n for n in program.graph.nodes if n.name == name), None)
     return f"{_origin(node).module} ({match[1]})" if node is not None and node.op == "call_module" else name
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__

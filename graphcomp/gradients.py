@@ -16,11 +16,11 @@ from torch import Tensor
 
 from graphcomp import cache as disk
 from graphcomp import distributed
-from graphcomp.calibrate import Progress, quiet
 from graphcomp.data import Split
 from graphcomp.errors import AnalysisError, DataError
 from graphcomp.evaluate import is_classifier, require_outputs
 from graphcomp.program import Program, editable, named_tensors
+from graphcomp.progress import Progress, quiet
 
 BATCH = 250
 """Samples at a time, at most."""

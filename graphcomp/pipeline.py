@@ -21,7 +21,8 @@ from graphcomp.errors import DataError, GraphcompError, PassError
 from graphcomp.evaluate import accuracy, drift, first_inputs, mean_error
 from graphcomp.microbench import Timer
 from graphcomp.program import Program
-from graphcomp.records import Accuracy, Kept, Record, Snapshot, Step, Training
+from graphcomp.progress import Progress, quiet
+from graphcomp.records import Accuracy, Drift, Kept, Record, Snapshot, Step, Training
 from graphcomp.targets import Target
 
 DRIFT_SAMPLES = 250
@@ -79,7 +80,7 @@ class Context:
     target: Target
     data: Data | None = None
     seed: int = 0
-    progress: Callable[[str, float], None] = field(default=lambda message, fraction: None)
+    progress: Progress = quiet
     workdir: Path | None = None
     statistics: dict[str, Statistic] = field(default_factory=dict, repr=False, compare=False)
     momenta: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
@@ -96,6 +97,12 @@ class Context:
         """What a program costs and how good it is on the evaluation data; collective."""
         error = None if self.data is None else mean_error(program, self.data.eval, shared=True)
         return snapshot(program, self.evaluate(program), error)
+
+    def drift(self, before: Program, after: Program) -> Drift | None:
+        """How far outputs moved on calibration data; None if nothing changed, or there is no data."""
+        if after is before or self.data is None:
+            return None
+        return drift(before, after, first_inputs(self.data.train, DRIFT_SAMPLES))
 
     def collect(
         self, program: Program, requests: Iterable[Request], samples: int | None = None
@@ -323,26 +330,27 @@ def run_pass(pass_: Pass, program: Program, context: Context, index: int = 0) ->
         error = verify.verify_trained(pass_.name, program, result)
     result = replace(result, history=(*program.history, plan.model_dump(mode="json", exclude={"bulk"})))
     tell(f"{pass_.name}: evaluate", 0.8)
-    changed = None
-    if simulated is not program and context.data is not None:
-        changed = drift(program, simulated, first_inputs(context.data.train, DRIFT_SAMPLES))
-    after = context.snapshot(result)
+    changed, after = context.drift(program, simulated), context.snapshot(result)
     tell(f"{pass_.name}: done", 1.0)
-    step = Step(
-        index=index,
-        name=pass_.name,
-        options=plan.options,
-        summary=training.summary if training else plan.summary,
-        plan_file=plan_file(index, pass_.name),
-        kept=plan.kept,
-        drift=changed,
-        verify_error=error,
-        seconds=time.perf_counter() - started,
-        evidence=plan.evidence,
-        training=training,
-        after=after,
-    )
+    seconds = time.perf_counter() - started
+    step = step_of(index, plan, drift=changed, verify_error=error, seconds=seconds, after=after)
+    if training is not None:
+        step = step.model_copy(update={"summary": training.summary, "training": training})
     return step, plan, result
+
+
+def step_of(index: int, plan: Plan, **facts: Any) -> Step:
+    """The record of a pass: what its plan says, and the fields of `Step` that only running it tells."""
+    return Step(
+        index=index,
+        name=plan.name,
+        options=plan.options,
+        summary=plan.summary,
+        plan_file=plan_file(index, plan.name),
+        kept=plan.kept,
+        evidence=plan.evidence,
+        **facts,
+    )
 
 
 def within(context: Context, prefix: str, start: float, share: float) -> Context:

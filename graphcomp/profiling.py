@@ -24,7 +24,7 @@ refused. Written from the runtime's documentation and tested on traces made by h
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from scipy.stats import trim_mean
 from graphcomp.bench import BUSY
 from graphcomp.errors import BenchError
 from graphcomp.onnxfile import OnnxFile
+from graphcomp.progress import Progress, quiet
 from graphcomp.session import PROVIDERS, OpenSession, Provider, open_session, run_errors
 
 __all__ = ["Graph", "Operator", "Profile", "Shape", "read_trace", "trace_cost", "trace_pair"]
@@ -125,7 +126,7 @@ def trace_pair(
     *,
     runs: int = 100,
     seconds: float = 5.0,
-    tell: Callable[[str, float], None] = lambda what, fraction: None,
+    tell: Progress = quiet,
 ) -> tuple[Profile, Profile]:
     """Trace two files that take the same inputs, by turns.
 
@@ -182,7 +183,7 @@ def _run_by_turns(
     feeds: Mapping[str, NDArray[Any]],
     runs: int,
     seconds: float,
-    tell: Callable[[str, float], None],
+    tell: Progress,
 ) -> bool:
     """Whether the calling thread did not have the processor for all of the time."""
     cpu_start, start = time.thread_time(), time.perf_counter()

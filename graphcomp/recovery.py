@@ -62,8 +62,8 @@ class Recovery(TrainOptions):
             raise ValueError("found epochs=0 without bn_reestimate, expected something to do, e.g. epochs=1")
         return self
 
-    def lesson(self, program: Program, context: Context) -> Lesson:
-        """What to learn."""
+    def lesson(self, program: Program, plan: Plan, context: Context) -> Lesson:
+        """What to learn, as planned."""
         raise NotImplementedError
 
     def plan(self, program: Program, context: Context) -> Plan:
@@ -105,7 +105,7 @@ class Recovery(TrainOptions):
 
     def train(self, program: Program, plan: Plan, context: Context) -> tuple[Program, Training]:
         """Train; see `graphcomp.train.fit` for what it raises."""
-        data, lesson = self._data(program, context), self.lesson(program, context)
+        data, lesson = self._data(program, context), self.lesson(program, plan, context)
         train, held_out = self._split(program, data)
         fitted = fit(
             program,

@@ -12,10 +12,9 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-import jinja2
 import yaml
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -29,6 +28,18 @@ from rich.text import Text
 
 from graphcomp.errors import LoadError, OutputError
 from graphcomp.explanation_report import COLUMNS, describe, label_of, layers, waterfall_svg
+from graphcomp.page import render
+from graphcomp.quality import (
+    Score,
+    draw_scores,
+    measure_of,
+    plotted,
+    quality,
+    range_text,
+    score_text,
+    spread,
+    value_text,
+)
 from graphcomp.records import (
     Accuracy,
     BatchTiming,
@@ -42,8 +53,9 @@ from graphcomp.records import (
     Snapshot,
     Step,
 )
+from graphcomp.rounds_plot import removals, removed_figure, rounds_figure
 from graphcomp.spectra import spectra_figure, spectra_of
-from graphcomp.svg import AFTER, BEFORE, INCHES_WIDE, INK, THEORY, elide, style, svg
+from graphcomp.svg import AFTER, BEFORE, INCHES_WIDE, INK, THEORY, draw_sizes, elide, style, svg
 
 __all__ = ["describe_timing", "read_report", "render_html", "summary_table", "write_report"]
 
@@ -157,33 +169,6 @@ def _interval(interval: Interval) -> str:
     return f"{interval.value:.2f}x [{interval.low:.2f}, {interval.high:.2f}]"
 
 
-Score = Accuracy | MeanError
-
-
-def quality(snapshot: Snapshot) -> Score | None:
-    """Accuracy, or the mean error where labels are values; None if neither was measured."""
-    return snapshot.accuracy or snapshot.error
-
-
-def measure_of(snapshot: Snapshot) -> str:
-    """What `quality` is called."""
-    return "Mean absolute error" if snapshot.error else "Accuracy (top-1)"
-
-
-def _value(score: Score) -> str:
-    return f"{score.mae:.4g}" if isinstance(score, MeanError) else f"{100 * score.top1:.2f} %"
-
-
-def _range(score: Score) -> str:
-    if isinstance(score, MeanError):
-        return f"{score.low:.4g}, {score.high:.4g}"
-    return f"{100 * score.low:.1f}, {100 * score.high:.1f}"
-
-
-def _accuracy(score: Score | None) -> str:
-    return "not measured" if score is None else f"{_value(score)} [{_range(score)}]"
-
-
 def _points(before: Score | None, after: Score | None) -> str:
     if isinstance(before, MeanError) and isinstance(after, MeanError):
         return _change(before.mae, after.mae)
@@ -244,7 +229,7 @@ def comparison(report: Report) -> list[Row]:
         _count_row("Trainable params", old.params_trainable, new.params_trainable),
         _count_row("Params + buffers", old.params_state, new.params_state),
         _count_row("MACs per sample", old.macs, new.macs),
-        Row(measure_of(old), _accuracy(before), _accuracy(after), _points(before, after)),
+        Row(measure_of(old), score_text(before), score_text(after), _points(before, after)),
         Row("ONNX file", _bytes(files[0]), _bytes(files[1]), _change(*files)),
     ]
     if report.dense_export:
@@ -321,7 +306,7 @@ def robustness_table(report: Report) -> Table | None:
         table.add_column(name, justify="right")
     for row in rows:
         change = _points(row.before, row.after)
-        table.add_row(row.label, Text(_accuracy(row.before)), Text(_accuracy(row.after)), change)
+        table.add_row(row.label, Text(score_text(row.before)), Text(score_text(row.after)), change)
     return table
 
 
@@ -333,9 +318,9 @@ def evaluation_table(found: Evaluation) -> Table:
     table.add_column("", justify="right")
     table.add_row("Trainable params", _count(found.snapshot.params_trainable))
     table.add_row("MACs per sample", _count(found.snapshot.macs))
-    table.add_row(measure_of(found.snapshot), Text(_accuracy(quality(found.snapshot))))
+    table.add_row(measure_of(found.snapshot), Text(score_text(quality(found.snapshot))))
     for row in found.robustness:
-        table.add_row(f"  {_damage(row)}", Text(_accuracy(row.score)))
+        table.add_row(f"  {_damage(row)}", Text(score_text(row.score)))
     return table
 
 
@@ -398,26 +383,6 @@ def _by_occurrence(layers: Iterable[LayerRow]) -> dict[tuple[str, int], LayerRow
     return rows
 
 
-@dataclass(frozen=True)
-class Removals:
-    """Channels that a pass over several rounds removed: the rounds, and by layer a count for each."""
-
-    rounds: tuple[int, ...]
-    layers: dict[str, tuple[int, ...]]
-
-
-def removals(step: Step) -> Removals:
-    """The rounds that removed something, and what from which layer; layers in the order of the network."""
-    active = [row for row in step.rounds if row.removed]
-    touched = {name for row in active for name in row.removed}
-    order = dict.fromkeys(layer.name for layer in step.after.layers if layer.name in touched)
-    names = [*order, *sorted(touched - set(order))]
-    return Removals(
-        rounds=tuple(row.number for row in active),
-        layers={name: tuple(row.removed.get(name, 0) for row in active) for name in names},
-    )
-
-
 def group_kept(report: Report) -> list[KeptGroup]:
     """What every pass left alone, by reason, the most frequent reason first."""
     places: dict[str, list[tuple[str, str]]] = {}
@@ -457,9 +422,9 @@ def _accuracy_notes(report: Report) -> list[str]:
         f"{what} on {_count(new.samples)} samples of {report.data} with a 95 % {kind} interval; "
         "it holds for data like these and says nothing about others."
     ]
-    if _value(old) != _value(new) and max(old.low, new.low) <= min(old.high, new.high):
+    if value_text(old) != value_text(new) and max(old.low, new.low) <= min(old.high, new.high):
         found.append(
-            "The accuracy intervals before and after overlap: the difference may be chance. "
+            "The intervals before and after overlap: the difference may be chance. "
             "More evaluation samples would tell."
         )
     if report.robustness:
@@ -512,7 +477,12 @@ def _steps_figure(report: Report) -> Figure:
     axes = figure.subplots(2 if measured else 1, 1, sharex=True, squeeze=False)[:, 0]
     if measured:
         _draw_accuracy(axes[0], snapshots)
-    _draw_sizes(axes[-1], snapshots)
+    sizes = {
+        "parameters and buffers": [s.params_state for s in snapshots],
+        "MACs": [s.macs for s in snapshots],
+    }
+    draw_sizes(axes[-1], sizes, "% of the baseline")
+    style(axes[-1], "y")
     crowded = sum(len(name) for name in names) > 90
     axes[-1].set_xticks(
         range(len(names)),
@@ -527,49 +497,20 @@ def _steps_figure(report: Report) -> Figure:
 def _draw_accuracy(ax: Axes, snapshots: Sequence[Snapshot]) -> None:
     every = [(i, quality(snapshot)) for i, snapshot in enumerate(snapshots)]
     known = [(i, q) for i, q in every if q is not None]
-    values = any(isinstance(q, MeanError) for _, q in known)
-    scale = 1 if values else 100
-    x = [i for i, _ in known]
-    middle = [scale * (q.mae if isinstance(q, MeanError) else q.top1) for _, q in known]
-    high = [scale * q.high for _, q in known]
-    spread = _spread(middle, [scale * q.low for _, q in known], high)
-    ax.errorbar(x, middle, yerr=spread, color=AFTER, marker="o", capsize=4, linewidth=1.6, elinewidth=1.2)
+    look = {"color": AFTER, "marker": "o", "capsize": 4, "linewidth": 1.6, "elinewidth": 1.2}
+    draw_scores(ax, [i for i, _ in known], [q for _, q in known], **look)
     if len(known) <= 16:
-        for i, value, top in zip(x, middle, high, strict=True):
-            place = (i, max(value, top))
+        for i, score in known:
+            value, _, top = plotted(score)
             ax.annotate(
-                f"{value:.3g}" if values else f"{value:.1f}",
-                place,
+                f"{value:.3g}" if isinstance(score, MeanError) else f"{value:.1f}",
+                (i, max(value, top)),
                 (0, 4),
                 textcoords="offset points",
                 ha="center",
                 color=INK,
             )
-    ax.set_ylabel(f"{'mean absolute error' if values else 'top-1 accuracy, %'}\n(bars: 95 % interval)")
     ax.margins(x=0.06, y=0.15)
-    style(ax, "y")
-
-
-def _spread(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[list[float]]:
-    """Lengths of error bars, below and above; rounding may put an end on the wrong side of its value."""
-    below = [max(value - end, 0.0) for value, end in zip(values, low, strict=True)]
-    return [below, [max(end - value, 0.0) for value, end in zip(values, high, strict=True)]]
-
-
-def _draw_sizes(ax: Axes, snapshots: Sequence[Snapshot]) -> None:
-    series = (
-        ("parameters and buffers", [s.params_state for s in snapshots], THEORY, "s--", 9),
-        ("MACs", [s.macs for s in snapshots], AFTER, "o-", 5),
-    )
-    for label, values, colour, line_style, size in series:
-        if values[0]:
-            percent = [100 * value / values[0] for value in values]
-            line = ax.plot(percent, line_style, color=colour, linewidth=1.6, markersize=size, label=label)[0]
-            line.set_markerfacecolor("none" if size > 6 else colour)
-    ax.set_ylim(0, 1.08 * ax.get_ylim()[1])
-    ax.set_ylabel("% of the baseline")
-    ax.margins(x=0.06)
-    ax.legend(frameon=False, loc="lower left")
     style(ax, "y")
 
 
@@ -650,13 +591,13 @@ def _draw_speedups(ax: Axes, batches: Sequence[BatchTiming]) -> None:
     quoted = [timing.quoted for timing in batches]
     x = range(len(batches))
     value = [q.value for q in quoted]
-    spread = _spread(value, [q.low for q in quoted], [q.high for q in quoted])
+    bars = spread(value, [q.low for q in quoted], [q.high for q in quoted])
     ax.axhline(1, color=INK, linewidth=1, linestyle=":", label="no difference")
     theory = [timing.theoretical for timing in batches]
     ax.plot(x, theory, color=THEORY, marker="D", linestyle="--", linewidth=1.2, label="theoretical (MACs)")
     clock = "CPU time where busy" if any(timing.busy for timing in batches) else "wall time"
     label = f"measured ({clock})"
-    ax.errorbar(x, value, spread, color=AFTER, marker="o", linestyle="none", capsize=5, label=label)
+    ax.errorbar(x, value, bars, color=AFTER, marker="o", linestyle="none", capsize=5, label=label)
     ax.set_ylabel("speedup, x\n(bars: 95 % interval)")
     low, high = ax.get_ylim()
     ax.set_ylim(low - 0.05, high + 0.45 * (high - low))
@@ -669,7 +610,7 @@ def _plots(report: Report, pairs: Sequence[LayerPair]) -> dict[str, Markup]:
         plots["steps"] = svg(
             _steps_figure(report),
             "plot-steps",
-            "Accuracy and size after every step",
+            f"{measure_of(report.baseline)} and size after every step",
             "Line plots; the numbers are in the table of steps.",
         )
     for step in report.steps:
@@ -681,6 +622,7 @@ def _plots(report: Report, pairs: Sequence[LayerPair]) -> dict[str, Markup]:
                 f"Spectra of the responses that {step.name} decided by",
                 f"Cumulative energy over channels of {len(spectra)} groups; numbers in {step.plan_file}.",
             )
+        plots |= _rounds_plots(step)
     if pairs:
         plots["layers"] = svg(
             _layers_figure(pairs),
@@ -700,16 +642,33 @@ def _plots(report: Report, pairs: Sequence[LayerPair]) -> dict[str, Markup]:
     return plots
 
 
+def _rounds_plots(step: Step) -> dict[str, Markup]:
+    """Of a pass that goes over several."""
+    plots = {}
+    if step.rounds:
+        plots[f"rounds_{step.index}"] = svg(
+            rounds_figure(step.rounds),
+            f"plot-rounds-{step.index}",
+            f"Held-out accuracy and size after every round of {step.name}",
+            "Line plots; the numbers are in the table of rounds.",
+        )
+    if any(row.removed for row in step.rounds):
+        plots[f"removed_{step.index}"] = svg(
+            removed_figure(step),
+            f"plot-removed-{step.index}",
+            f"Channels that the rounds of {step.name} removed from each layer",
+            "Stacked bars, a piece for each round; the numbers are in the table below.",
+        )
+    return plots
+
+
 # -- the page ------------------------------------------------------------------------------------------
 
 
 def render_html(report: Report) -> str:
     """The report as one HTML document that makes no request and runs no script."""
-    page = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page.filters |= {
-        "accuracy": _accuracy,
+    filters: dict[str, Callable[..., Any]] = {
+        "accuracy": score_text,
         "bytes": _bytes,
         "compact_json": lambda value: json.dumps(to_jsonable_python(value), ensure_ascii=False),
         "count": _count,
@@ -718,17 +677,19 @@ def render_html(report: Report) -> str:
         "ms": _ms,
         "ratio": _ratio,
         "quality": quality,
-        "range": _range,
+        "range": range_text,
         "short": _short,
-        "value": _value,
+        "value": value_text,
         "signed_ms": lambda value: f"{value:+.4f}" if abs(value) >= 5e-5 else "",
     }
-    source = files("graphcomp").joinpath("report.html.j2").read_text(encoding="utf-8")
     pairs = pair_layers(report.baseline.layers, report.final.layers)
-    return page.from_string(source).render(
+    return render(
+        "report.html.j2",
+        filters,
         report=report,
         change=_change,
         points=_points,
+        measure_of=measure_of,
         headlines=[*headlines(report), *describe_dct(report)],
         dct=describe_dct(report),
         explained=report.explanation,

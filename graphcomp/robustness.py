@@ -24,6 +24,7 @@ from graphcomp.data import Indices, Split
 from graphcomp.errors import DataError
 from graphcomp.evaluate import score
 from graphcomp.program import Program
+from graphcomp.progress import Progress, quiet
 from graphcomp.records import CorruptedScore
 
 Kind = Literal["motion-blur", "occlusion", "brightness"]
@@ -96,7 +97,7 @@ def robustness(
     corruptions: Sequence[Corruption],
     *,
     seed: int = 0,
-    progress: Callable[[str, float], None] = lambda message, fraction: None,
+    progress: Progress = quiet,
 ) -> list[CorruptedScore]:
     """Score a program on damaged copies of a split; collective (see `distributed`).
 

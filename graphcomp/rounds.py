@@ -24,11 +24,9 @@ from torch import Tensor
 from graphcomp import cache, distributed
 from graphcomp.data import Data, Split
 from graphcomp.errors import DataError, GraphcompError, LoadError, PassError
-from graphcomp.evaluate import drift, first_inputs
 from graphcomp.interruption import load_state, save_state
 from graphcomp.momenta import cut_momenta
 from graphcomp.pipeline import (
-    DRIFT_SAMPLES,
     Context,
     Course,
     Done,
@@ -36,8 +34,8 @@ from graphcomp.pipeline import (
     Plan,
     Strategy,
     TrainingPass,
-    plan_file,
     run_pass,
+    step_of,
     within,
     work_name,
 )
@@ -185,30 +183,23 @@ def _finished(
     context.progress(f"{strategy.name}: evaluate", 0.99)
     rows = round_rows(course, chosen)
     kept = [done.plan for done in course.rounds[:chosen]]
-    changed = None
-    if chosen and context.data is not None:
-        changed = drift(program, result, first_inputs(context.data.train, DRIFT_SAMPLES))
-    after = context.snapshot(result)
+    changed, after = context.drift(program, result), context.snapshot(result)
     context.progress(f"{strategy.name}: done", 1.0)
     decisions = {**course.plan.decisions, "rounds": [plan.model_dump(mode="json") for plan in kept]}
     summary = f"{_summary(rows)}; {strategy.ending(course)}"
     plan = course.plan.model_copy(update={"decisions": decisions, "summary": summary})
-    left = next((p.kept for p in reversed(kept) if p.kept), [])
-    step = Step(
-        index=index,
-        name=strategy.name,
-        options=plan.options,
-        summary=plan.summary,
-        plan_file=plan_file(index, strategy.name),
-        kept=[*course.plan.kept, *(k for k in left if k not in course.plan.kept)],
+    step = step_of(
+        index,
+        plan,
         drift=changed,
         verify_error=max((row.verify_error for row in rows), default=0.0),
         seconds=sum(row.seconds for row in rows),
-        evidence=plan.evidence,
         rounds=rows,
         after=after,
     )
-    return step, plan, result
+    left = next((p.kept for p in reversed(kept) if p.kept), [])
+    spared = [*plan.kept, *(k for k in left if k not in plan.kept)]
+    return step.model_copy(update={"kept": spared}), plan, result
 
 
 def lost_points(course: Course, number: int) -> float:

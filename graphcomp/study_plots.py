@@ -1,16 +1,16 @@
-"""The plots of a study's page: accuracy along every axis of the grid, and the rate of every layer."""
+"""The plots of a study's page: scores along every axis of the grid, and the rate of every layer."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from graphcomp.quality import draw_scores
 from graphcomp.study import number, numeric_axes
-from graphcomp.study_table import Findings
+from graphcomp.study_table import Findings, by_measure
 from graphcomp.svg import AFTER, BEFORE, INCHES_WIDE, INK, THEORY, elide, style, svg
 
 COLOURS = (AFTER, THEORY, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK, "#8c6d1f")
@@ -28,10 +28,10 @@ class Line:
 
 
 def lines_along(axis: str, found: Sequence[Findings]) -> list[Line]:
-    """All lines of at least two cells with accuracy; in a numeric axis the cells are sorted."""
+    """All lines of at least two cells with scores; in a numeric axis the cells are sorted."""
     groups: dict[tuple[tuple[str, str], ...], list[Findings]] = {}
     for cell in found:
-        if axis in cell.result.labels and cell.result.final.accuracy is not None:
+        if axis in cell.result.labels and cell.score is not None:
             rest = tuple((k, v) for k, v in cell.result.labels.items() if k != axis)
             groups.setdefault(rest, []).append(cell)
     groups = {rest: cells for rest, cells in groups.items() if len(cells) > 1}
@@ -53,7 +53,7 @@ def _sorted(axis: str, cells: Sequence[Findings]) -> tuple[Findings, ...]:
 
 
 def plotted_axes(found: Sequence[Findings]) -> list[str]:
-    """The axes to draw accuracy against: numbers, and words of three kinds or more; else the longest."""
+    """The axes to draw scores against: numbers, and words of three kinds or more; else the longest."""
     kinds: dict[str, set[str]] = {}
     for cell in found:
         for axis, label in cell.result.labels.items():
@@ -64,41 +64,34 @@ def plotted_axes(found: Sequence[Findings]) -> list[str]:
     return chosen or sorted(drawable, key=lambda axis: -len(kinds[axis]))[:1]
 
 
-def accuracy_figure(axis: str, lines: Sequence[Line]) -> Figure:
-    """Accuracy with its interval, and below it the variance of the class accuracies."""
-    figure = Figure(figsize=(INCHES_WIDE, 6.4), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+def score_figure(axis: str, lines: Sequence[Line]) -> Figure:
+    """Scores of one kind with their intervals; below accuracies the variance of those of the classes."""
+    judged = any(cell.classes for line in lines for cell in line.cells)
+    figure = Figure(figsize=(INCHES_WIDE, 6.4 if judged else 4.2), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2)) if judged else [figure.subplots()]
+    top, bottom = panels[0], panels[-1]
     labels = list(dict.fromkeys(cell.result.labels[axis] for line in lines for cell in line.cells))
     numeric = all(number(label) is not None for label in labels)
     places = {label: float(label) if numeric else float(i) for i, label in enumerate(labels)}
     for index, line in enumerate(lines):
         look: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 5}
         x = [places[cell.result.labels[axis]] for cell in line.cells]
-        _draw_accuracy(top, x, line, look)
-        spread = [cell.classes.variance if cell.classes else float("nan") for cell in line.cells]
-        bottom.plot(x, spread, linewidth=1.4, **look)
-    top.set_ylabel("top-1 accuracy, %\n(bars: 95 % interval)")
-    bottom.set_ylabel("population variance of\nthe class accuracies")
+        scores = [cell.score for cell in line.cells if cell.score]
+        bars = {"linewidth": 1.4, "elinewidth": 0.8, "capsize": 2, "label": elide(line.label)}
+        draw_scores(top, x, scores, **bars, **look)
+        if judged:
+            variances = [cell.classes.variance if cell.classes else float("nan") for cell in line.cells]
+            bottom.plot(x, variances, linewidth=1.4, **look)
+            bottom.set_ylabel("population variance of\nthe class accuracies")
     bottom.set_xlabel(axis)
     if not numeric:
         words = [elide(label) for label in labels]
         bottom.set_xticks(range(len(labels)), words, rotation=0 if len(labels) < 12 else 45)
-    for ax in (top, bottom):
-        style(ax, "y")
+    for panel in panels:
+        style(panel, "y")
     if lines[0].label:
         top.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
-
-
-def _draw_accuracy(ax: Axes, x: Sequence[float], line: Line, look: Mapping[str, Any]) -> None:
-    found = [cell.result.final.accuracy for cell in line.cells]
-    known = [a for a in found if a is not None]
-    y = [100 * a.top1 for a in known]
-    # Rounding can put an end of the interval on the wrong side by a bit.
-    below = [max(0.0, 100 * (a.top1 - a.low)) for a in known]
-    above = [max(0.0, 100 * (a.high - a.top1)) for a in known]
-    label = elide(line.label)
-    ax.errorbar(x, y, (below, above), linewidth=1.4, elinewidth=0.8, capsize=2, label=label, **look)
 
 
 def distinct_rates(found: Sequence[Findings]) -> list[Findings]:
@@ -137,17 +130,30 @@ def layers_figure(cells: Sequence[Findings]) -> Figure:
 
 
 def draw(found: Sequence[Findings]) -> tuple[list[dict[str, Any]], Markup | None]:
-    """A plot of accuracy for each axis (`title`, `svg`, lines `left_out`), and one of the layers, if any."""
-    accuracy = []
-    for place, axis in enumerate(plotted_axes(found)):
-        lines = lines_along(axis, found)
-        title = f"Accuracy against {axis}"
-        drawn = svg(
-            accuracy_figure(axis, lines[:MOST_LINES]), f"accuracy-{place}", title, "Numbers are in the table."
-        )
-        accuracy.append({"title": title, "svg": drawn, "left_out": max(0, len(lines) - MOST_LINES)})
+    """Plots of scores for each axis (`title`, `svg`, lines `left_out`, whether it has `classes`), and one of
+    the layers, if any.
+    """
+    scores = [plot for measure, cells in by_measure(found).items() for plot in _score_plots(measure, cells)]
     chosen = chosen_rates(found)
     if not chosen:
-        return accuracy, None
+        return scores, None
     title = "Compression rate of every layer"
-    return accuracy, svg(layers_figure(chosen), "layers", title, "Numbers are in the table of layers.")
+    return scores, svg(layers_figure(chosen), "layers", title, "Numbers are in the table of layers.")
+
+
+def _score_plots(measure: str, found: Sequence[Findings]) -> list[dict[str, Any]]:
+    """Of cells whose scores are of one kind."""
+    plots = []
+    for place, axis in enumerate(plotted_axes(found)):
+        lines = lines_along(axis, found)
+        title = f"{measure} against {axis}"
+        key = f"{measure.partition(' ')[0].lower()}-{place}"
+        plots.append(
+            {
+                "title": title,
+                "svg": svg(score_figure(axis, lines[:MOST_LINES]), key, title, "Numbers are in the table."),
+                "left_out": max(0, len(lines) - MOST_LINES),
+                "classes": any(cell.classes for line in lines for cell in line.cells),
+            }
+        )
+    return plots

@@ -4,18 +4,17 @@ Everything is derived from the cells' results; nothing is measured here.
 """
 
 from collections.abc import Sequence
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
-import jinja2
-
 from graphcomp.confusion import largest_confusions
+from graphcomp.page import render
+from graphcomp.quality import measure_of, score_text
 from graphcomp.storage import atomic_file
 from graphcomp.study import Cell
 from graphcomp.study_plots import chosen_rates, distinct_rates, draw
 from graphcomp.study_run import Outcome, in_order
-from graphcomp.study_table import Findings, as_csv, table, write_parquet
+from graphcomp.study_table import Findings, as_csv, by_measure, table, write_parquet
 from graphcomp.svg import INK
 
 MOST_CLASSES = 20
@@ -44,14 +43,16 @@ def render_html(cells: Sequence[Cell], outcome: Outcome, names: Sequence[str] | 
     """The study as one HTML document that makes no request and runs no script."""
     found = [Findings(result, names) for result in in_order(cells, outcome.results)]
     failed = [(c, outcome.failures[c.name]) for c in cells if c.name in outcome.failures]
-    accuracy, layers = draw(found)
+    plots, layers = draw(found)
     distinct = distinct_rates(found)
-    page = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page.filters |= {"count": lambda n: f"{n:,}", "percent": lambda x: f"{100 * x:.2f}"}
-    source = files("graphcomp").joinpath("study.html.j2").read_text(encoding="utf-8")
-    return page.from_string(source).render(
+    filters = {
+        "count": lambda n: f"{n:,}",
+        "percent": lambda x: f"{100 * x:.2f}",
+        "score": score_text,
+    }
+    return render(
+        "study.html.j2",
+        filters,
         axes=list(dict.fromkeys(axis for cell in cells for axis in cell.labels)),
         cells=cells,
         found=found,
@@ -59,7 +60,9 @@ def render_html(cells: Sequence[Cell], outcome: Outcome, names: Sequence[str] | 
         missing=len(cells) - len(found) - len(failed),
         models=list(dict.fromkeys(cell.job.model for cell in cells)),
         data=list(dict.fromkeys(cell.result.data for cell in found)),
-        accuracy=accuracy,
+        plots=plots,
+        measures=list(by_measure(found)) or ["Accuracy"],
+        measure_of=measure_of,
         layers=layers,
         rates=_by_layers(distinct),
         compressions=len(distinct),

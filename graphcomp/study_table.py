@@ -9,7 +9,8 @@ from pathlib import Path
 
 from graphcomp.confusion import ClassStatistics, class_statistics
 from graphcomp.errors import OutputError
-from graphcomp.records import Snapshot
+from graphcomp.quality import Score, measure_of, quality
+from graphcomp.records import MeanError, Snapshot
 from graphcomp.storage import atomic_file
 from graphcomp.study import Cell, number
 from graphcomp.study_run import CellResult, Outcome
@@ -35,6 +36,11 @@ class Findings:
         return layer_rates(self.result.baseline, self.result.final)
 
     @property
+    def score(self) -> Score | None:
+        """Of the final network: accuracy, or the mean error where labels are values."""
+        return quality(self.result.final)
+
+    @property
     def title(self) -> str:
         """What the cell is, in words."""
         return ", ".join(f"{axis} {label}" for axis, label in self.result.labels.items())
@@ -50,6 +56,15 @@ class Findings:
         return (
             None if index is None else self.class_names[index] if named and self.class_names else str(index)
         )
+
+
+def by_measure(found: Sequence[Findings]) -> dict[str, list[Findings]]:
+    """The cells that have a score, by what it is called."""
+    groups: dict[str, list[Findings]] = {}
+    for cell in found:
+        if cell.score is not None:
+            groups.setdefault(measure_of(cell.result.final), []).append(cell)
+    return groups
 
 
 def layer_rates(before: Snapshot, after: Snapshot) -> dict[str, float]:
@@ -104,18 +119,20 @@ def _row(cell: Cell, outcome: Outcome, names: Sequence[str] | None) -> dict[str,
         "macs": new.macs,
         "mac_rate": _rate(old.macs, new.macs),
     }
-    return row | _accuracy_columns(result) | _class_columns(Findings(result, names)) | _other(result)
+    return row | _score_columns(result) | _class_columns(Findings(result, names)) | _other(result)
 
 
-def _accuracy_columns(result: CellResult) -> dict[str, Value]:
-    before, after = result.baseline.accuracy, result.final.accuracy
+def _score_columns(result: CellResult) -> dict[str, Value]:
+    """Accuracy as `top1`, or the mean absolute error as `mae`."""
+    before, after = quality(result.baseline), quality(result.final)
     if before is None or after is None:
         return {}
+    name = "mae" if isinstance(after, MeanError) else "top1"
     return {
-        "top1_before": before.top1,
-        "top1": after.top1,
-        "top1_low": after.low,
-        "top1_high": after.high,
+        f"{name}_before": getattr(before, name),
+        name: getattr(after, name),
+        f"{name}_low": after.low,
+        f"{name}_high": after.high,
         "samples": after.samples,
     }
 

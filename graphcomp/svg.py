@@ -4,6 +4,7 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 from markupsafe import Markup
@@ -14,6 +15,8 @@ from matplotlib.figure import Figure
 BEFORE, AFTER, THEORY, INK, GRID = "#b4bac4", "#0072B2", "#D55E00", "#1c2430", "#e3e6eb"
 INCHES_WIDE = 10.0
 LONGEST_LABEL = 44
+SIZES = (THEORY, "s--", 9), (AFTER, "o-", 5)
+"""Lines of `draw_sizes`; they often lie on each other."""
 
 
 def style(ax: Axes, grid: str) -> None:
@@ -23,6 +26,19 @@ def style(ax: Axes, grid: str) -> None:
     ax.tick_params(colors=INK)
     ax.grid(axis="x" if grid == "x" else "y", color=GRID)
     ax.set_axisbelow(True)
+
+
+def draw_sizes(ax: Axes, sizes: Mapping[str, Sequence[int]], label: str) -> None:
+    """At most two lines in per cent of their first value, which for one that begins with nothing is none."""
+    for (name, values), (colour, line_style, size) in zip(sizes.items(), SIZES, strict=False):
+        if values[0]:
+            percent = [100 * value / values[0] for value in values]
+            line = ax.plot(percent, line_style, color=colour, linewidth=1.6, markersize=size, label=name)[0]
+            line.set_markerfacecolor("none" if size > 6 else colour)
+    ax.set_ylim(0, 1.08 * ax.get_ylim()[1])
+    ax.set_ylabel(label)
+    ax.margins(x=0.06)
+    ax.legend(frameon=False, loc="lower left")
 
 
 def elide(name: str) -> str:

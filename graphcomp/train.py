@@ -26,13 +26,13 @@ from graphcomp import distributed
 from graphcomp.augment import Augmentation, Unchanged
 from graphcomp.batches import part, random_state
 from graphcomp.batchnorm import reestimate
-from graphcomp.calibrate import quiet
 from graphcomp.data import Split
 from graphcomp.errors import DataError, PassError
 from graphcomp.interruption import load_state, stoppable
 from graphcomp.program import Program
+from graphcomp.progress import Progress, quiet
 from graphcomp.records import Training
-from graphcomp.train_loop import Loop, Progress, mean_score
+from graphcomp.train_loop import Loop, mean_score
 from graphcomp.train_mode import choose_mode
 from graphcomp.train_options import (
     Distance,

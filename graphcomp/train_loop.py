@@ -16,6 +16,7 @@ from graphcomp.data import Split
 from graphcomp.errors import DataError, PassError
 from graphcomp.interruption import Stop, save_state
 from graphcomp.network import Mode, Network
+from graphcomp.progress import Progress
 from graphcomp.records import EpochRow, ModeTrial
 from graphcomp.train_options import Metric, Seen, Task, TrainOptions
 
@@ -29,9 +30,6 @@ OWN = "optimizer/"
 SCORE_BATCH = 250
 AVERAGE_START = 10
 """An average follows closely at first: after t steps its decay is at most (1 + t) / (AVERAGE_START + t)."""
-
-Progress = Callable[[str, float], None]
-"""Told what is going on and which fraction is done."""
 
 
 class Average:

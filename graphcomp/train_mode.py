@@ -3,12 +3,13 @@
 import math
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from graphcomp import cache, distributed
 from graphcomp.network import Mode
+from graphcomp.progress import Progress
 from graphcomp.records import ModeTrial
 from graphcomp.train_loop import Loop
 from graphcomp.train_options import Task
@@ -22,7 +23,7 @@ MIN_GAIN = 1.05
 """Another arithmetic than the plainest must be faster by this factor."""
 
 
-def choose_mode(task: Task, progress: Callable[[str, float], None]) -> tuple[Mode, list[ModeTrial]]:
+def choose_mode(task: Task, progress: Progress) -> tuple[Mode, list[ModeTrial]]:
     """The fastest kind of arithmetic that the options allow, and what was measured (nothing if not worth it).
 
     The times are kept in the cache (`graphcomp.cache`), so that a second run of the same training decides

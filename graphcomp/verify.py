@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphcomp.dct import DctLayer
-from graphcomp.errors import GraphcompError, VerifyError
+from graphcomp.errors import GraphcompError, VerifyError, first_line
 from graphcomp.program import Program, fresh_inputs, named_tensors, output_tensors, run_on_meta
 
 TOLERANCE = 1e3 * torch.finfo(torch.float64).eps
@@ -27,7 +27,7 @@ def check(program: Program) -> None:
         program.graph.lint()
         run_on_meta(program)
     except (RuntimeError, GraphcompError) as error:
-        raise VerifyError(f"graph: found {_first_line(error)}, expected a well-formed graph") from error
+        raise VerifyError(f"graph: found {first_line(error)}, expected a well-formed graph") from error
     for name, module in program.called_modules().items():
         _check_attributes(name, module)
     called = tuple(f"{t}." for t in program.called_modules())
@@ -38,11 +38,6 @@ def check(program: Program) -> None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise VerifyError(f"{name}: found {bad} NaN or infinite values, expected finite weights")
-
-
-def _first_line(error: Exception) -> str:
-    """torch and fx append whole graphs and call stacks to their messages."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_attributes(name: str, module: nn.Module) -> None:
@@ -154,7 +149,7 @@ def difference(a: Program, b: Program, seed: int = 1) -> float:
         try:
             found = output_tensors(b(*inputs))
         except RuntimeError as error:
-            found_error = f"batch {batch}: found {_first_line(error)}"
+            found_error = f"batch {batch}: found {first_line(error)}"
             raise VerifyError(f"{found_error}, expected a program that runs") from error
         if not expected:
             raise VerifyError("outputs: found no tensor to compare, expected at least one")

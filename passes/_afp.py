@@ -135,7 +135,11 @@ class Epoch(EpochOptions, Recovery):
     def plan(self, program: Program, context: Context) -> Plan:
         """Also the candidates."""
         plan = super().plan(program, context)
-        rows = {name: rows for name, (_, rows) in self._candidates(program).items()}
+        rows = {
+            name: layer.rows_of(candidates(layer.norms, self.alpha))
+            for name, layer in (self._layers(program) if self.weight else {}).items()
+        }
+        rows = {name: chosen for name, chosen in rows.items() if chosen}
         return plan.model_copy(
             update={
                 "decisions": {**plan.decisions, "candidates": rows},
@@ -143,20 +147,15 @@ class Epoch(EpochOptions, Recovery):
             }
         )
 
-    def lesson(self, program: Program, context: Context) -> Lesson:
+    def lesson(self, program: Program, plan: Plan, context: Context) -> Lesson:
         """The labels, and small candidates."""
-        loss = cross_entropy(self.label_smoothing)
-        return Lesson(penalised(loss, self.weight, self._candidates(program)))
+        rows = plan.decisions["candidates"]
+        layers = self._layers(program) if rows else {}
+        chosen = {name: (layers[name].axis, rows[name]) for name in rows}
+        return Lesson(penalised(cross_entropy(self.label_smoothing), self.weight, chosen))
 
-    def _candidates(self, program: Program) -> dict[str, tuple[Axis, list[int]]]:
-        if not self.weight:
-            return {}
-        layers = find_layers(analyse(program), self.include, self.exclude)
-        chosen = {
-            name: (layer.axis, layer.rows_of(candidates(layer.norms, self.alpha)))
-            for name, layer in layers.items()
-        }
-        return {name: found for name, found in chosen.items() if found[1]}
+    def _layers(self, program: Program) -> dict[str, Layer]:
+        return find_layers(analyse(program), self.include, self.exclude)
 
 
 @dataclass(frozen=True, config=OPTIONS)

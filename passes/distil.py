@@ -103,10 +103,10 @@ class Distil(Recovery):
         summary = "; ".join([plan.summary, f"teacher: {label}", f"{len(hints)} hint layers"])
         return plan.model_copy(update={"decisions": {**plan.decisions, **decided}, "summary": summary})
 
-    def lesson(self, program: Program, context: Context) -> Lesson:
+    def lesson(self, program: Program, plan: Plan, context: Context) -> Lesson:
         """The teacher's outputs."""
         label, teacher = self._teacher(context)
-        hints = list(self._hints(program, teacher).values())
+        hints = list(plan.decisions["hints"].values())
         if self.loss == "kl":
             loss = hinton(self.temperature, self.alpha, self.label_smoothing)
         else:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from graphcomp.batchnorm import BatchNorm
 from graphcomp.errors import DataError, PassError
-from graphcomp.pipeline import Context
+from graphcomp.pipeline import Context, Plan
 from graphcomp.program import Program
 from graphcomp.recovery import Lesson, Recovery
 from graphcomp.schedule import OPTIONS
@@ -53,7 +53,7 @@ class Finetune(Recovery):
             )
         return self
 
-    def lesson(self, program: Program, context: Context) -> Lesson:
+    def lesson(self, program: Program, plan: Plan, context: Context) -> Lesson:
         """The labels."""
         values = context.data is not None and context.data.regression
         learn = self._loss(values)

@@ -7,9 +7,8 @@ the training data. In every epoch the pruner trains with an l1 term on the small
 that became small enough (`_afp`); how hard it plays, and below which norm a filter goes, the controller
 decides by what accuracy is left to lose (`_prc`). So no rate is asked for: the game finds one for each layer.
 
-Where a filter begins to count is a search before the first epoch (3.4): for every layer alone, the largest
-threshold W_gamma at which losing all filters below it costs at most `delta0` points. They are lost as a
-removal would lose them, by what reads their channels: a normalisation's shift is lost as well.
+Where a filter begins to count is a search before the first epoch (`_thresholds`): for every layer alone, the
+largest threshold W_gamma at which losing all filters below it costs at most `delta0` points.
 
 The result is the network after the last epoch that had C >= E - eps. Layers whose channels others share (by
 residual additions) are left alone, as in `apoz`.
@@ -23,20 +22,17 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from graphcomp.allocation import largest
-from graphcomp.channels import Channels, analyse
-from graphcomp.data import Split
+from graphcomp.channels import analyse
 from graphcomp.errors import PassError
-from graphcomp.evaluate import accuracy
-from graphcomp.passes._afp import Cut, Epoch, EpochOptions, Layer, find_layers
-from graphcomp.passes._prc import SLACK, Limits, Standing, points, stand
+from graphcomp.passes._afp import Cut, Epoch, EpochOptions, find_layers
+from graphcomp.passes._prc import Limits, Standing, points, stand
 from graphcomp.passes._prunable import why_shared
+from graphcomp.passes._thresholds import first_thresholds
 from graphcomp.pipeline import Context, Course, Pass, Plan
 from graphcomp.program import Program
 from graphcomp.records import Kept
 from graphcomp.removal import OPTIONS, Globs, options_of
 from graphcomp.rounds import held_out_samples
-from graphcomp.surgery import legalise, mask, no_drop
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -109,10 +105,7 @@ class PlayAndPrune:
                 "include more layers"
             )
         some = judges.subset(np.arange(min(self.samples, len(judges))))
-        thresholds = {}
-        for number, (name, layer) in enumerate(layers.items(), 1):
-            thresholds[name] = first_threshold(channels, layer, some, self.delta0)
-            context.progress(f"threshold {number} of {len(layers)}", number / len(layers))
+        thresholds = first_thresholds(channels, layers, some, self.delta0, context.progress)
         shared = ((g.name, why_shared(g)) for g in channels.removable)
         return Plan(
             name=self.name,
@@ -170,26 +163,3 @@ class PlayAndPrune:
             exclude=self.exclude,
             pressure=rate,
         )
-
-
-def first_threshold(channels: Channels, layer: Layer, judges: Split, allowed: float) -> float:
-    """The largest norm of a filter such that all up to it can go for `allowed` points of accuracy (3.4).
-
-    0 if not even the smallest can. One filter always stays. Losing a filter is having its channel read as
-    zero, behind whatever normalisation follows. Collective.
-    """
-    program = channels.program
-
-    scores = np.zeros(len(channels.channel_of))
-    scores[layer.channels] = layer.norms
-
-    def judged(threshold: float) -> float:
-        drop = no_drop(channels)
-        drop[layer.channels[layer.norms <= threshold]] = True
-        without = mask(program, channels, legalise(channels, drop, scores))
-        return points(accuracy(without, judges, shared=True))
-
-    whole = points(accuracy(program, judges, shared=True))
-    steps = np.unique(layer.norms)[:-1].tolist()
-    index = largest(steps, lambda threshold: judged(threshold) >= whole - allowed - SLACK)
-    return 0.0 if index is None else float(steps[index])

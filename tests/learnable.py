@@ -1,5 +1,7 @@
 """A problem that a small network learns in a second: four classes of images, a pattern each and noise."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,6 +30,17 @@ def make_split(samples: int = 96, seed: int = 0) -> Split:
 
 def make_data(samples: int = 120) -> Data:
     return Data(make_split(samples), make_split(60, seed=1), CLASSES, "learnable", "four patterns")
+
+
+def exact(split: Split) -> Split:
+    """The same samples in float64."""
+    return replace(split, fetch=lambda i: split.fetch(i).double())
+
+
+def exact_data() -> Data:
+    """In float64, where only the order of sums tells several processes from one."""
+    data = make_data()
+    return replace(data, train=exact(data.train), eval=exact(data.eval))
 
 
 def plain_net(dtype: torch.dtype = torch.float32) -> Program:

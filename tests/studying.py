@@ -4,7 +4,7 @@ from typing import Any
 
 from graphcomp.evaluate import wilson
 from graphcomp.passes import PASSES
-from graphcomp.records import Accuracy, LayerRow, Snapshot
+from graphcomp.records import Accuracy, LayerRow, MeanError, Snapshot
 from graphcomp.study import Cell, Study, expand
 from graphcomp.study_run import CellResult
 
@@ -51,3 +51,16 @@ def result(cell: Cell, after: dict[str, int], top1: float | None = 0.7, **change
         seconds=1.5,
     )
     return made.model_copy(update=changes)
+
+
+def with_error(cell: Cell, mae: float) -> CellResult:
+    """As if `cell` were about values: from an error of 0.2 to `mae`."""
+    made = result(cell, {"a": 300, "b": 400}, None)
+    before, after = (MeanError(mae=e, samples=50, low=e - 0.01, high=e + 0.01) for e in (0.2, mae))
+    baseline, final = made.baseline, made.final
+    return made.model_copy(
+        update={
+            "baseline": baseline.model_copy(update={"error": before}),
+            "final": final.model_copy(update={"error": after}),
+        }
+    )

@@ -122,9 +122,21 @@ def test_t3_3_the_term_pulls_at_candidates_and_at_nothing_else() -> None:
 def test_without_weight_it_is_the_plain_loss() -> None:
     program = normalised_net()
     pass_ = Epoch(**QUICK)
-    assert pass_.plan(program, context(make_data())).decisions["candidates"] == {}
+    plan = pass_.plan(program, context(make_data()))
+    assert plan.decisions["candidates"] == {}
     seen = ones(program)
-    assert torch.equal(pass_.lesson(program, context()).loss(seen), cross_entropy()(seen))
+    assert torch.equal(pass_.lesson(program, plan, context()).loss(seen), cross_entropy()(seen))
+
+
+def test_the_plan_says_which_filters_are_pressed() -> None:
+    """Candidates are chosen once: the loss goes by those of the plan, whatever the norms are."""
+    program, pass_ = normalised_net(), Epoch(**QUICK, weight=0.05, alpha=0.4)
+    plan = pass_.plan(program, context(make_data()))
+    decisions = {**plan.decisions, "candidates": {"0": [5]}}
+    loss = pass_.lesson(program, plan.model_copy(update={"decisions": decisions}), context()).loss
+    seen = ones(program)
+    expected = 0.05 * program.tensors["0.weight"][5].abs().sum()
+    assert torch.allclose(loss(seen) - cross_entropy()(seen), expected, atol=1e-6)
 
 
 def test_an_epoch_shrinks_its_candidates() -> None:

@@ -22,6 +22,15 @@ CIFAR = (1, 3, 32, 32)
 IMAGENET = (1, 3, 224, 224)
 BN = 2  # parameters a channel of batch norm, and as many statistics
 
+
+def simple_cnn(classes: int, bias: bool = True) -> nn.Module:
+    """SimpleCNN of METHODS 5.8, whose strides nobody knows: for its parameters."""
+    layers = [(3, 96, 3), (96, 96, 3), (96, 96, 3), (96, 192, 3), (192, 192, 3), (192, 192, 3)]
+    layers += [(192, 192, 3), (192, 192, 1), (192, classes, 1)]
+    blocks = ((nn.Conv2d(i, o, k, bias=bias), nn.BatchNorm2d(o), nn.ReLU()) for i, o, k in layers)
+    return nn.Sequential(*(module for block in blocks for module in block))
+
+
 # builder, input, params_trainable, params_state, macs
 GOLDEN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, int | None, int | None]] = {
     "resnet20": (lambda: ResNet(20), CIFAR, 269_722, None, 40_551_040),
@@ -36,12 +45,22 @@ GOLDEN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, int | Non
     "resnet110-b": (lambda: ResNet(110, "B"), CIFAR, 1_730_714, None, None),
     "resnet56-cifar100": (lambda: ResNet(56, "A", 100), CIFAR, 858_868, None, 125_491_456),
     "vgg16-cifar": (VGG16, CIFAR, 14_991_946, None, 313_463_808),
+    "vgg16-cifar-single": (lambda: VGG16("single"), CIFAR, 14_728_266, None, 313_201_664),
+    "simple-cnn": (lambda: simple_cnn(10), CIFAR, 1_372_254, None, None),
+    "simple-cnn-100": (lambda: simple_cnn(100), CIFAR, 1_389_804, None, None),
+    "simple-cnn-without-bias": (lambda: simple_cnn(10, bias=False), CIFAR, 1_370_996, None, None),
+    "simple-cnn-100-without-bias": (lambda: simple_cnn(100, bias=False), CIFAR, 1_388_456, None, None),
+    "resnet18": (torchvision.models.resnet18, IMAGENET, 11_689_512, None, None),
+    "resnet34": (torchvision.models.resnet34, IMAGENET, 21_797_672, None, None),
     "resnet50": (torchvision.models.resnet50, IMAGENET, 25_557_032, 25_610_205, 4_089_184_256),
+    "mobilenet-v2": (torchvision.models.mobilenet_v2, IMAGENET, 3_504_872, None, None),
+    "vgg16": (torchvision.models.vgg16, IMAGENET, 138_357_544, None, None),
 }
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_golden_counts(name: str) -> None:
+def test_g0_counts(name: str) -> None:
+    """All of METHODS 0.4 but for the pre-activation ResNet-164, which `tests/test_models.py` counts."""
     build, shape, trainable, state, golden_macs = GOLDEN[name]
     with torch.device("meta"):
         model = build()

@@ -21,7 +21,8 @@ from graphcomp.program import Program
 from graphcomp.recipe import Recipe, parse_passes
 from graphcomp.records import Step
 from graphcomp.train import Seen
-from tests.learnable import SHAPE, make_data, plain_net, weights
+from tests.learnable import SHAPE, exact_data, make_data, plain_net, weights
+from tests.processes import in_processes
 from tests.tiny import SPEC, context, random_data, seeded, tiny_program, traced
 
 __all__ = ["seeded"]
@@ -178,6 +179,16 @@ def test_t2_5_the_teacher_is_named_in_the_plan() -> None:
     assert "teacher: step 1 (l1); 1 hint layers" in plans[2].summary
 
 
+def test_the_plan_says_what_is_watched() -> None:
+    program = tiny_program()
+    here = replace(context(make_data()), earlier=(held("input", program),))
+    pass_ = distil(teacher="input")
+    plan = pass_.plan(program, here)
+    assert pass_.lesson(program, plan, here).watch == ["relu_1"]
+    other = plan.model_copy(update={"decisions": {**plan.decisions, "hints": {"stem": "relu"}}})
+    assert pass_.lesson(program, other, here).watch == ["relu"]
+
+
 def test_t2_5_the_baseline_has_other_shapes() -> None:
     passes = [L1(include=("inner",), ratio=0.5, multiple=1), Student(), distil(teacher="input")]
     with pytest.raises(
@@ -316,8 +327,37 @@ def test_regression_adds_the_squared_error() -> None:
     program, twice = tiny_program(), seen(row(2.0, 4.0), row(1.0, 2.0))
     for expected, options, given in ((2.5, {}, values), (0, {}, data), (0, {"mse": 0.0}, values)):
         here = replace(context(given), earlier=(held("input", program),))
-        loss = distil(teacher="input", prediction=1, **options).lesson(program, here).loss
+        pass_ = distil(teacher="input", prediction=1, **options)
+        loss = pass_.lesson(program, pass_.plan(program, here), here).loss
         assert float(loss(twice)) == pytest.approx(expected, abs=1e-6)
     step = run([distil(teacher="input", epochs=1)], values)[0]
     assert step.after.error is not None and step.training is not None
     assert step.training.held_out is not None and step.training.held_out < 0
+
+
+# ---------------------------------------------------------------------- several processes
+
+
+def taught(saved: str) -> list[dict[str, Tensor]]:
+    """Students of a step of the run, of its input and of a saved program, in float64."""
+    program, smaller = tiny_program().to(torch.float64), L1(include=("inner",), ratio=0.5, multiple=1)
+    found = []
+    for passes in (
+        [smaller, Student(), distil(epochs=1, batch=23, held_out=0.2)],
+        [Student(), distil(epochs=1, loss="kl", teacher=0, accumulate=2, bn_reestimate=40)],
+        [Student(), distil(epochs=1, teacher=saved, mse=0.5, reduction="sum")],
+    ):
+        found.append(weights(Pipeline(passes).run(program, context(exact_data()))[0]))
+    return found
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """One teacher in both, the same draws of the student's weights, and the loss of the whole batch."""
+    saved = str(tmp_path / "teacher")
+    tiny_program().to(torch.float64).save(saved)
+    first, second = in_processes(2, taught, saved)
+    for expected, one, two in zip(taught(saved), first, second, strict=True):
+        assert expected.keys() == one.keys()
+        for name, value in expected.items():
+            assert torch.allclose(one[name], value, rtol=1e-8, atol=1e-10), name
+            assert torch.equal(one[name], two[name]), name

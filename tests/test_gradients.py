@@ -13,17 +13,12 @@ from graphcomp.data import Split
 from graphcomp.errors import AnalysisError, DataError
 from graphcomp.gradients import batch_size, mean_gradients
 from graphcomp.program import Program
-from tests.learnable import SHAPE, make_split, normalised_net, plain_net
+from tests.learnable import SHAPE, exact, make_split, normalised_net, plain_net
 from tests.processes import in_processes
 from tests.removing import digest
 from tests.tiny import random_data, traced
 
 F64 = torch.float64
-
-
-def exact(split: Split) -> Split:
-    """The same samples in float64."""
-    return replace(split, fetch=lambda i: split.fetch(i).double())
 
 
 def convolutions(program: Program) -> list[str]:

@@ -122,7 +122,7 @@ def resnet56() -> Program:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_filter_pruning_of_resnet56(resnet56: Program, name: str) -> None:
+def test_g5_4_filter_pruning_of_resnet56(resnet56: Program, name: str) -> None:
     fractions, skipped, params, multiplications = RECIPES[name]
     assert (params_trainable(resnet56), macs(resnet56)) == (853_018, 125_485_696)
     channels = analyse(resnet56)

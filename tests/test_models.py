@@ -64,12 +64,12 @@ def test_every_model_has_a_golden_count():
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameter_counts(name):
+def test_g0_parameters(name):
     assert sum(p.numel() for p in MODELS[name].factory().parameters()) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", MACS)
-def test_macs(name):
+def test_g0_macs(name):
     assert macs(MODELS[name].factory(), MODELS[name].input_shape) == MACS[name]
 
 

@@ -4,22 +4,17 @@ import signal
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
-from graphcomp.channels import analyse
-from graphcomp.data import Split
 from graphcomp.errors import DataError, PassError
 from graphcomp.evaluate import accuracy
 from graphcomp.passes import PASSES, PlayAndPrune
-from graphcomp.passes._afp import EpochOptions, find_layers
+from graphcomp.passes._afp import EpochOptions
 from graphcomp.passes._prc import points
-from graphcomp.passes.play_and_prune import first_threshold
 from graphcomp.pipeline import Context, Course, Plan, run_pass
 from graphcomp.program import Program
 from graphcomp.recipe import parse_passes
@@ -27,7 +22,7 @@ from graphcomp.records import Step
 from graphcomp.rounds import held_out_samples
 from graphcomp.train import Seen, TrainOptions, cross_entropy, fit
 from tests.learnable import make_data, make_split, normalised_net, same
-from tests.tiny import context, random_data, seeded, tiny_program, traced
+from tests.tiny import context, random_data, seeded, tiny_program
 
 __all__ = ["seeded"]
 
@@ -52,60 +47,6 @@ def game(**options: Any) -> PlayAndPrune:
             **options,
         }
     )
-
-
-# ---------------------------------------------------------------------- first thresholds
-
-
-def gate() -> tuple[Program, Split]:
-    """Two classes by the sign of one pixel. Channel 0 carries it; 1 is a constant that class 1 needs, from a
-    filter of zeros and a shift of 5 behind the normalisation; 2 is noise.
-    """
-    net = nn.Sequential(
-        nn.Conv2d(1, 3, 1, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(3, 2)
-    )
-    with torch.no_grad():
-        cast(Tensor, net[0].weight).copy_(torch.tensor([1.0, 0.0, 0.5]).view(3, 1, 1, 1))
-        cast(Tensor, net[1].bias).copy_(torch.tensor([0.0, 5.0, -100.0]))
-        cast(Tensor, net[4].weight).copy_(torch.tensor([[100.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
-        cast(Tensor, net[4].bias).zero_()
-    x = torch.tensor([1.0, -1.0] * 20).view(-1, 1, 1, 1)
-    labels = torch.tensor([0, 1] * 20)
-    return traced(net, 1, 1, 1, 1), Split(labels, np.arange(40), lambda i: x[torch.from_numpy(i)])
-
-
-def test_t3_8_the_shift_behind_a_normalisation_is_lost_as_well() -> None:
-    """T3.8, T0.5: the filter of zeros is not free; zeros in its weights alone would find it so."""
-    program, judges = gate()
-    channels = analyse(program)
-    layer = find_layers(channels)["0"]
-    assert layer.norms.tolist() == [1.0, 0.0, 0.5]
-    assert points(accuracy(program, judges)) == 100.0
-    assert first_threshold(channels, layer, judges, 0.1) == 0.0
-    program.tensors["4.bias"].data[1] = 5.0  # now nothing depends on the constant
-    assert first_threshold(channels, layer, judges, 0.1) == 0.5
-    assert first_threshold(channels, layer, judges, 100.0) == 0.5  # one filter stays, whatever may be lost
-
-
-def test_thresholds_are_the_largest_that_cost_no_more(taught: Program) -> None:
-    """By trying all of them, one after the other."""
-    from graphcomp.surgery import mask, no_drop
-
-    judges, channels = make_split(60, seed=1), analyse(taught)
-    whole = points(accuracy(taught, judges))
-    for layer in find_layers(channels).values():
-        steps, allowed = np.sort(layer.norms)[:-1], 10.0
-        costs = []
-        for step in steps:
-            drop = no_drop(channels)
-            drop[layer.channels[layer.norms <= step]] = True
-            costs.append(whole - points(accuracy(mask(taught, channels, drop), judges)))
-        found = first_threshold(channels, layer, judges, allowed)
-        rising = all(a <= b for a, b in pairwise(costs))
-        fits = [s for s, cost in zip(steps, costs, strict=True) if cost <= allowed]
-        assert found in (0.0, *steps) and (not rising or found == max(fits, default=0.0))
-        if found:
-            assert costs[list(steps).index(found)] <= allowed
 
 
 def test_the_plan(taught: Program) -> None:

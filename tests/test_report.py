@@ -316,6 +316,8 @@ def test_rounds_have_a_table_and_another_of_what_each_layer_lost() -> None:
     html = report.render_html(make(steps=[with_rounds()]))
     page = Page(html)
     assert "Rounds of step 2 (l1)" in page.shown() and "Channels removed per layer" in page.shown()
+    assert "Held-out accuracy and size after every round of l1" in html
+    assert "Channels that the rounds of l1 removed from each layer" in html
     for text in ("did <3>", "93.70 %", "19,997", "997", "rate 0.625", "12.3", "undone"):
         assert text in page.shown()
     assert "thresholds" not in page.shown()
@@ -327,12 +329,6 @@ def test_rounds_have_a_table_and_another_of_what_each_layer_lost() -> None:
     assert rows[-2:] == [["stem", "11", "7"], ["head", "2", ""]]
     assert [row[5] for row in rows[1:5]] == ["", "13", "", "7"]
     assert [row[6] for row in rows[1:5]] == ["yes", "yes", "yes", "no"]
-
-
-def test_what_each_layer_lost_in_the_order_of_the_network() -> None:
-    found = report.removals(with_rounds())
-    assert found == report.Removals((1, 3), {"stem": (11, 7), "head": (2, 0)})
-    assert report.removals(STEP) == report.Removals((), {})
 
 
 def test_without_rounds_there_is_no_such_section(html: str) -> None:
@@ -537,7 +533,7 @@ def test_a_run_without_passes_layers_or_change_says_so() -> None:
 
 
 def test_overlapping_accuracy_intervals_are_pointed_out_and_clear_losses_are_not() -> None:
-    overlap = "The accuracy intervals before and after overlap"
+    overlap = "The intervals before and after overlap"
     near = make(final=snapshot(AFTER.layers, 0.965))
     assert any(note.startswith(overlap) for note in report.notes(near))
     assert not any(note.startswith(overlap) for note in report.notes(make()))
@@ -719,7 +715,8 @@ def test_errors_stand_where_accuracy_does() -> None:
     row = next(r for r in report.comparison(found) if r.label == "Mean absolute error")
     assert (row.before, row.after, row.change) == ("0.4125 [0.39, 0.43]", "0.5 [0.47, 0.53]", "+21.2 %")
     page = report.render_html(found)
-    assert "95 % interval 0.47 to 0.53" in page and "accuracy" not in page.partition('id="steps"')[0].lower()
+    assert "95 % interval 0.47 to 0.53" in page and "accuracy" not in page.partition('id="layers"')[0].lower()
+    assert "Mean absolute error, where it was measured" in page
     assert any(note.startswith("The mean absolute error is on 360 samples") for note in report.notes(found))
 
 

@@ -15,12 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from graphcomp.cache import VARIABLE
 from graphcomp.channels import analyse
 from graphcomp.compiler import Job, build
 from graphcomp.data import Data, Indices
 from graphcomp.errors import DataError, LoadError, PassError
 from graphcomp.evaluate import accuracy
-from graphcomp.passes import APoZ, Finetune
+from graphcomp.passes import APoZ, Finetune, PlayAndPrune
 from graphcomp.pipeline import Context, Course, Pass, Pipeline, Plan, run_pass
 from graphcomp.program import Program
 from graphcomp.recipe import Recipe
@@ -30,7 +31,8 @@ from graphcomp.rounds import held_out_samples, lost_points, removed_channels, ro
 from graphcomp.surgery import dropped_rows, no_drop
 from graphcomp.train import Seen, cross_entropy
 from graphcomp.verify import TOLERANCE, difference
-from tests.learnable import SHAPE, arrays, make_data, normalised_net, same
+from tests.learnable import SHAPE, arrays, exact_data, make_data, normalised_net, same, weights
+from tests.processes import in_processes
 from tests.tiny import SPEC, context, random_data, seeded
 
 __all__ = ["seeded"]
@@ -418,3 +420,71 @@ def test_a_whole_run_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.Mon
     saved = Program.load(out / "program")
     assert [h["name"] for h in saved.history] == ["apoz", "finetune"] * 2
     assert difference(saved, Program.load(out / "checkpoints" / "01-apoz")) == 0
+
+
+# ---------------------------------------------------------------------- several processes
+
+MORE_STEPS = APoZ(steps=2, tolerance=100, finetune=tuned(batch=23))
+PLAY: dict[str, Any] = {"batch": 23, "lr": 0.02, "precision": "float32", "held_out": 0.25}
+PLAYED = PlayAndPrune(eps=50, alpha=0.3, lambda0=1e-3, delta0=20, max_epochs=2, training=PLAY)  # type: ignore[arg-type]
+
+Found = dict[str, Any]
+
+
+def found_by(pass_: Pass, where: Context) -> Found:
+    """What must not depend on the number of processes; numbers to rounding."""
+    step, plan, result = run_pass(pass_, normalised_net(torch.float64), where)
+    rounds = plan.decisions["rounds"]
+    return {
+        "tensors": weights(result),
+        "rows": [[r["name"], r["decisions"].get("candidates"), r["decisions"].get("rows")] for r in rounds],
+        "accuracies": [row.accuracy and row.accuracy.top1 for row in step.rounds],
+        "removed": [dict(row.removed) for row in step.rounds],
+        "summary": step.summary,
+        "processes": [row.training.processes for row in step.rounds if row.training],
+    }
+
+
+class StopsAt:
+    """Progress that ends the work where a message begins so."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+    def __call__(self, message: str, fraction: float) -> None:
+        if message.startswith(self.message):
+            raise ZeroDivisionError
+
+
+def shared_rounds(folder: str) -> list[Found]:
+    """With a cache of its own, so that everything is computed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, f"{folder}/cache")
+        return _shared_rounds(folder)
+
+
+def _shared_rounds(folder: str) -> list[Found]:
+    """Each method in one go; then one that all processes leave in its third round, and go on with."""
+    where = context(exact_data())
+    found = [found_by(MORE_STEPS, where), found_by(PLAYED, where)]
+    begun = replace(where, workdir=Path(folder))
+    with pytest.raises(ZeroDivisionError):
+        found_by(PLAYED, replace(begun, progress=StopsAt("play-and-prune [3/4]: afp-epoch: verify")))
+    told: list[str] = []
+    found.append(found_by(PLAYED, replace(begun, progress=lambda m, f: told.append(m))))
+    assert "play-and-prune: goes on after round 2" in told and not any("[2/4]" in m for m in told)
+    return found
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """Every round: what is measured, decided and learned; also where both stopped and went on."""
+    alone = shared_rounds(str(tmp_path / "one"))
+    assert all(sum(1 for round in found["removed"] if round) > 1 for found in alone)
+    assert alone[1]["rows"] == alone[2]["rows"] and alone[1]["summary"] == alone[2]["summary"]
+    first, second = in_processes(2, shared_rounds, str(tmp_path / "two"))
+    for expected, one, two in zip(alone, first, second, strict=True):
+        assert expected.pop("processes") == [1] * 2 and one.pop("processes") == [2] * 2
+        assert {**expected, "tensors": None} == {**one, "tensors": None}
+        for name, value in expected["tensors"].items():
+            assert torch.allclose(one["tensors"][name], value, rtol=1e-8, atol=1e-10), name
+            assert torch.equal(one["tensors"][name], two["tensors"][name]), name

@@ -4,7 +4,7 @@ from typing import Any
 
 from graphcomp.study_plots import MOST_LINES, chosen_rates, distinct_rates, draw, lines_along, plotted_axes
 from graphcomp.study_table import Findings
-from tests.studying import cells, result
+from tests.studying import cells, result, with_error
 
 
 def findings(**grid: Any) -> list[Findings]:
@@ -33,6 +33,21 @@ def test_without_accuracy_there_is_no_line() -> None:
     assert lines_along("rate", found) == [] and plotted_axes(found) == []
 
 
+def test_mean_errors_have_plots_of_their_own() -> None:
+    """Without classes below them; kinds of scores share no plot."""
+    values = [Findings(r, None) for r in map(with_error, cells(rate=[0, 1]), (0.25, 0.5))]
+    plots, _ = draw([*findings(rate=[0, 1], width=[2]), *values])
+    assert [(plot["title"], plot["classes"]) for plot in plots] == [
+        ("Accuracy (top-1) against rate", True),
+        ("Mean absolute error against rate", False),
+    ]
+    for plot, said, other in zip(plots, ("top-1", "mean"), ("mean", "top-1"), strict=True):
+        assert f">{said} a" in plot["svg"] and f">{other} a" not in plot["svg"]
+    assert "class accuracies" in plots[0]["svg"] and "class accuracies" not in plots[1]["svg"]
+    tall, low = (float(plot["svg"].split('viewBox="0 0 ')[1].split('"')[0].split()[1]) for plot in plots)
+    assert low < tall
+
+
 def test_axes() -> None:
     """Numbers, and words of three kinds; where there is nothing else, words of two."""
     found = findings(rate=[0, 1], region={"all": 0, "1": 1, "2": 2}, recovery={"raw": 1, "tuned": 2})
@@ -55,8 +70,8 @@ def test_draw() -> None:
     """What does not fit on a plot is counted; a study without results has none."""
     accuracy, layers = draw(findings(rate=[0, 1], width=list(range(10))))
     assert [(plot["title"], plot["left_out"]) for plot in accuracy] == [
-        ("Accuracy against rate", 2),
-        ("Accuracy against width", 0),
+        ("Accuracy (top-1) against rate", 2),
+        ("Accuracy (top-1) against width", 0),
     ]
     assert all(plot["svg"].startswith("<svg") for plot in accuracy)
     assert "width 7" in accuracy[0]["svg"] and "width 8" not in accuracy[0]["svg"]

@@ -4,13 +4,14 @@ import csv
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from graphcomp.study_report import render_html, shade, write_results
 from graphcomp.study_run import Outcome
 from graphcomp.workers import Failure
-from tests.studying import NAMES, cells, result
+from tests.studying import NAMES, cells, result, with_error
 from tests.test_report import bench, timing
 
 
@@ -40,13 +41,31 @@ def test_what_it_says(page: str) -> None:
     for said in (
         "3 of 4 cells, 1 failed",
         "1 cell failed.",
-        "70 700 30.00 70.00 [60.4, 78.1]",
+        "70 700 30.00 70.00 % [60.4, 78.1]",
         "1.50x [1.10, 1.90]",
         "rate 0.5, recovery raw 50.0 0.0",
         "rate 0, recovery raw 0.0467 owl cat 80.0 dog 90.0 cat 40.0 cat",
         "cat 8 2 0 dog 1 9 0 owl 3 3 4",
     ):
         assert said in text, said
+
+
+def test_errors_of_values() -> None:
+    """In place of accuracy, or beside it where both were measured."""
+
+    def shown(*cells_and_results: Any) -> str:
+        results = {r.name: r for _, r in cells_and_results}
+        page = render_html([cell for cell, _ in cells_and_results], Outcome(results), None)
+        return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+
+    first, second = cells(rate=[0.5, 1])
+    values, classes = with_error(first, 0.25), result(second, {"a": 300, "b": 400})
+    only = shown((first, values))
+    assert "MACs gone, % Mean absolute error Seconds 0.5 70 700 30.00 0.25 [0.24, 0.26] 1.5" in only
+    assert "Accuracy" not in only and "its labels are values" in only
+    both = shown((second, classes), (first, values))
+    assert "MACs gone, % Accuracy (top-1) Mean absolute error Seconds" in both
+    assert "70.00 % [60.4, 78.1] not measured 1.5" in both and "not measured 0.25 [0.24, 0.26] 1.5" in both
 
 
 def test_escaped(page: str) -> None:

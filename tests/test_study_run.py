@@ -1,5 +1,6 @@
 """Cells that run, fail, stop and go on. Models are not exported here: see `test_compiler`."""
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from graphcomp.errors import LoadError, OutputError, RecipeError
 from graphcomp.passes import PASSES
 from graphcomp.records import Export
 from graphcomp.study import Cell, Study, expand
+from graphcomp.study_report import write_results
 from graphcomp.study_run import CellResult, Outcome, finished, in_order, prepare, run_study, workers_for
 from tests.learnable import arrays
 from tests.tiny import SPEC, seeded
@@ -82,6 +84,30 @@ def test_classes_and_labels() -> None:
     outcome = run_study([some, none], OUT)
     assert np.array(outcome.results[some.name].confusion).sum(1).tolist() == [10, 10]
     assert outcome.results[none.name].confusion is None
+
+
+def test_values() -> None:
+    """Labels that are values: from the file to the table and the page, errors in place of accuracies."""
+    file = dict(np.load("d.npz"))
+    file |= {name: file[f"x_{name[2:]}"].mean((2, 3)) @ np.ones((3, 4)) for name in ("y_train", "y_test")}
+    np.savez("values.npz", **file)
+    training = {"finetune": {"epochs": 2, "batch": 24, "lr": 0.01, "precision": "float32"}}
+    grid = {"recovery": {"raw": [], "tuned": [training]}}
+    passes = [{"l1": {"ratio": 0.5, "multiple": 1}}, "$recovery"]
+    found = cells(passes, grid, data="npz:values.npz")
+    outcome = run_study(found, OUT)
+    raw, tuned = in_order(found, outcome.results)
+    assert raw.confusion is None and raw.final.accuracy is None
+    assert raw.final.error is not None and tuned.final.error is not None
+    assert tuned.final.error.mae < raw.final.error.mae
+    write_results(found, outcome, OUT, None)
+    with (OUT / "results.csv").open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert [float(row["mae"]) for row in rows] == [r.final.error.mae for r in (raw, tuned) if r.final.error]
+    assert "top1" not in rows[0] and rows[0]["mae_before"] == rows[1]["mae_before"]
+    page = (OUT / "study.html").read_text()
+    assert "Mean absolute error against recovery" in page and "top-1" not in page
+    assert f"{raw.final.error.mae:.4g} [" in page
 
 
 def test_one_analysis_for_all_regions(monkeypatch: pytest.MonkeyPatch) -> None:

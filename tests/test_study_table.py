@@ -10,7 +10,7 @@ import pytest
 from graphcomp.study_run import Outcome
 from graphcomp.study_table import Findings, as_csv, layer_rates, table, write_parquet
 from graphcomp.workers import Failure
-from tests.studying import MATRIX, NAMES, cells, result, snapshot
+from tests.studying import MATRIX, NAMES, cells, result, snapshot, with_error
 from tests.test_report import bench, timing
 
 
@@ -61,6 +61,18 @@ def test_table() -> None:
         "seconds": 1.5,
     }  # fmt: skip
     assert {name: rows[0][name] for name in expected} == expected
+
+
+def test_table_of_values() -> None:
+    """The error in place of accuracy; nothing about classes."""
+    first, second = cells(rate=[0.25, 0.5])
+    outcome = Outcome({first.name: with_error(first, 0.25), second.name: result(second, {"a": 1, "b": 1})})
+    alone = table([first], outcome, NAMES)[0]
+    expected = {"mae_before": 0.2, "mae": 0.25, "mae_low": 0.24, "mae_high": 0.26, "samples": 50}
+    assert {name: alone[name] for name in expected} == pytest.approx(expected)
+    assert not {name for name in alone if name.startswith(("top1", "class", "accuracy"))}
+    both = table([first, second], outcome, NAMES)
+    assert [(row["mae"], row["top1"]) for row in both] == [(0.25, None), (None, 0.7)]
 
 
 def test_csv() -> None:
