@@ -163,7 +163,9 @@ def build(
     if job.recipe.robustness is not False:
         require_images(data.eval, source.program.example_inputs[0].shape[1:])  # fails now, as `probe` does
     threads = job.recipe.bench.threads if job.recipe.bench is not False else 1
-    timed = job.recipe.bench is not False
+    timed = (
+        job.recipe.bench is not False and (job.recipe.bench.provider or target.provider) == target.provider
+    )
     context = Context(target, data, job.recipe.seed, threads=threads, timed=timed)
     fingerprint = _fingerprint(job, source.program, spec, target.name)
     first = distributed.is_first()

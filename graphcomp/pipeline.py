@@ -72,7 +72,7 @@ class Context:
             from it and leaves its own there. None: every training begins anew.
         threads: that the result will run with, where times are targets.
         timer: measures ONNX models for such passes; None: the target's provider does.
-        timed: whether the run ends with a measurement, so that passes may measure as well.
+        timed: whether the run ends with a measurement on the target, so that passes may measure as well.
         earlier: what the run began with, and what each pass before this one yielded: number i is step i.
     """
 

@@ -7,6 +7,7 @@ Channel pruning and low-rank decomposition of every layer, decided together from
     GCRO      a rate for every layer; together they meet the global rate           `_gcro`, (1.3)
     MSHC      which units a layer gives up for its rate                            `_mshc`, (1.4)
     weights   the best rank-R approximation of the original W[:, K], two factors   `graphcomp.factor`
+    paying    layers that all this makes slower on the target stay, if asked for   `graphcomp.paying`
 
 The rate is one of MACs of the whole network. Only readers change: a layer reads the channels K of its input;
 channels that nobody reads then go with their producers. `multiple=1` gives the numbers of the paper. Rounded
@@ -19,7 +20,7 @@ It is kept on disk layer by layer, so that other rates and regions of the same n
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from fnmatch import fnmatch
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -31,15 +32,17 @@ from graphcomp.cost import layer_row, macs
 from graphcomp.decompose import Factor, read_factors
 from graphcomp.errors import DataError, PassError
 from graphcomp.factor import candidates, layer_macs, rewrite, simulate
+from graphcomp.factor_latency import Factors
 from graphcomp.gradients import mean_gradients
 from graphcomp.passes._cc_analysis import Analysis, side_by_side
 from graphcomp.passes._cc_units import Shape, Unit
 from graphcomp.passes._gcro import Slope, curve_cost, solve_rates
 from graphcomp.passes._mshc import Form, Lookahead, least_macs
+from graphcomp.paying import REVERT_FACTORS, Paying, Revert, layer_left_alone, paying_factors
 from graphcomp.pipeline import Context, Plan
 from graphcomp.program import Program
 from graphcomp.records import Kept, Record
-from graphcomp.removal import OPTIONS, Globs, excluded, options_of
+from graphcomp.removal import OPTIONS, Globs, excluded, missed, options_of
 
 GRADIENT_PART = 0.5
 """Of the progress bar."""
@@ -109,6 +112,7 @@ class CC:
         Field(description="globs on layers to analyse; default: all but the first, the last and huge ones"),
     ] = None
     exclude: Annotated[Globs, Field(description="globs on layers to leave out of the analysis")] = ()
+    revert: Annotated[Revert, Field(description=REVERT_FACTORS)] = "auto"
     allow_nothing: Annotated[bool, Field(description="compressing nothing is no error")] = False
 
     def plan(self, program: Program, context: Context) -> Plan:
@@ -118,6 +122,10 @@ class CC:
         gradients = self._gradients(program, context, names)
         first = distributed.is_first()  # what follows needs no data, and the others would only do it again
         rows = distributed.broadcast(self._decide(program, context, gradients, multiple) if first else [])
+        wanted = [row.factor for row in rows if not row.reason]
+        paid = paying_factors(program, wanted, self.revert, context, multiple)
+        rows, split_no_more = settled(rows, paid)
+        kept += split_no_more
         kept += [Kept(where=row.factor.layer, reason=row.reason) for row in rows if row.reason]
         factors = [row.factor for row in rows if not row.reason]
         if not factors and not self.allow_nothing:
@@ -126,13 +134,20 @@ class CC:
                 f"found no layer to compress ({reasons}), expected some; set allow_nothing to accept"
             )
         split = sum(f.rank is not None for f in factors)
+        reached = self._reached(program, rows) if paid.slower else {}
         return Plan(
             name=self.name,
             options=options_of(self),
             decisions={"factors": [f.model_dump(mode="json") for f in factors], "multiple": multiple},
             kept=kept,
-            summary=f"compressed {len(factors)} of {len(rows)} layers, {split} of them into two factors",
-            evidence={"multiple": multiple, "layers": [row.model_dump(mode="json") for row in rows]},
+            summary=f"compressed {len(factors)} of {len(rows)} layers, {split} of them into two factors"
+            + missed(**reached.get("target", {})),
+            evidence={
+                "multiple": multiple,
+                "layers": [row.model_dump(mode="json") for row in rows],
+                **reached,
+                **paid.evidence("layers", str),
+            },
         )
 
     def simulate(self, program: Program, plan: Plan) -> Program:
@@ -161,6 +176,13 @@ class CC:
         if self.include is not None and not excluded([name], self.include):
             return "not included"
         return "excluded" if excluded([name], self.exclude) else None
+
+    def _reached(self, program: Program, rows: Sequence[Allocated]) -> dict[str, Any]:
+        """What is asked for and what is left before channels that nobody reads go; not of a region."""
+        if self.only != ("*",):
+            return {}
+        gone = sum(row.macs * row.reached for row in rows if not row.reason)
+        return {"target": {"of": "macs", "asked": 1 - self.rate, "reached": 1 - gone / macs(program)}}
 
     def _gradients(self, program: Program, context: Context, names: Sequence[str]) -> dict[str, Tensor]:
         """The mean gradient of every layer's weight, by layer."""
@@ -276,6 +298,24 @@ class Layer:
         if rate > 0:
             return "the others give up enough, since they are rounded"
         return "every rate would lose more than the other layers do for theirs"
+
+
+def settled(rows: Sequence[Allocated], paid: Paying[Factors, str]) -> tuple[list[Allocated], list[Kept]]:
+    """What was decided, with what became of layers that do not pay; and why some of them are one weight."""
+    found: list[Allocated] = []
+    kept: list[Kept] = []
+    for row in rows:
+        layer = row.factor.layer
+        left, change = paid.choice.get(layer), dict[str, Any]()
+        if layer in paid.slower:
+            reason = layer_left_alone(row.factor, left, paid.slower[layer], row.channels)
+            if left is None or left.keep is None:
+                change = {"reason": reason}
+            else:
+                kept.append(Kept(where=layer, reason=reason))
+                change = {"factor": left, "reached": 1 - len(left.keep) / row.channels}
+        found.append(row.model_copy(update=change))
+    return found, kept
 
 
 def hand_back(layers: Sequence[Layer], goals: Sequence[float], forms: Sequence[Form]) -> list[Form]:
