@@ -10,9 +10,9 @@ make a layer slower; what does is a width with which its operators leave the lay
 of 64). That is known from the widths alone, and nothing is measured where there is none of them.
 
 *Factors* are restored by the layer. Two thin layers take two launches and pass on what is between them, so
-that neither MACs nor widths say whether they are faster than one weight: all are looked at. A layer that also
-reads only a part of its channels becomes one weight that reads as little; if picking the channels is predicted
-to cost more than it saves, the layer becomes what it was.
+that neither MACs nor widths say whether they are faster than one weight: all are looked at. A layer that
+also reads only a part of its channels becomes one weight that reads as little; if picking the channels is
+predicted to cost more than it saves, the layer becomes what it was.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
