@@ -202,7 +202,8 @@ def build(
     dense = _export(program, out / DENSE, exported, target.provider, "dense") if twice else None
     span = (0.85, 0.91) if dense else (0.85, 0.97)
     bench = _bench(job.recipe, (out / "baseline.onnx", out / MODEL), target.provider, progress, span)
-    explanation = _explain(job.recipe, bench, (out / "baseline.onnx", out / MODEL), progress, span[1])
+    files = out / "baseline.onnx", out / MODEL
+    explanation = _explain(job.recipe, bench, files, progress, span[1], program)
     dct_bench = (
         _bench(job.recipe, (out / DENSE, out / MODEL), target.provider, progress, (0.92, 0.99))
         if dense
@@ -486,7 +487,12 @@ def evaluate_source(
 
 
 def _explain(
-    recipe: Recipe, bench: Bench | None, files: tuple[Path, Path], progress: Progress, at: float
+    recipe: Recipe,
+    bench: Bench | None,
+    files: tuple[Path, Path],
+    progress: Progress,
+    at: float,
+    program: Program,
 ) -> Explanation | None:
     """On CPUs; on GPUs it depends on the runtime's build whether it tells how long its operators take."""
     if recipe.bench is False or bench is None or bench.provider != "cpu":
@@ -497,6 +503,7 @@ def _explain(
         traced_runs=min(recipe.bench.runs, TRACED_RUNS),
         traced_seconds=min(recipe.bench.seconds, TRACED_SECONDS),
         progress=lambda what, fraction: progress(f"explain: {what}", at),
+        program=program,
     )
 
 

@@ -231,8 +231,8 @@ def test_what_was_timed_is_explained(finished: Any, quick: Job, tmp_path: Path) 
     assert {row.made_by for row in found.rows if row.new_macs} == {"l1"}
     assert 'id="explain"' in (out / "report.html").read_text()
     assert build(quick, tmp_path / "out").explanation is None
-    asked = report.bench.model_copy(update={"provider": "cuda"})
-    assert compiler._explain(quick.recipe, asked, (out, out), lambda *_: None, 1.0) is None
+    asked, program = report.bench.model_copy(update={"provider": "cuda"}), Program.load(out / "program")
+    assert compiler._explain(quick.recipe, asked, (out, out), lambda *_: None, 1.0, program) is None
 
 
 def test_a_saved_program_is_compiled_further(finished: Any, quick: Job, tmp_path: Path) -> None:
