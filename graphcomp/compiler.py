@@ -53,7 +53,7 @@ from graphcomp.robustness import Corruption, require_images, robustness
 from graphcomp.session import Provider, probe
 from graphcomp.sources import is_program_dir, load_model, load_weights
 from graphcomp.storage import atomic_file
-from graphcomp.targets import find_target
+from graphcomp.targets import Target, find_target
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,7 @@ def build(
     if job.recipe.robustness is not False:
         require_images(data.eval, source.program.example_inputs[0].shape[1:])  # fails now, as `probe` does
     threads = job.recipe.bench.threads if job.recipe.bench is not False else 1
-    timed = (
-        job.recipe.bench is not False and (job.recipe.bench.provider or target.provider) == target.provider
-    )
+    timed = _is_timed_on(target, job.recipe)
     context = Context(target, data, job.recipe.seed, threads=threads, timed=timed)
     fingerprint = _fingerprint(job, source.program, spec, target.name)
     first = distributed.is_first()
@@ -233,6 +231,11 @@ def build(
     write_report(report, out)
     progress("done", 1.0)
     return distributed.broadcast(report)
+
+
+def _is_timed_on(target: Target, recipe: Recipe) -> bool:
+    """Whether the run measures times where the result is for, and not only somewhere else."""
+    return recipe.bench is not False and recipe.bench.provider in (None, target.provider)
 
 
 class _Scaled:

@@ -19,6 +19,7 @@ It is kept on disk layer by layer, so that other rates and regions of the same n
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Annotated, Any, ClassVar
 
@@ -38,14 +39,14 @@ from graphcomp.passes._cc_analysis import Analysis, side_by_side
 from graphcomp.passes._cc_units import Shape, Unit
 from graphcomp.passes._gcro import Slope, curve_cost, solve_rates
 from graphcomp.passes._mshc import Form, Lookahead, least_macs
-from graphcomp.paying import REVERT_FACTORS, Paying, Revert, layer_left_alone, paying_factors
+from graphcomp.paying import REVERT_FACTORS, Paying, Revert, is_asked, layer_left_alone, paying_factors
 from graphcomp.pipeline import Context, Plan
 from graphcomp.program import Program
 from graphcomp.records import Kept, Record
 from graphcomp.removal import OPTIONS, Globs, excluded, missed, options_of
 
-GRADIENT_PART = 0.5
-"""Of the progress bar."""
+GRADIENT_PART, TIMED_PART = 0.5, 0.2
+"""Of the progress bar: of what is decided without a clock, and of all where times are measured."""
 
 LARGEST = 1e13
 """Multiplications, some minutes, that the curve of a layer may take unless it is asked for by `include`."""
@@ -119,11 +120,14 @@ class CC:
         """Decide for all layers; PassError if the rate cannot be met, or if nothing is compressed."""
         multiple = self.multiple or context.target.multiple
         names, kept = self._layers(program)
+        untimed = 1 - TIMED_PART if is_asked(self.revert, False, context) else 1
+        timing = replace(context, progress=within(context.progress, untimed, 1))
+        context = replace(context, progress=within(context.progress, 0, untimed))
         gradients = self._gradients(program, context, names)
         first = distributed.is_first()  # what follows needs no data, and the others would only do it again
         rows = distributed.broadcast(self._decide(program, context, gradients, multiple) if first else [])
         wanted = [row.factor for row in rows if not row.reason]
-        paid = paying_factors(program, wanted, self.revert, context, multiple)
+        paid = paying_factors(program, wanted, self.revert, timing, multiple)
         rows, split_no_more = settled(rows, paid)
         kept += split_no_more
         kept += [Kept(where=row.factor.layer, reason=row.reason) for row in rows if row.reason]

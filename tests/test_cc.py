@@ -331,7 +331,10 @@ def test_a_plan_that_is_not_timed_is_the_papers(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Stopwatch, "times", lambda self, others: [4.0, 3.0, 3.5])
     times = {"before": 4.0, "planned": 3.0, "restored": 3.5}
     evidence = {**untimed.evidence, "reverted": {"layers": {}, "milliseconds": times}}
-    assert STREAM.plan(program, on(machine)) == untimed.model_copy(update={"evidence": evidence})
+    told: list[float] = []
+    where = replace(on(machine), progress=lambda message, part: told.append(part))
+    assert STREAM.plan(program, where) == untimed.model_copy(update={"evidence": evidence})
+    assert told == sorted(told) and told[-1] > 0.8
 
 
 def test_only_the_region_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
