@@ -31,7 +31,7 @@ from rich.table import Table
 from graphcomp import doctor, onnxfile, records
 from graphcomp.errors import BenchError
 from graphcomp.onnxfile import OnnxFile, onnx_macs
-from graphcomp.progress import Progress
+from graphcomp.progress import Progress, part
 from graphcomp.session import OpenSession, Provider, open_session, probe, run_errors
 
 __all__ = [
@@ -485,13 +485,9 @@ def _time(
     loads: list[list[Timed]] = []
     for number in range(LOADS):
         rounds = len(loads[0][0].samples.wall) if loads else None
-        told = partial(_told_of_load, report, number)
+        told = part(report, number / LOADS, 1 / LOADS)
         loads.append(_time_load(files, setup, batch, feeds, budget.of_a_load, number, rounds, told))
     return [_joined([load[index] for load in loads]) for index in range(len(files))]
-
-
-def _told_of_load(report: Progress, number: int, what: str, share: float) -> None:
-    report(what, (number + share) / LOADS)
 
 
 def _time_load(

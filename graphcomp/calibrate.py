@@ -26,8 +26,7 @@ from graphcomp import distributed
 from graphcomp.data import Split
 from graphcomp.errors import AnalysisError, DataError
 from graphcomp.program import Program, editable
-from graphcomp.progress import Progress as Progress
-from graphcomp.progress import quiet
+from graphcomp.progress import Progress, quiet
 
 BATCHES = 16, 128
 """Fewest and most samples at a time."""

@@ -53,7 +53,7 @@ from graphcomp.robustness import Corruption, require_images, robustness
 from graphcomp.session import Provider, probe
 from graphcomp.sources import is_program_dir, load_model, load_weights
 from graphcomp.storage import atomic_file
-from graphcomp.targets import find_target
+from graphcomp.targets import Target, find_target
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def build(
     if job.recipe.robustness is not False:
         require_images(data.eval, source.program.example_inputs[0].shape[1:])  # fails now, as `probe` does
     threads = job.recipe.bench.threads if job.recipe.bench is not False else 1
-    timed = job.recipe.bench is not False
+    timed = _is_timed_on(target, job.recipe)
     context = Context(target, data, job.recipe.seed, threads=threads, timed=timed)
     fingerprint = _fingerprint(job, source.program, spec, target.name)
     first = distributed.is_first()
@@ -200,7 +200,8 @@ def build(
     dense = _export(program, out / DENSE, exported, target.provider, "dense") if twice else None
     span = (0.85, 0.91) if dense else (0.85, 0.97)
     bench = _bench(job.recipe, (out / "baseline.onnx", out / MODEL), target.provider, progress, span)
-    explanation = _explain(job.recipe, bench, (out / "baseline.onnx", out / MODEL), progress, span[1])
+    files = out / "baseline.onnx", out / MODEL
+    explanation = _explain(job.recipe, bench, files, progress, span[1], program)
     dct_bench = (
         _bench(job.recipe, (out / DENSE, out / MODEL), target.provider, progress, (0.92, 0.99))
         if dense
@@ -230,6 +231,11 @@ def build(
     write_report(report, out)
     progress("done", 1.0)
     return distributed.broadcast(report)
+
+
+def _is_timed_on(target: Target, recipe: Recipe) -> bool:
+    """Whether the run measures times where the result is for, and not only somewhere else."""
+    return recipe.bench is not False and recipe.bench.provider in (None, target.provider)
 
 
 class _Scaled:
@@ -484,7 +490,12 @@ def evaluate_source(
 
 
 def _explain(
-    recipe: Recipe, bench: Bench | None, files: tuple[Path, Path], progress: Progress, at: float
+    recipe: Recipe,
+    bench: Bench | None,
+    files: tuple[Path, Path],
+    progress: Progress,
+    at: float,
+    program: Program,
 ) -> Explanation | None:
     """On CPUs; on GPUs it depends on the runtime's build whether it tells how long its operators take."""
     if recipe.bench is False or bench is None or bench.provider != "cpu":
@@ -495,6 +506,7 @@ def _explain(
         traced_runs=min(recipe.bench.runs, TRACED_RUNS),
         traced_seconds=min(recipe.bench.seconds, TRACED_SECONDS),
         progress=lambda what, fraction: progress(f"explain: {what}", at),
+        program=program,
     )
 
 

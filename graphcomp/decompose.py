@@ -53,6 +53,15 @@ class Factor(Record):
             raise ValueError(f"{self.layer}: found rank_in, expected it only for tucker2, beside a rank")
         return self
 
+    def as_one_weight(self) -> "Factor":
+        """The same channels, read by one weight."""
+        return self.model_copy(update={"rank": None, "rank_in": None})
+
+
+def rank_text(factor: Factor) -> str:
+    """Its rank in words; of tucker2 both."""
+    return f"{factor.rank}" if factor.rank_in is None else f"({factor.rank_in}, {factor.rank})"
+
 
 def read_factors(decisions: Mapping[str, Any]) -> list[Factor]:
     """The factors of a plan; SurgeryError if it holds none or they are not valid."""

@@ -46,7 +46,9 @@ from graphcomp import onnxfile
 from graphcomp.attribution import Kernel, attribute
 from graphcomp.bench import benchmark, check_inputs, random_inputs
 from graphcomp.errors import BenchError
+from graphcomp.gathers import Picked, find_gathers, price
 from graphcomp.profiling import Profile, trace_pair
+from graphcomp.program import Program
 from graphcomp.progress import Progress, quiet
 from graphcomp.records import (
     BatchTiming,
@@ -135,8 +137,12 @@ def explain_bench(
     traced_seconds: float = TRACED_SECONDS,
     seed: int = 0,
     progress: Progress = quiet,
+    program: Program | None = None,
 ) -> Explanation:
-    """`explain` for files that were timed before, at the first batch size of that benchmark."""
+    """`explain` for files that were timed before, at the first batch size of that benchmark.
+
+    With the `program` that the second file was exported from, it also says what picking channels costs.
+    """
     read = onnxfile.read(files[0]), onnxfile.read(files[1])
     check_inputs(*read)
     provider, timing = cast(Provider, bench.provider), bench.batches[0]
@@ -146,7 +152,7 @@ def explain_bench(
     )
     multiple = TARGETS["cuda-tf32"].multiple if bench.tf32 else 1
     base, new = (attribute(f, p, timing.batch, multiple) for f, p in zip(read, profiles, strict=True))
-    return split(bench, timing, (base, new), profiles)
+    return split(bench, timing, (base, new), profiles, find_gathers(program) if program else [])
 
 
 def split(
@@ -154,6 +160,7 @@ def split(
     timing: BatchTiming,
     kernels: tuple[Sequence[Kernel], Sequence[Kernel]],
     profiles: tuple[Profile, Profile],
+    picked: Sequence[Picked] = (),
 ) -> Explanation:
     """The gap of a benchmark's row in its parts.
 
@@ -161,6 +168,7 @@ def split(
         bench, timing: one row of a benchmark.
         kernels: operators of base and candidate.
         profiles: that they come from.
+        picked: selections of the candidate's program.
 
     Raises:
         BenchError: if the two have no layer in common.
@@ -204,6 +212,7 @@ def split(
         new=new,
         parts=[_part(kind, rows, whole.get(kind)) for kind in KINDS],
         rows=rows,
+        gathers=price(picked, kernels[1], measured[1]),
     )
 
 

@@ -15,6 +15,7 @@ from graphcomp.svg import AFTER, BEFORE, INCHES_WIDE, INK, THEORY, style, svg
 __all__ = [
     "COLUMNS",
     "describe",
+    "describe_gathers",
     "label_of",
     "layer_table",
     "layers",
@@ -52,12 +53,40 @@ def describe(found: Explanation) -> list[str]:
     lines = [_headline(found)]
     gap = found.gap
     if gap.low <= 0 <= gap.high:
-        return [*lines, "That is what the MACs promise, as far as the measurement can tell."]
+        lines.append("That is what the MACs promise, as far as the measurement can tell.")
+        return lines + describe_gathers(found)
     whole = abs(gap.value)
     for part in sorted(found.parts, key=lambda p: -abs(p.ms)):
         if abs(part.ms) >= WORTH_A_WORD * whole:
             lines.append(_reason(part, found))
+    return lines + describe_gathers(found)
+
+
+def describe_gathers(found: Explanation) -> list[str]:
+    """What picking channels costs, in a sentence; nothing where none are picked."""
+    unit, lines = _Unit(found), list[str]()
+    alone = [g for g in found.gathers if g.share is not None]
+    merged = [g for g in found.gathers if g.share is None]
+    if alone:
+        layout, share = sum(g.layout_ms or 0.0 for g in alone), sum(g.share or 0.0 for g in alone)
+        whole = sum(g.ms or 0.0 for g in alone) + layout
+        most = max(alone, key=lambda g: g.share or 0.0)
+        lines.append(
+            f"Picking channels takes {unit(whole)} {unit.name}, {100 * share:.1f} % of the time, "
+            f"{unit(layout)} of them in reorders: {_plural(len(alone), 'gather')}, by "
+            f"{', '.join(sorted({g.made_by for g in alone}))}; most for {' and '.join(most.readers)} "
+            f"({most.channels} of {most.of} channels)."
+        )
+    if merged:
+        lines.append(
+            f"{_plural(len(merged), 'gather')} merged into weights: the layers there compute all channels "
+            "again, and no operator of its own has a time."
+        )
     return lines
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count != 1 else ''}"
 
 
 def _headline(found: Explanation) -> str:

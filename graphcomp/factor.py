@@ -56,6 +56,7 @@ __all__ = [
     "obstacle",
     "read_factors",
     "region",
+    "removable",
     "rewrite",
     "simulate",
     "unread",
@@ -205,8 +206,9 @@ def _kept(width: int, factor: Factor | None) -> Drop:
     return kept
 
 
-def _rounded(channels: Channels, drop: Drop, multiple: int) -> Drop:
-    """Fewer channels, so that what stays of every group is a multiple."""
+def removable(channels: Channels, factors: Mapping[str, Factor], multiple: int) -> Drop:
+    """`unread`, but so many fewer that what stays of every group is a multiple."""
+    drop = unread(channels, factors)
     for group in channels.groups:
         gone = group.channels[drop[group.channels]]
         kept = len(group.channels) - len(gone)
@@ -221,8 +223,8 @@ def _without_unread(
     if all(f.keep is None for f in factors.values()):
         return program, factors
     channels = analyse(program)
-    drop = _rounded(channels, unread(channels, factors), multiple)
-    drop, _ = feasible(channels, drop, np.zeros(len(channels.channel_of)))
+    wanted = removable(channels, factors, multiple)
+    drop, _ = feasible(channels, wanted, np.zeros(len(channels.channel_of)))
     if not drop.any():
         return program, factors
     smaller = remove(program, channels, drop, pass_name)
@@ -242,10 +244,9 @@ def _renumbered(factor: Factor, gone: Drop | None) -> Factor:
 
 def _worthwhile(before: Program, after: Program, old: Factor, new: Factor) -> Factor:
     """One weight again where factors saved something only before rows of the layer went."""
-    whole = {"rank": None, "rank_in": None}
-    saved = layer_macs(before, old) < layer_macs(before, old.model_copy(update=whole))
-    if saved and layer_macs(after, new) >= layer_macs(after, new.model_copy(update=whole)):
-        return new.model_copy(update=whole)
+    saved = layer_macs(before, old) < layer_macs(before, old.as_one_weight())
+    if saved and layer_macs(after, new) >= layer_macs(after, new.as_one_weight()):
+        return new.as_one_weight()
     return new
 
 

@@ -21,7 +21,7 @@ from graphcomp.errors import DataError, GraphcompError, PassError
 from graphcomp.evaluate import accuracy, drift, first_inputs, mean_error
 from graphcomp.microbench import Timer
 from graphcomp.program import Program
-from graphcomp.progress import Progress, quiet
+from graphcomp.progress import Progress, part, quiet
 from graphcomp.records import Accuracy, Drift, Kept, Record, Snapshot, Step, Training
 from graphcomp.targets import Target
 
@@ -73,7 +73,7 @@ class Context:
             from it and leaves its own there. None: every training begins anew.
         threads: that the result will run with, where times are targets.
         timer: measures ONNX models for such passes; None: the target's provider does.
-        timed: whether the run ends with a measurement, so that passes may measure as well.
+        timed: whether the run ends with a measurement on the target, so that passes may measure as well.
         earlier: what the run began with, and what each pass before this one yielded: number i is step i.
     """
 
@@ -355,8 +355,7 @@ def step_of(index: int, plan: Plan, **facts: Any) -> Step:
 
 def within(context: Context, prefix: str, start: float, share: float) -> Context:
     """The context, with its progress in a part of the bar."""
-    tell = context.progress
-    return replace(context, progress=lambda message, part: tell(prefix + message, start + share * part))
+    return replace(context, progress=part(context.progress, start, share, prefix))
 
 
 def work_name(index: int, name: str) -> str:

@@ -348,6 +348,26 @@ class ExplainedRow(Record):
     parts: dict[PartKind, float] = Field(description="milliseconds; they sum to new_ms - theory_ms")
 
 
+GatherForm = Literal["gather", "convolution", "merged"]
+"""How an exported file picks channels; `graphcomp.gathers` defines each."""
+
+
+class Gather(Record):
+    """Channels that a pass has picked out of a tensor, since others need more of it, and what that costs."""
+
+    node: str = Field(description="the fx node, an index_select")
+    readers: list[str] = Field(description="module paths of layers, names of other nodes")
+    made_by: str = Field(description="the pass that left it")
+    channels: int = Field(description="that are picked")
+    of: int = Field(description="so many")
+    form: GatherForm = Field(
+        description="in the file: an operator, a 1x1 convolution, or merged into weights"
+    )
+    ms: float | None = Field(description="of the operator that picks, in the trace; null if there is none")
+    layout_ms: float | None = Field(description="of the reorders that it brings")
+    share: float | None = Field(description="of the network's time, that both take")
+
+
 class Explanation(Record):
     """Result of `graphcomp explain`: theory against practice at one batch size."""
 
@@ -364,6 +384,9 @@ class Explanation(Record):
     new: TracedFile
     parts: list[Part] = Field(description="they sum to the gap")
     rows: list[ExplainedRow] = Field(description="in the order of the candidate's graph")
+    gathers: list[Gather] = Field(
+        default_factory=list, description="that passes left in the candidate; known of a compilation only"
+    )
     bench: Bench | None = Field(
         default=None, description="what `speedup` was taken from; null in a report, which has it"
     )

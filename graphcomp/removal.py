@@ -27,8 +27,8 @@ from graphcomp import closing
 from graphcomp.allocation import Allocation, Cost, Judgement, Scores, Strategy, cost_of, round_up
 from graphcomp.channels import ChannelGroup, Channels, JoinPolicy, analyse
 from graphcomp.errors import PassError
-from graphcomp.latency import LatencyCost, LatencyModel, cold_bytes
-from graphcomp.paying import REVERT, Paying, Revert, paying
+from graphcomp.latency import LatencyCost
+from graphcomp.paying import REVERT, Paying, Revert, group_left_alone, latency_model, paying
 from graphcomp.pipeline import Context, Plan
 from graphcomp.program import Program
 from graphcomp.records import Kept, Width
@@ -173,8 +173,8 @@ class ChannelRemoval(RowRemoval, ABC):
         kept += _untouched(judged, drop, multiple, self.min_channels)
         is_timed = "latency" in (self.target or {})
         paid = paying(channels, drop, judgement.scores, self.revert, is_timed, context)
-        kept += [Kept(where=g.name, reason=paid.reason(g, drop)) for g in paid.slower]
-        drop = paid.drop
+        kept += [Kept(where=g.name, reason=group_left_alone(g, drop, x)) for g, x in paid.slower.items()]
+        drop = paid.choice
         if not drop.any() and not self.allow_nothing:
             reasons = "; ".join(f"{k.where}: {k.reason}" for k in kept[:5]) or "there is nothing to remove"
             raise PassError(
@@ -186,13 +186,13 @@ class ChannelRemoval(RowRemoval, ABC):
             options=options_of(self),
             decisions={"join": self._policy, "rows": dropped_rows(channels, drop)},
             kept=kept,
-            summary=_summary(channels, drop) + _missed(**reached.get("target", {})),
+            summary=_summary(channels, drop) + missed(**reached.get("target", {})),
             evidence={
                 "multiple": multiple,
                 "groups": self._widths(allocation, shares, wanted, drop),
                 **reached,
                 **met,
-                **paid.evidence,
+                **paid.evidence("groups", lambda group: group.name),
             },
         )
 
@@ -220,7 +220,7 @@ class ChannelRemoval(RowRemoval, ABC):
         return shares, {}
 
     def _reached(
-        self, channels: Channels, drop: Drop, met: Mapping[str, Any], paid: Paying
+        self, channels: Channels, drop: Drop, met: Mapping[str, Any], paid: Paying[Drop, ChannelGroup]
     ) -> dict[str, Any]:
         """What was asked for, and what part is left in the end: after rounding, and what was restored."""
         if self.target is None:
@@ -245,9 +245,7 @@ class ChannelRemoval(RowRemoval, ABC):
         channels, scores = allocation.channels, allocation.judgement.scores
         watch = closing.Stopwatch(channels.program, context.target, context.threads, context.timer)
         asked = watch.ratio_of(amount)
-        cold = cold_bytes(channels.program, context.target)
-        model = LatencyModel(context.target, context.threads, context.timer, context.progress, cold)
-        cost = LatencyCost(channels, model)
+        cost = LatencyCost(channels, latency_model(channels.program, context))
         whole = cost(no_drop(channels))
 
         def measure(shares: dict[ChannelGroup, float]) -> tuple[float, float]:
@@ -412,6 +410,6 @@ def _summary(channels: Channels, drop: Drop) -> str:
     )
 
 
-def _missed(of: str = "", asked: float = 1.0, reached: float = 0.0) -> str:
+def missed(of: str = "", asked: float = 1.0, reached: float = 0.0) -> str:
     """What the summary adds where more is left than was asked for."""
     return f"; {reached:.3f} of the {of} left, {asked:.3g} asked for" if reached > asked * 1.001 else ""

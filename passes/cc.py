@@ -7,6 +7,7 @@ Channel pruning and low-rank decomposition of every layer, decided together from
     GCRO      a rate for every layer; together they meet the global rate           `_gcro`, (1.3)
     MSHC      which units a layer gives up for its rate                            `_mshc`, (1.4)
     weights   the best rank-R approximation of the original W[:, K], two factors   `graphcomp.factor`
+    paying    layers that all this makes slower on the target stay, if asked for   `graphcomp.paying`
 
 The rate is one of MACs of the whole network. Only readers change: a layer reads the channels K of its input;
 channels that nobody reads then go with their producers. `multiple=1` gives the numbers of the paper. Rounded
@@ -18,31 +19,34 @@ It is kept on disk layer by layer, so that other rates and regions of the same n
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from fnmatch import fnmatch
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, fx
 
 from graphcomp import distributed
-from graphcomp.calibrate import Progress
 from graphcomp.cost import layer_row, macs
 from graphcomp.decompose import Factor, read_factors
 from graphcomp.errors import DataError, PassError
 from graphcomp.factor import candidates, layer_macs, rewrite, simulate
+from graphcomp.factor_latency import Factors
 from graphcomp.gradients import mean_gradients
 from graphcomp.passes._cc_analysis import Analysis, side_by_side
 from graphcomp.passes._cc_units import Shape, Unit
 from graphcomp.passes._gcro import Slope, curve_cost, solve_rates
 from graphcomp.passes._mshc import Form, Lookahead, least_macs
+from graphcomp.paying import REVERT_FACTORS, Paying, Revert, is_asked, layer_left_alone, paying_factors
 from graphcomp.pipeline import Context, Plan
 from graphcomp.program import Program
+from graphcomp.progress import Progress, part
 from graphcomp.records import Kept, Record
-from graphcomp.removal import OPTIONS, Globs, excluded, options_of
+from graphcomp.removal import OPTIONS, Globs, excluded, missed, options_of
 
-GRADIENT_PART = 0.5
-"""Of the progress bar."""
+GRADIENT_PART, TIMED_PART = 0.5, 0.2
+"""Of the progress bar: of what is decided without a clock, and of all where times are measured."""
 
 LARGEST = 1e13
 """Multiplications, some minutes, that the curve of a layer may take unless it is asked for by `include`."""
@@ -109,15 +113,23 @@ class CC:
         Field(description="globs on layers to analyse; default: all but the first, the last and huge ones"),
     ] = None
     exclude: Annotated[Globs, Field(description="globs on layers to leave out of the analysis")] = ()
+    revert: Annotated[Revert, Field(description=REVERT_FACTORS)] = "auto"
     allow_nothing: Annotated[bool, Field(description="compressing nothing is no error")] = False
 
     def plan(self, program: Program, context: Context) -> Plan:
         """Decide for all layers; PassError if the rate cannot be met, or if nothing is compressed."""
         multiple = self.multiple or context.target.multiple
         names, kept = self._layers(program)
+        untimed = 1 - TIMED_PART if is_asked(self.revert, False, context) else 1
+        timing = replace(context, progress=part(context.progress, untimed, 1 - untimed))
+        context = replace(context, progress=part(context.progress, 0, untimed))
         gradients = self._gradients(program, context, names)
         first = distributed.is_first()  # what follows needs no data, and the others would only do it again
         rows = distributed.broadcast(self._decide(program, context, gradients, multiple) if first else [])
+        wanted = [row.factor for row in rows if not row.reason]
+        paid = paying_factors(program, wanted, self.revert, timing, multiple)
+        rows, split_no_more = settled(rows, paid)
+        kept += split_no_more
         kept += [Kept(where=row.factor.layer, reason=row.reason) for row in rows if row.reason]
         factors = [row.factor for row in rows if not row.reason]
         if not factors and not self.allow_nothing:
@@ -126,13 +138,20 @@ class CC:
                 f"found no layer to compress ({reasons}), expected some; set allow_nothing to accept"
             )
         split = sum(f.rank is not None for f in factors)
+        reached = self._reached(program, rows) if paid.slower else {}
         return Plan(
             name=self.name,
             options=options_of(self),
             decisions={"factors": [f.model_dump(mode="json") for f in factors], "multiple": multiple},
             kept=kept,
-            summary=f"compressed {len(factors)} of {len(rows)} layers, {split} of them into two factors",
-            evidence={"multiple": multiple, "layers": [row.model_dump(mode="json") for row in rows]},
+            summary=f"compressed {len(factors)} of {len(rows)} layers, {split} of them into two factors"
+            + missed(**reached.get("target", {})),
+            evidence={
+                "multiple": multiple,
+                "layers": [row.model_dump(mode="json") for row in rows],
+                **reached,
+                **paid.evidence("layers", str),
+            },
         )
 
     def simulate(self, program: Program, plan: Plan) -> Program:
@@ -162,6 +181,13 @@ class CC:
             return "not included"
         return "excluded" if excluded([name], self.exclude) else None
 
+    def _reached(self, program: Program, rows: Sequence[Allocated]) -> dict[str, Any]:
+        """What is asked for and what is left before channels that nobody reads go; not of a region."""
+        if self.only != ("*",):
+            return {}
+        gone = sum(row.macs * row.reached for row in rows if not row.reason)
+        return {"target": {"of": "macs", "asked": 1 - self.rate, "reached": 1 - gone / macs(program)}}
+
     def _gradients(self, program: Program, context: Context, names: Sequence[str]) -> dict[str, Tensor]:
         """The mean gradient of every layer's weight, by layer."""
         if not names:
@@ -169,7 +195,7 @@ class CC:
         if context.data is None:
             raise DataError("gradients: found no data, expected labelled samples; give --data")
         weights = [f"{name}.weight" for name in names]
-        tell = within(context.progress, 0, GRADIENT_PART)
+        tell = part(context.progress, 0, GRADIENT_PART)
         found = mean_gradients(program, context.data.train, weights, samples=self.samples, progress=tell)
         return {name: found[weight] for name, weight in zip(names, weights, strict=True)}
 
@@ -179,8 +205,8 @@ class CC:
         """One row a layer."""
         if not gradients:
             return []
-        tell = within(context.progress, GRADIENT_PART, 1)
-        layers = self._analysed(program, gradients, multiple, within(tell, 0, 0.2))
+        tell = part(context.progress, GRADIENT_PART, 1 - GRADIENT_PART)
+        layers = self._analysed(program, gradients, multiple, part(tell, 0, 0.2))
         rates = solve_rates(
             [layer.analysis.fit for layer in layers],
             [layer.macs for layer in layers],
@@ -191,7 +217,7 @@ class CC:
             official_clip=self.official_clip,
         )
         goals = [(1 - rate) * layer.macs for layer, rate in zip(layers, rates, strict=True)]
-        counter = counted(within(tell, 0.2, 1), "units", len(layers))
+        counter = counted(part(tell, 0.2, 0.8), "units", len(layers))
         forms = side_by_side(lambda pair: pair[0].form(pair[1]), zip(layers, goals, strict=True), counter)
         if multiple > 1:
             forms = hand_back(layers, goals, forms)
@@ -278,6 +304,24 @@ class Layer:
         return "every rate would lose more than the other layers do for theirs"
 
 
+def settled(rows: Sequence[Allocated], paid: Paying[Factors, str]) -> tuple[list[Allocated], list[Kept]]:
+    """What was decided, with what became of layers that do not pay; and why some of them are one weight."""
+    found: list[Allocated] = []
+    kept: list[Kept] = []
+    for row in rows:
+        layer = row.factor.layer
+        left, change = paid.choice.get(layer), dict[str, Any]()
+        if layer in paid.slower:
+            reason = layer_left_alone(row.factor, left, paid.slower[layer], row.channels)
+            if left is None or left.keep is None:
+                change = {"reason": reason}
+            else:
+                kept.append(Kept(where=layer, reason=reason))
+                change = {"factor": left, "reached": 1 - len(left.keep) / row.channels}
+        found.append(row.model_copy(update=change))
+    return found, kept
+
+
 def hand_back(layers: Sequence[Layer], goals: Sequence[float], forms: Sequence[Form]) -> list[Form]:
     """Forms with more MACs, but in total no more than the goals of all layers together.
 
@@ -326,8 +370,3 @@ def too_large(program: Program, names: Iterable[str]) -> dict[str, str]:
 def counted(progress: Progress, what: str, total: int) -> Callable[[int], None]:
     """A progress bar by number."""
     return lambda done: progress(f"{what}: {done} of {total} layers", done / total)
-
-
-def within(progress: Progress, start: float, end: float) -> Progress:
-    """A part of a progress bar."""
-    return lambda message, part: progress(message, start + (end - start) * part)

@@ -10,13 +10,14 @@
 energies at which some layer's rank changes, and a binary search over these is exact. Ranks are rounded up to
 what the target's kernels compute anyway. A target of `latency` is met the same way by predicted times, and
 corrected by measured ones; layers that it would not make faster stay as well. Layers that would not get
-cheaper stay, and the plan says by how much: an svd pays below R = n c k / (c k + n) (METHODS 1.1). Needs no
-data. 1x1 convolutions and linear layers have no kernel to split, so all kinds are svd there.
+cheaper stay, and the plan says by how much: an svd pays below R = n c k / (c k + n) (METHODS 1.1). Where the
+run measures times, so do layers that would get slower (`revert`, see `graphcomp.paying`). Needs no data. 1x1
+convolutions and linear layers have no kernel to split, so all kinds are svd there.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Self
@@ -28,15 +29,15 @@ from pydantic.dataclasses import dataclass
 from graphcomp import closing
 from graphcomp.allocation import Preserved, fewest, largest
 from graphcomp.cost import macs, params_trainable
-from graphcomp.decompose import break_even, energies, full_ranks, params_after, ranks, unfold
+from graphcomp.decompose import break_even, energies, full_ranks, params_after, rank_text, ranks, unfold
 from graphcomp.errors import PassError
 from graphcomp.factor import Factor, Kind, can_be, candidates, layer_macs, read_factors, rewrite, simulate
-from graphcomp.latency import Call, LatencyModel, Operator, calls, cold_bytes
-from graphcomp.microbench import Kernel
+from graphcomp.factor_latency import LayerClock
+from graphcomp.paying import REVERT_FACTORS, Revert, latency_model, layer_left_alone, paying_factors
 from graphcomp.pipeline import Context, Plan
 from graphcomp.program import Program
 from graphcomp.records import Kept
-from graphcomp.removal import OPTIONS, TARGET, Budget, Globs, excluded, only_one, options_of
+from graphcomp.removal import OPTIONS, TARGET, Budget, Globs, excluded, missed, only_one, options_of
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -68,6 +69,7 @@ class LowRank:
     ] = None
     include: Annotated[Globs, Field(description="globs on module paths of layers")] = ("*",)
     exclude: Annotated[Globs, Field(description="globs on module paths of layers to leave alone")] = ()
+    revert: Annotated[Revert, Field(description=REVERT_FACTORS)] = "auto"
     allow_nothing: Annotated[bool, Field(description="factoring nothing is no error")] = False
 
     @model_validator(mode="after")
@@ -80,16 +82,24 @@ class LowRank:
         """Choose ranks; PassError if the target cannot be met, or if nothing gets cheaper."""
         multiple = self.multiple or context.target.multiple
         layers, kept = self._layers(program, multiple)
-        clock: _Clock | None = None
+        clock: LayerClock | None = None
         timed: dict[str, Any] = {}
         energy = self.energy
         if "latency" in (self.target or {}):
-            clock = _Clock(program, layers, context)
+            clock = LayerClock(program, latency_model(program, context), [x.factor(x.full) for x in layers])
             energy, timed = self._meet_latency(program, layers, clock, context)
         elif self.target is not None:
             energy = self._meet(program, layers)
         made, left = self._chosen(layers, energy, clock)
         kept += left
+        revert = self.revert if clock is None else "never"  # by times already
+        paid = paying_factors(program, list(made.values()), revert, context)
+        for layer, factor in made.items():
+            if layer.name in paid.slower:
+                reason = layer_left_alone(factor, None, paid.slower[layer.name], layer.shape[1])
+                kept.append(Kept(where=layer.name, reason=reason))
+        made = {layer: factor for layer, factor in made.items() if layer.name in paid.choice}
+        reached = self._reached(program, made) if paid.slower else {}
         if not made and not self.allow_nothing:
             reasons = "; ".join(f"{k.where}: {k.reason}" for k in kept[:5]) or "the network has no such layer"
             raise PassError(
@@ -101,12 +111,15 @@ class LowRank:
             options=options_of(self),
             decisions={"factors": [f.model_dump(mode="json") for f in made.values()]},
             kept=kept,
-            summary=f"factored {len(made)} of {len(made) + len(kept)} layers ({self.kind})",
+            summary=f"factored {len(made)} of {len(made) + len(kept)} layers ({self.kind})"
+            + missed(**reached.get("target", {})),
             evidence={
                 "multiple": multiple,
                 "energy": energy,
                 "layers": [layer.evidence(factor) for layer, factor in made.items()],
                 **timed,
+                **reached,
+                **paid.evidence("layers", str),
             },
         )
 
@@ -154,7 +167,7 @@ class LowRank:
         return layer.wanted(energy)
 
     def _chosen(
-        self, layers: Sequence["_Layer"], energy: float | None, clock: "_Clock | None"
+        self, layers: Sequence["_Layer"], energy: float | None, clock: LayerClock | None
     ) -> tuple[dict["_Layer", Factor], list[Kept]]:
         """The factors that pay, in MACs and, if time is the target, in predicted time; and the others."""
         made, kept = {}, []
@@ -162,7 +175,7 @@ class LowRank:
             factor = layer.factor(self._wanted(layer, energy))
             reason = layer.loss(factor) if layer.macs(factor) >= layer.dense else None
             if reason is None and clock is not None:
-                reason = clock.loss(layer, factor)
+                reason = _time_loss(clock, factor)
             if reason is None:
                 made[layer] = factor
             else:
@@ -170,7 +183,7 @@ class LowRank:
         return made, kept
 
     def _meet_latency(
-        self, program: Program, layers: Sequence["_Layer"], clock: "_Clock", context: Context
+        self, program: Program, layers: Sequence["_Layer"], clock: LayerClock, context: Context
     ) -> tuple[float, dict[str, Any]]:
         """The largest energy by predicted time, corrected until what is measured is what was asked for."""
         watch = closing.Stopwatch(program, context.target, context.threads, context.timer)
@@ -178,7 +191,7 @@ class LowRank:
         rungs = np.unique([e for x in layers for p in x.preserved for e in p]).tolist()
 
         def left(energy: float) -> float:
-            saved = sum(clock.saving(x, f) for x, f in self._chosen(layers, energy, clock)[0].items())
+            saved = sum(map(clock.saving, self._chosen(layers, energy, clock)[0].values()))
             return 1 - saved / clock.whole
 
         def propose(goal: float) -> float | None:
@@ -198,11 +211,20 @@ class LowRank:
         chosen = closing.best(trials, asked)
         return chosen.choice, {"latency": closing.evidence(asked, trials, chosen, context.threads)}
 
+    def _reached(self, program: Program, made: Mapping["_Layer", Factor]) -> dict[str, Any]:
+        """What was asked for, and what part is left with these factors; nothing without a target."""
+        if self.target is None:
+            return {}
+        ((counter, fraction),) = self.target.items()
+        whole = _counted(program, counter)
+        left = whole - sum(layer.saving(factor, counter) for layer, factor in made.items())
+        return {"target": {"of": counter, "asked": float(fraction), "reached": left / whole}}
+
     def _meet(self, program: Program, layers: Sequence["_Layer"]) -> float:
         """The largest energy, the same for all layers, that meets the target."""
         ((counter, fraction),) = (self.target or {}).items()
         fraction = float(fraction)
-        whole = macs(program) if counter == "macs" else params_trainable(program)
+        whole = _counted(program, counter)
 
         def left(energy: float) -> int:
             return whole - sum(x.saving(x.factor(x.wanted(energy)), counter) for x in layers)
@@ -274,7 +296,9 @@ class _Layer:
     def loss(self, factor: Factor) -> str:
         """Why factors are not made."""
         pays = f"; two factors pay below rank {break_even(self.shape):.1f}" if self.kind == "svd" else ""
-        return f"rank {_text(factor)} would cost {self.macs(factor):,} MACs, one weight {self.dense:,}{pays}"
+        return (
+            f"rank {rank_text(factor)} would cost {self.macs(factor):,} MACs, one weight {self.dense:,}{pays}"
+        )
 
     def evidence(self, factor: Factor) -> dict[str, Any]:
         """What was decided, in numbers."""
@@ -289,71 +313,16 @@ class _Layer:
         }
 
 
-class _Clock:
-    """Predicted times of layers and of their factors."""
-
-    def __init__(self, program: Program, layers: Sequence[_Layer], context: Context) -> None:
-        cold = cold_bytes(program, context.target)
-        self.model = LatencyModel(context.target, context.threads, context.timer, context.progress, cold)
-        self.whole = self.model.predict(program)
-        self.calls = [call for call in calls(program) if call.node.op == "call_module"]
-        full = [(call, x.factor(x.full)) for x in layers for call in self._of(x)]
-        self.model.prepare(part for call, factor in full for part in _parts(call, factor))
-
-    def dense(self, layer: _Layer) -> float:
-        """Milliseconds of all calls of a layer as it is."""
-        return sum(self.model.milliseconds(c.kernel, c.into, c.out) for c in self._of(layer))
-
-    def factored(self, layer: _Layer, factor: Factor) -> float:
-        """Milliseconds of the layers that take its place."""
-        return sum(self.model.milliseconds(*part) for c in self._of(layer) for part in _parts(c, factor))
-
-    def saving(self, layer: _Layer, factor: Factor) -> float:
-        """Milliseconds that the factors save; negative if they cost more."""
-        return self.dense(layer) - self.factored(layer, factor)
-
-    def loss(self, layer: _Layer, factor: Factor) -> str | None:
-        """Why factors are not made although they have fewer MACs; None if they are faster."""
-        before, after = self.dense(layer), self.factored(layer, factor)
-        if after < before:
-            return None
-        return f"rank {_text(factor)} is predicted to take {after:.3g} ms, one weight {before:.3g} ms"
-
-    def _of(self, layer: _Layer) -> list[Call]:
-        return [call for call in self.calls if call.node.target == layer.name]
+def _counted(program: Program, counter: str) -> int:
+    return macs(program) if counter == "macs" else params_trainable(program)
 
 
-def _parts(call: Call, factor: Factor) -> list[Operator]:
-    """The kernels of a layer's factors, with their widths."""
-    kernel, rank = call.kernel, factor.rank or 0
-    if kernel.op == "linear":
-        return [(kernel, call.into, rank), (kernel, rank, call.out)]
-    point = _pointwise(kernel.out_plane)
-    if factor.kind == "tucker2":
-        rank_in = factor.rank_in or 0
-        first = (_pointwise(kernel.plane), call.into, rank_in)
-        return [first, (kernel, rank_in, rank), (point, rank, call.out)]
-    if factor.kind == "spatial":
-        column, row = _split(kernel)
-        return [(column, call.into, rank), (row, rank, call.out)]
-    return [(kernel, call.into, rank), (point, rank, call.out)]
-
-
-def _pointwise(plane: tuple[int, ...]) -> Kernel:
-    ones = (1,) * len(plane)
-    return Kernel("conv", plane, ones, ones, ones, (0,) * (2 * len(plane)))
-
-
-def _split(kernel: Kernel) -> tuple[Kernel, Kernel]:
-    """kh x 1, then 1 x kw on what that yields."""
-    (height, width), (down, right), (tall, wide) = kernel.size, kernel.stride, kernel.dilation
-    top, left, bottom, behind = kernel.pads
-    column = Kernel("conv", kernel.plane, (height, 1), (down, 1), (tall, 1), (top, 0, bottom, 0))
-    return column, Kernel("conv", column.out_plane, (1, width), (1, right), (1, wide), (0, left, 0, behind))
-
-
-def _text(factor: Factor) -> str:
-    return f"{factor.rank}" if factor.rank_in is None else f"({factor.rank_in}, {factor.rank})"
+def _time_loss(clock: LayerClock, factor: Factor) -> str | None:
+    """Why factors are not made although they have fewer MACs; None if they are faster."""
+    before, after = clock.milliseconds(factor.as_one_weight()), clock.milliseconds(factor)
+    if after < before:
+        return None
+    return f"rank {rank_text(factor)} is predicted to take {after:.3g} ms, one weight {before:.3g} ms"
 
 
 def _shares(energies: Preserved) -> Preserved:

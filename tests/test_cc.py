@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from graphcomp.cache import VARIABLE
+from graphcomp.closing import Stopwatch
 from graphcomp.cost import layer_rows, macs, params_trainable
 from graphcomp.data import Data, load_data
 from graphcomp.decompose import decompose, read_factors
@@ -26,6 +27,7 @@ from graphcomp.storage import load
 from graphcomp.verify import TOLERANCE
 from tests.learnable import SHAPE, make_data, normalised_net
 from tests.removing import digest
+from tests.stopwatch import Machine
 from tests.tiny import context, random_data, seeded, tiny_program, traced
 
 __all__ = ["seeded"]
@@ -250,6 +252,97 @@ def test_what_is_given_up_too_much_is_handed_back(
     without = pass_.plan(program, context(data))
     removed = [sum(r.macs * r.reached for r in rows(p)) for p in (with_it, without)]
     assert 0.4 * macs(program) <= removed[0] < removed[1]
+
+
+# ---------------------------------------------------------------------- what does not pay
+
+
+class Stream(nn.Module):
+    """Three blocks of one layer each on a residual stream of 16 channels, which none of them reads alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 4)
+        self.a, self.b, self.c = (nn.Conv2d(16, 16, 3, padding=1) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        for layer in (self.a, self.b, self.c):
+            x = (x + layer(x)).relu()
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def stream() -> Program:
+    torch.manual_seed(0)
+    return traced(Stream(), 1, *SHAPE)
+
+
+def on(machine: Machine, timed: bool = True) -> Context:
+    return replace(context(make_data()), timer=machine, timed=timed)
+
+
+def forms(plan: Plan) -> dict[str, tuple[int, int | None]]:
+    """Layer -> channels that are read, rank."""
+    return {f.layer: (len(f.keep or range(16)), f.rank) for f in read_factors(plan.decisions)}
+
+
+STREAM = CC(rate=0.4, multiple=1, samples=64)
+
+
+def test_layers_that_would_be_slower_stay_or_become_one_weight() -> None:
+    """Two factors of these ranks take long; reading 12 of 16 channels does not, and 11 leave the layout."""
+    program, machine = stream(), Machine(odd=3.0)
+    planned = forms(STREAM.plan(program, on(machine, timed=False)))
+    step, plan, result = run_pass(STREAM, program, on(machine))
+    read_well = {layer: (width, None) for layer, (width, _) in planned.items() if width % 4 == 0}
+    assert read_well and len(read_well) < len(planned) == 3 and None not in {r for _, r in planned.values()}
+    assert forms(plan) == read_well and step.verify_error <= TOLERANCE
+    ratios = plan.evidence["reverted"]["layers"]
+    assert min(ratios.values()) > 1.02
+    reasons = {k.where: k.reason for k in plan.kept if "predicted" in k.reason}
+    by_layer = {row.factor.layer: row for row in rows(plan)}
+    for layer, (width, rank) in planned.items():
+        reads = f"{width} of 16 channels"
+        slower = f"rank {rank} with {reads} predicted {ratios[layer]:.2f}x slower"
+        row = by_layer[layer]
+        if layer in read_well:
+            assert reasons[layer] == f"{slower}; one weight that reads {reads}"
+            assert (row.reason, row.factor.rank, row.reached) == (None, None, 1 - width / 16)
+        else:
+            assert reasons[layer] == row.reason == f"{slower}; left alone"
+    times = plan.evidence["reverted"]["milliseconds"]
+    assert times["restored"] <= times["before"] < times["planned"]
+    target = plan.evidence["target"]
+    assert target == {"of": "macs", "asked": 0.6, "reached": pytest.approx(macs(result) / macs(program))}
+    said = f"{target['reached']:.3f} of the macs left, 0.6 asked for"
+    assert plan.summary == f"compressed {len(read_well)} of 3 layers, 0 of them into two factors; {said}"
+    again = Plan.model_validate_json(plan.model_dump_json())
+    assert digest(STREAM.rewrite(STREAM.simulate(program, again), again)) == digest(result)
+
+
+def test_a_plan_that_is_not_timed_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so is one of which only single kernels are slow."""
+    program, machine = stream(), Machine(odd=3.0)
+    untimed = STREAM.plan(program, on(machine, timed=False))
+    never = replace(STREAM, revert="never").plan(program, on(machine))
+    assert machine.asked == 0 and untimed.evidence.keys() == {"multiple", "layers"}
+    for plan in (untimed, never):
+        assert plan.model_copy(update={"options": {}}) == untimed.model_copy(update={"options": {}})
+    monkeypatch.setattr(Stopwatch, "times", lambda self, others: [4.0, 3.0, 3.5])
+    times = {"before": 4.0, "planned": 3.0, "restored": 3.5}
+    evidence = {**untimed.evidence, "reverted": {"layers": {}, "milliseconds": times}}
+    told: list[float] = []
+    where = replace(on(machine), progress=lambda message, part: told.append(part))
+    assert STREAM.plan(program, where) == untimed.model_copy(update={"evidence": evidence})
+    assert told == sorted(told) and told[-1] > 0.8
+
+
+def test_only_the_region_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which no rate was asked for."""
+    monkeypatch.setattr(Stopwatch, "times", lambda self, others: [4.0, 5.0, 3.5])
+    plan = replace(STREAM, only=("[ac]",)).plan(stream(), on(Machine(odd=3.0)))
+    assert set(plan.evidence["reverted"]["layers"]) == {"a", "c"} and "target" not in plan.evidence
+    assert {k.where: k.reason for k in plan.kept}["b"] == "outside of the region (only)"
 
 
 # ---------------------------------------------------------------------- layers

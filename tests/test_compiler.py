@@ -33,6 +33,7 @@ from graphcomp.recipe import Recipe, load_recipe, make_passes
 from graphcomp.records import Export, Report, Step
 from graphcomp.report import read_report
 from graphcomp.storage import atomic_file
+from graphcomp.targets import TARGETS
 from graphcomp.verify import difference
 from tests.tiny import SHAPE, SPEC, seeded, tiny
 
@@ -231,8 +232,23 @@ def test_what_was_timed_is_explained(finished: Any, quick: Job, tmp_path: Path) 
     assert {row.made_by for row in found.rows if row.new_macs} == {"l1"}
     assert 'id="explain"' in (out / "report.html").read_text()
     assert build(quick, tmp_path / "out").explanation is None
-    asked = report.bench.model_copy(update={"provider": "cuda"})
-    assert compiler._explain(quick.recipe, asked, (out, out), lambda *_: None, 1.0) is None
+    asked, program = report.bench.model_copy(update={"provider": "cuda"}), Program.load(out / "program")
+    assert compiler._explain(quick.recipe, asked, (out, out), lambda *_: None, 1.0, program) is None
+
+
+@pytest.mark.parametrize(
+    ("bench", "target", "timed"),
+    [
+        ({}, "cpu-avx2", True),
+        ({"provider": "cpu"}, "cpu-avx2", True),
+        ({"provider": "cpu"}, "cuda-fp16", False),
+        (False, "cpu-avx2", False),
+    ],
+)
+def test_passes_measure_only_where_the_result_is_timed(bench: Any, target: str, timed: bool) -> None:
+    """A benchmark on the CPU says nothing of a GPU, and must not ask for one."""
+    recipe = Recipe.model_validate({"passes": [PASSES_LINE], "bench": bench})
+    assert compiler._is_timed_on(TARGETS[target], recipe) is timed
 
 
 def test_a_saved_program_is_compiled_further(finished: Any, quick: Job, tmp_path: Path) -> None:

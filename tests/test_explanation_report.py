@@ -11,6 +11,7 @@ from rich.table import Table
 
 from graphcomp.explanation_report import (
     describe,
+    describe_gathers,
     label_of,
     layer_table,
     layers,
@@ -20,7 +21,7 @@ from graphcomp.explanation_report import (
     waterfall_file,
     waterfall_svg,
 )
-from graphcomp.records import Explanation, Interval
+from graphcomp.records import Explanation, Gather, GatherForm, Interval
 from tests.test_explanation import conv, explained, light, recorded_explanation, reorder
 
 
@@ -80,6 +81,30 @@ def test_what_is_outside_of_operators_is_quoted_with_its_size() -> None:
         "+100 % (+0.500 ms) outside of operators: 1.000 and 1.000 ms of base and new are in no operator of "
         "the traces."
     )
+
+
+def picked(readers: list[str], ms: float | None, layout: float | None) -> Gather:
+    share = None if ms is None or layout is None else (ms + layout) / 3.25
+    form: GatherForm = "gather" if ms else "merged"
+    return Gather(
+        node="index_select", readers=readers, made_by="cc", channels=9, of=16, form=form, ms=ms,
+        layout_ms=layout, share=share,
+    )  # fmt: skip
+
+
+def test_gathers_are_summed_and_the_dearest_is_named() -> None:
+    found = example()
+    gathers = [picked(["a"], 0.05, 0.1), picked(["b", "c"], 0.1, 0.1), picked(["d"], None, None)]
+    lines = describe(found.model_copy(update={"gathers": gathers}))
+    assert lines[:-2] == describe(found) and describe_gathers(found) == []
+    assert lines[-2:] == [
+        "Picking channels takes 0.350 ms, 10.8 % of the time, 0.200 of them in reorders: 2 gathers, by cc; "
+        "most for b and c (9 of 16 channels).",
+        "1 gather merged into weights: the layers there compute all channels again, and no operator of its "
+        "own has a time.",
+    ]
+    even = explained([conv("a", 4.0, 100)], [conv("a", 2.0, 50)]).model_copy(update={"gathers": gathers[2:]})
+    assert describe(even)[-1] == lines[-1] and "promise" in describe(even)[-2]
 
 
 def test_labels_name_forms_and_operators(found: Explanation) -> None:

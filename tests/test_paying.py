@@ -1,19 +1,26 @@
-"""Removals that do not pay: which are looked at, which are restored, and who has the last word."""
+"""What does not pay: what is looked at, what is restored, and who has the last word."""
 
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import nn
 
 from graphcomp.channels import analyse
 from graphcomp.closing import Stopwatch
+from graphcomp.cost import macs
+from graphcomp.decompose import Factor
 from graphcomp.errors import PassError, ProviderError
+from graphcomp.factor import rewrite, simulate
 from graphcomp.passes.l1 import L1
-from graphcomp.paying import Paying
-from graphcomp.pipeline import Context, run_pass
+from graphcomp.passes.low_rank import LowRank
+from graphcomp.paying import Paying, layer_left_alone, paying_factors, restore
+from graphcomp.pipeline import Context, Plan, run_pass
 from graphcomp.program import Program
 from graphcomp.surgery import no_drop
+from graphcomp.verify import TOLERANCE
+from tests.removing import digest
 from tests.stopwatch import Machine
 from tests.tiny import context, seeded, traced
 
@@ -123,3 +130,165 @@ def test_a_latency_is_what_the_restored_network_takes() -> None:
     assert told == {"target": {"of": "latency", "asked": 0.5, "reached": 0.51}}
     told = pass_._reached(channels, drop, met, Paying(drop, {group: 1.3}, (4.0, 3.8, 3.0)))
     assert told == {"target": {"of": "latency", "asked": 0.5, "reached": 0.75}}
+
+
+# ---------------------------------------------------------------------- the search
+
+
+def test_the_dearest_come_first_and_all_are_looked_at_again() -> None:
+    """Items a and b share an operator: once b is restored, a pays."""
+    times = {"ab": [9.0, 4.0], "a": [2.0, 4.0], "b": [6.0, 4.0], "": [3.0, 4.0]}
+    asked: list[str] = []
+
+    def instead(choice: str, item: str) -> list[str]:
+        asked.append(item)
+        return [choice.replace(item, "")] if item in choice else []
+
+    left, slower = restore("ab", ["a", "b"], instead, lambda choice: np.array(times[choice]))
+    assert left == "a" and slower == {"b": pytest.approx(9 / 2)}
+    assert asked[:3] == ["a", "b", "b"] and asked.count("a") >= 3
+
+
+def test_an_item_that_goes_back_in_two_steps() -> None:
+    """The first thing to try is tried first, though the second is faster; then the second, from there."""
+    times = {"split": 8.0, "plain": 4.0, "whole": 3.0}
+    steps = {"split": ["plain", "whole"], "plain": ["whole"], "whole": []}
+    left, slower = restore(
+        "split", ["layer"], lambda choice, _: steps[choice], lambda choice: np.array([times[choice], 1.0])
+    )
+    assert left == "whole" and slower == {"layer": pytest.approx(8 / 3)}
+
+
+def test_what_is_within_the_margin_stays() -> None:
+    times = {"split": 1.01, "whole": 1.0}
+    found = restore(
+        "split", ["layer"], lambda c, _: ["whole"] if c == "split" else [], lambda c: np.array([times[c]])
+    )
+    assert found == ("split", {})
+
+
+# ---------------------------------------------------------------------- factors
+
+LAUNCH = 30.0
+"""ms of any operator, so that two take long."""
+
+
+def wide() -> Program:
+    """Rank 16 pays in the second layer only: the others have too little to do."""
+    sizes = ((4, 64, 3), (64, 64, 3), (64, 64, 1))
+    return traced(nn.Sequential(*(nn.Conv2d(a, b, k, padding=k // 2) for a, b, k in sizes)), 1, 4, 8, 8)
+
+
+def test_slower_factors_are_not_made_and_named() -> None:
+    program, machine, pass_ = wide(), Machine(launch=LAUNCH), LowRank(rank=16)
+    step, plan, result = run_pass(pass_, program, where(machine))
+    assert [f["layer"] for f in plan.decisions["factors"]] == ["1"] == [
+        row["layer"] for row in plan.evidence["layers"]
+    ]  # fmt: skip
+    assert {k.where: k.reason for k in plan.kept} == {
+        "0": "rank 16 predicted 1.07x slower; left alone",
+        "2": "rank 16 predicted 1.13x slower; left alone",
+    }
+    reverted = plan.evidence["reverted"]
+    assert reverted["layers"] == {"0": pytest.approx(1.075, abs=1e-3), "2": pytest.approx(1.134, abs=1e-3)}
+    watch = Stopwatch(program, where(machine).target, timer=machine)
+    every = [Factor(layer=name, rank=16) for name in "012"]
+    planned = rewrite(simulate(program, every), every, "low-rank")
+    times = dict(zip(("before", "planned", "restored"), watch.times([planned, result]), strict=True))
+    assert reverted["milliseconds"] == times and times["restored"] < times["planned"] < times["before"]
+    assert plan.summary == "factored 1 of 3 layers (svd)" and step.verify_error <= TOLERANCE
+    assert step.evidence == plan.evidence and step.kept == plan.kept
+    again = Plan.model_validate_json(plan.model_dump_json())  # the decisions are the final ones
+    assert digest(pass_.rewrite(pass_.simulate(program, again), again)) == digest(result)
+
+
+def test_what_is_measured_overrules_what_was_predicted_of_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single kernels seem to be slower in two; the network is not slower: the plan stays."""
+    untimed = LowRank(rank=16).plan(wide(), where(Machine(launch=LAUNCH), timed=False))
+    measured(monkeypatch, 3.0, 2.0, 2.0)
+    plan = LowRank(rank=16).plan(wide(), where(Machine(launch=LAUNCH)))
+    times = {"before": 3.0, "planned": 2.0, "restored": 2.0}
+    assert plan.evidence["reverted"] == {"layers": {}, "milliseconds": times}
+    assert plan.decisions == untimed.decisions and plan.kept == untimed.kept == []
+    assert plan.summary == "factored 3 of 3 layers (svd)"
+
+
+@pytest.mark.parametrize(("revert", "timed"), [("auto", False), ("never", False), ("never", True)])
+def test_nothing_is_measured_where_it_is_not_asked_for(revert: Any, timed: bool) -> None:
+    """And the plan is what it was, but for the option itself."""
+    machine = Machine(launch=LAUNCH)
+    plan = LowRank(rank=16, revert=revert).plan(wide(), where(machine, timed))
+    assert machine.asked == 0 and plan.evidence.keys() == {"multiple", "energy", "layers"}
+    assert len(plan.decisions["factors"]) == 3 and plan.kept == []
+
+
+def test_always_measures_factors_in_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(monkeypatch, 3.0, 2.5, 2.0)
+    machine = Machine(launch=LAUNCH)
+    plan = LowRank(rank=16, revert="always").plan(wide(), where(machine, timed=False))
+    assert machine.asked and [f["layer"] for f in plan.decisions["factors"]] == ["1"]
+    with pytest.raises(ProviderError, match="provider 'tensorrt'"):
+        LowRank(rank=16, revert="always").plan(wide(), context(target="tensorrt-int8"))
+
+
+def test_factors_that_all_pay_are_not_timed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Stopwatch, "times")
+    plan = LowRank(rank=16, include="1").plan(wide(), where(Machine(launch=LAUNCH)))
+    assert len(plan.decisions["factors"]) == 1 and "reverted" not in plan.evidence
+
+
+def test_no_factors_that_pay_is_an_error_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(monkeypatch, 3.0, 4.0, 3.0)
+    pass_ = LowRank(rank=16, include=("0", "2"))
+    with pytest.raises(PassError, match=r"0: rank 16 predicted 1\.07x slower; left alone; 2: rank 16 pred"):
+        pass_.plan(wide(), where(Machine(launch=LAUNCH)))
+    plan = replace(pass_, allow_nothing=True).plan(wide(), where(Machine(launch=LAUNCH)))
+    assert plan.decisions["factors"] == [] and len(plan.kept) == 3
+
+
+def test_a_target_of_macs_that_is_missed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(monkeypatch, 3.0, 2.5, 2.0)
+    program, asked = wide(), LowRank(target={"macs": 0.35}, multiple=16)
+    met = asked.plan(program, where(Machine(launch=LAUNCH), timed=False))
+    assert len(met.decisions["factors"]) == 3 and "asked for" not in met.summary
+    missed = asked.plan(program, where(Machine(launch=LAUNCH)))
+    target = missed.evidence["target"]
+    assert len(missed.decisions["factors"]) == 1 and target["reached"] > 0.35
+    assert missed.summary.endswith(f"; {target['reached']:.3f} of the macs left, 0.35 asked for")
+    result = asked.rewrite(asked.simulate(program, missed), missed)
+    assert target["reached"] == macs(result) / macs(program)
+
+
+def test_a_target_of_times_leaves_nothing_to_restore() -> None:
+    """What is not faster is not factored there to begin with."""
+    plan = LowRank(target={"latency": 0.8}).plan(wide(), where(Machine(launch=LAUNCH)))
+    assert "reverted" not in plan.evidence and "latency" in plan.evidence
+
+
+def test_kept_channels_with_a_rank_fall_back_to_one_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading half of the channels pays without the second launch; reading 61 of 64 does not even then."""
+    measured(monkeypatch, 9.0, 8.0, 7.0)
+    factors = [
+        Factor(layer="1", keep=list(range(32)), rank=32),
+        Factor(layer="2", keep=list(range(61)), rank=32),
+    ]
+    paid = paying_factors(wide(), factors, "always", where(Machine(launch=400.0, odd=3.0)), 8)
+    assert paid.choice == {"1": Factor(layer="1", keep=list(range(32)))}
+    assert paid.slower == {"1": pytest.approx(1.56, abs=0.01), "2": pytest.approx(3.81, abs=0.01)}
+    assert paid.milliseconds == (9.0, 8.0, 7.0)
+
+
+def test_reasons_say_what_was_planned_and_what_it_is_now() -> None:
+    keep = list(range(12))
+    both = Factor(layer="a", keep=keep, rank=8)
+    split = Factor(layer="a", rank=8, rank_in=4, kind="tucker2")
+    assert layer_left_alone(both, None, 1.234, 16) == (
+        "rank 8 with 12 of 16 channels predicted 1.23x slower; left alone"
+    )
+    assert layer_left_alone(both, both.as_one_weight(), 1.5, 16) == (
+        "rank 8 with 12 of 16 channels predicted 1.50x slower; one weight that reads 12 of 16 channels"
+    )
+    assert layer_left_alone(both.as_one_weight(), None, 2, 16) == (
+        "12 of 16 channels predicted 2.00x slower; left alone"
+    )
+    assert layer_left_alone(split, None, 1.1, 16) == "rank (4, 8) predicted 1.10x slower; left alone"

@@ -225,6 +225,24 @@ def test_theory_and_practice_have_a_section_of_their_own(explained: str, html: s
     assert len(ids) == len(set(ids))
 
 
+def test_gathers_have_a_table_with_their_times(tmp_path: Path) -> None:
+    """And none of it where no channels are picked."""
+    explanation = recorded_explanation(tmp_path, "pruned")
+    some = {"readers": ["layer.a", "layer.b"], "made_by": "cc", "channels": 9, "of": 16}
+    timed, merged = (
+        records.Gather(node=name, form=form, ms=ms, layout_ms=ms, share=ms, **some)  # type: ignore[arg-type]
+        for name, form, ms in (("index_select", "gather", 0.0125), ("index_select_1", "merged", None))
+    )
+    explanation = explanation.model_copy(update={"gathers": [timed, merged]})
+    page = Page(report.render_html(make(explanation=explanation)))
+    assert page.open == []
+    shown = " ".join(page.shown().split())
+    assert "index_select layer.a, layer.b cc 9 of 16 gather 0.0125 0.0125 1.2 %" in shown
+    assert "index_select_1 layer.a, layer.b cc 9 of 16 merged" in shown
+    without = recorded_explanation(tmp_path, "pruned")
+    assert "Channels that are picked" not in report.render_html(make(explanation=without))
+
+
 def test_ids_are_unique_and_every_reference_has_its_target(html: str) -> None:
     page = Page(html)
     ids = [value for key, value in page.attributes if key == "id"]
