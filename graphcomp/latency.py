@@ -103,6 +103,8 @@ FUNCTION_OPS = {
     "concat": "concat",
     "index_select": "move",
     "pad": "move",
+    "transpose": "shuffle",
+    "permute": "shuffle",
     "max_pool2d": "max_pool",
     "avg_pool2d": "avg_pool",
     "adaptive_avg_pool2d": "avg_pool",
@@ -177,7 +179,9 @@ def _light_call(program: Program, node: fx.Node) -> Call | None:
     if op is None or shape is None:
         return None
     source = node.all_input_nodes[0]
-    before = program.shape(source) or ()
+    before = tuple(program.shape(source) or ())
+    if op == "shuffle":  # of an image whose channels were split in two
+        op, before = "move", (before[0], math.prod(before[1:3]), *before[3:]) if len(before) == 5 else ()
     if len(before) != 4:  # what is not an image is small
         return None
     plane = tuple(before[2:])

@@ -109,6 +109,19 @@ def test_activations_belong_to_what_computes_them() -> None:
     ]
 
 
+def test_shuffles_move_an_image() -> None:
+    """As the selections do that surgery puts in their place; other transpositions are not looked at."""
+
+    class Shuffle(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.view(1, 2, 4, 5, 6).transpose(1, 2).reshape(1, 8, 5, 6)
+            return y.permute(0, 2, 3, 1)
+
+    assert [(c.kernel.describe(), c.into, c.out) for c in calls(traced(Shuffle(), 1, 8, 5, 6))] == [
+        ("move @ 5x6", 8, 8)
+    ]
+
+
 @pytest.mark.parametrize(
     ("layer", "shape", "plane"),
     [
