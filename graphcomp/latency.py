@@ -10,15 +10,17 @@ of input channels is not a multiple of 4, or where groups do not fill their bloc
 rounded.
 
 Besides convolutions and linear layers, operators that move as much memory are counted: additions, unfused
-activations and normalisations, pooling, concatenations, selections. What is fused costs nothing. Time at
-batch 1, of the whole computation but not of its borders: a network predicted at 1 ms may run in 1.05 ms, and
-ratios are what predictions are for.
+activations and normalisations, pooling, concatenations, selections. What is fused is measured together with
+what it is fused into: a ReLU costs nothing there, a ReLU6 up to as much as the convolution. Operators are
+measured as networks find them, after other weights and activations went through the caches. Time at batch
+1, of the whole computation but not of its borders: a network predicted at 1 ms may run in 1.05 ms, and ratios
+are what predictions are for.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -101,6 +103,8 @@ FUNCTION_OPS = {
     "concat": "concat",
     "index_select": "move",
     "pad": "move",
+    "transpose": "shuffle",
+    "permute": "shuffle",
     "max_pool2d": "max_pool",
     "avg_pool2d": "avg_pool",
     "adaptive_avg_pool2d": "avg_pool",
@@ -109,6 +113,8 @@ FUNCTION_OPS = {
 }
 FUSABLE = {"relu", "relu6", "leaky_relu", "sigmoid", "tanh", "hardsigmoid"}
 """Activations that the runtime computes inside the convolution, addition or normalisation in front."""
+FREE = {"relu"}
+"""Those that its kernels compute before they store a result; the others go over what was stored once more."""
 
 
 def calls(program: Program) -> list[Call]:
@@ -117,7 +123,8 @@ def calls(program: Program) -> list[Call]:
     for node in program.graph.nodes:
         call = _layer_call(program, node) or _light_call(program, node)
         if call is not None:
-            found.append(call)
+            kernel = replace(call.kernel, activation=_activation(program, node))
+            found.append(replace(call, kernel=kernel))
     return found
 
 
@@ -172,7 +179,9 @@ def _light_call(program: Program, node: fx.Node) -> Call | None:
     if op is None or shape is None:
         return None
     source = node.all_input_nodes[0]
-    before = program.shape(source) or ()
+    before = tuple(program.shape(source) or ())
+    if op == "shuffle":  # of an image whose channels were split in two
+        op, before = "move", (before[0], math.prod(before[1:3]), *before[3:]) if len(before) == 5 else ()
     if len(before) != 4:  # what is not an image is small
         return None
     plane = tuple(before[2:])
@@ -194,21 +203,41 @@ def _light_call(program: Program, node: fx.Node) -> Call | None:
 
 def _light_op(program: Program, node: fx.Node) -> str | None:
     """Its name, if it is known and not fused into what is in front of it."""
-    if node.op == "call_module":
-        op = MODULE_OPS.get(type(program.layer(cast(str, node.target))))
-    elif node.op in ("call_function", "call_method"):
-        name = op_name(node)
-        op = FUNCTION_OPS.get(name, name if name in ACTIVATIONS else None)
-    else:
-        return None
+    op = _op(program, node)
     if op is None or not node.all_input_nodes:
         return None
-    before = node.all_input_nodes[0]
-    if op == "norm" and _is_folded(program, node):
-        return None
-    if op in FUSABLE and len(before.users) == 1 and _can_absorb(program, before):
+    if (op == "norm" and _is_folded(program, node)) or _is_absorbed(program, node):
         return None
     return op
+
+
+def _op(program: Program, node: fx.Node) -> str | None:
+    """The name that an operator without multiplications has here, if it is known."""
+    if node.op == "call_module":
+        return MODULE_OPS.get(type(program.layer(cast(str, node.target))))
+    if node.op in ("call_function", "call_method"):
+        name = op_name(node)
+        return FUNCTION_OPS.get(name, name if name in ACTIVATIONS else None)
+    return None
+
+
+def _activation(program: Program, node: fx.Node) -> str:
+    """The activation that is computed as part of `node` and takes time; "" if there is none."""
+    after = next(iter(node.users), None)
+    if after is None:
+        return ""
+    op = _op(program, after)
+    if op == "norm" and _is_folded(program, after):
+        return _activation(program, after)
+    return op if op is not None and op not in FREE and _is_absorbed(program, after) else ""
+
+
+def _is_absorbed(program: Program, node: fx.Node) -> bool:
+    """Whether `node` is an activation that is computed as part of what is in front of it."""
+    before = next(iter(node.all_input_nodes), None)
+    if before is None or _op(program, node) not in FUSABLE:
+        return False
+    return len(before.users) == 1 and _can_absorb(program, before)
 
 
 def _is_folded(program: Program, norm: fx.Node) -> bool:
@@ -405,16 +434,11 @@ class LatencyModel:
         return groups if form == "direct" else math.lcm(multiple, groups), math.lcm(multiple, groups)
 
     def _measure(self, kernel: Kernel, point: Point) -> float:
-        """Weights are found in memory, as in a network that has read others since; activations are not."""
-        warm, cold = self._timers
-        return measure(kernel, *point, timer=cold if kernel.is_weighty(*point) else warm)
+        return measure(kernel, *point, timer=self._timer)
 
     @cached_property
-    def _timers(self) -> tuple[Timer, Timer]:
-        if self.timer is not None:
-            return self.timer, self.timer
-        warm, cold = (race_timer(self.target.provider, self.threads, cold=c) for c in (0, self.cold))
-        return warm, cold
+    def _timer(self) -> Timer:
+        return self.timer or race_timer(self.target.provider, self.threads, cold=self.cold)
 
     def _key(self, kernel: Kernel, form: Form) -> str:
         here = doctor.environment()

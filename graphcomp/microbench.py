@@ -44,6 +44,7 @@ class Kernel:
         size, stride, dilation: of the window, by dimension; empty where there is none.
         pads: in front by dimension, then behind.
         groups: of a convolution; 1 for depthwise ones, whose groups are their channels.
+        activation: behind it, computed inside of it if the runtime can; "" for none, or one at no cost.
     """
 
     op: str
@@ -53,6 +54,7 @@ class Kernel:
     dilation: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()
     groups: int = 1
+    activation: str = ""
 
     @property
     def is_square(self) -> bool:
@@ -74,17 +76,13 @@ class Kernel:
         each = math.prod(self.size) * (1 if self.is_square else into // self.groups)
         return math.prod(self.out_plane) * out * each
 
-    def is_weighty(self, into: int, out: int) -> bool:
-        """Whether it reads more weights than activations."""
-        weights = math.prod(self.size) * into // self.groups * out if self.op in ("conv", "linear") else 0
-        return weights > math.prod(self.plane) * into + math.prod(self.out_plane) * out
-
     def describe(self) -> str:
         """In the words of a printed program, e.g. `conv k3 s1 @ 56x56`."""
         words = [self.op]
         if self.size and self.op != "linear":
             words += [f"k{'x'.join(map(str, dict.fromkeys(self.size)))}", f"s{self.stride[0]}"]
         words += [f"g{self.groups}"] if self.groups > 1 else []
+        words += ["+", self.activation] if self.activation else []
         return " ".join([*words, "@", "x".join(map(str, self.plane)) or "1"])
 
     def json(self) -> str:
@@ -137,6 +135,7 @@ def build(kernel: Kernel, into: int, out: int, copies: int, *, with_operator: bo
             value = graph.trunk(into)
         if with_operator:
             value = graph.operator(kernel, value, trunk, into, out)
+            value = graph.activation(kernel.activation, value) if kernel.activation else value
         graph.sink(value, kernel.out_plane if with_operator else kernel.plane, copy, _is_blocked(kernel))
     return graph.model(_feeds(kernel, into)["x"].shape)
 
@@ -156,7 +155,7 @@ def _feeds(kernel: Kernel, into: int) -> dict[str, NDArray[Any]]:
 
 ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "relu": ("Relu",),
-    "relu6": ("Relu",),
+    "relu6": ("Clip",),
     "leaky_relu": ("LeakyRelu",),
     "sigmoid": ("Sigmoid",),
     "tanh": ("Tanh",),
@@ -167,6 +166,8 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "gelu": ("Erf", "Mul"),
 }
 """Name -> ONNX operators that it becomes; `Mul` multiplies by what the activation was given."""
+
+CLIP = np.float32(0), np.float32(6)
 
 FRESH = {*ACTIVATIONS, "add", "mul", "scale", "concat", "move", "max_pool", "avg_pool"}
 
@@ -189,9 +190,9 @@ class _Graph:
         values = self.rng.uniform(0.01, 0.1, shape).astype(np.float32)
         return self.constant(values)
 
-    def constant(self, values: NDArray[Any]) -> str:
+    def constant(self, values: NDArray[Any] | np.generic) -> str:
         name = f"w{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(values, name))
+        self.weights.append(numpy_helper.from_array(np.asarray(values), name))
         return name
 
     def trunk(self, width: int) -> str:
@@ -234,7 +235,8 @@ class _Graph:
     def activation(self, name: str, value: str) -> str:
         result = value
         for op in ACTIVATIONS[name]:
-            result = self.add(op, *([value, result] if op == "Mul" else [result]))
+            more = [value] if op == "Mul" else [self.constant(v) for v in CLIP] if op == "Clip" else []
+            result = self.add(op, result, *more)
         return result
 
     def model(self, shape: Sequence[int]) -> ModelProto:

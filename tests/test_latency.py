@@ -75,6 +75,53 @@ def test_calls() -> None:
     ]
 
 
+class Activated(nn.Module):
+    """Activations where the runtime computes them inside of something else, and where it cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.bn, self.free = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.six, self.fc = nn.ReLU6(), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.six(self.bn(self.a(x)))  # behind a normalisation that is folded
+        x = F.max_pool2d(x, 2)
+        x = self.six(x)  # nothing to be inside of
+        x = torch.tanh(self.free(x))  # inside a normalisation
+        y = self.b(x)
+        x = self.six(y) + y  # of a value that something else needs too
+        x = F.leaky_relu(x)  # inside an addition
+        return torch.sigmoid(self.fc(x.mean((2, 3))))
+
+
+def test_activations_belong_to_what_computes_them() -> None:
+    assert [c.kernel.describe() for c in calls(traced(Activated(), 1, 3, 8, 8))] == [
+        "conv k3 s1 + relu6 @ 8x8",
+        "max_pool k2 s2 @ 8x8",
+        "relu6 @ 4x4",
+        "norm + tanh @ 4x4",
+        "conv k1 s1 @ 4x4",
+        "relu6 @ 4x4",
+        "add + leaky_relu @ 4x4",
+        "avg_pool k4 s4 @ 4x4",
+        "linear + sigmoid @ 1",
+    ]
+
+
+def test_shuffles_move_an_image() -> None:
+    """As the selections do that surgery puts in their place; other transpositions are not looked at."""
+
+    class Shuffle(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.view(1, 2, 4, 5, 6).transpose(1, 2).reshape(1, 8, 5, 6)
+            return y.permute(0, 2, 3, 1)
+
+    assert [(c.kernel.describe(), c.into, c.out) for c in calls(traced(Shuffle(), 1, 8, 5, 6))] == [
+        ("move @ 5x6", 8, 8)
+    ]
+
+
 @pytest.mark.parametrize(
     ("layer", "shape", "plane"),
     [
@@ -206,6 +253,19 @@ def test_kept_on_disk() -> None:
     assert machine.asked == 2 * asked
     LatencyModel(AVX2, cold=1 << 20, timer=machine).predict(tiny_program())
     assert machine.asked == 3 * asked
+
+
+def test_everything_is_measured_with_cold_caches(monkeypatch: Any) -> None:
+    """What is read before every run is the network's: of convolutions, linear layers and all the others."""
+    asked = []
+
+    def timer(provider: str, threads: int, cold: int) -> Machine:
+        asked.append((provider, threads, cold))
+        return Machine()
+
+    monkeypatch.setattr("graphcomp.latency.race_timer", timer)
+    LatencyModel(AVX2, threads=2, cold=1 << 20).predict(traced(Light(), 1, 3, 8, 8))
+    assert asked == [("cpu", 2, 1 << 20)]
 
 
 def test_measured_once() -> None:

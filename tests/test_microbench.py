@@ -1,5 +1,6 @@
 """One operator in a network of its own: what is built, and what a time is the difference of."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ KERNELS = {
     "conv": (CONV, 16, 32),
     "grouped": (Kernel("conv", (6, 6), (1, 1), (1, 1), (1, 1), (0,) * 4, groups=2), 8, 16),
     "dilated": (Kernel("conv", (9, 9), (3, 3), (1, 1), (2, 2), (2,) * 4), 16, 16),
+    "activated": (replace(CONV, activation="relu6"), 16, 32),
     "1-d": (Kernel("conv", (12,), (3,), (1,), (1,), (1, 1)), 4, 8),
     "depthwise": (Kernel("depthwise", (6, 6), (3, 3), (1, 1), (1, 1), (1,) * 4), 16, 16),
     "linear": (Kernel("linear", ()), 5, 7),
@@ -67,6 +69,29 @@ def test_copies_are_not_merged_by_the_runtime(tmp_path: Any) -> None:
         assert nodes.count("Conv") >= 4, nodes
 
 
+@pytest.mark.parametrize("name", ["relu6", "leaky_relu", "sigmoid", "tanh", "hardsigmoid"])
+def test_activations_are_computed_inside(name: str, tmp_path: Any) -> None:
+    """As the runtime does in networks: no operator of their own, and none is lost."""
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    settings.log_severity_level = 4
+    model = build(replace(CONV, activation=name), 16, 16, 2, with_operator=True)
+    ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
+    assert {n.op_type for n in nodes} == {"Conv", "MaxPool", "ReorderOutput"}  # of the network's outputs
+    assert sum(a.name == "activation" for n in nodes for a in n.attribute) == 2
+
+
+def test_a_relu6_is_clipped_at_six() -> None:
+    """Also where it stands alone."""
+    model = build(Kernel("relu6", (2, 2)), 16, 16, 1, with_operator=True)
+    (clip,) = (n for n in model.graph.node if n.op_type == "Clip")
+    limits = {w.name: onnx.numpy_helper.to_array(w) for w in model.graph.initializer}
+    assert [float(limits[name]) for name in clip.input[1:]] == [0.0, 6.0]
+
+
 @pytest.mark.parametrize(("into", "out", "copies"), [(16, 16, 8), (64, 64, 2), (256, 256, 1)])
 def test_time_is_the_difference_by_copy(into: int, out: int, copies: int) -> None:
     """Small operators are timed many at a time."""
@@ -92,6 +117,7 @@ def test_widths_must_fit_the_groups() -> None:
 
 def test_descriptions() -> None:
     assert CONV.describe() == "conv k3 s2 @ 10x9"
+    assert replace(CONV, activation="relu6").describe() == "conv k3 s2 + relu6 @ 10x9"
     assert KERNELS["grouped"][0].describe() == "conv k1 s1 g2 @ 6x6"
     assert Kernel("linear", ()).describe() == "linear @ 1"
 
