@@ -202,7 +202,8 @@ def _row(source: Program, passes: str, data: Data, timer: Callable[[Program], Ro
     timing = timer(made.program) if timer else {}
     counts = [_counts(step.after) for step in made.steps]
     sizes = [macs(source), *(count["macs"] for count in counts)]
-    cut = [count["top1"] for count, (old, new) in zip(counts, pairwise(sizes), strict=True) if new != old]
+    resized = zip(made.steps, counts, pairwise(sizes), strict=True)
+    cut = [count["top1"] for step, count, (old, new) in resized if new != old and not step.rounds]
     return counts[-1] | timing | {"cut": cut[-1] if cut else None, "seconds": spent}
 
 
