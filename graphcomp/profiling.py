@@ -24,8 +24,9 @@ refused. Written from the runtime's documentation and tested on traces made by h
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,7 @@ def read_trace(
         raise BenchError(f"{place}: found {runs} runs in the trace, expected more than {warm_up}")
     _check_kernels(seen, provider, place)
     operators = []
-    for node in graph:
+    for node in _named(graph, seen):
         found = seen.get(node.name)
         if found is None or len(found.host) != runs:
             count = 0 if found is None else len(found.host)
@@ -255,6 +256,24 @@ def read_trace(
             )
         operators.append(_operator(node, found, warm_up, cost_ms, busy))
     return Profile(tuple(operators), runs - warm_up, _typical(whole[warm_up:], busy), cost_ms, busy)
+
+
+def _named(graph: Graph, seen: Mapping[str, "_Seen"]) -> Graph:
+    """Nodes without a name (of functions that the runtime inlined, as HardSwish), with that of the trace.
+
+    It calls them after operator and number; those of one operator come in the order in which they run.
+    """
+    names = {node.name for node in graph}
+    spare: dict[str, list[str]] = {}
+    for name, one in seen.items():
+        if name not in names:
+            spare.setdefault(str(one.event.get("args", {}).get("op_name", "")), []).append(name)
+    nameless = Counter(node.op for node in graph if not node.name)
+    following = {op: iter(found) for op, found in spare.items() if len(found) == nameless[op]}
+    return tuple(
+        node if node.name or node.op not in following else replace(node, name=next(following[node.op]))
+        for node in graph
+    )
 
 
 def _collect(events: Iterable[Event]) -> tuple[dict[str, _Seen], list[float]]:

@@ -46,6 +46,22 @@ def test_the_cost_of_tracing_is_taken_off_and_no_time_is_negative() -> None:
     assert found.cost_ms == 0.002
 
 
+def test_nodes_without_a_name_have_the_traces() -> None:
+    """Functions that the runtime inlines leave them behind; a name is the operator's and a number."""
+    graph = [Node("", "HardSigmoid", "", ("x",), ("s",)), Node("", "Mul", "", ("x", "s"), ("t",))]
+    graph = [*graph, CONV, Node("", "Mul", "", ("c", "t"), ("y",))]
+    ran = [("HardSigmoid", 158, 1), ("Mul", 159, 2), ("Conv", None, 3), ("Mul", 7, 4)]
+    events = []
+    for op, number, dur in ran:
+        event = node("conv" if number is None else f"{op}_{number}", dur)
+        events.append({**event, "args": {**event["args"], "op_name": op}})
+    found = read_trace([*events, RUN] * 6, tuple(graph), "cpu", "x")
+    assert [o.node.name for o in found.operators] == ["HardSigmoid_158", "Mul_159", "conv", "Mul_7"]
+    assert [o.ms for o in found.operators] == pytest.approx([0.0015, 0.0025, 0.0035, 0.0045])
+    with pytest.raises(BenchError, match="found 0 events of Mul ''"):
+        read_trace([*events[:3], RUN] * 6, tuple(graph), "cpu", "x")
+
+
 def test_on_a_busy_machine_the_fastest_quarter_counts() -> None:
     times = [0, 0, 0, 10, 20, 30, 40, 50, 60, 70, 80]
     events = [event for dur in times for event in (node("conv", dur), RUN)]
