@@ -334,6 +334,12 @@ file is the `coefficients` export, of recipes with an order. `nSSE` is that of a
 together. Largest columns: the baseline without a transform (Table 1 of the paper). The paper fine-tunes for
 an epoch of ImageNet on other hardware: some steps on some images are no reproduction of its accuracies."""
 
+COMMANDS = """```
+python benchmarks/dct_curves.py resnet56 --weights W --data "cifar10:DIR?limit=5000&mean=…&std=…" --tuned
+python benchmarks/dct_curves.py mobilenet_v2 --weights W --images DIR --tuned
+python benchmarks/dct_curves.py --render
+```"""
+
 
 def render() -> None:
     """Write plots and section of the networks that have rows."""
@@ -341,7 +347,7 @@ def render() -> None:
         BEGIN,
         "## DCT: accuracy against size",
         INTRO,
-        "```\npython benchmarks/dct_curves.py --help\n```",
+        COMMANDS,
     ]
     for name in NETWORKS:
         rows = Rows.load(f"dct-{name}")
