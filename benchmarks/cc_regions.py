@@ -162,7 +162,9 @@ TUNED_HEAD = "blocks | top-1 before | after (Liu) | variance (Liu) | hardest"
 INTRO = """Half of the MACs of the whole network are given up (`cc{rate=0.5, multiple=1}`); of that only the
 blocks named are compressed. Liu's numbers stand beside: they are of **another checkpoint** (93.27 %) and of a
 gradient over all 50,000 images, so none is reproduced here. A variance is the population variance of the ten
-class accuracies. Rounded rows are the same recipe in multiples of what the kernels compute anyway."""
+class accuracies. *By MACs* counts what the file computes, 1x1 convolutions that pick channels included.
+Rounded rows are the same recipe in multiples of what the kernels compute anyway. A run that measures times
+(`graphcomp compile`) leaves alone what its factors slow down (`revert`); these rows do not."""
 
 
 def render() -> None:
