@@ -31,7 +31,7 @@ from rich.table import Table
 from graphcomp import doctor, onnxfile, records
 from graphcomp.errors import BenchError
 from graphcomp.onnxfile import OnnxFile, onnx_macs
-from graphcomp.progress import Progress, part
+from graphcomp.progress import Progress, part, quiet
 from graphcomp.session import OpenSession, Provider, open_session, probe, run_errors
 
 __all__ = [
@@ -469,7 +469,7 @@ def in_turn(
         check_inputs(read[0], other)
     probe(provider, threads)
     budget, feeds = Budget(runs, seconds, 2, warmup_seconds), random_inputs(read[0], batch, seed)
-    timed = _time(read, Setup(provider, threads), batch, feeds, budget, lambda what, share: None)
+    timed = _time(read, Setup(provider, threads), batch, feeds, budget, quiet)
     return [one.samples for one in timed]
 
 

@@ -19,7 +19,7 @@ are what predictions are for.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, cast
@@ -36,11 +36,11 @@ from graphcomp.cost import layer_row
 from graphcomp.labels import Ints, compact
 from graphcomp.microbench import ACTIVATIONS, Kernel, Timer, measure, race_timer
 from graphcomp.program import Program
+from graphcomp.progress import Progress, quiet
 from graphcomp.rules import op_name
 from graphcomp.surgery import Drop, no_drop
 from graphcomp.targets import Target
 
-Progress = Callable[[str, float], None]
 Form = Literal["blocked", "direct", "plain"]
 Operator = tuple[Kernel, int, int]
 """With its channels in and out."""
@@ -371,7 +371,7 @@ class LatencyModel:
     target: Target
     threads: int = 1
     timer: Timer | None = None
-    progress: Progress = field(default=lambda message, fraction: None)
+    progress: Progress = quiet
     cold: int = 0
     _fits: dict[tuple[Kernel, Form], Fit] = field(default_factory=dict)
     _points: dict[tuple[Kernel, Form], dict[Point, float]] = field(default_factory=dict)

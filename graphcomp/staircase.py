@@ -15,9 +15,10 @@ from rich.table import Table
 
 from graphcomp.closing import Stopwatch
 from graphcomp.errors import RecipeError
-from graphcomp.latency import CACHES, LatencyModel, Progress, cold_bytes
+from graphcomp.latency import CACHES, LatencyModel, cold_bytes
 from graphcomp.microbench import Kernel, Timer, measure, race_timer
 from graphcomp.program import Program, trace
+from graphcomp.progress import Progress
 from graphcomp.targets import Target
 
 STAIRS = Kernel("conv", (28, 28), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
