@@ -128,13 +128,12 @@ class Allocation:
     def buy(self, goal: float, cost: Cost) -> dict[ChannelGroup, float] | None:
         """Shares, one for every group, whose cost is within the goal; None if none are.
 
-        One step of a group's width at a time, always the one that saves most cost for what is lost: a group
-        that holds a part w of its importance loses log(w_before / w_after) in each layer that reads it, so
-        that no group is emptied before others were touched, and a residual stream, which saves in many
-        layers, is not cheap. Steps that save nothing are never bought. Gains are looked at again only when
-        they come to the top: removing channels seldom makes other channels dearer.
+        One step of a group's width at a time, always the one that saves most cost for what is lost
+        (`_Inputs`). Steps that save nothing are never bought. Gains are looked at again only when they come
+        to the top: removing channels seldom makes other channels dearer.
         """
         kept = {g: len(g.channels) for g in self.groups}
+        inputs = _Inputs(self.channels)
         now = cost(self.drop(kept))
         heap = [(-math.inf, i) for i, g in enumerate(self.groups)]
         while now > goal and heap:
@@ -144,13 +143,15 @@ class Allocation:
             if fewer is None:
                 continue
             after = cost(self.drop({**kept, group: fewer}))
-            gain = (now - after) / self._loss(group, kept[group], fewer)
+            part = self._held(group, kept[group]) - self._held(group, fewer)
+            gain = (now - after) / inputs.loss(group, part)
             if gain <= 0:
                 continue
             if heap and gain < -heap[0][0]:
                 heapq.heappush(heap, (-gain, index))
                 continue
             kept[group], now = fewer, after
+            inputs.lose(group, part)
             heapq.heappush(heap, (-gain, index))
         if now > goal:
             return None
@@ -163,10 +164,9 @@ class Allocation:
         found = round_up(max((keep - 1) // step * step, 1), group, self.multiple, self.min_channels)
         return found if found < keep else None
 
-    def _loss(self, group: ChannelGroup, keep: int, fewer: int) -> float:
-        worth = self.judgement.worth.get(group, self.judgement.preserved[group])
-        each = max(math.log(max(worth[keep - 1], 1e-300) / max(worth[fewer - 1], 1e-300)), 1e-12)
-        return each * max(len(group.readers), 1)
+    def _held(self, group: ChannelGroup, keep: int) -> float:
+        """What part of a group's importance its best channels hold."""
+        return float(self.judgement.worth.get(group, self.judgement.preserved[group])[keep - 1])
 
     def _refill(
         self, shares: dict[ChannelGroup, float], more: float, meets: Callable[[Shares], bool]
@@ -184,6 +184,38 @@ class Allocation:
             if gain(group) > 0 and meets(trial):
                 shares = trial
         return shares
+
+
+class _Inputs:
+    """What part of its input's importance every layer still reads; its groups count by their channels.
+
+    A layer that goes from a part a to a part b loses log(a / b), so that no input is emptied before others
+    were touched. A residual stream, which saves in many layers, loses in each of them; a group that is a
+    small part of a concatenation loses little in every layer behind it.
+    """
+
+    def __init__(self, channels: Channels) -> None:
+        self.read = [axis.channels for axis in channels.axes if axis.reads]
+        self.left = np.ones(len(self.read))
+        self.size = len(channels.channel_of)
+        self._parts: dict[ChannelGroup, NDArray[np.float64]] = {}
+
+    def loss(self, group: ChannelGroup, part: float) -> float:
+        """Of losing this part of a group's importance, over all layers; above 0."""
+        after = np.maximum(self.left - part * self._of(group), 1e-300)
+        return max(float(np.log(self.left / after).sum()), 1e-12)
+
+    def lose(self, group: ChannelGroup, part: float) -> None:
+        """Go on from there."""
+        self.left = np.maximum(self.left - part * self._of(group), 1e-300)
+
+    def _of(self, group: ChannelGroup) -> NDArray[np.float64]:
+        """What part of every layer's input a group is."""
+        if group not in self._parts:
+            is_member = np.zeros(self.size, bool)
+            is_member[group.channels] = True
+            self._parts[group] = np.array([is_member[ids].mean() for ids in self.read])
+        return self._parts[group]
 
 
 def round_up(keep: int, group: ChannelGroup, multiple: int, min_channels: int) -> int:

@@ -4,6 +4,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -241,6 +242,38 @@ def test_greedy_counts_a_loss_in_every_layer_that_reads_it() -> None:
     shares = made.buy(44, cost)
     assert shares is not None
     assert made.wanted(shares) == {stream: 16, branch: 12}
+
+
+def test_greedy_counts_a_loss_by_its_part_of_what_a_layer_reads() -> None:
+    """A quarter of a concatenation, lost whole, is less than half of a layer's only input."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList([nn.Conv2d(4, 16, 1) for _ in range(4)])
+            self.alone, self.tail, self.head = nn.Conv2d(4, 16, 1), nn.Conv2d(16, 4, 1), nn.Conv2d(64, 4, 1)
+
+        def forward(self, x: Any) -> Any:
+            return self.head(torch.cat([part(x) for part in self.parts], 1)) + self.tail(self.alone(x))
+
+    channels = analyse(traced(Net(), 1, 4, 4, 4))
+    *parts, _ = channels.removable
+    assert [g.name for g in channels.removable] == [*(f"parts.{i}" for i in range(4)), "alone"]
+    preserved = {g: np.arange(1, 17) / 16 for g in channels.removable}
+    made = Allocation(
+        channels, channels.removable, Judgement(np.ones(len(channels.channel_of)), preserved), 4, 1
+    )
+
+    def kept(goal: float) -> dict[str, int]:
+        shares = made.buy(goal, lambda drop: float((~drop).sum()))
+        assert shares is not None
+        return {g.name: k for g, k in made.wanted(shares).items()}
+
+    whole = float((~no_drop(channels)).sum())
+    four, eight = kept(whole - 4), kept(whole - 8)
+    assert four["alone"] == eight["alone"] == 16
+    assert sum(four[g.name] for g in parts) == 60 and sum(eight[g.name] for g in parts) == 56
+    assert kept(whole - 56)["alone"] < 16  # log(64 / 16) for 48 of the parts, log(4) for 12 of the other
 
 
 @pytest.mark.parametrize("counter", get_args(Counter))
