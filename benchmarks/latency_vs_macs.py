@@ -2,23 +2,30 @@
 
     python benchmarks/latency_vs_macs.py --model models:resnet20-digits
     python benchmarks/latency_vs_macs.py --model models:resnet56 --weights W --data cifar10:DIR --epochs 1
+    python benchmarks/latency_vs_macs.py --render          # write the section of docs/results.md
 
 Every row is one pass of channel removal, `target=macs:x` or `target=latency:x`, by one share for all groups
 (uniform) or step by step what saves most for the importance lost (greedy); behind it the same repair for all
-of them: normalisations measured again, and with `--epochs` a short training. Time is measured for every row
-against the same original. Below the rows every latency row is held against the curve of the MAC rows of the
-same repair: the time that those need for its accuracy, between two of them along a straight line. Rows
-without a partner on the curve (more accurate, or less, than all of them) say so.
+of them: normalisations measured again, and with `--epochs` a short training. What has a row is not made
+again. At the end all networks are timed by turns in one process, so that any two can be compared. Every
+latency row is then held against the curve of the MAC rows of the same repair: the time that those need for
+its accuracy, between two of them along a straight line. Rows without a partner on the curve (more accurate,
+or less, than all of them) say so.
 """
 
 import argparse
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+from rows import DOCS, OUT, Row, Rows, table
+from section import replace_section
+
 import graphcomp
+from graphcomp.bench import Times, in_turn, ratio_interval
 from graphcomp.compiler import load_source
 from graphcomp.cost import macs
 from graphcomp.data import Data, load_data
@@ -28,106 +35,169 @@ from graphcomp.records import Interval
 
 GOALS = (0.8, 0.65, 0.5)
 KINDS = (("macs", "uniform"), ("macs", "greedy"), ("latency", "uniform"), ("latency", "greedy"))
+WHOLE = "original"
+RUNS = 400
+NAME = "latency-vs-macs"
+BEGIN, END = (
+    f"<!-- {NAME}: {end}, written by benchmarks/latency_vs_macs.py --render -->" for end in ("begin", "end")
+)
+INTRO = """\
+Every row removes channels for a part of the MACs or of the measured time (batch 1, one thread), by one share
+for all groups or greedily; behind it the same repair for all. All files of a network are timed by turns in
+one process (`benchmarks/latency_vs_macs.py`). Below, the time that the rows by MACs need for the accuracy of
+a row by latency, along the straight line between two of them, over that row's own: above 1, allocation on
+time is ahead. The original is a point of every curve."""
+
+
+# ---------------------------------------------------------------------- making and timing
+
+
+def measure(
+    rows: Rows, source: Program, data: Data, criterion: str, goals: Sequence[float], repairs: Sequence[str]
+) -> None:
+    """Make every network that has no row, and keep its file and its accuracies."""
+    folder = rows.path.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows.measure(WHOLE, partial(_original, source, data, folder, repairs))
+    for goal in goals:
+        for counter, allocation in KINDS:
+            name = f"{counter}:{goal:g} {allocation}"
+            options = f"target={counter}:{goal},allocation={allocation}"
+            recipe = f"{criterion}{{{options}}}"
+            print(
+                name,
+                rows.measure(name, partial(_row, source, data, recipe, folder / name, repairs)),
+                flush=True,
+            )
+
+
+def _original(source: Program, data: Data, folder: Path, repairs: Sequence[str]) -> Row:
+    found = accuracy(source, data.eval)
+    if found is None:
+        raise SystemExit("--data: found no labels, expected some")
+    graphcomp.export_onnx(source, _file(folder, WHOLE), batches=(1,))
+    return {"macs": 1.0, "top1": dict.fromkeys(repairs, 100 * found.top1)}
+
+
+def _row(source: Program, data: Data, recipe: str, file: Path, repairs: Sequence[str]) -> Row:
+    try:
+        removed = graphcomp.compile(source, recipe, data=data).program
+    except graphcomp.GraphcompError as error:
+        return {"refused": str(error)}
+    graphcomp.export_onnx(removed, _file(file.parent, file.name), batches=(1,), provider="cpu")
+    top1 = {}
+    for repair in repairs:
+        found = accuracy(graphcomp.compile(removed, repair, data=data).program, data.eval)
+        assert found is not None
+        top1[repair] = 100 * found.top1
+    return {"macs": macs(removed) / macs(source), "top1": top1}
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace(':', '-').replace(' ', '-')}.onnx"
+
+
+def time_all(rows: Rows, seconds: float) -> None:
+    """Time all networks by turns; kept beside the rows."""
+    names = [name for name, row in rows.found.items() if "refused" not in row]
+    folder = rows.path.with_suffix("")
+    found = in_turn([_file(folder, n) for n in names], seconds=seconds * len(names), runs=RUNS)
+    times = {name: samples.cpu for name, samples in zip(names, found, strict=True)}
+    np.savez(rows.path.with_suffix(".npz"), **times)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------- comparing
 
 
 @dataclass(frozen=True)
 class Point:
-    """One compressed network.
+    """One network behind one repair.
 
     Attributes:
-        counter, allocation, goal: what was asked for.
-        repair: the passes behind it.
-        macs: part that is left.
-        speedup: measured.
-        top1: on the evaluation data.
+        name: of its row.
+        top1: per cent.
+        times: CPU milliseconds, to be compared with those of any other point.
     """
 
-    counter: str
-    allocation: str
-    goal: float
-    repair: str
-    macs: float
-    speedup: Interval
+    name: str
     top1: float
+    times: Times
 
     @property
-    def time(self) -> float:
-        """Part of the time that is left."""
-        return 1 / self.speedup.value
-
-    def row(self) -> str:
-        """In Markdown."""
-        low, high = 1 / self.speedup.high, 1 / self.speedup.low
-        cells = [self.counter, self.allocation, f"{self.goal:g}", self.repair, f"{self.macs:.3f}"]
-        return f"| {' | '.join([*cells, f'{self.time:.3f} [{low:.3f}, {high:.3f}]', f'{self.top1:.2f}'])} |"
+    def median(self) -> float:
+        """Milliseconds."""
+        return float(np.median(self.times))
 
 
-HEAD = "| target | allocation | asked | repair | MACs left | time left | top-1, % |"
+def points(rows: Rows, times: Mapping[str, Times], repair: str) -> list[Point]:
+    """Every network of one repair."""
+    return [
+        Point(name, row["top1"][repair], times[name]) for name, row in rows.found.items() if name in times
+    ]
 
 
-def points(
-    source: Program,
-    data: Data,
-    criterion: str,
-    goals: Sequence[float],
-    repairs: Sequence[str],
-    seconds: float,
-) -> Iterator[Point]:
-    """Every network, as soon as it is known; those of one removal are repaired from the same program."""
-    for goal in goals:
-        for counter, allocation in KINDS:
-            options = f"target={counter}:{goal},allocation={allocation}"
-            try:
-                removed = graphcomp.compile(source, f"{criterion}{{{options}}}", data=data).program
-            except graphcomp.GraphcompError as error:
-                print(f"{criterion}{{{options}}}: {error}")
-                continue
-            speedup = timed(source, removed, seconds)
-            left = macs(removed) / macs(source)
-            for repair in repairs:
-                result = graphcomp.compile(removed, repair, data=data).program
-                found = accuracy(result, data.eval)
-                assert found is not None
-                yield Point(counter, allocation, goal, repair, left, speedup, 100 * found.top1)
+def held_against(point: Point, curve: Sequence[Point]) -> Interval | str:
+    """The time that the curve needs for the same accuracy over the point's own; or why there is none.
 
-
-def timed(base: Program, new: Program, seconds: float) -> Interval:
-    """Speedup in CPU time, which is the same on a busy machine."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = Path(folder, "base.onnx"), Path(folder, "new.onnx")
-        graphcomp.export_onnx(base, files[0], batches=(1,))
-        graphcomp.export_onnx(new, files[1], batches=(1,), provider="cpu")
-        return graphcomp.benchmark(*files, seconds=seconds).batches[0].cpu_speedup
-
-
-def held_against(point: Point, curve: Sequence[Point]) -> str:
-    """The time that the curve needs for the same accuracy, in words."""
-    for a, b in pairwise(curve):
+    Where the curve has this accuracy more than once, the fastest counts.
+    """
+    for a, b in pairwise(sorted(curve, key=lambda p: p.median)):
         low, high = sorted((a, b), key=lambda p: p.top1)
         if low.top1 <= point.top1 <= high.top1:
-            span = high.top1 - low.top1
-            share = (point.top1 - low.top1) / span if span else 0.5
-            time = low.time + share * (high.time - low.time)
-            return f"{time:.3f} for the same accuracy: {time / point.time:.3f}x"
-    best = max(curve, key=lambda p: p.top1)
-    where = "more" if point.top1 > best.top1 else "less"
-    return f"no partner, {where} accurate than all of them"
-
-
-def verdicts(found: Sequence[Point], top1: float) -> list[str]:
-    """Every latency row against both curves of MAC rows; the original is a point of each of them."""
-    lines = []
-    for point in (p for p in found if p.counter == "latency"):
-        for allocation in ("uniform", "greedy"):
-            fellows = [p for p in found if (p.counter, p.allocation) == ("macs", allocation)]
-            same = [p for p in fellows if p.repair == point.repair]
-            whole = Point("", "", 1.0, "", 1.0, Interval(value=1, low=1, high=1), top1)
-            curve = sorted([*same, whole], key=lambda p: p.time)
-            lines.append(
-                f"latency:{point.goal:g} {point.allocation}, {point.repair}: {point.time:.3f}; MACs "
-                f"{allocation}: {held_against(point, curve)}"
+            share = (point.top1 - low.top1) / (high.top1 - low.top1 or 1.0)
+            one, other = ratio_interval(low.times, point.times), ratio_interval(high.times, point.times)
+            return Interval(
+                **{
+                    part: (1 - share) * getattr(one, part) + share * getattr(other, part)
+                    for part in ("value", "low", "high")
+                }
             )
-    return lines
+    return "more accurate than all" if point.top1 > max(p.top1 for p in curve) else "less accurate than all"
+
+
+# ---------------------------------------------------------------------- the document
+
+
+def section() -> str:
+    """All networks that were measured, in Markdown."""
+    parts = [BEGIN, "## Allocation on time against allocation on MACs", INTRO]
+    for path in sorted(OUT.glob(f"{NAME}-*.npz")):
+        rows = Rows.load(path.stem)
+        with np.load(path) as stored:
+            times = {name: stored[name] for name in stored.files}
+        parts += _network(rows, times)
+    return "\n\n".join([*parts, END])
+
+
+def _network(rows: Rows, times: Mapping[str, Times]) -> list[str]:
+    said, repairs = rows.settings, list(rows.found[WHOLE]["top1"])
+    lines = []
+    for name, row in rows.found.items():
+        if "refused" in row:
+            lines.append([name, f"refused: {row['refused']}", "", *("" for _ in repairs)])
+            continue
+        left = ratio_interval(times[name], times[WHOLE])
+        time = f"{left.value:.3f} [{left.low:.3f}, {left.high:.3f}]"
+        lines.append([name, f"{row['macs']:.3f}", time, *(f"{row['top1'][r]:.2f}" for r in repairs)])
+    head = ["asked for", "MACs left", "time left", *(f"top-1, %: `{r}`" for r in repairs)]
+    intro = f"**{said['model']}**, `{said['criterion']}`, {said['data']}; {rows.places}; CPU time."
+    compared = []
+    for repair in repairs:
+        found = points(rows, times, repair)
+        for point in (p for p in found if p.name.startswith("latency")):
+            curves = [
+                [p for p in found if p.name == WHOLE or _is_of(p, kind)] for kind in ("uniform", "greedy")
+            ]
+            compared.append([point.name, f"`{repair}`", *(_said(held_against(point, c)) for c in curves)])
+    return [intro, table(head, lines), table(["row", "repair", "MACs uniform", "MACs greedy"], compared)]
+
+
+def _is_of(point: Point, allocation: str) -> bool:
+    return point.name.startswith("macs") and point.name.endswith(allocation)
+
+
+def _said(found: Interval | str) -> str:
+    return found if isinstance(found, str) else f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def main() -> None:
@@ -135,31 +205,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="models:resnet20-digits")
+    parser.add_argument("--model")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--data")
     parser.add_argument("--criterion", default="l1", help="any pass that removes channels")
     parser.add_argument("--goals", default=",".join(map(str, GOALS)))
     parser.add_argument("--samples", type=int, default=500, help="that normalisations are measured again on")
     parser.add_argument("--epochs", type=int, default=0, help="of the short training; 0: none")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of timing for each network")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of timing for each network")
+    parser.add_argument("--render", action="store_true", help="write the section of docs/results.md")
     chosen = parser.parse_args()
-    loaded = load_source(chosen.model, chosen.weights)
-    spec = chosen.data or loaded.data or "random"
-    data = load_data(spec, input_shape=tuple(loaded.program.example_inputs[0].shape[1:]), seed=0)
-    original = accuracy(loaded.program, data.eval)
-    if original is None:
-        raise SystemExit(f"--data: {spec} has no labels, expected some")
-    repairs = [f"finetune{{epochs=0, bn_reestimate={chosen.samples}}}"]
-    repairs += [f"finetune{{epochs={chosen.epochs}}}"] if chosen.epochs else []
-    goals = [float(goal) for goal in chosen.goals.split(",")]
-    print(f"{chosen.model}, {chosen.criterion}: top-1 {100 * original.top1:.2f} %\n\n{HEAD}")
-    print(f"|{' --- |' * (HEAD.count('|') - 1)}", flush=True)
-    found = []
-    for point in points(loaded.program, data, chosen.criterion, goals, repairs, chosen.seconds):
-        found.append(point)
-        print(point.row(), flush=True)
-    print("\n" + "\n".join(f"- {line}" for line in verdicts(found, 100 * original.top1)))
+    if chosen.model:
+        loaded = load_source(chosen.model, chosen.weights)
+        spec = chosen.data or loaded.data or "random"
+        data = load_data(spec, input_shape=tuple(loaded.program.example_inputs[0].shape[1:]), seed=0)
+        repairs = [f"finetune{{epochs=0, bn_reestimate={chosen.samples}}}"]
+        repairs += [f"finetune{{epochs={chosen.epochs}}}"] if chosen.epochs else []
+        size = f"{len(data.train)} images for training, {len(data.eval)} for evaluation"
+        settings = {"model": chosen.model, "criterion": chosen.criterion, "data": size}
+        key = f"{NAME}-{chosen.model.rpartition(':')[2]}-{chosen.criterion.partition('{')[0]}"
+        rows = Rows.open(key, settings | {"repairs": repairs})
+        measure(
+            rows, loaded.program, data, chosen.criterion, list(map(float, chosen.goals.split(","))), repairs
+        )
+        time_all(rows, chosen.seconds)
+        print("\n\n".join(_network(rows, dict(np.load(rows.path.with_suffix(".npz"))))))
+    if chosen.render:
+        replace_section(DOCS, BEGIN, END, section())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from graphcomp.models.mobilenet_cifar import mobilenet_v2_cifar
 from graphcomp.models.preact_resnet import PreActResNet
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.models.vgg_cifar import VGG16
@@ -44,6 +45,7 @@ MODELS: dict[str, ModelSpec] = {
     "preact-resnet164-cifar100": _cifar(PreActResNet, 164, 100),
     "vgg16-cifar": _cifar(VGG16, "two"),
     "vgg16-cifar-single": _cifar(VGG16, "single"),
+    "mobilenet-v2-cifar": _cifar(mobilenet_v2_cifar),
     "resnet20-digits": ModelSpec(
         functools.partial(ResNet, 20, "A"),
         (3, 32, 32),

@@ -31,6 +31,7 @@ PARAMETERS = {
     "preact-resnet164-cifar100": 1_726_388,
     "vgg16-cifar": 14_991_946,
     "vgg16-cifar-single": 14_728_266,
+    "mobilenet-v2-cifar": 2_236_682,
     "resnet20-digits": 269_722,
 }
 MACS = {

@@ -1,0 +1,55 @@
+"""MobileNet-V2 for CIFAR-10, trained from ImageNet's weights: its layers differ in time for each MAC.
+
+    python benchmarks/mobilenet_cifar.py --imagenet mobilenet_v2-b0353104.pth --data cifar10:DIR --out FILE
+
+All layers but the classifier start from torchvision's checkpoint. Half an hour on two cores. The last epoch
+is kept, so the accuracy on the test images chose nothing.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+import graphcomp
+from graphcomp.augment import CropAndFlip
+from graphcomp.data import load_data
+from graphcomp.evaluate import accuracy
+from graphcomp.models.mobilenet_cifar import mobilenet_v2_cifar
+from graphcomp.train import TrainOptions, fit
+
+
+def main() -> None:
+    """Train, evaluate, save."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--imagenet", type=Path, required=True, help="torchvision's checkpoint")
+    parser.add_argument("--data", required=True, help="cifar10:DIR")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--out", type=Path, required=True)
+    chosen = parser.parse_args()
+    torch.manual_seed(0)
+    model = mobilenet_v2_cifar()
+    start = torch.load(chosen.imagenet, map_location="cpu", weights_only=True)
+    found = {name: tensor for name, tensor in start.items() if not name.startswith("classifier.")}
+    missing = model.load_state_dict(found, strict=False).missing_keys
+    assert set(missing) == {"classifier.1.weight", "classifier.1.bias"}, missing
+    data = load_data(chosen.data, input_shape=(3, 32, 32), seed=0)
+    trained = fit(
+        graphcomp.trace(model, torch.zeros(1, 3, 32, 32)),
+        data.train,
+        TrainOptions(epochs=chosen.epochs, lr=chosen.lr, schedule="one-cycle", keep="last", held_out=0.0),
+        augmentation=CropAndFlip(),
+        progress=lambda message, done: print(f"{100 * done:5.1f} %  {message}", flush=True),
+    ).program
+    save_file({n: t.contiguous() for n, t in trained.module.state_dict().items()}, chosen.out)
+    top1 = accuracy(trained, data.eval)
+    assert top1 is not None
+    print(f"top-1 on {len(data.eval)} test images: {100 * top1.top1:.2f} %")
+
+
+if __name__ == "__main__":
+    main()
