@@ -16,6 +16,7 @@ Written to be run on CUDA and TensorRT as well, but **not yet run on a GPU**.
 
 import contextlib
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -54,7 +55,7 @@ RESAMPLES = 2000
 # With n loads that all point one way, chance alone does so with 2^(1-n): 6 is the least that supports 95 %.
 LOADS = 6
 
-RACE_RUNS, RACE_SECONDS, LEAST_RACE = 100, 10.0, 3
+RACE_RUNS, RACE_SECONDS, RACE_LOADS, LEAST_RACE = 100, 10.0, 4, 3
 """Runs of each model in a race, or seconds for all; and rounds at least."""
 
 DTYPES: dict[str, type[np.generic]] = {
@@ -84,11 +85,10 @@ class Budget:
         """The share that is spent after some rounds of two runs and some seconds; 1 is all of it."""
         return min(1.0, rounds, max(2 * rounds / self.runs, elapsed / self.seconds if self.seconds else 1.0))
 
-    @property
-    def of_a_load(self) -> "Budget":
+    def of_a_load(self, loads: int) -> "Budget":
         """A part for each of the loads; all its runs of warming up."""
-        runs, seconds = max(2, round(self.runs / LOADS)), self.seconds / LOADS
-        return Budget(runs, seconds, self.warmup_runs, self.warmup_seconds / LOADS)
+        runs, seconds = max(2, round(self.runs / loads)), self.seconds / loads
+        return Budget(runs, seconds, self.warmup_runs, self.warmup_seconds / loads)
 
 
 @dataclass(frozen=True)
@@ -422,29 +422,37 @@ def race(
     *,
     runs: int = RACE_RUNS,
     seconds: float = RACE_SECONDS,
+    loads: int = RACE_LOADS,
     before_each: Callable[[], object] = lambda: None,
 ) -> list[float]:
     """Median times in ms of several ONNX models that take the same inputs, run in turn.
 
-    Loaded once, `runs` of each or `seconds` for all, whichever ends first, but never fewer than six;
-    `before_each` of them is called, untimed. CPU time on one CPU thread, else wall time. For choosing
-    between forms of one network, not for quoting.
+    Loaded `loads` times in alternating order, `runs` of each or `seconds` for all, whichever ends first, but
+    never fewer than six; `before_each` of them is called, untimed. CPU time on one CPU thread, else wall
+    time. For choosing between forms of one network, not for quoting.
     Raises ProviderError and BenchError.
     """
-    runners = [_Runner(open_session(m, provider, threads), feeds, Path("candidate")) for m in models]
-    for runner in runners:
-        runner.first()
-        runner.run()
-    budget = Budget(runs, seconds)
-    samples = _take_turns(
-        [runner.run for runner in runners],
-        range(len(runners)),
-        threads,
-        lambda rounds, elapsed: min(budget.spent(rounds, elapsed), rounds / LEAST_RACE),
-        before_each,
-    )
+    budget, least = Budget(runs, seconds).of_a_load(loads), math.ceil(LEAST_RACE / loads)
     is_cpu = provider == "cpu" and threads == 1
-    return [float(np.median(one.cpu if is_cpu else one.wall)) for one in samples]
+
+    def one_load(number: int) -> list[Times]:
+        order = _order(len(models), number)
+        opened = {index: open_session(models[index], provider, threads) for index in order}
+        runners = [_Runner(opened[index], feeds, Path("candidate")) for index in range(len(models))]
+        for index in order:
+            runners[index].first()
+            runners[index].run()
+        samples = _take_turns(
+            [runner.run for runner in runners],
+            order,
+            threads,
+            lambda rounds, elapsed: min(budget.spent(rounds, elapsed), rounds / least),
+            before_each,
+        )
+        return [one.cpu if is_cpu else one.wall for one in samples]
+
+    taken = [one_load(number) for number in range(loads)]
+    return [float(np.median(np.concatenate(each))) for each in zip(*taken, strict=True)]
 
 
 def in_turn(
@@ -486,7 +494,7 @@ def _time(
     for number in range(LOADS):
         rounds = len(loads[0][0].samples.wall) if loads else None
         told = part(report, number / LOADS, 1 / LOADS)
-        loads.append(_time_load(files, setup, batch, feeds, budget.of_a_load, number, rounds, told))
+        loads.append(_time_load(files, setup, batch, feeds, budget.of_a_load(LOADS), number, rounds, told))
     return [_joined([load[index] for load in loads]) for index in range(len(files))]
 
 

@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 
 import onnx
 
+from graphcomp.bench import RACE_LOADS
 from graphcomp.errors import GraphcompWarning, PassError
 from graphcomp.export import export_onnx
 from graphcomp.microbench import Timer, race_timer
@@ -155,7 +156,7 @@ class Stopwatch:
 
     @cached_property
     def _timer(self) -> Timer:
-        return self.timer or race_timer(self.target.provider, self.threads, RUNS, SECONDS)
+        return self.timer or race_timer(self.target.provider, self.threads, RUNS, SECONDS, RACE_LOADS)
 
     def _exported(self, program: Program) -> bytes:
         with tempfile.TemporaryDirectory() as folder:

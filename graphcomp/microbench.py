@@ -91,7 +91,12 @@ class Kernel:
 
 
 def race_timer(
-    provider: Provider, threads: int, runs: int = RUNS, seconds: float = SECONDS, cold: int = 0
+    provider: Provider,
+    threads: int,
+    runs: int = RUNS,
+    seconds: float = SECONDS,
+    loads: int = 1,
+    cold: int = 0,
 ) -> Timer:
     """The timer that measures here. ProviderError, when it is called, if the provider does not work.
 
@@ -101,7 +106,16 @@ def race_timer(
     elsewhere = np.ones(cold // 4, np.float32)
 
     def timer(models: Sequence[bytes], feeds: Feeds) -> list[float]:
-        return race(models, feeds, provider, threads, runs=runs, seconds=seconds, before_each=elsewhere.sum)
+        return race(
+            models,
+            feeds,
+            provider,
+            threads,
+            runs=runs,
+            seconds=seconds,
+            loads=loads,
+            before_each=elsewhere.sum,
+        )
 
     return timer
 

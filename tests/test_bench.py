@@ -221,8 +221,38 @@ def test_runs_or_seconds_whichever_first_but_a_round(runs: int, seconds: float, 
 
 
 def test_budget_of_a_load_is_its_part_and_all_runs_of_warming_up() -> None:
-    assert Budget(200, 12.0, 10, 3.0).of_a_load == Budget(33, 2.0, 10, 0.5)
-    assert Budget(1, 0.0).of_a_load == Budget(2, 0.0)
+    assert Budget(200, 12.0, 10, 3.0).of_a_load(6) == Budget(33, 2.0, 10, 0.5)
+    assert Budget(1, 0.0).of_a_load(6) == Budget(2, 0.0)
+
+
+def test_a_race_loads_its_models_in_alternating_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was opened second was faster; so both are, as often as the other."""
+    opened: list[int] = []
+    turns: list[int] = []
+
+    class Runner:
+        def __init__(self, session: int, *_: Any) -> None:
+            self.session = session
+
+        def first(self) -> None:
+            self.run()
+
+        def run(self) -> None:
+            turns.append(self.session)
+
+    def open_one(model: bytes, *_: Any) -> int:
+        opened.append(int(model))
+        return int(model)
+
+    monkeypatch.setattr(bench, "open_session", open_one)
+    monkeypatch.setattr(bench, "_Runner", Runner)
+    found = bench.race([b"0", b"1"], {}, "cpu", runs=24, seconds=60.0)
+    assert opened == [0, 1, 1, 0, 1, 0, 0, 1] and len(found) == 2
+    each = 2 + 2 * (24 // bench.RACE_LOADS // 2)  # the first two warm up, then rounds of two
+    assert [turns.count(model) for model in (0, 1)] == [bench.RACE_LOADS * each] * 2
+    opened.clear()
+    bench.race([b"0", b"1"], {}, "cpu", runs=2, seconds=0.0, loads=1)
+    assert opened == [0, 1]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
