@@ -129,32 +129,36 @@ class Allocation:
         """Shares, one for every group, whose cost is within the goal; None if none are.
 
         One step of a group's width at a time, always the one that saves most cost for what is lost
-        (`_Inputs`). Steps that save nothing are never bought. Gains are looked at again only when they come
-        to the top: removing channels seldom makes other channels dearer.
+        (`_Inputs`). A step is as wide as it has to be to save anything: kernels compute whole blocks. Gains
+        are looked at again only when they come to the top: removing channels seldom makes other channels
+        dearer. The last step may save far more than was missing; what there is room for then is given back,
+        the last bought first.
         """
         kept = {g: len(g.channels) for g in self.groups}
-        inputs = _Inputs(self.channels)
+        inputs, bought = _Inputs(self.channels), list[tuple[ChannelGroup, int]]()
         now = cost(self.drop(kept))
         heap = [(-math.inf, i) for i, g in enumerate(self.groups)]
         while now > goal and heap:
             _, index = heapq.heappop(heap)
             group = self.groups[index]
-            fewer = self._fewer(group, kept[group])
-            if fewer is None:
+            step = self._step(group, kept, now, cost)
+            if step is None:
                 continue
-            after = cost(self.drop({**kept, group: fewer}))
+            fewer, after = step
             part = self._held(group, kept[group]) - self._held(group, fewer)
             gain = (now - after) / inputs.loss(group, part)
-            if gain <= 0:
-                continue
             if heap and gain < -heap[0][0]:
                 heapq.heappush(heap, (-gain, index))
                 continue
+            bought.append((group, kept[group]))
             kept[group], now = fewer, after
             inputs.lose(group, part)
             heapq.heappush(heap, (-gain, index))
         if now > goal:
             return None
+        for group, before in reversed(bought):
+            if cost(self.drop({**kept, group: before})) <= goal:
+                kept[group] = before
         return {g: float(self.judgement.preserved[g][k - 1]) for g, k in kept.items()}
 
     def _fewer(self, group: ChannelGroup, keep: int) -> int | None:
@@ -163,6 +167,18 @@ class Allocation:
         step = math.lcm(self.multiple, blocks)
         found = round_up(max((keep - 1) // step * step, 1), group, self.multiple, self.min_channels)
         return found if found < keep else None
+
+    def _step(
+        self, group: ChannelGroup, kept: Mapping[ChannelGroup, int], now: float, cost: Cost
+    ) -> tuple[int, float] | None:
+        """The next smaller width that costs less than now, and what; None if there is none."""
+        fewer = self._fewer(group, kept[group])
+        while fewer is not None:
+            after = cost(self.drop({**kept, group: fewer}))
+            if after < now:
+                return fewer, after
+            fewer = self._fewer(group, fewer)
+        return None
 
     def _held(self, group: ChannelGroup, keep: int) -> float:
         """What part of a group's importance its best channels hold."""

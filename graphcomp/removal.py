@@ -139,12 +139,12 @@ class ChannelRemoval(RowRemoval, ABC):
         Field(description=f"{JOIN}; project: coupled, and judged by what the additions yield"),
     ] = "couple"
     allocation: Annotated[
-        Strategy,
+        Strategy | Literal["auto"],
         Field(
             description="how a target is met: uniform: the same share of every group; greedy: step by step "
-            "what saves most for the importance lost"
+            "what saves most for the importance lost; auto: greedy for a latency, else uniform"
         ),
-    ] = "uniform"
+    ] = "auto"
     revert: Annotated[Revert, Field(description=REVERT)] = "auto"
     allow_nothing: Annotated[bool, Field(description="removing nothing is no error")] = False
 
@@ -236,7 +236,10 @@ class ChannelRemoval(RowRemoval, ABC):
         return {"target": {"of": counter, "asked": asked, "reached": reached}}
 
     def _meet(self, allocation: Allocation, goal: float, cost: Cost) -> dict[ChannelGroup, float] | None:
-        return allocation.buy(goal, cost) if self.allocation == "greedy" else allocation.meet(goal, cost)
+        greedy = self.allocation == "greedy" or (
+            self.allocation == "auto" and "latency" in (self.target or {})
+        )
+        return allocation.buy(goal, cost) if greedy else allocation.meet(goal, cost)
 
     def _meet_latency(
         self, allocation: Allocation, amount: float | str, context: Context

@@ -290,3 +290,42 @@ def test_greedy_meets_a_goal_and_only_just(counter: Counter, multiple: int) -> N
         {**kept, g: min(k + multiple, len(g.channels))} for g, k in kept.items() if k < len(g.channels)
     ]
     assert any(cost(made.drop(more)) > goal for more in one_back)
+
+
+def test_greedy_steps_over_widths_that_save_nothing() -> None:
+    """Costs in whole blocks of 8, widths one by one: a step is a block."""
+    layers = [nn.Conv2d(a, b, 1) for a, b in ((4, 16), (16, 16), (16, 4))]
+    channels = analyse(traced(nn.Sequential(*layers), 1, 4, 4, 4))
+    one, two = channels.removable
+    preserved = {g: np.arange(1, 17) / 16 for g in channels.removable}
+    made = Allocation(
+        channels, channels.removable, Judgement(np.ones(len(channels.channel_of)), preserved), 1, 1
+    )
+
+    def cost(drop: Any) -> float:
+        blocks = [-(-int((~drop[g.channels]).sum()) // 8) for g in (one, two)]
+        return 2 * blocks[0] + blocks[1]
+
+    shares = made.buy(4, cost)
+    assert shares is not None
+    assert made.wanted(shares) == {one: 8, two: 16}
+
+
+def test_greedy_gives_back_what_the_last_step_made_needless() -> None:
+    """The wide group's one step saves nine times what the narrow one's did, and was bought after it."""
+    layers = [nn.Conv2d(a, b, 1) for a, b in ((4, 16), (16, 16), (16, 4))]
+    channels = analyse(traced(nn.Sequential(*layers), 1, 4, 4, 4))
+    one, two = channels.removable
+    scores = np.ones(len(channels.channel_of))
+    preserved = {one: np.array([0.0] * 7 + [1e-6] + [0.5] * 7 + [1.0]), two: np.array([0.5] * 15 + [1.0])}
+    made = Allocation(channels, channels.removable, Judgement(scores, preserved), 8, 1)
+
+    def cost(drop: Any) -> float:
+        return sum(n * float((~drop[g.channels]).sum() > 8) for g, n in ((one, 90), (two, 10)))
+
+    shares = made.buy(95, cost)
+    assert shares is not None
+    assert made.wanted(shares)[one] == 16 and made.wanted(shares)[two] < 16  # 10 is enough
+    shares = made.buy(50, cost)
+    assert shares is not None
+    assert made.wanted(shares)[one] < 16 and made.wanted(shares)[two] == 16  # 10 was bought and given back
