@@ -108,6 +108,19 @@ def test_l1_meets_a_latency(allocation: Any, slower: float) -> None:
     assert step.evidence == plan.evidence and macs(result) < macs(wide())
 
 
+@pytest.mark.parametrize(
+    ("goal", "usual", "other"), [("latency", "greedy", "uniform"), ("macs", "uniform", "greedy")]
+)
+def test_what_a_target_is_allocated_by_unless_said(goal: Any, usual: Any, other: Any) -> None:
+    program = wide()
+
+    def rows(**options: Any) -> Any:
+        pass_ = L1(target={goal: 0.7}, multiple=8, **options)
+        return pass_.plan(program, replace(context(), timer=Machine())).decisions["rows"]
+
+    assert rows() == rows(allocation=usual) != rows(allocation=other)
+
+
 def test_milliseconds_are_met() -> None:
     machine = Machine()
     now, _ = Stopwatch(wide(), TARGETS["cpu-avx2"], timer=machine).race(wide())
