@@ -46,7 +46,8 @@ Every row removes channels for a part of the MACs or of the measured time (batch
 for all groups or greedily; behind it the same repair for all. All files of a network are timed by turns in
 one process (`benchmarks/latency_vs_macs.py`). Below, the time that the rows by MACs need for the accuracy of
 a row by latency, along the straight line between two of them, over that row's own: above 1, allocation on
-time is ahead. The original is a point of every curve."""
+time is ahead. The original is a point of every curve. MobileNet-V2's weights are those that
+`benchmarks/mobilenet_cifar.py` trains."""
 
 
 # ---------------------------------------------------------------------- making and timing
@@ -181,15 +182,31 @@ def _network(rows: Rows, times: Mapping[str, Times]) -> list[str]:
         lines.append([name, f"{row['macs']:.3f}", time, *(f"{row['top1'][r]:.2f}" for r in repairs)])
     head = ["asked for", "MACs left", "time left", *(f"top-1, %: `{r}`" for r in repairs)]
     intro = f"**{said['model']}**, `{said['criterion']}`, {said['data']}; {rows.places}; CPU time."
-    compared = []
+    compared, verdicts = [], []
     for repair in repairs:
         found = points(rows, times, repair)
         for point in (p for p in found if p.name.startswith("latency")):
             curves = [
                 [p for p in found if p.name == WHOLE or _is_of(p, kind)] for kind in ("uniform", "greedy")
             ]
-            compared.append([point.name, f"`{repair}`", *(_said(held_against(point, c)) for c in curves)])
-    return [intro, table(head, lines), table(["row", "repair", "MACs uniform", "MACs greedy"], compared)]
+            found_by = [held_against(point, curve) for curve in curves]
+            compared.append([point.name, f"`{repair}`", *map(_said, found_by)])
+            if point.name.endswith("greedy"):
+                verdicts += [one for one in found_by if isinstance(one, Interval)]
+    second = table(["row", "repair", "MACs uniform", "MACs greedy"], compared)
+    return [intro, table(head, lines), second, _verdict(verdicts)]
+
+
+def _verdict(found: Sequence[Interval]) -> str:
+    """Of greedy rows by latency, against rows by MACs of their accuracy."""
+    if not found:
+        return "No greedy row by latency has a partner of its accuracy."
+    ahead, behind = sum(one.low > 1 for one in found), sum(one.high < 1 for one in found)
+    values = sorted(one.value for one in found)
+    return (
+        f"Greedy by latency, {len(found)} comparisons with rows by MACs at equal accuracy: ahead in {ahead}, "
+        f"behind in {behind}, {values[0]:.2f}x to {values[-1]:.2f}x as fast."
+    )
 
 
 def _is_of(point: Point, allocation: str) -> bool:
