@@ -14,10 +14,11 @@ or less, than all of them) say so.
 """
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,13 @@ from graphcomp.compiler import load_source
 from graphcomp.cost import macs
 from graphcomp.data import Data, load_data
 from graphcomp.evaluate import accuracy
+from graphcomp.passes import PASSES
 from graphcomp.program import Program
 from graphcomp.records import Interval
 
 GOALS = (0.8, 0.65, 0.5)
-KINDS = (("macs", "uniform"), ("macs", "greedy"), ("latency", "uniform"), ("latency", "greedy"))
+COUNTERS = ("macs", "latency")
+ALLOCATIONS = ("uniform", "greedy")
 WHOLE = "original"
 RUNS = 400
 NAME = "latency-vs-macs"
@@ -60,16 +63,21 @@ def measure(
     folder = rows.path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     rows.measure(WHOLE, partial(_original, source, data, folder, repairs))
-    for goal in goals:
-        for counter, allocation in KINDS:
-            name = f"{counter}:{goal:g} {allocation}"
-            options = f"target={counter}:{goal},allocation={allocation}"
-            recipe = f"{criterion}{{{options}}}"
-            print(
-                name,
-                rows.measure(name, partial(_row, source, data, recipe, folder / name, repairs)),
-                flush=True,
-            )
+    for goal, counter, allocation in product(goals, COUNTERS, allocations(criterion)):
+        name = f"{counter}:{goal:g} {allocation}".strip()
+        options = f"target={counter}:{goal}" + (f",allocation={allocation}" if allocation else "")
+        recipe = f"{criterion}{{{options}}}"
+        print(
+            name,
+            rows.measure(name, partial(_row, source, data, recipe, folder / name, repairs)),
+            flush=True,
+        )
+
+
+def allocations(criterion: str) -> Sequence[str]:
+    """What a pass can allocate by; a single empty one if it has its own way."""
+    has_some = any(field.name == "allocation" for field in fields(PASSES[criterion]))
+    return ALLOCATIONS if has_some else ("",)
 
 
 def _original(source: Program, data: Data, folder: Path, repairs: Sequence[str]) -> Row:
@@ -173,7 +181,8 @@ def section() -> str:
 def _network(rows: Rows, times: Mapping[str, Times]) -> list[str]:
     said, repairs = rows.settings, list(rows.found[WHOLE]["top1"])
     lines = []
-    for name, row in rows.found.items():
+    for name in sorted(rows.found, key=_place):
+        row = rows.found[name]
         if "refused" in row:
             lines.append([name, f"refused: {row['refused']}", "", *("" for _ in repairs)])
             continue
@@ -182,31 +191,37 @@ def _network(rows: Rows, times: Mapping[str, Times]) -> list[str]:
         lines.append([name, f"{row['macs']:.3f}", time, *(f"{row['top1'][r]:.2f}" for r in repairs)])
     head = ["asked for", "MACs left", "time left", *(f"top-1, %: `{r}`" for r in repairs)]
     intro = f"**{said['model']}**, `{said['criterion']}`, {said['data']}; {rows.places}; CPU time."
-    compared, verdicts = [], []
+    compared, verdicts, kinds = [], [], allocations(said["criterion"])
     for repair in repairs:
         found = points(rows, times, repair)
-        for point in (p for p in found if p.name.startswith("latency")):
-            curves = [
-                [p for p in found if p.name == WHOLE or _is_of(p, kind)] for kind in ("uniform", "greedy")
-            ]
+        for point in sorted((p for p in found if p.name.startswith("latency")), key=lambda p: _place(p.name)):
+            curves = [[p for p in found if p.name == WHOLE or _is_of(p, kind)] for kind in kinds]
             found_by = [held_against(point, curve) for curve in curves]
             compared.append([point.name, f"`{repair}`", *map(_said, found_by)])
-            if point.name.endswith("greedy"):
+            if point.name.endswith(kinds[-1]):
                 verdicts += [one for one in found_by if isinstance(one, Interval)]
-    second = table(["row", "repair", "MACs uniform", "MACs greedy"], compared)
+    second = table(["row", "repair", *(f"MACs {kind}".strip() for kind in kinds)], compared)
     return [intro, table(head, lines), second, _verdict(verdicts)]
 
 
 def _verdict(found: Sequence[Interval]) -> str:
-    """Of greedy rows by latency, against rows by MACs of their accuracy."""
+    """Of rows by latency, greedy where there is a choice, against rows by MACs of their accuracy."""
     if not found:
-        return "No greedy row by latency has a partner of its accuracy."
+        return "No such row by latency has a partner of its accuracy."
     ahead, behind = sum(one.low > 1 for one in found), sum(one.high < 1 for one in found)
     values = sorted(one.value for one in found)
     return (
-        f"Greedy by latency, {len(found)} comparisons with rows by MACs at equal accuracy: ahead in {ahead}, "
-        f"behind in {behind}, {values[0]:.2f}x to {values[-1]:.2f}x as fast."
+        f"By latency, greedily where there is a choice: {len(found)} comparisons with rows by MACs at equal "
+        f"accuracy, ahead in {ahead}, behind in {behind}, {values[0]:.2f}x to {values[-1]:.2f}x as fast."
     )
+
+
+def _place(name: str) -> tuple[float, str, str]:
+    """The original, then the largest goals; MACs before latency."""
+    if name == WHOLE:
+        return -math.inf, "", ""
+    counter, _, rest = name.partition(":")
+    return -float(rest.split()[0]), str(COUNTERS.index(counter)), rest
 
 
 def _is_of(point: Point, allocation: str) -> bool:
