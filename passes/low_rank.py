@@ -7,27 +7,29 @@
     energy(R) = (s_1^2 + ... + s_R^2) / sum s_i^2,  R = the smallest rank of at least the energy asked for
 
 `target` is met by one energy for all layers, the largest that meets it: what a target can be met by are the
-energies at which some layer's rank changes, and a binary search over these is exact. Ranks are rounded up to
-what the target's kernels compute anyway. A target of `latency` is met the same way by predicted times, and
-corrected by measured ones; layers that it would not make faster stay as well. Layers that would not get
-cheaper stay, and the plan says by how much: an svd pays below R = n c k / (c k + n) (METHODS 1.1). Where the
-run measures times, so do layers that would get slower (`revert`, see `graphcomp.paying`). Needs no data. 1x1
-convolutions and linear layers have no kernel to split, so all kinds are svd there.
+energies at which some layer's rank changes, and a binary search over these is exact. Or greedily, step by
+step by what saves most for the energy lost, log(before / after): layers that the target is met without stay
+whole. Ranks are rounded up to what the target's kernels compute anyway. A target of `latency` is met greedily
+by predicted times, unless said otherwise, and corrected by measured ones; layers that it would not make
+faster stay as well. Layers that would not get cheaper stay, and the plan says by how much: an svd pays below
+R = n c k / (c k + n) (METHODS 1.1). Where the run measures times, so do layers that would get slower
+(`revert`, see `graphcomp.paying`). Needs no data. 1x1 convolutions and linear layers have no kernel to split,
+so all kinds are svd there.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from graphcomp import closing
-from graphcomp.allocation import Preserved, fewest, largest
+from graphcomp.allocation import Preserved, Strategy, fewest, largest
 from graphcomp.cost import macs, params_trainable
 from graphcomp.decompose import break_even, energies, full_ranks, params_after, rank_text, ranks, unfold
 from graphcomp.errors import PassError
@@ -60,6 +62,13 @@ class LowRank:
         Budget | None,
         Field(description=TARGET),
     ] = None
+    allocation: Annotated[
+        Strategy | Literal["auto"],
+        Field(
+            description="how a target is met: uniform: the same energy in every layer; greedy: step by step "
+            "what saves most for the energy lost; auto: greedy for a latency, else uniform"
+        ),
+    ] = "auto"
     kind: Annotated[
         Kind, Field(description="svd; spatial: kh x 1 then 1 x kw; tucker2: 1x1, kh x kw, 1x1")
     ] = "svd"
@@ -84,13 +93,15 @@ class LowRank:
         layers, kept = self._layers(program, multiple)
         clock: LayerClock | None = None
         timed: dict[str, Any] = {}
-        energy = self.energy
+        energies: Energies | None = None
+        if self.energy is not None:
+            energies = dict.fromkeys(layers, self.energy)
         if "latency" in (self.target or {}):
             clock = LayerClock(program, latency_model(program, context), [x.factor(x.full) for x in layers])
-            energy, timed = self._meet_latency(program, layers, clock, context)
+            energies, timed = self._meet_latency(program, layers, clock, context)
         elif self.target is not None:
-            energy = self._meet(program, layers)
-        made, left = self._chosen(layers, energy, clock)
+            energies = self._meet(program, layers)
+        made, left = self._chosen(layers, energies, clock)
         kept += left
         revert = self.revert if clock is None else "never"  # by times already
         paid = paying_factors(program, list(made.values()), revert, context)
@@ -115,7 +126,9 @@ class LowRank:
             + missed(**reached.get("target", {})),
             evidence={
                 "multiple": multiple,
-                "energy": energy,
+                "energy": None
+                if energies is None or self._is_greedy
+                else next(iter(energies.values()), None),
                 "layers": [layer.evidence(factor) for layer, factor in made.items()],
                 **timed,
                 **reached,
@@ -157,6 +170,13 @@ class LowRank:
             return "not included"
         return "excluded" if excluded([name], self.exclude) else None
 
+    @property
+    def _is_greedy(self) -> bool:
+        by_time = "latency" in (self.target or {})
+        return self.target is not None and (
+            self.allocation == "greedy" or (self.allocation == "auto" and by_time)
+        )
+
     def _wanted(self, layer: "_Layer", energy: float | None) -> tuple[int, ...]:
         """Ranks before rounding."""
         if self.rank is not None:
@@ -167,15 +187,18 @@ class LowRank:
         return layer.wanted(energy)
 
     def _chosen(
-        self, layers: Sequence["_Layer"], energy: float | None, clock: LayerClock | None
+        self, layers: Sequence["_Layer"], energies: "Energies | None", clock: LayerClock | None
     ) -> tuple[dict["_Layer", Factor], list[Kept]]:
         """The factors that pay, in MACs and, if time is the target, in predicted time; and the others."""
         made, kept = {}, []
         for layer in layers:
+            energy = None if energies is None else energies.get(layer, 0.0)
             factor = layer.factor(self._wanted(layer, energy))
             reason = layer.loss(factor) if layer.macs(factor) >= layer.dense else None
             if reason is None and clock is not None:
                 reason = _time_loss(clock, factor)
+            if reason is None and energies is not None and layer not in energies:
+                reason = "the target is met without it"
             if reason is None:
                 made[layer] = factor
             else:
@@ -184,28 +207,32 @@ class LowRank:
 
     def _meet_latency(
         self, program: Program, layers: Sequence["_Layer"], clock: LayerClock, context: Context
-    ) -> tuple[float, dict[str, Any]]:
-        """The largest energy by predicted time, corrected until what is measured is what was asked for."""
+    ) -> tuple["Energies", dict[str, Any]]:
+        """Energies by predicted time, corrected until what is measured is what was asked for."""
         watch = closing.Stopwatch(program, context.target, context.threads, context.timer)
         asked = watch.ratio_of((self.target or {})["latency"])
-        rungs = np.unique([e for x in layers for p in x.preserved for e in p]).tolist()
 
-        def left(energy: float) -> float:
-            saved = sum(map(clock.saving, self._chosen(layers, energy, clock)[0].values()))
+        def saving(layer: _Layer, factor: Factor) -> float:
+            return clock.saving(factor) if layer.macs(factor) < layer.dense else 0.0
+
+        def left(energies: Energies) -> float:
+            saved = sum(map(clock.saving, self._chosen(layers, energies, clock)[0].values()))
             return 1 - saved / clock.whole
 
-        def propose(goal: float) -> float | None:
-            index = largest(rungs, lambda energy: left(energy) <= goal)
-            return None if index is None else float(rungs[index])
+        def propose(goal: float) -> Energies | None:
+            if self._is_greedy:
+                return _bought(layers, saving, (1 - goal) * clock.whole)
+            return _one_for_all(layers, lambda energies: left(energies) <= goal)
 
-        def measure(energy: float) -> tuple[float, float]:
-            factors = list(self._chosen(layers, energy, clock)[0].values())
+        def measure(energies: Energies) -> tuple[float, float]:
+            factors = list(self._chosen(layers, energies, clock)[0].values())
             return watch.race(rewrite(simulate(program, factors), factors, self.name))
 
         trials = closing.close(asked, propose, left, measure)
         if not trials:
+            least = left(dict.fromkeys(layers, 0.0))
             raise PassError(
-                f"target latency: found {left(0.0):.3f} of the time left at the lowest ranks (rounded up to "
+                f"target latency: found {least:.3f} of the time left at the lowest ranks (rounded up to "
                 f"the multiple), expected {asked}; ask for less, include more layers, or set multiple=1"
             )
         chosen = closing.best(trials, asked)
@@ -220,24 +247,27 @@ class LowRank:
         left = whole - sum(layer.saving(factor, counter) for layer, factor in made.items())
         return {"target": {"of": counter, "asked": float(fraction), "reached": left / whole}}
 
-    def _meet(self, program: Program, layers: Sequence["_Layer"]) -> float:
-        """The largest energy, the same for all layers, that meets the target."""
+    def _meet(self, program: Program, layers: Sequence["_Layer"]) -> "Energies":
+        """Energies that meet the target."""
         ((counter, fraction),) = (self.target or {}).items()
         fraction = float(fraction)
         whole = _counted(program, counter)
 
-        def left(energy: float) -> int:
-            return whole - sum(x.saving(x.factor(x.wanted(energy)), counter) for x in layers)
+        def left(energies: Energies) -> int:
+            return whole - sum(x.saving(x.factor(x.wanted(e)), counter) for x, e in energies.items())
 
-        rungs = np.unique([e for x in layers for p in x.preserved for e in p]).tolist()
-        index = largest(rungs, lambda energy: left(energy) <= fraction * whole)
-        if index is None:
+        if self._is_greedy:
+            found = _bought(layers, lambda x, factor: x.saving(factor, counter), (1 - fraction) * whole)
+        else:
+            found = _one_for_all(layers, lambda energies: left(energies) <= fraction * whole)
+        if found is None:
+            least = left(dict.fromkeys(layers, 0.0)) / whole
             raise PassError(
-                f"target {counter}: found {left(0.0) / whole:.3f} of the {counter} left at the lowest ranks "
+                f"target {counter}: found {least:.3f} of the {counter} left at the lowest ranks "
                 f"(rounded up to the multiple), expected {fraction}; ask for less, include more layers, or "
                 "set multiple=1"
             )
-        return float(rungs[index])
+        return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -266,6 +296,12 @@ class _Layer:
         """By every rank 1, 2, …: the share of the energy that it keeps, for tucker2 of either side."""
         matrices = unfold(self.program.tensors[f"{self.name}.weight"], self.kind)
         return tuple(_shares(energies(matrix).cpu().numpy()) for matrix in matrices)
+
+    @cached_property
+    def rungs(self) -> Preserved:
+        """The energies at which rounded ranks change, ascending."""
+        step = self.multiple
+        return np.unique([e for shares in self.preserved for e in (*shares[step - 1 :: step], shares[-1])])
 
     @cached_property
     def dense(self) -> int:
@@ -300,9 +336,19 @@ class _Layer:
             f"rank {rank_text(factor)} would cost {self.macs(factor):,} MACs, one weight {self.dense:,}{pays}"
         )
 
+    def lost(self, factor: Factor) -> float:
+        """Minus the logarithm of the energy that the ranks keep, of both sides together."""
+        return -sum(
+            math.log(max(p[k - 1], 1e-300)) for p, k in zip(self.preserved, self.kept(factor), strict=True)
+        )
+
+    def kept(self, factor: Factor) -> list[int]:
+        """The ranks, one a side."""
+        return [factor.rank or 0, factor.rank_in or 0][: len(self.full)]
+
     def evidence(self, factor: Factor) -> dict[str, Any]:
         """What was decided, in numbers."""
-        kept = [factor.rank or 0, factor.rank_in or 0][: len(self.full)]
+        kept = self.kept(factor)
         return {
             "layer": self.name,
             "kind": self.kind,
@@ -311,6 +357,59 @@ class _Layer:
             "energy": [round(float(p[k - 1]), 6) for p, k in zip(self.preserved, kept, strict=True)],
             "macs": [self.dense, self.macs(factor)],
         }
+
+
+Energies = Mapping[_Layer, float]
+"""What share of its energy every layer that is factored keeps at least."""
+
+
+def _one_for_all(layers: Sequence[_Layer], meets: Callable[[Energies], bool]) -> Energies | None:
+    """The largest energy, the same for all layers, that meets a target; None if none does."""
+    rungs = np.unique([e for x in layers for p in x.preserved for e in p]).tolist()
+    index = largest(rungs, lambda energy: meets(dict.fromkeys(layers, energy)))
+    return None if index is None else dict.fromkeys(layers, float(rungs[index]))
+
+
+def _bought(
+    layers: Sequence[_Layer], saving: Callable[[_Layer, Factor], float], needed: float
+) -> Energies | None:
+    """What saves most for the energy lost, step by step, until enough is saved; None if it cannot be.
+
+    What the last step made needless is given back, the last bought first.
+    """
+    steps = [(gain, x, energy, more) for x in layers for gain, energy, more in _steps(x, saving)]
+    bought: list[tuple[_Layer, float, float]] = []
+    saved = 0.0
+    for _, layer, energy, more in sorted(steps, key=lambda step: -step[0]):
+        if saved >= needed:
+            break
+        bought.append((layer, energy, more))
+        saved += more
+    if saved < needed:
+        return None
+    final: set[_Layer] = set()  # whose last step stays, and so all before it
+    needless = []
+    for index in reversed(range(len(bought))):
+        layer, _, more = bought[index]
+        if layer not in final and saved - more >= needed:
+            saved -= more
+            needless.append(index)
+        else:
+            final.add(layer)
+    return {layer: energy for i, (layer, energy, _) in enumerate(bought) if i not in needless}
+
+
+def _steps(layer: _Layer, saving: Callable[[_Layer, Factor], float]) -> Iterator[tuple[float, float, float]]:
+    """From whole to the lowest rank, always what saves most for the energy lost: gain, energy, saved."""
+    factors = [layer.factor(layer.wanted(energy)) for energy in layer.rungs]
+    savings = np.array([saving(layer, factor) for factor in factors])
+    losses = np.array([layer.lost(factor) for factor in factors])
+    lost, saved = 0.0, 0.0
+    while (better := savings > saved).any():
+        gains = np.where(better, (savings - saved) / np.maximum(losses - lost, 1e-12), -np.inf)
+        best = int(gains.argmax())
+        yield float(gains[best]), float(layer.rungs[best]), float(savings[best] - saved)
+        lost, saved = float(losses[best]), float(savings[best])
 
 
 def _counted(program: Program, counter: str) -> int:

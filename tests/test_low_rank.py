@@ -185,6 +185,41 @@ def test_a_target_is_met_by_the_largest_energy(
         assert counted(other.rewrite(other.simulate(program, plan), plan), counter) > goal
 
 
+def energies_lost(plan: Plan) -> float:
+    return -sum(math.log(e) for layer in plan.evidence["layers"] for e in layer["energy"])
+
+
+def test_greedy_splits_what_loses_least() -> None:
+    """Equal layers, one of them nearly of rank 4: it alone is split, as far as that goes."""
+    steep, flat = [8.0, 8.0, 8.0, 8.0, 0.01, 0.01], [1.0] * 16
+    program = with_spectra({"0": flat, "1": steep, "2": flat})
+    plan = LowRank(target="macs:0.85", multiple=1, allocation="greedy").plan(program, context())  # type: ignore[arg-type]
+    assert made(plan) == {"1": (4,)}
+    assert reasons(plan) == dict.fromkeys(("0", "2"), "the target is met without it")
+    assert plan.evidence["energy"] is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("counter", ["macs", "params"])
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_greedy_meets_a_target_and_only_just(kind: Kind, counter: str, multiple: int) -> None:
+    """With any layer whole it is missed; and no more energy is lost here than by one for all."""
+    program = tiny_program()
+    budget: Any = {counter: 0.7}
+    pass_ = LowRank(target=budget, kind=kind, multiple=multiple, allocation="greedy")
+    plan = pass_.plan(program, context())
+    result = pass_.rewrite(pass_.simulate(program, plan), plan)
+    assert counted(result, counter) <= 0.7 * counted(program, counter)
+    layers = {layer.name: layer for layer in pass_._layers(program, multiple)[0]}
+    factors = {f["layer"]: Factor.model_validate(f) for f in plan.decisions["factors"]}
+    saved = sum(layers[name].saving(f, counter) for name, f in factors.items())
+    needed = 0.3 * counted(program, counter)
+    for name, factor in factors.items():
+        assert saved - layers[name].saving(factor, counter) < needed, f"{name} could stay whole"
+    even = LowRank(target=budget, kind=kind, multiple=multiple).plan(program, context())
+    assert energies_lost(plan) <= energies_lost(even) + 1e-9
+
+
 def test_params_count_only_what_trains() -> None:
     """Factoring a frozen layer saves no trainable parameter."""
     net = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
