@@ -262,6 +262,36 @@ def test_scrambling_randomises_constant_parameters() -> None:
     assert scrambled(trace(Scaled(), torch.zeros(SHAPE))).tensors["gamma"].unique().numel() == 3
 
 
+@pytest.mark.parametrize(("by", "is_equal"), [(2**-52, True), (2**-30, False)])
+def test_rounding_is_no_bug_where_a_network_is_ill_conditioned(by: float, is_equal: bool) -> None:
+    """The logistic map doubles every difference sixteen times: one rounding does more than TOLERANCE."""
+
+    class Scaling:
+        name = "scaling"
+
+        def simulate(self, program: Program, plan: Any) -> Program:
+            return program
+
+        @torch.no_grad()
+        def rewrite(self, program: Program, plan: Any) -> Program:
+            scaled = program.clone()
+            scaled.tensors["a.weight"].mul_(1 + by)
+            return scaled
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        h = torch.sigmoid(m.a(x))
+        for _ in range(16):
+            h = 4 * h * (1 - h)
+        return m.head(h)  # type: ignore[no-any-return]
+
+    program = net(forward, a=_conv(3, 8), head=_head(8))
+    if is_equal:
+        assert verify_pass(Scaling(), program, {}) > TOLERANCE
+    else:
+        with pytest.raises(VerifyError, match=r"scaling: found outputs that differ by .* this is a bug"):
+            verify_pass(Scaling(), program, {})
+
+
 def test_verify_pass_names_the_pass_and_the_error() -> None:
     class Doubling(Removal):
         def rewrite(self, program: Program, plan: Rows) -> Program:
