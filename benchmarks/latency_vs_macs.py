@@ -186,6 +186,8 @@ def _network(rows: Rows, times: Mapping[str, Times]) -> list[str]:
         if "refused" in row:
             lines.append([name, f"refused: {row['refused']}", "", *("" for _ in repairs)])
             continue
+        if name not in times:  # made since the last timing
+            continue
         left = ratio_interval(times[name], times[WHOLE])
         time = f"{left.value:.3f} [{left.low:.3f}, {left.high:.3f}]"
         lines.append([name, f"{row['macs']:.3f}", time, *(f"{row['top1'][r]:.2f}" for r in repairs)])
@@ -240,7 +242,7 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--data")
-    parser.add_argument("--criterion", default="l1", help="any pass that removes channels")
+    parser.add_argument("--criterion", default="l1", help="any pass that takes a target")
     parser.add_argument("--goals", default=",".join(map(str, GOALS)))
     parser.add_argument("--samples", type=int, default=500, help="that normalisations are measured again on")
     parser.add_argument("--epochs", type=int, default=0, help="of the short training; 0: none")
