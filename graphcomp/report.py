@@ -253,7 +253,7 @@ def _time_row(timing: BatchTiming) -> Row:
 def summary_table(report: Report) -> Table:
     """The before/after table for a terminal: one row a quantity, one row a batch size."""
     title = Text(f"{report.model}: before and after")
-    said = Text("\n".join([*headlines(report), *describe_dct(report)]))
+    said = Text("\n".join([*headlines(report), *describe_loss(report), *describe_dct(report)]))
     table = Table(title=title, caption=said, box=box.SIMPLE_HEAD, padding=0)
     table.caption_justify = "left"
     table.add_column("", no_wrap=True)
@@ -331,6 +331,22 @@ def headlines(report: Report) -> list[str]:
             "No time was measured. MACs are not time: this report does not say that the result is faster."
         ]
     return [describe_timing(timing) for timing in report.bench.batches]
+
+
+def describe_loss(report: Report) -> list[str]:
+    """What would repair an accuracy that clearly fell and that nothing repaired; nothing otherwise."""
+    before, after = report.baseline.accuracy, report.final.accuracy
+    if before is None or after is None or after.high >= before.low:
+        return []
+    trained = [step for step in report.steps if step.training is not None or step.rounds]
+    changed = [step for step in report.steps if step.drift is not None and step not in trained]
+    if not changed or (trained and trained[-1].index > changed[-1].index):
+        return []
+    place = ", in front of fold-bn" if any(step.name == "fold-bn" for step in report.steps) else ""
+    return [
+        f"Accuracy fell, and nothing behind {changed[-1].name} repairs it: train on with finetune{place}, or "
+        "first only measure the normalisations' statistics again, finetune{epochs=0, bn_reestimate=500}."
+    ]
 
 
 def describe_dct(report: Report) -> list[str]:
@@ -690,7 +706,7 @@ def render_html(report: Report) -> str:
         change=_change,
         points=_points,
         measure_of=measure_of,
-        headlines=[*headlines(report), *describe_dct(report)],
+        headlines=[*headlines(report), *describe_loss(report), *describe_dct(report)],
         dct=describe_dct(report),
         explained=report.explanation,
         reasons=describe(report.explanation) if report.explanation else [],

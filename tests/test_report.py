@@ -557,6 +557,24 @@ def test_overlapping_accuracy_intervals_are_pointed_out_and_clear_losses_are_not
     assert not any(note.startswith(overlap) for note in report.notes(make()))
 
 
+def test_a_clear_loss_that_nothing_repairs_has_advice() -> None:
+    fold = STEP.model_copy(update={"index": 2, "name": "fold-bn", "drift": None})
+    (said,) = report.describe_loss(make(steps=[STEP, fold]))
+    assert said.startswith(
+        "Accuracy fell, and nothing behind l1 repairs it: train on with finetune, in front of"
+    )
+    assert "finetune{epochs=0, bn_reestimate=500}" in said
+    assert "in front of" not in "".join(report.describe_loss(make(steps=[STEP])))
+    training = records.Training.model_construct()
+    repair = STEP.model_copy(update={"index": 2, "name": "finetune", "training": training})
+    assert report.describe_loss(make(steps=[STEP, repair])) == []
+    again = STEP.model_copy(update={"index": 3, "name": "pfa"})
+    assert "behind pfa" in report.describe_loss(make(steps=[STEP, repair, again]))[0]
+    assert report.describe_loss(make(steps=[fold])) == []
+    assert report.describe_loss(make(final=snapshot(AFTER.layers, top1=0.965))) == []
+    assert report.describe_loss(make(final=snapshot(AFTER.layers))) == []
+
+
 def test_layers_are_paired_by_name_and_occurrence() -> None:
     before = [layer("a", 8, 1), layer("twice", 8, 2), layer("twice", 8, 3), layer("z", 8, 4)]
     after = [
