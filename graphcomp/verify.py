@@ -200,7 +200,7 @@ def verify_pass(pass_: Any, program: Program, plan: Any, seed: int = 0) -> float
         The relative difference.
 
     Raises:
-        VerifyError: if it exceeds `TOLERANCE`, and `ROUNDINGS` times what rounding alone does.
+        VerifyError: if it exceeds `TOLERANCE`, and `ROUNDINGS` times what rounding alone does or `BLIND`.
     """
     simulated = pass_.simulate(scrambled(program, seed), plan)
     if _response(simulated, seed) < BLIND:
@@ -211,7 +211,7 @@ def verify_pass(pass_: Any, program: Program, plan: Any, seed: int = 0) -> float
     error = difference(simulated, pass_.rewrite(simulated, plan), seed + 1)
     allowed = TOLERANCE
     if not error <= allowed:
-        allowed = max(allowed, ROUNDINGS * rounding(simulated, seed + 1))
+        allowed = max(allowed, min(ROUNDINGS * rounding(simulated, seed + 1), BLIND))
     if not error <= allowed:
         raise VerifyError(
             f"{pass_.name}: found outputs that differ by {error:.3g} (relative, float64) between simulate "

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from graphcomp import rules, surgery
+from graphcomp import rules, surgery, verify
 from graphcomp.channels import JoinPolicy, analyse
 from graphcomp.errors import VerifyError
 from graphcomp.passes import FoldBN
@@ -290,6 +290,22 @@ def test_rounding_is_no_bug_where_a_network_is_ill_conditioned(by: float, is_equ
     else:
         with pytest.raises(VerifyError, match=r"scaling: found outputs that differ by .* this is a bug"):
             verify_pass(Scaling(), program, {})
+
+
+def test_what_is_not_finite_is_no_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far rounding moves the outputs, a difference above BLIND is none of it."""
+
+    class Doubling(Removal):
+        def rewrite(self, program: Program, plan: Rows) -> Program:
+            changed = program.clone()
+            with torch.no_grad():
+                changed.tensors["head.2.weight"].mul_(float("inf"))
+            return changed
+
+    monkeypatch.setattr(verify, "rounding", lambda program, seed: float("inf"))
+    program = net(lambda m, x: m.head(m.a(x)), a=_block(3, 8), head=_head(8))
+    with pytest.raises(VerifyError, match=r"differ by inf .* expected at most 1e-07"):
+        verify_pass(Doubling(), program, {})
 
 
 def test_verify_pass_names_the_pass_and_the_error() -> None:
