@@ -69,7 +69,7 @@ def measure(
         recipe = f"{criterion}{{{options}}}"
         print(
             name,
-            rows.measure(name, partial(_row, source, data, recipe, folder / name, repairs)),
+            rows.measure(name, partial(_row, source, data, recipe, _file(folder, name), repairs)),
             flush=True,
         )
 
@@ -93,7 +93,7 @@ def _row(source: Program, data: Data, recipe: str, file: Path, repairs: Sequence
         removed = graphcomp.compile(source, recipe, data=data).program
     except graphcomp.GraphcompError as error:
         return {"refused": str(error)}
-    graphcomp.export_onnx(removed, _file(file.parent, file.name), batches=(1,), provider="cpu")
+    graphcomp.export_onnx(removed, file, batches=(1,), provider="cpu")
     top1 = {}
     for repair in repairs:
         found = accuracy(graphcomp.compile(removed, repair, data=data).program, data.eval)

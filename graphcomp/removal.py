@@ -93,6 +93,15 @@ JoinOption = Literal["couple", "pad", "project"]
 JOIN = "couple: both sides of an addition lose the same channels; pad: each keeps its own, padded with zeros"
 
 
+Asked = Strategy | Literal["auto"]
+"""How a target is to be met; auto: what `is_greedy` says."""
+
+
+def is_greedy(allocation: Asked, target: Mapping[Goal, Any] | None) -> bool:
+    """Whether a target is met greedily: if that is asked for, or if it is a latency and nothing is."""
+    return allocation == "greedy" or (allocation == "auto" and "latency" in (target or {}))
+
+
 def options_of(pass_: Any) -> dict[str, Any]:
     """A pass's options as plain JSON values."""
     dumped: dict[str, Any] = TypeAdapter(type(pass_)).dump_python(pass_, mode="json")
@@ -139,7 +148,7 @@ class ChannelRemoval(RowRemoval, ABC):
         Field(description=f"{JOIN}; project: coupled, and judged by what the additions yield"),
     ] = "couple"
     allocation: Annotated[
-        Strategy | Literal["auto"],
+        Asked,
         Field(
             description="how a target is met: uniform: the same share of every group; greedy: step by step "
             "what saves most for the importance lost; auto: greedy for a latency, else uniform"
@@ -236,9 +245,7 @@ class ChannelRemoval(RowRemoval, ABC):
         return {"target": {"of": counter, "asked": asked, "reached": reached}}
 
     def _meet(self, allocation: Allocation, goal: float, cost: Cost) -> dict[ChannelGroup, float] | None:
-        greedy = self.allocation == "greedy" or (
-            self.allocation == "auto" and "latency" in (self.target or {})
-        )
+        greedy = is_greedy(self.allocation, self.target)
         return allocation.buy(goal, cost) if greedy else allocation.meet(goal, cost)
 
     def _meet_latency(

@@ -22,14 +22,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from graphcomp import closing
-from graphcomp.allocation import Preserved, Strategy, fewest, largest
+from graphcomp.allocation import Preserved, fewest, largest
 from graphcomp.cost import macs, params_trainable
 from graphcomp.decompose import break_even, energies, full_ranks, params_after, rank_text, ranks, unfold
 from graphcomp.errors import PassError
@@ -39,7 +39,18 @@ from graphcomp.paying import REVERT_FACTORS, Revert, latency_model, layer_left_a
 from graphcomp.pipeline import Context, Plan
 from graphcomp.program import Program
 from graphcomp.records import Kept
-from graphcomp.removal import OPTIONS, TARGET, Budget, Globs, excluded, missed, only_one, options_of
+from graphcomp.removal import (
+    OPTIONS,
+    TARGET,
+    Asked,
+    Budget,
+    Globs,
+    excluded,
+    is_greedy,
+    missed,
+    only_one,
+    options_of,
+)
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -63,7 +74,7 @@ class LowRank:
         Field(description=TARGET),
     ] = None
     allocation: Annotated[
-        Strategy | Literal["auto"],
+        Asked,
         Field(
             description="how a target is met: uniform: the same energy in every layer; greedy: step by step "
             "what saves most for the energy lost; auto: greedy for a latency, else uniform"
@@ -172,10 +183,7 @@ class LowRank:
 
     @property
     def _is_greedy(self) -> bool:
-        by_time = "latency" in (self.target or {})
-        return self.target is not None and (
-            self.allocation == "greedy" or (self.allocation == "auto" and by_time)
-        )
+        return self.target is not None and is_greedy(self.allocation, self.target)
 
     def _wanted(self, layer: "_Layer", energy: float | None) -> tuple[int, ...]:
         """Ranks before rounding."""
