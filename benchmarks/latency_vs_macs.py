@@ -50,7 +50,7 @@ for all groups or greedily; behind it the same repair for all. All files of a ne
 one process (`benchmarks/latency_vs_macs.py`). Below, the time that the rows by MACs need for the accuracy of
 a row by latency, along the straight line between two of them, over that row's own: above 1, allocation on
 time is ahead. The original is a point of every curve. MobileNet-V2's weights are those that
-`benchmarks/mobilenet_cifar.py` trains."""
+`benchmarks/train_cifar.py` trains."""
 
 
 # ---------------------------------------------------------------------- making and timing

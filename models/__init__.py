@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from graphcomp.models.densenet_cifar import densenet_cifar
 from graphcomp.models.mobilenet_cifar import mobilenet_v2_cifar
 from graphcomp.models.preact_resnet import PreActResNet
 from graphcomp.models.resnet_cifar import ResNet
@@ -46,6 +47,7 @@ MODELS: dict[str, ModelSpec] = {
     "vgg16-cifar": _cifar(VGG16, "two"),
     "vgg16-cifar-single": _cifar(VGG16, "single"),
     "mobilenet-v2-cifar": _cifar(mobilenet_v2_cifar),
+    "densenet-cifar": _cifar(densenet_cifar),
     "resnet20-digits": ModelSpec(
         functools.partial(ResNet, 20, "A"),
         (3, 32, 32),

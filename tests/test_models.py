@@ -32,6 +32,7 @@ PARAMETERS = {
     "vgg16-cifar": 14_991_946,
     "vgg16-cifar-single": 14_728_266,
     "mobilenet-v2-cifar": 2_236_682,
+    "densenet-cifar": 605_802,
     "resnet20-digits": 269_722,
 }
 MACS = {

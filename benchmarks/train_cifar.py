@@ -1,9 +1,11 @@
-"""MobileNet-V2 for CIFAR-10, trained from ImageNet's weights: its layers differ in time for each MAC.
+"""Networks for CIFAR-10 that `latency_vs_macs.py` compares allocations on.
 
-    python benchmarks/mobilenet_cifar.py --imagenet mobilenet_v2-b0353104.pth --data cifar10:DIR --out FILE
+    python benchmarks/train_cifar.py --model mobilenet-v2-cifar --imagenet mobilenet_v2-b0353104.pth \\
+        --data cifar10:DIR --out FILE
+    python benchmarks/train_cifar.py --model densenet-cifar --epochs 8 --lr 0.1 --data cifar10:DIR --out FILE
 
-All layers but the classifier start from torchvision's checkpoint. Half an hour on two cores. The last epoch
-is kept, so the accuracy on the test images chose nothing.
+With `--imagenet`, all layers but the classifier start from that checkpoint of torchvision. Half an hour on two
+cores. The last epoch is kept, so the accuracy on the test images chose nothing.
 """
 
 import argparse
@@ -16,8 +18,10 @@ import graphcomp
 from graphcomp.augment import CropAndFlip
 from graphcomp.data import load_data
 from graphcomp.evaluate import accuracy
-from graphcomp.models.mobilenet_cifar import mobilenet_v2_cifar
+from graphcomp.models import MODELS
 from graphcomp.train import TrainOptions, fit
+
+CLASSIFIER = "classifier."
 
 
 def main() -> None:
@@ -25,18 +29,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--imagenet", type=Path, required=True, help="torchvision's checkpoint")
+    parser.add_argument("--model", choices=sorted(MODELS), required=True)
+    parser.add_argument("--imagenet", type=Path, help="torchvision's checkpoint of the same network")
     parser.add_argument("--data", required=True, help="cifar10:DIR")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
     torch.manual_seed(0)
-    model = mobilenet_v2_cifar()
-    start = torch.load(chosen.imagenet, map_location="cpu", weights_only=True)
-    found = {name: tensor for name, tensor in start.items() if not name.startswith("classifier.")}
-    missing = model.load_state_dict(found, strict=False).missing_keys
-    assert set(missing) == {"classifier.1.weight", "classifier.1.bias"}, missing
+    model = MODELS[chosen.model].factory()
+    if chosen.imagenet is not None:
+        start = torch.load(chosen.imagenet, map_location="cpu", weights_only=True)
+        found = {name: tensor for name, tensor in start.items() if not name.startswith(CLASSIFIER)}
+        missing = model.load_state_dict(found, strict=False).missing_keys
+        assert missing and all(name.startswith(CLASSIFIER) for name in missing), missing
     data = load_data(chosen.data, input_shape=(3, 32, 32), seed=0)
     trained = fit(
         graphcomp.trace(model, torch.zeros(1, 3, 32, 32)),
