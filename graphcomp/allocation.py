@@ -96,8 +96,9 @@ class Allocation:
         return dict.fromkeys(self.groups, share)
 
     def wanted(self, shares: Shares) -> dict[ChannelGroup, int]:
-        """Kept counts before rounding."""
-        return {g: fewest(self.judgement.preserved[g], share) for g, share in shares.items()}
+        """Kept counts before rounding; a share of 0 asks for none."""
+        preserved = self.judgement.preserved
+        return {g: fewest(preserved[g], share) if share > 0 else 0 for g, share in shares.items()}
 
     def drop(self, wanted: Mapping[ChannelGroup, int]) -> Drop:
         """The channels that go: of every block the lowest, after rounding, as far as that is legal."""
@@ -129,10 +130,11 @@ class Allocation:
         """Shares, one for every group, whose cost is within the goal; None if none are.
 
         One step of a group's width at a time, always the one that saves most cost for what is lost
-        (`_Inputs`). A step is as wide as it has to be to save anything: kernels compute whole blocks. Gains
-        are looked at again only when they come to the top: removing channels seldom makes other channels
-        dearer. The last step may save far more than was missing; what there is room for then is given back,
-        the last bought first.
+        (`_Inputs`). A step is as wide as it has to be to save anything: kernels compute whole blocks; or it
+        takes the whole group, where `min_channels` allows that and nobody misses it. Gains are looked at
+        again only when they come to the top: removing channels seldom makes other channels dearer. The last
+        step may save far more than was missing; what there is room for then is given back, the last bought
+        first.
         """
         kept = {g: len(g.channels) for g in self.groups}
         inputs, bought = _Inputs(self.channels), list[tuple[ChannelGroup, int]]()
@@ -141,47 +143,60 @@ class Allocation:
         while now > goal and heap:
             _, index = heapq.heappop(heap)
             group = self.groups[index]
-            step = self._step(group, kept, now, cost)
-            if step is None:
+            steps = self._steps(group, kept, now, cost)
+            if not steps:
                 continue
-            fewer, after = step
-            part = self._held(group, kept[group]) - self._held(group, fewer)
-            gain = (now - after) / inputs.loss(group, part)
-            if heap and gain < -heap[0][0]:
-                heapq.heappush(heap, (-gain, index))
+
+            def gain(step: tuple[int, float], group: ChannelGroup = group) -> float:
+                part = self._held(group, kept[group]) - self._held(group, step[0])
+                return (now - step[1]) / inputs.loss(group, part)
+
+            fewer, after = max(steps, key=gain)
+            if heap and gain((fewer, after)) < -heap[0][0]:
+                heapq.heappush(heap, (-gain((fewer, after)), index))
                 continue
+            heapq.heappush(heap, (-gain((fewer, after)), index))
+            inputs.lose(group, self._held(group, kept[group]) - self._held(group, fewer))
             bought.append((group, kept[group]))
             kept[group], now = fewer, after
-            inputs.lose(group, part)
-            heapq.heappush(heap, (-gain, index))
+            if not fewer:
+                inputs.forget(self.drop(kept))
         if now > goal:
             return None
         for group, before in reversed(bought):
             if cost(self.drop({**kept, group: before})) <= goal:
                 kept[group] = before
-        return {g: float(self.judgement.preserved[g][k - 1]) for g, k in kept.items()}
+        return {g: float(self.judgement.preserved[g][k - 1]) if k else 0.0 for g, k in kept.items()}
 
     def _fewer(self, group: ChannelGroup, keep: int) -> int | None:
-        """The next smaller width that rounding allows; None if there is none."""
+        """The next smaller width that rounding allows, above 0; None if there is none."""
         blocks = int(group.blocks.max()) + 1
         step = math.lcm(self.multiple, blocks)
         found = round_up(max((keep - 1) // step * step, 1), group, self.multiple, self.min_channels)
         return found if found < keep else None
 
-    def _step(
+    def _steps(
         self, group: ChannelGroup, kept: Mapping[ChannelGroup, int], now: float, cost: Cost
-    ) -> tuple[int, float] | None:
-        """The next smaller width that costs less than now, and what; None if there is none."""
+    ) -> list[tuple[int, float]]:
+        """Smaller widths that cost less than now, and what: the next one, and none at all."""
+        found = []
         fewer = self._fewer(group, kept[group])
         while fewer is not None:
             after = cost(self.drop({**kept, group: fewer}))
             if after < now:
-                return fewer, after
+                found.append((fewer, after))
+                break
             fewer = self._fewer(group, fewer)
-        return None
+        if kept[group] and self.min_channels == 0:
+            drop = self.drop({**kept, group: 0})
+            if drop[group.channels].all() and (after := cost(drop)) < now:
+                found.append((0, after))
+        return found
 
     def _held(self, group: ChannelGroup, keep: int) -> float:
         """What part of a group's importance its best channels hold."""
+        if not keep:
+            return 0.0
         return float(self.judgement.worth.get(group, self.judgement.preserved[group])[keep - 1])
 
     def _refill(
@@ -211,7 +226,11 @@ class _Inputs:
     """
 
     def __init__(self, channels: Channels) -> None:
-        self.read = [axis.channels for axis in channels.axes if axis.reads]
+        self.live = channels.liveness
+        axes = [axis for axis in channels.axes if axis.reads]
+        self.read = [axis.channels for axis in axes]
+        self.nodes = [axis.node for axis in axes]
+        self.works = np.ones(len(self.read), bool)
         self.left = np.ones(len(self.read))
         self.size = len(channels.channel_of)
         self._parts: dict[ChannelGroup, NDArray[np.float64]] = {}
@@ -219,11 +238,16 @@ class _Inputs:
     def loss(self, group: ChannelGroup, part: float) -> float:
         """Of losing this part of a group's importance, over all layers; above 0."""
         after = np.maximum(self.left - part * self._of(group), 1e-300)
-        return max(float(np.log(self.left / after).sum()), 1e-12)
+        return max(float(np.log(self.left / after)[self.works].sum()), 1e-12)
 
     def lose(self, group: ChannelGroup, part: float) -> None:
         """Go on from there."""
         self.left = np.maximum(self.left - part * self._of(group), 1e-300)
+
+    def forget(self, drop: Drop) -> None:
+        """Layers that work for nobody any more lose nothing."""
+        idle = self.live.idle_names(drop)
+        self.works = np.array([name not in idle for name in self.nodes], bool)
 
     def _of(self, group: ChannelGroup) -> NDArray[np.float64]:
         """What part of every layer's input a group is."""
@@ -254,7 +278,7 @@ class CostModel:
     """Parameters and MACs of a program after a removal, from the axes alone."""
 
     def __init__(self, channels: Channels) -> None:
-        program, self.axes = channels.program, channels.axes
+        program, self.axes, self.live = channels.program, channels.axes, channels.liveness
         self.total_params = params_trainable(program)
         self.sizes: dict[str, tuple[int, bool]] = {}
         name_of: dict[int, str] = {}  # a tied weight is on the axes under one of its names
@@ -263,17 +287,16 @@ class CostModel:
                 tensor = program.tensors[name]
                 self.sizes[name] = tensor.numel(), tensor.requires_grad
                 name_of[id(tensor)] = name
-        self.layer_macs: dict[str, int] = {}
-        for node in program.graph.nodes:
+        self.layers: list[tuple[int, str, int]] = []  # node by number, its weight, its MACs
+        for number, node in enumerate(program.graph.nodes):
             row = layer_row(program, node)
             if row is not None:
-                weight = name_of.get(id(layer_weight(program, node)), "")
-                self.layer_macs[weight] = self.layer_macs.get(weight, 0) + row.macs
+                self.layers.append((number, name_of.get(id(layer_weight(program, node)), ""), row.macs))
 
     def macs(self, drop: Drop) -> float:
         """Multiply-accumulates after the removal."""
-        left = self._left(drop)
-        return sum(m * left.get(weight, 1.0) for weight, m in self.layer_macs.items())
+        left, idle = self._left(drop), self.live.idle(drop)
+        return sum(m * left.get(weight, 1.0) for number, weight, m in self.layers if not idle[number])
 
     def params(self, drop: Drop) -> float:
         """Trainable parameters after the removal."""
@@ -289,7 +312,7 @@ class CostModel:
             fraction = 1 - float(drop[axis.channels].mean())
             for name, _ in axis.tensors:
                 left[name] *= fraction
-        return left
+        return {**left, **{name: 0.0 for name in self.live.unused(drop) if name in left}}
 
 
 def cost_of(counter: Counter, channels: Channels) -> Cost:

@@ -15,7 +15,8 @@ function as writing zeros into the weights that read it (`graphcomp.surgery`).
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from torch import Tensor, fx
 from graphcomp.errors import AnalysisError
 from graphcomp.labels import Ints, compact, components, varying
 from graphcomp.program import Program
+
+if TYPE_CHECKING:
+    from graphcomp.liveness import Liveness
 
 ELEMENTS = -1
 """Stands for "all dimensions" where an axis is a whole parameter or buffer (role "tensor")."""
@@ -105,8 +109,7 @@ class Channels:
         pinned: channel -> (node, reason), for every channel that must stay.
         channel_of: label -> channel; label 0 is no channel.
         values: node -> label tensor (or what the node yields if it is no tensor).
-        spans: sets of channels of which one must stay, since some tensor has no others.
-        balanced: (rows, positions) channels; every row must keep the same number of positions.
+        balanced: (node, rows x positions of channels); every row must keep the same number of positions.
     """
 
     program: Program
@@ -117,13 +120,19 @@ class Channels:
     pinned: dict[int, tuple[str, str]]
     channel_of: Ints
     values: dict[fx.Node, Any]
-    spans: tuple[Ints, ...]
-    balanced: tuple[Ints, ...]
+    balanced: tuple[tuple[str, Ints], ...]
 
     @property
     def removable(self) -> tuple[ChannelGroup, ...]:
         """Groups that a criterion may choose from."""
         return tuple(g for g in self.groups if g.pinned is None and not g.derived)
+
+    @cached_property
+    def liveness(self) -> "Liveness":
+        """Which nodes still work after a removal."""
+        from graphcomp.liveness import Liveness
+
+        return Liveness(self)
 
     def group_of(self, layer: str) -> list[ChannelGroup]:
         """The groups that a layer produces channels of."""
@@ -175,7 +184,7 @@ class Tracker:
     sites: list[_Site] = field(default_factory=list)
     site_of: dict[tuple[int, int], int] = field(default_factory=dict)
     rectangular: list[tuple[str, Tensor]] = field(default_factory=list)
-    rows: list[Tensor] = field(default_factory=list)
+    rows: list[tuple[str, Tensor]] = field(default_factory=list)
     joins: list[tuple[fx.Node, int, Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     def mint(self, n: int) -> Tensor:
@@ -265,7 +274,7 @@ class Tracker:
             for n, axis, a, b, out in self.joins
         )
         self._pin_unproduced(axes, joins, channel_of, pinned)
-        balanced = tuple(channel_of[r.numpy()] for r in self.rows)
+        balanced = tuple((node, channel_of[rows.numpy()]) for node, rows in self.rows)
         return Channels(
             program=self.program,
             join=self.join,
@@ -275,7 +284,6 @@ class Tracker:
             pinned=pinned,
             channel_of=channel_of,
             values=self.values,
-            spans=self._spans(channel_of),
             balanced=balanced,
         )
 
@@ -330,17 +338,6 @@ class Tracker:
                 channel, ("join", "a sum that is padded is coupled with a layer's own channels")
             )
 
-    def _spans(self, channel_of: Ints) -> tuple[Ints, ...]:
-        seen: dict[bytes, Ints] = {}
-        parts = [
-            v for value in self.values.values() for v in (value if isinstance(value, tuple) else (value,))
-        ]
-        for labels in {id(p): p for p in parts if isinstance(p, Tensor) and p.numel()}.values():
-            span = np.unique(channel_of[compact(labels).flatten().numpy()])
-            if span[0] != 0:
-                seen.setdefault(span.tobytes(), span)
-        return tuple(seen.values())
-
 
 def _ties(node: str, channels: Ints) -> list[tuple[str, Ints, Ints]]:
     """Edges that leave only hyperplanes of one axis apart: the longest, of equals the innermost-counting."""
@@ -360,7 +357,7 @@ def _groups(
     pinned: dict[int, tuple[str, str]],
     channel_of: Ints,
     edges: Sequence[tuple[str, Ints]],
-    balanced: Sequence[Ints],
+    balanced: Sequence[tuple[str, Ints]],
 ) -> tuple[ChannelGroup, ...]:
     """Channels with the same set of axes (and the same reason to stay) form a group."""
     size = len(channel_of)
@@ -408,11 +405,11 @@ def _groups(
     )
 
 
-def _row_signature(size: int, balanced: Sequence[Ints]) -> NDArray[np.uint64]:
+def _row_signature(size: int, balanced: Sequence[tuple[str, Ints]]) -> NDArray[np.uint64]:
     """Channels that are in the same row of every balanced set have the same number."""
     random = np.random.default_rng(1)
     signature = np.zeros(size, np.uint64)
-    for rows in balanced:
+    for _, rows in balanced:
         for row in rows:
             signature[np.unique(row)] ^= random.integers(1, 2**63, dtype=np.uint64)
     return signature

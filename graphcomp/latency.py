@@ -472,6 +472,7 @@ class Remaining:
     """The operators of a program after a removal, from its labels alone."""
 
     def __init__(self, channels: Channels) -> None:
+        self.live = channels.liveness
         self.calls = calls(channels.program)
         self.joins = [(j, _plane(channels, j.node)) for j in channels.joins]
         self._of: dict[fx.Node, tuple[NDArray[Any], NDArray[Any]]] = {}
@@ -483,8 +484,13 @@ class Remaining:
     def operators(self, drop: Drop) -> list[Operator | None]:
         """Every call with the widths that stay, then every join; None for one that costs nothing."""
         left = {node: 1 - float(drop[ids] @ share) for node, (ids, share) in self._of.items()}
+        idle = self.live.idle(drop)
+        alone = {j.node for j, _ in self.joins if any(drop[operand].all() for operand in j.operands)}
         found: list[Operator | None] = []
         for call in self.calls:
+            if idle[self.live.index[call.node]] or call.node in alone:
+                found.append(None)
+                continue
             into, out = round(call.into * left[call.source]), round(call.out * left[call.node])
             if call.kernel.is_square:
                 into = out = max(into, out)
@@ -507,7 +513,8 @@ class Remaining:
         """Zeros that are put back where one operand of an addition has lost what the other keeps."""
         kept = ~drop[join.result]
         call = _selection(join.node, plane, int(kept.sum()))
-        padded = [bool((drop[operand] & kept).any()) for operand in join.operands]
+        gone = [drop[operand] for operand in join.operands]
+        padded = [bool((lost & kept).any() and not lost.all()) for lost in gone]
         return [call.operator if call is not None and p else None for p in padded]
 
 

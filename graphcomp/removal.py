@@ -134,7 +134,14 @@ class ChannelRemoval(RowRemoval, ABC):
         Budget | None,
         Field(description=TARGET),
     ] = None
-    min_channels: Annotated[int, Field(ge=1, description="every group keeps at least this many")] = 1
+    min_channels: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="every group keeps at least this many; 0: layers that only concatenations read may go "
+            "whole (greedy allocation)",
+        ),
+    ] = 1
     multiple: Annotated[
         Annotated[int, Field(ge=1)] | None,
         Field(description="kept counts are rounded up to it; default from the target, 1 switches it off"),

@@ -255,7 +255,7 @@ def _conv(tracker: Tracker, node: fx.Node) -> Any:
     else:
         tracker.site(node, "out", [(weight, made), *biases], out)
     if groups > 1:
-        tracker.rows += [vector.reshape(groups, -1), out.reshape(groups, -1)]
+        tracker.rows += [(node.name, vector.reshape(groups, -1)), (node.name, out.reshape(groups, -1))]
     return along(out, axis, shape)
 
 

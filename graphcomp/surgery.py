@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from graphcomp.channels import ELEMENTS, Axis, Channels, Join, Unread
 from graphcomp.errors import SurgeryError
 from graphcomp.labels import Ints, along, compact, varying
+from graphcomp.liveness import CONCATENATIONS
 from graphcomp.program import (
     PASS_KEY,
     Program,
@@ -46,9 +47,10 @@ def no_drop(channels: Channels) -> Drop:
 def legalise(channels: Channels, drop: Drop, score: np.ndarray[Any, Any]) -> Drop:
     """The largest part of `drop` that can be removed, keeping channels of high `score` first.
 
-    Restores pinned channels, one channel of every tensor that would be left empty, and channels of
-    convolution groups that would become smaller than their siblings; then adds the sums of padded joins of
-    which both operands are gone. Terminates since it only restores.
+    Restores pinned channels, one channel of every tensor that would be left empty and is missed
+    (`graphcomp.liveness`), and channels of convolution groups that would become smaller than their siblings;
+    then adds the sums of padded joins of which both operands are gone, and the channels of layers that work
+    for nobody any more. Terminates since it only restores.
     """
     removable = no_drop(channels)
     for group in channels.removable:
@@ -59,7 +61,7 @@ def legalise(channels: Channels, drop: Drop, score: np.ndarray[Any, Any]) -> Dro
         drop[derived] = True
         drop[list(channels.pinned)] = False
         _settle_joins(channels, drop)
-    return drop
+    return drop | channels.liveness.only_idle(drop)
 
 
 def _derived(channels: Channels) -> list[int]:
@@ -69,11 +71,13 @@ def _derived(channels: Channels) -> list[int]:
 def _restore(channels: Channels, drop: Drop, score: np.ndarray[Any, Any]) -> None:
     while True:
         before = int(drop.sum())
-        for span in channels.spans:
+        for span in channels.liveness.missed(drop):
             if drop[span].all():
                 drop[span[np.argmax(score[span])]] = False
-        for rows in channels.balanced:
-            _balance(rows, drop, score)
+        idle = channels.liveness.idle_names(drop)
+        for node, rows in channels.balanced:
+            if node not in idle:
+                _balance(rows, drop, score)
         if int(drop.sum()) == before:
             return
 
@@ -256,6 +260,8 @@ Cut = tuple[int, Tensor] | _Ragged | None
 class _Surgeon:
     def __init__(self, program: Program, channels: Channels, drop: Drop, pass_name: str) -> None:
         self.program, self.channels, self.drop, self.pass_name = program, channels, drop, pass_name
+        marks = zip(program.graph.nodes, channels.liveness.idle(drop), strict=True)
+        self.idle = {node for node, is_idle in marks if is_idle}
         self.kept = torch.from_numpy(~drop[channels.channel_of])
         replaced = self.sliced_tensors()
         self.root, self.graph = parts(program, replaced)
@@ -270,6 +276,7 @@ class _Surgeon:
         for node in self.program.graph.nodes:
             self.visit(node)
         _remove_masks(self.graph)
+        self.erase_idle()
         eliminate_dead_nodes(self.graph, self.root)
         self.refuse_ragged()
         self.graph.lint()
@@ -277,6 +284,13 @@ class _Surgeon:
         result = Program(module, self.program.example_inputs, self.program.history)
         self.refuse_moved_memory(result)
         return result
+
+    def erase_idle(self) -> None:
+        """Also what acts in place, on memory that nobody reads."""
+        alive = set(self.graph.nodes)
+        for node in reversed(list(self.program.graph.nodes)):
+            if node in self.idle and self.new[node] in alive:
+                self.graph.erase_node(self.new[node])
 
     def refuse_ragged(self) -> None:
         alive = set(self.graph.nodes)
@@ -301,8 +315,8 @@ class _Surgeon:
                     raise self.refusal(written, f"memory shared with {node.name}, and written in place,")
 
     def writes(self) -> list[int]:
-        """Positions of the in-place operators in the graph."""
-        nodes = enumerate(self.program.graph.nodes)
+        """Positions of the in-place operators in the graph that stay."""
+        nodes = [(i, n) for i, n in enumerate(self.program.graph.nodes) if n not in self.idle]
         return [i for i, n in nodes if acts_in_place(self.program.module, n) and n.all_input_nodes]
 
     def overwritten(self, source: fx.Node, chain: Sequence[fx.Node]) -> bool:
@@ -318,13 +332,15 @@ class _Surgeon:
 
     def sliced_tensors(self) -> dict[str, Tensor]:
         selections: dict[str, dict[int, Axis]] = {}
+        unused = self.channels.liveness.unused(self.drop)
         self.indices: dict[int, Tensor] = {}
         for axis in self.channels.axes:
             gone = self.drop[axis.channels]
             if gone.any():
                 self.indices[id(axis)] = _indices(~gone)
                 for name, dim in axis.tensors:
-                    selections.setdefault(name, {})[dim] = axis
+                    if name not in unused:
+                        selections.setdefault(name, {})[dim] = axis
         return {name: self.slice(name, dims) for name, dims in selections.items()}
 
     def slice(self, name: str, dims: Mapping[int, Axis]) -> Tensor:
@@ -393,6 +409,8 @@ class _Surgeon:
         else:
             self.numbers[node] = self.number(node)
             return
+        if node in self.idle:
+            return
         if node.op == "call_module" and (node.target in self.changed_layers or self.loses_input(node)):
             self.sync(node)
         if node in self.joins:
@@ -455,6 +473,8 @@ class _Surgeon:
         cut = self.cuts[node]
         if _has_ragged(cut):
             return None
+        if self.fix_operands(node):
+            return None
         try:
             if self.delivers(node, node):
                 return None
@@ -502,7 +522,7 @@ class _Surgeon:
         sources = [s for s in node.all_input_nodes if _is_labelled(self.channels.values[s])]
         ids = {s: numbered(self.channels.values[s]) for s in sources}
         whole = move(self.program, node, ids.__getitem__, self.program.values.__getitem__)
-        small = {s: _apply_all(x, self.cuts[s]) for s, x in ids.items()}
+        small = {s: _apply_all(x, self.cuts[s]) for s, x in ids.items() if s in candidate.all_input_nodes}
         found = move(self.program, candidate, small.__getitem__, self.numbers.__getitem__)
         if isinstance(whole, Tensor):
             return _equal(found, _apply(whole, self.cuts[node]))
@@ -531,6 +551,17 @@ class _Surgeon:
         for source in candidate.all_input_nodes:
             source.users.pop(candidate, None)
         return good
+
+    def fix_operands(self, node: fx.Node) -> bool:
+        """A concatenation goes on without operands that have no channels left."""
+        if op_name(node) not in CONCATENATIONS or not any(s in self.idle for s in node.all_input_nodes):
+            return False
+        operands, *rest = node.args
+        left = tuple(s for s in cast(Sequence[fx.Node], operands) if s not in self.idle)
+        if not self.attempt(node, node.target, (left, *rest), dict(node.kwargs)):
+            raise self.refusal(node, "operands of a concatenation that are needed")
+        self.new[node].meta[PASS_KEY] = self.pass_name
+        return True
 
     def fix_sizes(self, node: fx.Node) -> bool:
         """Sizes in view, reshape, expand and unflatten that are not derived from the tensor itself."""
@@ -689,18 +720,28 @@ class _Surgeon:
         new.meta[PASS_KEY] = self.pass_name
 
     def pad_join(self, join: Join) -> None:
-        """Put zeros back into an operand of an addition that lost more than the sum did."""
+        """Put zeros back into an operand of an addition that lost more than the sum did.
+
+        An operand that has lost everything is left out, and with it the addition.
+        """
         result = ~self.drop[join.result]
         new = self.new[join.node]
+        args = list(new.args)
+        left = []
         for position, operand in enumerate(join.operands):
             present = (~self.drop[operand])[result]
-            if not present.all():
-                args = list(new.args)
+            if not present.all() and present.any():
                 with self.graph.inserting_before(new):
                     source = cast(fx.Node, args[position])
                     args[position] = self.spread(source, join, present, f"{join.node.name}_{position}")
-                new.args = tuple(args)
                 new.meta[PASS_KEY] = self.pass_name
+            if present.any():
+                left.append(cast(fx.Node, args[position]))
+        new.args = tuple(args)
+        if len(left) == 1:
+            new.replace_all_uses_with(left[0])
+            self.graph.erase_node(new)
+            self.new[join.node] = left[0]
 
     def spread(self, source: fx.Node, join: Join, present: Drop, name: str) -> fx.Node:
         """`source`'s channels where `present`, zeros elsewhere."""

@@ -45,6 +45,14 @@ def half(channels: Channels, seed: int = 0) -> Drop:
     return drop
 
 
+def half_and_whole(channels: Channels, seed: int = 0) -> Drop:
+    """Also all of every third removable group."""
+    drop = half(channels, seed)
+    for group in np.random.default_rng(seed).permutation(np.arange(len(channels.removable)))[::3].tolist():
+        drop[channels.removable[group].channels] = True
+    return drop
+
+
 def every_other(channels: Channels, layer: str) -> Drop:
     """Channels 0, 2, 4, … of what a layer produces."""
     drop = no_drop(channels)

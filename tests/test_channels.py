@@ -324,8 +324,8 @@ def test_grouped_convolutions_are_balanced() -> None:
     assert first.blocks.tolist() == [0, 0, 1, 1, 2, 2, 3, 3] or len(set(first.blocks.tolist())) == 4
     assert [first.blocks.tolist().count(b) for b in sorted(set(first.blocks.tolist()))] == [2] * 4
     assert [second.blocks.tolist().count(b) for b in sorted(set(second.blocks.tolist()))] == [3] * 4
-    assert [rows.shape for rows in channels.balanced] == [(4, 2), (4, 3)]
-    assert channels.balanced[0].flatten().tolist() == rows_of(channels, "a").tolist()
+    assert [rows.shape for _, rows in channels.balanced] == [(4, 2), (4, 3)]
+    assert channels.balanced[0][1].flatten().tolist() == rows_of(channels, "a").tolist()
 
 
 def test_depthwise_follows_its_producer() -> None:

@@ -1,0 +1,179 @@
+"""What still works after a removal: tensors may lose all of their channels where nobody misses them.
+
+A concatenation can do without an operand, and so can an addition whose operands are padded with zeros
+(`join="pad"`). A layer whose channels only such nodes read may therefore lose all of them: a layer of a
+DenseNet, a branch of an Inception block, a residual branch. With it goes whatever worked for it alone.
+
+    empty     all channels of the node's value have gone (of a sum: of its operands)
+    idle      empty, or read by idle nodes only
+    missed    empty, but read by a node that is neither idle nor can do without it
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from graphcomp.channels import Channels
+from graphcomp.labels import Ints, compact, varying
+from graphcomp.program import Program, acts_in_place, is_read_later
+from graphcomp.rules import op_name
+
+Marks = NDArray[np.bool_]
+"""One bool a node, in the order of the graph; or one a channel id."""
+
+CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
+
+
+class Liveness:
+    """Which nodes work, as a function of the channels that have gone (one bool a channel id)."""
+
+    def __init__(self, channels: Channels) -> None:
+        graph = channels.program.graph
+        self.nodes: list[fx.Node] = list(graph.nodes)
+        self.index = {node: i for i, node in enumerate(self.nodes)}
+        self.size = len(channels.channel_of)
+        self._spans: list[Ints] = []
+        self._spans_of = self._find_spans(channels)
+        self._is_whole = np.array([bool(span[0]) for span in self._spans], np.bool_)
+        self._joins = {
+            self.index[join.node]: [self.index[operand] for operand in join.node.all_input_nodes]
+            for join in channels.joins
+        }
+        self._readers: list[list[tuple[int, bool]]] = [
+            [(self.index[user], self._can_spare(channels, user, node)) for user in node.users]
+            for node in self.nodes
+        ]
+        self._works = [not _may_idle(channels, node) for node in self.nodes]
+        self._pieces = [self._source_of_piece(node) for node in self.nodes]
+        self._tensors = channels.program.tensors
+        self._tensors_of = [_used(channels.program, node) for node in self.nodes]
+        self._groups = [g for g in channels.groups if g.pinned is None]
+
+    def idle(self, gone: Marks) -> Marks:
+        """The nodes that do nothing for the result any more, in the order of the graph."""
+        empty, idle = self._empty(gone), np.zeros(len(self.nodes), bool)
+        if not empty.any():
+            return idle
+        for i in reversed(range(len(self.nodes))):
+            readers = self._readers[i]
+            unread = bool(readers) and not self._works[i] and all(idle[user] for user, _ in readers)
+            idle[i] = empty[i] or unread
+        return idle
+
+    def idle_names(self, gone: Marks) -> frozenset[str]:
+        """The names of `idle` nodes."""
+        return frozenset(self.nodes[i].name for i in np.flatnonzero(self.idle(gone)).tolist())
+
+    def missed(self, gone: Marks) -> Iterator[Ints]:
+        """Sets of channels of which one must come back, for all of them are gone and somebody needs some."""
+        empty = self._empty(gone)
+        if not empty.any():
+            return
+        idle = self.idle(gone)
+        for i in np.flatnonzero(empty).tolist():
+            source = self._pieces[i]
+            cut_off = source is not None and not idle[source]
+            if cut_off or not all(idle[user] or can_spare for user, can_spare in self._readers[i]):
+                yield self._spans[self._spans_of[self._decides(i)][0]]
+
+    def only_idle(self, gone: Marks) -> Marks:
+        """The channels of whole groups that sit in idle nodes only; they can go with them."""
+        found = np.zeros(self.size, bool)
+        idle = self.idle(gone)
+        if idle.any():
+            working = np.zeros(self.size, bool)
+            for span in {s for i in np.flatnonzero(~idle).tolist() for s in self._spans_of[i]}:
+                working[self._spans[span]] = True
+            for group in self._groups:
+                if not working[group.channels].any():
+                    found[group.channels] = True
+        return found
+
+    def unused(self, gone: Marks) -> frozenset[str]:
+        """Names of parameters and buffers that only idle nodes use."""
+        idle = self.idle(gone)
+        if not idle.any():
+            return frozenset()
+        working = {id(t) for i in np.flatnonzero(~idle).tolist() for t in self._tensors_of[i]}
+        return frozenset(name for name, tensor in self._tensors.items() if id(tensor) not in working)
+
+    def _empty(self, gone: Marks) -> Marks:
+        lost = np.array([bool(gone[span].all()) for span in self._spans], bool) & self._is_whole
+        if not lost.any():
+            return np.zeros(len(self.nodes), bool)
+        empty = np.array([bool(spans) and all(lost[s] for s in spans) for spans in self._spans_of])
+        for join, operands in self._joins.items():  # in the order of the graph; its own channels are theirs
+            empty[join] = all(empty[operand] for operand in operands)
+        return empty
+
+    def _decides(self, node: int) -> int:
+        """The node whose channels decide whether this one has any: of a sum an operand."""
+        while node in self._joins:
+            node = self._joins[node][0]
+        return node
+
+    def _can_spare(self, channels: Channels, user: fx.Node, operand: fx.Node) -> bool:
+        """Whether a node can be rewritten to do without this operand, once that has no channels."""
+        if self.index[user] in self._joins:
+            return not acts_in_place(channels.program.module, user)
+        if user.op != "call_function" or op_name(user) not in CONCATENATIONS:
+            return False
+        labels, axis = channels.values[operand], concatenated_axis(user)
+        if not isinstance(labels, Tensor) or axis is None or not axis % labels.ndim:
+            return False  # samples are concatenated
+        return set(varying(labels)) <= {axis % labels.ndim}
+
+    def _find_spans(self, channels: Channels) -> list[list[int]]:
+        """Per node the sets of channels, by number, of the tensors that it yields."""
+        known: dict[bytes, int] = {}
+        of_labels: dict[int, int] = {}
+        found = []
+        for node in self.nodes:
+            value = channels.values[node]
+            spans = []
+            for labels in value if isinstance(value, tuple | list) else (value,):
+                if not isinstance(labels, Tensor) or not labels.numel():
+                    continue
+                if id(labels) not in of_labels:
+                    span = np.unique(channels.channel_of[compact(labels).flatten().numpy()])
+                    number = known.setdefault(span.tobytes(), len(self._spans))
+                    if number == len(self._spans):
+                        self._spans.append(span)
+                    of_labels[id(labels)] = number
+                spans.append(of_labels[id(labels)])
+            found.append(spans)
+        return found
+
+    def _source_of_piece(self, node: fx.Node) -> int | None:
+        """The node of whose several tensors this one is."""
+        source = node.all_input_nodes[0] if node.all_input_nodes else None
+        return self.index[source] if source is not None and len(self._spans_of[self.index[source]]) > 1 else None
+
+
+def concatenated_axis(node: fx.Node) -> int | None:
+    """The dim that `torch.cat` was given; None if it is not a plain number."""
+    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+    return given if isinstance(given, int) else None
+
+
+def _used(program: Program, node: fx.Node) -> list[Tensor]:
+    """The parameters and buffers that a node uses."""
+    name = str(node.target)
+    if node.op == "get_attr":
+        return [program.tensors[name]] if name in program.tensors else []
+    if node.op != "call_module":
+        return []
+    module = program.layer(name)
+    return [t for t in (*module.parameters(), *module.buffers())]
+
+
+def _may_idle(channels: Channels, node: fx.Node) -> bool:
+    """Whether a node that nobody reads can go."""
+    if node.op in ("placeholder", "output"):
+        return False
+    program = channels.program
+    return not acts_in_place(program.module, node) or (
+        bool(node.all_input_nodes) and not is_read_later(program, node)
+    )
