@@ -485,10 +485,9 @@ class Remaining:
         """Every call with the widths that stay, then every join; None for one that costs nothing."""
         left = {node: 1 - float(drop[ids] @ share) for node, (ids, share) in self._of.items()}
         idle = self.live.idle(drop)
-        alone = {j.node for j, _ in self.joins if any(drop[operand].all() for operand in j.operands)}
         found: list[Operator | None] = []
         for call in self.calls:
-            if idle[self.live.index[call.node]] or call.node in alone:
+            if idle[self.live.index[call.node]]:
                 found.append(None)
                 continue
             into, out = round(call.into * left[call.source]), round(call.out * left[call.node])
@@ -513,8 +512,7 @@ class Remaining:
         """Zeros that are put back where one operand of an addition has lost what the other keeps."""
         kept = ~drop[join.result]
         call = _selection(join.node, plane, int(kept.sum()))
-        gone = [drop[operand] for operand in join.operands]
-        padded = [bool((lost & kept).any() and not lost.all()) for lost in gone]
+        padded = [bool((drop[operand] & kept).any()) for operand in join.operands]
         return [call.operator if call is not None and p else None for p in padded]
 
 

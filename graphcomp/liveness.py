@@ -1,10 +1,9 @@
 """What still works after a removal: tensors may lose all of their channels where nobody misses them.
 
-A concatenation can do without an operand, and so can an addition whose operands are padded with zeros
-(`join="pad"`). A layer whose channels only such nodes read may therefore lose all of them: a layer of a
-DenseNet, a branch of an Inception block, a residual branch. With it goes whatever worked for it alone.
+A concatenation can do without an operand. A layer whose channels only concatenations read may therefore lose
+all of them: a layer of a DenseNet, a branch of an Inception block. With it goes whatever worked for it alone.
 
-    empty     all channels of the node's value have gone (of a sum: of its operands)
+    empty     all channels of the node's value have gone
     idle      empty, or read by idle nodes only
     missed    empty, but read by a node that is neither idle nor can do without it
 """
@@ -37,12 +36,8 @@ class Liveness:
         self._spans: list[Ints] = []
         self._spans_of = self._find_spans(channels)
         self._is_whole = np.array([bool(span[0]) for span in self._spans], np.bool_)
-        self._joins = {
-            self.index[join.node]: [self.index[operand] for operand in join.node.all_input_nodes]
-            for join in channels.joins
-        }
         self._readers: list[list[tuple[int, bool]]] = [
-            [(self.index[user], self._can_spare(channels, user, node)) for user in node.users]
+            [(self.index[user], _can_spare(channels, user, node)) for user in node.users]
             for node in self.nodes
         ]
         self._works = [not _may_idle(channels, node) for node in self.nodes]
@@ -76,7 +71,7 @@ class Liveness:
             source = self._pieces[i]
             cut_off = source is not None and not idle[source]
             if cut_off or not all(idle[user] or can_spare for user, can_spare in self._readers[i]):
-                yield self._spans[self._spans_of[self._decides(i)][0]]
+                yield self._spans[self._spans_of[i][0]]
 
     def only_idle(self, gone: Marks) -> Marks:
         """The channels of whole groups that sit in idle nodes only; they can go with them."""
@@ -103,27 +98,7 @@ class Liveness:
         lost = np.array([bool(gone[span].all()) for span in self._spans], bool) & self._is_whole
         if not lost.any():
             return np.zeros(len(self.nodes), bool)
-        empty = np.array([bool(spans) and all(lost[s] for s in spans) for spans in self._spans_of])
-        for join, operands in self._joins.items():  # in the order of the graph; its own channels are theirs
-            empty[join] = all(empty[operand] for operand in operands)
-        return empty
-
-    def _decides(self, node: int) -> int:
-        """The node whose channels decide whether this one has any: of a sum an operand."""
-        while node in self._joins:
-            node = self._joins[node][0]
-        return node
-
-    def _can_spare(self, channels: Channels, user: fx.Node, operand: fx.Node) -> bool:
-        """Whether a node can be rewritten to do without this operand, once that has no channels."""
-        if self.index[user] in self._joins:
-            return not acts_in_place(channels.program.module, user)
-        if user.op != "call_function" or op_name(user) not in CONCATENATIONS:
-            return False
-        labels, axis = channels.values[operand], concatenated_axis(user)
-        if not isinstance(labels, Tensor) or axis is None or not axis % labels.ndim:
-            return False  # samples are concatenated
-        return set(varying(labels)) <= {axis % labels.ndim}
+        return np.array([bool(spans) and all(lost[s] for s in spans) for spans in self._spans_of])
 
     def _find_spans(self, channels: Channels) -> list[list[int]]:
         """Per node the sets of channels, by number, of the tensors that it yields."""
@@ -177,3 +152,13 @@ def _may_idle(channels: Channels, node: fx.Node) -> bool:
     return not acts_in_place(program.module, node) or (
         bool(node.all_input_nodes) and not is_read_later(program, node)
     )
+
+
+def _can_spare(channels: Channels, user: fx.Node, operand: fx.Node) -> bool:
+    """Whether a node can be rewritten to do without this operand, once that has no channels."""
+    if user.op != "call_function" or op_name(user) not in CONCATENATIONS:
+        return False
+    labels, axis = channels.values[operand], concatenated_axis(user)
+    if not isinstance(labels, Tensor) or axis is None or not axis % labels.ndim:
+        return False  # samples are concatenated
+    return set(varying(labels)) <= {axis % labels.ndim}

@@ -720,28 +720,18 @@ class _Surgeon:
         new.meta[PASS_KEY] = self.pass_name
 
     def pad_join(self, join: Join) -> None:
-        """Put zeros back into an operand of an addition that lost more than the sum did.
-
-        An operand that has lost everything is left out, and with it the addition.
-        """
+        """Put zeros back into an operand of an addition that lost more than the sum did."""
         result = ~self.drop[join.result]
         new = self.new[join.node]
-        args = list(new.args)
-        left = []
         for position, operand in enumerate(join.operands):
             present = (~self.drop[operand])[result]
-            if not present.all() and present.any():
+            if not present.all():
+                args = list(new.args)
                 with self.graph.inserting_before(new):
                     source = cast(fx.Node, args[position])
                     args[position] = self.spread(source, join, present, f"{join.node.name}_{position}")
+                new.args = tuple(args)
                 new.meta[PASS_KEY] = self.pass_name
-            if present.any():
-                left.append(cast(fx.Node, args[position]))
-        new.args = tuple(args)
-        if len(left) == 1:
-            new.replace_all_uses_with(left[0])
-            self.graph.erase_node(new)
-            self.new[join.node] = left[0]
 
     def spread(self, source: fx.Node, join: Join, present: Drop, name: str) -> fx.Node:
         """`source`'s channels where `present`, zeros elsewhere."""
