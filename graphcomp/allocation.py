@@ -101,11 +101,18 @@ class Allocation:
         return {g: fewest(preserved[g], share) if share > 0 else 0 for g, share in shares.items()}
 
     def drop(self, wanted: Mapping[ChannelGroup, int]) -> Drop:
-        """The channels that go: of every block the lowest, after rounding, as far as that is legal."""
+        """The channels that go: of every block the lowest, after rounding, as far as that is legal.
+
+        A group that is to keep none keeps as few as rounding allows where somebody needs one.
+        """
         drop, scores = no_drop(self.channels), self.judgement.scores
         for group, keep in wanted.items():
             _drop_lowest(drop, group, scores, round_up(keep, group, self.multiple, self.min_channels))
-        return legalise(self.channels, drop, scores)
+        drop = legalise(self.channels, drop, scores)
+        needed = {g: 1 for g, keep in wanted.items() if not keep and not drop[g.channels].all()}
+        if needed and self.min_channels == 0:
+            return self.drop({**wanted, **needed})
+        return drop
 
     def choose(self, shares: Shares) -> Drop:
         """The channels that go for these shares."""
@@ -143,20 +150,18 @@ class Allocation:
         while now > goal and heap:
             _, index = heapq.heappop(heap)
             group = self.groups[index]
-            steps = self._steps(group, kept, now, cost)
+            steps = []
+            for fewer, after in self._steps(group, kept, now, cost):
+                part = self._held(group, kept[group]) - self._held(group, fewer)
+                steps.append(((now - after) / inputs.loss(group, part), part, fewer, after))
             if not steps:
                 continue
-
-            def gain(step: tuple[int, float], group: ChannelGroup = group) -> float:
-                part = self._held(group, kept[group]) - self._held(group, step[0])
-                return (now - step[1]) / inputs.loss(group, part)
-
-            fewer, after = max(steps, key=gain)
-            if heap and gain((fewer, after)) < -heap[0][0]:
-                heapq.heappush(heap, (-gain((fewer, after)), index))
+            gain, part, fewer, after = max(steps)
+            is_best = not heap or gain >= -heap[0][0]
+            heapq.heappush(heap, (-gain, index))
+            if not is_best:
                 continue
-            heapq.heappush(heap, (-gain((fewer, after)), index))
-            inputs.lose(group, self._held(group, kept[group]) - self._held(group, fewer))
+            inputs.lose(group, part)
             bought.append((group, kept[group]))
             kept[group], now = fewer, after
             if not fewer:

@@ -123,8 +123,8 @@ class Liveness:
 
     def _source_of_piece(self, node: fx.Node) -> int | None:
         """The node of whose several tensors this one is."""
-        source = node.all_input_nodes[0] if node.all_input_nodes else None
-        return self.index[source] if source is not None and len(self._spans_of[self.index[source]]) > 1 else None
+        sources = [self.index[source] for source in node.all_input_nodes[:1]]
+        return next((source for source in sources if len(self._spans_of[source]) > 1), None)
 
 
 def concatenated_axis(node: fx.Node) -> int | None:
@@ -141,7 +141,7 @@ def _used(program: Program, node: fx.Node) -> list[Tensor]:
     if node.op != "call_module":
         return []
     module = program.layer(name)
-    return [t for t in (*module.parameters(), *module.buffers())]
+    return [*module.parameters(), *module.buffers()]
 
 
 def _may_idle(channels: Channels, node: fx.Node) -> bool:

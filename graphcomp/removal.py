@@ -138,10 +138,10 @@ class ChannelRemoval(RowRemoval, ABC):
         int,
         Field(
             ge=0,
-            description="every group keeps at least this many; 0: layers that only concatenations read may go "
-            "whole (greedy allocation)",
+            description="every group keeps at least this many; 0: greedy allocation may take layers whole "
+            "that only concatenations read; elsewhere 0 is 1",
         ),
-    ] = 1
+    ] = 0
     multiple: Annotated[
         Annotated[int, Field(ge=1)] | None,
         Field(description="kept counts are rounded up to it; default from the target, 1 switches it off"),
@@ -282,11 +282,12 @@ class ChannelRemoval(RowRemoval, ABC):
 
     def _infeasible(self, counter: str, amount: float | str, allocation: Allocation, cost: Cost) -> PassError:
         whole = cost(no_drop(allocation.channels))
-        least = cost(allocation.choose(allocation.uniform(0.0))) / whole
+        fewest = 0 if is_greedy(self.allocation, self.target) else 1
+        least = cost(allocation.drop(dict.fromkeys(allocation.groups, fewest))) / whole
         return PassError(
-            f"target {counter}: found {least:.3f} of the {counter} left when only {self.min_channels} "
-            f"channels a group (rounded up to the multiple) stay, expected {amount}; ask for less, "
-            "include more layers, or set multiple=1"
+            f"target {counter}: found {least:.3f} of the {counter} left when every group keeps as few "
+            f"channels as min_channels and multiple allow, expected {amount}; ask for less, include more "
+            "layers, or set multiple=1"
         )
 
     def _widths(
@@ -406,7 +407,7 @@ def _untouched(groups: list[ChannelGroup], drop: Drop, multiple: int, min_channe
         if drop[group.channels].any():
             continue
         width = len(group.channels)
-        if width <= min_channels:
+        if width <= max(min_channels, 1):
             tied = f", coupled at {', '.join(group.coupled_by[:3])}" if group.coupled_by else ""
             reason = f"{width} channel(s) wide{tied}"
         elif round_up(1, group, multiple, min_channels) >= width:

@@ -16,7 +16,7 @@ from graphcomp.errors import TraceError
 from graphcomp.program import Program
 from graphcomp.surgery import feasible, legalise, no_drop, remove
 from tests.nets import TRAPS
-from tests.removing import half, random_scores
+from tests.removing import half, half_and_whole, random_scores
 from tests.tiny import seeded, tiny_program, traced
 
 __all__ = ["seeded"]
@@ -180,14 +180,15 @@ def test_costs_equal_the_counters_after_removal() -> None:
         for join in joins:
             channels = analyse(program, join)
             scores = random_scores(channels)
-            drop, _ = feasible(channels, legalise(channels, half(channels), scores), scores)
-            small = remove(program, channels, drop, "test")
-            for counter in get_args(Counter):
-                cost, count = cost_of(counter, channels), COUNTERS[counter]
-                assert cost(no_drop(channels)) == pytest.approx(count(program)), (name, join, counter)
-                assert cost(drop) == pytest.approx(count(small)), (name, join, counter)
-            checked += bool(drop.any())
-    assert checked > 100
+            for chosen in (half, half_and_whole):
+                drop, _ = feasible(channels, legalise(channels, chosen(channels), scores), scores)
+                small = remove(program, channels, drop, "test")
+                for counter in get_args(Counter):
+                    cost, count = cost_of(counter, channels), COUNTERS[counter]
+                    assert cost(no_drop(channels)) == pytest.approx(count(program)), (name, join, counter)
+                    assert cost(drop) == pytest.approx(count(small)), (name, join, counter)
+                checked += bool(drop.any())
+    assert checked > 200
 
 
 # ---------------------------------------------------------------------- step by step
@@ -329,3 +330,84 @@ def test_greedy_gives_back_what_the_last_step_made_needless() -> None:
     shares = made.buy(50, cost)
     assert shares is not None
     assert made.wanted(shares)[one] < 16 and made.wanted(shares)[two] == 16  # 10 was bought and given back
+
+
+# ---------------------------------------------------------------------- whole layers
+
+
+class Dense(nn.Module):
+    """Three layers of 8 channels; the next one reads what all before have made, the head reads everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(4, 8, 1)
+        self.inner = nn.ModuleList([nn.Conv2d(8 * n, 16, 1) for n in (1, 2, 3)])
+        self.outer = nn.ModuleList([nn.Conv2d(16, 8, 1) for _ in range(3)])
+        self.head = nn.Conv2d(32, 4, 1)
+
+    def forward(self, x: Any) -> Any:
+        found = [self.stem(x)]
+        for inner, outer in zip(self.inner, self.outer, strict=True):
+            found.append(outer(torch.relu(inner(torch.cat(found, 1)))))
+        return self.head(torch.cat(found, 1))
+
+
+def dense(min_channels: int, scores: Any = None) -> Allocation:
+    """Blocks of 8; every channel is worth the same unless scores say otherwise."""
+    channels = analyse(traced(Dense(), 1, 4, 4, 4))
+    size = len(channels.channel_of)
+    given = np.ones(size) if scores is None else scores(channels)
+    preserved = {g: np.arange(1, len(g.channels) + 1) / len(g.channels) for g in channels.removable}
+    return Allocation(channels, channels.removable, Judgement(given, preserved), 8, min_channels)
+
+
+def test_greedy_takes_layers_whole_where_nobody_misses_them() -> None:
+    """The last layer is a quarter of what one layer reads, and nothing to anybody else."""
+    made = dense(min_channels=0)
+    cost = cost_of("macs", made.channels)
+    whole = cost(no_drop(made.channels))
+    shares = made.buy(whole - 1, cost)
+    assert shares is not None
+    drop = made.choose(shares)
+    small = remove(made.channels.program, made.channels, drop, "test")
+    assert {n.target for n in small.graph.nodes if n.op == "call_module"} == {
+        "stem", "inner.0", "inner.1", "outer.0", "outer.1", "head",
+    }  # fmt: skip
+    assert whole - cost(drop) == macs(made.channels.program) - macs(small) == 16 * (24 * 16 + 16 * 8 + 8 * 4)
+
+
+def test_a_least_number_of_channels_keeps_every_layer() -> None:
+    made = dense(min_channels=1)
+    cost = cost_of("macs", made.channels)
+    shares = made.buy(0.7 * cost(no_drop(made.channels)), cost)
+    assert shares is not None
+    assert all(count >= 8 for count in made.wanted(shares).values())
+    least = dense(min_channels=0)
+    assert cost(made.drop(dict.fromkeys(made.groups, 0))) > cost(least.drop(dict.fromkeys(least.groups, 0)))
+
+
+def test_all_layers_cannot_go() -> None:
+    """What reads a concatenation needs one of its operands, and keeps it in whole blocks."""
+    made = dense(min_channels=0)
+    drop = made.drop(dict.fromkeys(made.groups, 0))
+    small = remove(made.channels.program, made.channels, drop, "test")
+    assert small.layer("head").in_channels == 8
+
+
+def test_layers_that_went_lose_nothing_any_more() -> None:
+    """What only a layer reads that has gone costs nothing to remove, and saves nothing: it is left alone."""
+    made = dense(min_channels=0)
+    cost = cost_of("macs", made.channels)
+    order: list[float] = []
+
+    def seen(drop: Any) -> float:
+        order.append(float(drop.sum()))
+        return cost(drop)
+
+    shares = made.buy(0.4 * cost(no_drop(made.channels)), seen)
+    assert shares is not None
+    drop = made.choose(shares)
+    idle = made.channels.liveness.idle_names(drop)
+    gone = [g for g in made.groups if drop[g.channels].all()]
+    inner = [g for g in gone if g.name.startswith("inner") and f"{g.name.replace('.', '_')}" in idle]
+    assert inner and all(made.wanted(shares)[g] == 16 for g in inner)

@@ -190,7 +190,7 @@ def test_passes_as_json(cli: Cli) -> None:
     assert list(schemas) == list(PASSES)
     for name, kind in PASSES.items():
         assert set(schemas[name]["properties"]) == {f.name for f in fields(kind)}
-    assert schemas["l1"]["properties"]["min_channels"]["default"] == 1
+    assert schemas["l1"]["properties"]["min_channels"]["default"] == 0
     assert schemas["l1"]["additionalProperties"] is False
 
 

@@ -4,27 +4,33 @@ Unnamed layers, two and more residual streams, concatenations, depthwise and gro
 shuffles, splits, modules used twice, several outputs (T0.7: nothing may depend on a known architecture).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from graphcomp.allocation import cost_of
 from graphcomp.channels import Channels, JoinPolicy, analyse
+from graphcomp.cost import macs
 from graphcomp.errors import SurgeryError
 from graphcomp.program import Program
 from graphcomp.surgery import Drop, drop_of, dropped_rows, feasible, legalise, mask, remove
 from graphcomp.verify import TOLERANCE, check, difference
 from tests.nets import Spec, build, random_cnn
-from tests.removing import Removal, exact_program, half, random_scores
+from tests.removing import Removal, exact_program, half, half_and_whole, random_scores
 
 RANDOM = settings(
     deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 
-def feasible_half(channels: Channels, seed: int) -> tuple[Drop, Program, dict[str, str]]:
+def feasible_half(
+    channels: Channels, seed: int, chosen: Callable[[Channels, int], Drop] = half
+) -> tuple[Drop, Program, dict[str, str]]:
     """(choice, smaller program, reasons by node): half of the channels, or what of them is not refused."""
     program = channels.program
-    score, wanted = random_scores(channels, seed), half(channels, seed)
+    score, wanted = random_scores(channels, seed), chosen(channels, seed)
     drop = legalise(channels, wanted, score)
     assert drop.any() or not wanted.any()
     assert np.array_equal(drop_of(channels, dropped_rows(channels, drop)), drop)
@@ -36,8 +42,14 @@ def feasible_half(channels: Channels, seed: int) -> tuple[Drop, Program, dict[st
         return drop, remove(program, channels, drop, "test"), kept
 
 
-@pytest.mark.parametrize(("join", "count"), [("couple", 300), ("pad", 100)])
-def test_half_of_a_random_network_goes_exactly(join: JoinPolicy, count: int) -> None:
+@pytest.mark.parametrize(
+    ("join", "count", "chosen"),
+    [("couple", 300, half), ("pad", 100, half), ("couple", 150, half_and_whole), ("pad", 50, half_and_whole)],
+)
+def test_half_of_a_random_network_goes_exactly(
+    join: JoinPolicy, count: int, chosen: Callable[[Channels, int], Drop]
+) -> None:
+    """Or half of everything and all of something: whole layers go where only concatenations read them."""
     refused: list[dict[str, str]] = []
 
     @settings(RANDOM, max_examples=count)
@@ -45,9 +57,10 @@ def test_half_of_a_random_network_goes_exactly(join: JoinPolicy, count: int) -> 
     def check_half(spec: Spec) -> None:
         program = exact_program(build(spec))
         channels = analyse(program, join)
-        drop, smaller, kept = feasible_half(channels, spec["seed"])
+        drop, smaller, kept = feasible_half(channels, spec["seed"], chosen)
         assert difference(mask(program, channels, drop), smaller) <= TOLERANCE
         check(smaller)
+        assert cost_of("macs", channels)(drop) == pytest.approx(macs(smaller))
         refused.extend([kept] if kept else [])
 
     check_half()

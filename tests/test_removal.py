@@ -361,7 +361,7 @@ def test_target_gives_back_what_rounding_took() -> None:
 def test_unreachable_target_says_what_is(counter: Any) -> None:
     program = tiny_program()
     with pytest.raises(
-        PassError, match=rf"target {counter}: found [0-9.]+ of the {counter} left when only 1 "
+        PassError, match=rf"target {counter}: found [0-9.]+ of the {counter} left when every group "
     ) as e:
         L1(target={counter: 0.05}).plan(program, context())
     best = uniform(program, 0.999, counter) / COUNTERS[counter](program)
