@@ -4,8 +4,8 @@
         --data cifar10:DIR --out FILE
     python benchmarks/train_cifar.py --model densenet-cifar --epochs 8 --lr 0.1 --data cifar10:DIR --out FILE
 
-With `--imagenet`, all layers but the classifier start from that checkpoint of torchvision. 20 to 30 minutes. The
-last epoch is kept, so the accuracy on the test images chose nothing.
+With `--imagenet`, all layers but the classifier start from that checkpoint of torchvision. 20 to 30 minutes.
+The last epoch is kept, so the accuracy on the test images chose nothing.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A DenseNet for 32x32 images: torchvision's, whose first convolution is 3x3 with stride 2, without a pool."""
+"""A DenseNet for 32x32 images: torchvision's, whose first convolution is 3x3, stride 2, without a pool."""
 
 from torch import nn
 from torchvision.models import DenseNet
