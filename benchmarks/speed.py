@@ -311,8 +311,8 @@ intervals are 95 % bootstraps over loads and rounds. *By MACs*: dense over the v
 over that.
 Torch-Pruning is set up as its README does, at the smallest ratio that leaves {MACS:g} of the MACs;
 `round_to` is the block of this machine's kernels. graphcomp by MACs is `l1{{target=macs:{MACS:g}}}`, greedy
-with `allocation=greedy`, by latency `l1{{target=latency:{LATENCY:g}}}`, which removes as much as half the time
-at batch 1 asks for."""
+with `allocation=greedy`, by latency `l1{{target=latency:{LATENCY:g}}}`, which removes as much as half the
+time at batch 1 asks for."""
 
 HEAD = ["network", "batch", "variant", "time", "by MACs", "measured", "realised", "against Torch-Pruning"]
 

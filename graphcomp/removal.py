@@ -421,10 +421,12 @@ def _untouched(groups: list[ChannelGroup], drop: Drop, multiple: int, min_channe
 
 
 def _summary(channels: Channels, drop: Drop) -> str:
-    touched = sum(bool(drop[g.channels].any()) for g in channels.groups)
+    lost = [drop[g.channels] for g in channels.groups if drop[g.channels].any()]
     total = sum(len(g.channels) for g in channels.groups)
+    whole = sum(bool(gone.all()) for gone in lost)
     return (
-        f"removed {int(drop.sum())} of {total} coupled channels in {touched} of {len(channels.groups)} groups"
+        f"removed {int(drop.sum())} of {total} coupled channels in {len(lost)} of {len(channels.groups)} groups"
+        + (f", {whole} of them whole" if whole else "")
     )
 
 
