@@ -227,7 +227,8 @@ class _Inputs:
 
     A layer that goes from a part a to a part b loses log(a / b), so that no input is emptied before others
     were touched. A residual stream, which saves in many layers, loses in each of them; a group that is a
-    small part of a concatenation loses little in every layer behind it.
+    small part of a concatenation loses little in every layer behind it, and so does one of the summands of an
+    addition whose operands keep channels of their own (`join="pad"`).
     """
 
     def __init__(self, channels: Channels) -> None:
@@ -237,7 +238,11 @@ class _Inputs:
         self.nodes = [axis.node for axis in axes]
         self.works = np.ones(len(self.read), bool)
         self.left = np.ones(len(self.read))
-        self.size = len(channels.channel_of)
+        self.joins = channels.joins
+        self.summands = np.ones(len(channels.channel_of))
+        self.summands[0] = 0.0
+        for join in self.joins:
+            self.summands[join.result] = sum(self.summands[operand] for operand in join.operands)
         self._parts: dict[ChannelGroup, NDArray[np.float64]] = {}
 
     def loss(self, group: ChannelGroup, part: float) -> float:
@@ -257,9 +262,12 @@ class _Inputs:
     def _of(self, group: ChannelGroup) -> NDArray[np.float64]:
         """What part of every layer's input a group is."""
         if group not in self._parts:
-            is_member = np.zeros(self.size, bool)
-            is_member[group.channels] = True
-            self._parts[group] = np.array([is_member[ids].mean() for ids in self.read])
+            parts = np.zeros(len(self.summands))
+            parts[group.channels] = 1.0
+            for join in self.joins:  # operands come before their sums
+                parts[join.result] = sum(parts[x] * self.summands[x] for x in join.operands)
+                parts[join.result] /= np.maximum(self.summands[join.result], 1)
+            self._parts[group] = np.array([parts[ids].mean() for ids in self.read])
         return self._parts[group]
 
 

@@ -421,12 +421,11 @@ def _untouched(groups: list[ChannelGroup], drop: Drop, multiple: int, min_channe
 
 
 def _summary(channels: Channels, drop: Drop) -> str:
-    lost = [drop[g.channels] for g in channels.groups if drop[g.channels].any()]
-    total = sum(len(g.channels) for g in channels.groups)
+    groups = [drop[g.channels] for g in channels.groups]
+    lost, total = [gone for gone in groups if gone.any()], sum(map(len, groups))
     whole = sum(bool(gone.all()) for gone in lost)
-    return (
-        f"removed {int(drop.sum())} of {total} coupled channels in {len(lost)} of {len(channels.groups)} groups"
-        + (f", {whole} of them whole" if whole else "")
+    return f"removed {int(drop.sum())} of {total} coupled channels in {len(lost)} of {len(groups)} groups" + (
+        f", {whole} of them whole" if whole else ""
     )
 
 

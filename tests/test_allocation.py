@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from graphcomp.allocation import Allocation, Counter, Judgement, cost_of, fewest, largest, round_up
+from graphcomp.allocation import (
+    Allocation,
+    Counter,
+    Judgement,
+    _Inputs,
+    cost_of,
+    fewest,
+    largest,
+    round_up,
+)
 from graphcomp.channels import ChannelGroup, analyse
 from graphcomp.cost import macs, params_trainable
 from graphcomp.errors import TraceError
@@ -275,6 +284,26 @@ def test_greedy_counts_a_loss_by_its_part_of_what_a_layer_reads() -> None:
     assert four["alone"] == eight["alone"] == 16
     assert sum(four[g.name] for g in parts) == 60 and sum(eight[g.name] for g in parts) == 56
     assert kept(whole - 56)["alone"] < 16  # log(64 / 16) for 48 of the parts, log(4) for 12 of the other
+
+
+def test_greedy_counts_a_summand_by_its_part_of_the_sum() -> None:
+    """A third of what the head reads, padded with zeros, is worth a third of a layer's only input."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList([nn.Conv2d(4, 16, 1) for _ in range(3)])
+            self.alone, self.tail, self.head = nn.Conv2d(4, 16, 1), nn.Conv2d(16, 4, 1), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Any) -> Any:
+            a, b, c = (part(x) for part in self.parts)
+            return self.head(a + b + c) * self.tail(self.alone(x))
+
+    channels = analyse(traced(Net(), 1, 4, 4, 4), "pad")
+    groups = channels.removable
+    assert [g.name for g in groups] == [*(f"parts.{i}" for i in range(3)), "alone"]
+    inputs = _Inputs(channels)
+    assert [inputs.loss(g, 0.75) for g in groups] == pytest.approx([*[-np.log(0.75)] * 3, -np.log(0.25)])
 
 
 @pytest.mark.parametrize("counter", get_args(Counter))
