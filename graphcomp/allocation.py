@@ -9,8 +9,9 @@ search over them.
 import heapq
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +34,8 @@ Counter = Literal["macs", "params"]
 Strategy = Literal["uniform", "greedy"]
 Cost = Callable[[Drop], float]
 """What a program costs after a removal."""
+Steps = Callable[[ChannelGroup, Mapping[ChannelGroup, int], float, Cost], list[tuple[int, float]]]
+"""Widths that a group can go to from the current ones, and what all then costs, less than now."""
 
 TOLERANCE = 1e-12
 """Shares are sums of rounded numbers: ten times 0.1 is less than 1."""
@@ -91,9 +94,9 @@ class Allocation:
     multiple: int
     min_channels: int
 
-    def uniform(self, share: float) -> dict[ChannelGroup, float]:
-        """The same share everywhere."""
-        return dict.fromkeys(self.groups, share)
+    def uniform(self, share: float, gone: Collection[ChannelGroup] = ()) -> dict[ChannelGroup, float]:
+        """The same share everywhere, but nothing of groups that are to go whole."""
+        return {group: 0.0 if group in gone else share for group in self.groups}
 
     def wanted(self, shares: Shares) -> dict[ChannelGroup, int]:
         """Kept counts before rounding; a share of 0 asks for none."""
@@ -118,20 +121,77 @@ class Allocation:
         """The channels that go for these shares."""
         return self.drop(self.wanted(shares))
 
-    def meet(self, goal: float, cost: Cost) -> dict[ChannelGroup, float] | None:
+    def meet(
+        self, goal: float, cost: Cost, gone: Collection[ChannelGroup] = ()
+    ) -> dict[ChannelGroup, float] | None:
         """The largest share, the same everywhere, whose cost is within the goal; None if none is.
 
         Rounding makes groups of one width jump together, past the goal: what there is room for is given back
         (`_refill`), so that some groups may preserve more than the others.
+
+        Args:
+            goal, cost: what is to be left, and how it is counted.
+            gone: groups that go whole.
         """
-        rungs = np.unique([s for g in self.groups for s in self.judgement.preserved[g]]).tolist()
-        index = largest(rungs, lambda rung: cost(self.choose(self.uniform(rung))) <= goal)
+        rungs = self._rungs
+        index = self._largest_rung(goal, cost, gone)
         if index is None:
             return None
-        shares = self.uniform(rungs[index])
+        shares = self.uniform(rungs[index], gone)
         if index + 1 == len(rungs):
             return shares
-        return self._refill(shares, rungs[index + 1], lambda trial: cost(self.choose(trial)) <= goal)
+        more = self.uniform(rungs[index + 1], gone)
+        return self._refill(shares, more, lambda trial: cost(self.choose(trial)) <= goal)
+
+    def meet_with_whole_layers(self, goal: float, cost: Cost) -> dict[ChannelGroup, float] | None:
+        """`meet`, after so many layers went whole that least is lost in the end (`_Inputs.total`).
+
+        They go in the order in which `buy` would take them, and come back, the last one first, where there is
+        room for them in the end. Where no layer may go whole, this is `meet`.
+        """
+        best: tuple[float, int, list[ChannelGroup]] | None = None
+        for gone in self._whole_layers(cost):
+            index = self._largest_rung(goal, cost, gone)
+            if index is None:
+                continue
+            lost = self._lost(self.choose(self.uniform(self._rungs[index], gone)))
+            if best is None or lost < best[0]:
+                best = lost, index, gone
+            if index + 1 == len(self._rungs):  # nothing else has to go
+                break
+        if best is None:
+            return None
+        _, index, gone = best
+        for group in reversed(gone):
+            fewer = [other for other in gone if other is not group]
+            if cost(self.choose(self.uniform(self._rungs[index], fewer))) <= goal:
+                gone = fewer
+        return self.meet(goal, cost, gone)
+
+    @cached_property
+    def _rungs(self) -> list[float]:
+        """The shares at which a count changes."""
+        rungs: list[float] = np.unique([s for g in self.groups for s in self.judgement.preserved[g]]).tolist()
+        return rungs
+
+    def _largest_rung(self, goal: float, cost: Cost, gone: Collection[ChannelGroup]) -> int | None:
+        return largest(self._rungs, lambda rung: cost(self.choose(self.uniform(rung, gone))) <= goal)
+
+    def _whole_layers(self, cost: Cost) -> Iterator[list[ChannelGroup]]:
+        """None, then one more each time: the one that saves most cost for what is lost."""
+        gone: list[ChannelGroup] = []
+        yield []
+        for group, _, _ in self._purchases({g: len(g.channels) for g in self.groups}, cost, self._whole):
+            gone.append(group)
+            yield list(gone)
+
+    def _lost(self, drop: Drop) -> float:
+        """What a choice loses over all layers."""
+        kept = {g: int((~drop[g.channels]).sum()) for g in self.groups}
+        parts = {g: 1 - self._held(g, keep) for g, keep in kept.items() if keep < len(g.channels)}
+        inputs = _Inputs(self.channels)
+        inputs.forget(drop)
+        return inputs.total(parts)
 
     def buy(self, goal: float, cost: Cost) -> dict[ChannelGroup, float] | None:
         """Shares, one for every group, whose cost is within the goal; None if none are.
@@ -144,14 +204,30 @@ class Allocation:
         first.
         """
         kept = {g: len(g.channels) for g in self.groups}
-        inputs, bought = _Inputs(self.channels), list[tuple[ChannelGroup, int]]()
-        now = cost(self.drop(kept))
-        heap = [(-math.inf, i) for i, g in enumerate(self.groups)]
-        while now > goal and heap:
+        bought, now = list[tuple[ChannelGroup, int]](), cost(self.drop(kept))
+        if now > goal:
+            for group, before, now in self._purchases(kept, cost, self._steps):
+                bought.append((group, before))
+                if now <= goal:
+                    break
+        if now > goal:
+            return None
+        for group, before in reversed(bought):
+            if cost(self.drop({**kept, group: before})) <= goal:
+                kept[group] = before
+        return {g: float(self.judgement.preserved[g][k - 1]) if k else 0.0 for g, k in kept.items()}
+
+    def _purchases(
+        self, kept: dict[ChannelGroup, int], cost: Cost, steps_of: Steps
+    ) -> Iterator[tuple[ChannelGroup, int, float]]:
+        """Narrow groups in `kept`, step by step: the group, its width before, and what all costs now."""
+        inputs, now = _Inputs(self.channels), cost(self.drop(kept))
+        heap = [(-math.inf, i) for i in range(len(self.groups))]
+        while heap:
             _, index = heapq.heappop(heap)
             group = self.groups[index]
             steps = []
-            for fewer, after in self._steps(group, kept, now, cost):
+            for fewer, after in steps_of(group, kept, now, cost):
                 part = self._held(group, kept[group]) - self._held(group, fewer)
                 steps.append(((now - after) / inputs.loss(group, part), part, fewer, after))
             if not steps:
@@ -162,16 +238,10 @@ class Allocation:
             if not is_best:
                 continue
             inputs.lose(group, part)
-            bought.append((group, kept[group]))
-            kept[group], now = fewer, after
+            before, kept[group], now = kept[group], fewer, after
             if not fewer:
                 inputs.forget(self.drop(kept))
-        if now > goal:
-            return None
-        for group, before in reversed(bought):
-            if cost(self.drop({**kept, group: before})) <= goal:
-                kept[group] = before
-        return {g: float(self.judgement.preserved[g][k - 1]) if k else 0.0 for g, k in kept.items()}
+            yield group, before, now
 
     def _fewer(self, group: ChannelGroup, keep: int) -> int | None:
         """The next smaller width that rounding allows, above 0; None if there is none."""
@@ -192,11 +262,16 @@ class Allocation:
                 found.append((fewer, after))
                 break
             fewer = self._fewer(group, fewer)
-        if kept[group] and self.min_channels == 0:
-            drop = self.drop({**kept, group: 0})
-            if drop[group.channels].all() and (after := cost(drop)) < now:
-                found.append((0, after))
-        return found
+        return found + self._whole(group, kept, now, cost)
+
+    def _whole(
+        self, group: ChannelGroup, kept: Mapping[ChannelGroup, int], now: float, cost: Cost
+    ) -> list[tuple[int, float]]:
+        """None at all, if that costs less than now, and nobody misses it."""
+        if self.min_channels or not kept[group]:
+            return []
+        drop = self.drop({**kept, group: 0})
+        return [(0, after)] if drop[group.channels].all() and (after := cost(drop)) < now else []
 
     def _held(self, group: ChannelGroup, keep: int) -> float:
         """What part of a group's importance its best channels hold."""
@@ -205,18 +280,18 @@ class Allocation:
         return float(self.judgement.worth.get(group, self.judgement.preserved[group])[keep - 1])
 
     def _refill(
-        self, shares: dict[ChannelGroup, float], more: float, meets: Callable[[Shares], bool]
+        self, shares: dict[ChannelGroup, float], more: Shares, meets: Callable[[Shares], bool]
     ) -> dict[ChannelGroup, float]:
         """Raise groups to the next share, those first that would regain most of their importance."""
         scores = self.judgement.scores
-        regained = self.choose(shares) & ~self.choose(self.uniform(more))
+        regained = self.choose(shares) & ~self.choose(more)
 
         def gain(group: ChannelGroup) -> float:
             back = group.channels[regained[group.channels]]
             return float(scores[back].sum() / max(float(scores[group.channels].sum()), 1e-300))
 
         for group in sorted(self.groups, key=gain, reverse=True):
-            trial = {**shares, group: more}
+            trial = {**shares, group: more[group]}
             if gain(group) > 0 and meets(trial):
                 shares = trial
         return shares
@@ -249,6 +324,11 @@ class _Inputs:
         """Of losing this part of a group's importance, over all layers; above 0."""
         after = np.maximum(self.left - part * self._of(group), 1e-300)
         return max(float(np.log(self.left / after)[self.works].sum()), 1e-12)
+
+    def total(self, parts: Mapping[ChannelGroup, float]) -> float:
+        """What losing these parts of groups' importance loses together, over all layers."""
+        left = 1 - sum(part * self._of(group) for group, part in parts.items())
+        return -float(np.log(np.maximum(left, 1e-300))[self.works].sum())
 
     def lose(self, group: ChannelGroup, part: float) -> None:
         """Go on from there."""

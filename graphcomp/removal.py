@@ -138,8 +138,8 @@ class ChannelRemoval(RowRemoval, ABC):
         int,
         Field(
             ge=0,
-            description="every group keeps at least this many; 0: greedy allocation may take layers whole "
-            "that only concatenations read; elsewhere 0 is 1",
+            description="every group keeps at least this many; 0: a target may take layers whole that only "
+            "concatenations read; any other group keeps 1",
         ),
     ] = 0
     multiple: Annotated[
@@ -158,7 +158,8 @@ class ChannelRemoval(RowRemoval, ABC):
         Asked,
         Field(
             description="how a target is met: uniform: the same share of every group; greedy: step by step "
-            "what saves most for the importance lost; auto: greedy for a latency, else uniform"
+            "what saves most for the importance lost; auto: greedy for a latency, else uniform beside layers "
+            "that go whole (see min_channels), as many as lose least"
         ),
     ] = "auto"
     revert: Annotated[Revert, Field(description=REVERT)] = "auto"
@@ -252,8 +253,11 @@ class ChannelRemoval(RowRemoval, ABC):
         return {"target": {"of": counter, "asked": asked, "reached": reached}}
 
     def _meet(self, allocation: Allocation, goal: float, cost: Cost) -> dict[ChannelGroup, float] | None:
-        greedy = is_greedy(self.allocation, self.target)
-        return allocation.buy(goal, cost) if greedy else allocation.meet(goal, cost)
+        if is_greedy(self.allocation, self.target):
+            return allocation.buy(goal, cost)
+        if self.allocation == "auto":
+            return allocation.meet_with_whole_layers(goal, cost)
+        return allocation.meet(goal, cost)
 
     def _meet_latency(
         self, allocation: Allocation, amount: float | str, context: Context

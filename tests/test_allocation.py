@@ -440,3 +440,40 @@ def test_layers_that_went_lose_nothing_any_more() -> None:
     gone = [g for g in made.groups if drop[g.channels].all()]
     inner = [g for g in gone if g.name.startswith("inner") and f"{g.name.replace('.', '_')}" in idle]
     assert inner and all(made.wanted(shares)[g] == 16 for g in inner)
+
+
+@pytest.mark.parametrize("goal", [0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("counter", get_args(Counter))
+def test_one_share_for_what_stays(counter: Counter, goal: float) -> None:
+    """The goal is met, what went whole went whole, and less is lost than by one share for all."""
+    made = dense(min_channels=0)
+    cost = cost_of(counter, made.channels)
+    wanted = goal * cost(no_drop(made.channels))
+    shares, even = made.meet_with_whole_layers(wanted, cost), made.meet(wanted, cost)
+    assert shares is not None
+    drop = made.choose(shares)
+    assert cost(drop) <= wanted
+    gone = [g for g, share in shares.items() if share == 0]
+    assert gone and all(drop[g.channels].all() for g in gone)
+    assert even is None or made._lost(drop) < made._lost(made.choose(even))
+    for group in gone:  # none could have stayed beside the others
+        assert cost(made.choose({**shares, group: 1.0})) > wanted
+
+
+@pytest.mark.parametrize("goal", [0.3, 0.6, 0.9])
+def test_without_layers_that_may_go_one_share_is_for_all(goal: float) -> None:
+    for made in (allocation(tiny_program(), min_channels=0), dense(min_channels=1)):
+        cost = cost_of("macs", made.channels)
+        wanted = goal * cost(no_drop(made.channels))
+        assert made.meet_with_whole_layers(wanted, cost) == made.meet(wanted, cost)
+
+
+def test_losses_add_up() -> None:
+    """Bought one after the other or all together: what an input loses is the same."""
+    made = dense(min_channels=0)
+    one, two, *_ = [g for g in made.groups if g.name.startswith("outer")]
+    together, apart = _Inputs(made.channels), _Inputs(made.channels)
+    total = together.total({one: 0.5, two: 1.0})
+    first = apart.loss(one, 0.5)
+    apart.lose(one, 0.5)
+    assert total == pytest.approx(first + apart.loss(two, 1.0))
