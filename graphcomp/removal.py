@@ -286,7 +286,7 @@ class ChannelRemoval(RowRemoval, ABC):
 
     def _infeasible(self, counter: str, amount: float | str, allocation: Allocation, cost: Cost) -> PassError:
         whole = cost(no_drop(allocation.channels))
-        fewest = 0 if is_greedy(self.allocation, self.target) else 1
+        fewest = 1 if self.allocation == "uniform" else 0
         least = cost(allocation.drop(dict.fromkeys(allocation.groups, fewest))) / whole
         return PassError(
             f"target {counter}: found {least:.3f} of the {counter} left when every group keeps as few "

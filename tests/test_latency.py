@@ -29,7 +29,7 @@ from graphcomp.microbench import Kernel
 from graphcomp.surgery import feasible, legalise, no_drop, remove
 from graphcomp.targets import TARGETS
 from tests.nets import TRAPS
-from tests.removing import half, random_scores
+from tests.removing import half, half_and_whole, random_scores
 from tests.stopwatch import Machine, staircase
 from tests.tiny import seeded, tiny_program, traced
 
@@ -304,17 +304,46 @@ def test_cost_of_a_removal_is_the_smaller_networks(join: Any) -> None:
             continue
         channels = analyse(program, join)
         scores = random_scores(channels)
-        drop, _ = feasible(channels, legalise(channels, half(channels), scores), scores)
         model = LatencyModel(AVX2, timer=Machine())
         cost = LatencyCost(channels, model)
         assert cost(no_drop(channels)) == pytest.approx(model.predict(program)), name
-        small = calls(remove(program, channels, drop, "test"))
-        expected = [(c.into, c.out) for c in small if c.kernel.op in ("conv", "linear")]
-        operators = cost.after.operators(drop)[: len(cost.after.calls)]
-        found = [op[1:] for op in operators if op is not None and op[0].op in ("conv", "linear")]
-        assert found == expected, name
-        checked += bool(drop.any())
-    assert checked > 15
+        for chosen in (half, half_and_whole):
+            drop, _ = feasible(channels, legalise(channels, chosen(channels), scores), scores)
+            small = calls(remove(program, channels, drop, "test"))
+            expected = [(c.into, c.out) for c in small if c.kernel.op in ("conv", "linear")]
+            operators = cost.after.operators(drop)[: len(cost.after.calls)]
+            found = [op[1:] for op in operators if op is not None and op[0].op in ("conv", "linear")]
+            assert found == expected, name
+            checked += bool(drop.any())
+    assert checked > 30
+
+
+def test_layers_that_went_whole_take_no_time() -> None:
+    """With them the normalisation and the concatenation in front that worked for them alone."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.inner, self.outer = nn.Conv2d(8, 8, 1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 8, 3)
+            self.norm, self.side, self.head = nn.BatchNorm2d(16), nn.Conv2d(8, 8, 1), nn.Conv2d(16, 8, 1)
+
+        def forward(self, x: Any) -> Any:
+            x = self.stem(x)
+            made = self.outer(
+                F.pad(self.inner(torch.relu(self.norm(torch.cat([x, self.side(x)], 1)))), [1] * 4)
+            )
+            return self.head(torch.cat([x, made], 1))
+
+    channels = analyse(traced(Net(), 1, 8, 8, 8))
+    model = LatencyModel(AVX2, timer=Machine())
+    cost = LatencyCost(channels, model)
+    drop = no_drop(channels)
+    for group in channels.group_of("outer"):
+        drop[group.channels] = True
+    drop = legalise(channels, drop, random_scores(channels))
+    left = [c.node.name for c, o in zip(cost.after.calls, cost.after.operators(drop), strict=True) if o]
+    assert set(left) == {"stem", "head", "cat_1"}
+    assert cost(drop) < 0.5 * cost(no_drop(channels))
 
 
 def test_cost_sees_blocks() -> None:

@@ -22,13 +22,14 @@ from graphcomp.allocation import Scores
 from graphcomp.channels import Channels, analyse
 from graphcomp.cost import macs, params_trainable
 from graphcomp.errors import PassError, RecipeError, SurgeryError
+from graphcomp.export import export_onnx
 from graphcomp.passes import L1, PASSES, FoldBN, Random
 from graphcomp.pipeline import Context, Plan, run_pass
 from graphcomp.program import Program
 from graphcomp.recipe import parse_passes
 from graphcomp.removal import OPTIONS, ChannelRemoval, RatioRemoval, options_of
 from graphcomp.verify import TOLERANCE, difference, verify_pass
-from tests.nets import TRAPS
+from tests.nets import TRAPS, scramble
 from tests.tiny import context, seeded, tiny_program, traced
 
 __all__ = ["seeded"]
@@ -355,6 +356,45 @@ def test_target_gives_back_what_rounding_took() -> None:
     found = list(widths(result).values())[:3]
     assert sorted(found) == [8, 16, 16] and macs(result) <= 0.8 * macs(program)
     assert uniform(program, 0.5, "macs", multiple=8) < 0.5 * macs(program)
+
+
+class Dense(nn.Module):
+    """What three layers make is concatenated, and read by the next one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.ModuleList([nn.BatchNorm2d(8 * n) for n in (1, 2, 3)])
+        self.inner = nn.ModuleList([nn.Conv2d(8 * n, 16, 1) for n in (1, 2, 3)])
+        self.outer = nn.ModuleList([nn.Conv2d(16, 8, 3, padding=1) for _ in range(3)])
+        self.act, self.head = nn.ReLU(inplace=True), nn.Conv2d(32, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        found = [self.stem(x)]
+        for norm, inner, outer in zip(self.norm, self.inner, self.outer, strict=True):
+            found.append(outer(inner(self.act(norm(torch.cat(found, 1))))))
+        return self.head(torch.cat(found, 1))
+
+
+@pytest.mark.parametrize("allocation", ["auto", "greedy"])
+def test_whole_layers_go_for_a_target(allocation: Any, tmp_path: Path) -> None:
+    """Planned, replayed, verified, saved, loaded and exported like any other removal."""
+    program = traced(scramble(Dense(), 0), 1, 3, 6, 6)
+    pass_ = L1(target={"macs": 0.5}, multiple=8, allocation=allocation)
+    plan, result = apply(pass_, program)
+    gone = [g["group"] for g in plan.evidence["groups"] if g["kept"] == 0]
+    assert gone and f", {len(gone)} of them whole" in plan.summary
+    assert not {"norm.2", *gone} & set(result.called_modules())
+    assert macs(result) <= 0.5 * macs(program)
+    verify_pass(pass_, program, plan)
+    again = pass_.rewrite(pass_.simulate(program, Plan.model_validate_json(plan.model_dump_json())), plan)
+    assert str(again) == str(result)
+    result.save(tmp_path / "program")
+    loaded = Program.load(tmp_path / "program")
+    assert difference(loaded, result) == 0
+    export_onnx(result, tmp_path / "model.onnx", batches=(1, 3))  # compares with torch on both
+    _, kept = apply(L1(target={"macs": 0.6}, multiple=8, min_channels=1), program)
+    assert set(kept.called_modules()) == set(program.called_modules())
 
 
 @pytest.mark.parametrize("counter", ["macs", "params"])
