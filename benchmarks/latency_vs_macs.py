@@ -5,12 +5,13 @@
     python benchmarks/latency_vs_macs.py --render          # write the section of docs/results.md
 
 Every row is one pass of channel removal, `target=macs:x` or `target=latency:x`, by one share for all groups
-(uniform) or step by step what saves most for the importance lost (greedy); behind it the same repair for all
-of them: normalisations measured again, and with `--epochs` a short training. What has a row is not made
-again. At the end all networks are timed by turns in one process, so that any two can be compared. Every
-latency row is then held against the curve of the MAC rows of the same repair: the time that those need for
-its accuracy, between two of them along a straight line. Rows without a partner on the curve (more accurate,
-or less, than all of them) say so.
+(uniform) or step by step what saves most for the importance lost (greedy; whole: where layers may also go
+whole, if the network has any that may); behind it the same repair for all of them: normalisations measured
+again, and with `--epochs` a short training. What has a row is not made again. At the end all networks are
+timed by turns in one process, so that any two can be compared. Every latency row is then held against the
+curve of the MAC rows of the same repair: the time that those need for its accuracy, between two of them
+along a straight line. Rows without a partner on the curve (more accurate, or less, than all of them) say
+so.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from section import replace_section
 
 import graphcomp
 from graphcomp.bench import Times, in_turn, ratio_interval
+from graphcomp.channels import analyse
 from graphcomp.compiler import load_source
 from graphcomp.cost import macs
 from graphcomp.data import Data, load_data
@@ -34,10 +36,17 @@ from graphcomp.evaluate import accuracy
 from graphcomp.passes import PASSES
 from graphcomp.program import Program
 from graphcomp.records import Interval
+from graphcomp.surgery import legalise, no_drop
 
 GOALS = (0.8, 0.65, 0.5)
 COUNTERS = ("macs", "latency")
-ALLOCATIONS = ("uniform", "greedy")
+ALLOCATIONS = {
+    "": "",
+    "uniform": "allocation=uniform",
+    "greedy": "allocation=greedy",
+    "whole": "allocation=greedy",
+}
+"""`whole`: greedy, and layers that only concatenations read may go whole."""
 WHOLE = "original"
 RUNS = 400
 NAME = "latency-vs-macs"
@@ -45,11 +54,12 @@ BEGIN, END = (
     f"<!-- {NAME}: {end}, written by benchmarks/latency_vs_macs.py --render -->" for end in ("begin", "end")
 )
 INTRO = """\
-Every row removes channels for a part of the MACs or of the measured time (batch 1, one thread), by one share
-for all groups or greedily; behind it the same repair for all. All files of a network are timed by turns in
-one process (`benchmarks/latency_vs_macs.py`). Below, the time that the rows by MACs need for the accuracy of
-a row by latency, along the straight line between two of them, over that row's own: above 1, allocation on
-time is ahead. The original is a point of every curve. MobileNet-V2's weights are those that
+Every row removes channels for a part of the MACs or of the measured time (batch 1, one thread), by one
+share for all groups or greedily (*whole*: layers that only concatenations read may go whole); behind it
+the same repair for all. All files of a network are timed by turns in one process
+(`benchmarks/latency_vs_macs.py`). Below, the time that the rows by MACs need for the accuracy of a row by
+latency, along the straight line between two of them, over that row's own: above 1, allocation on time is
+ahead. The original is a point of every curve. The weights of MobileNet-V2 and the DenseNet are those that
 `benchmarks/train_cifar.py` trains."""
 
 
@@ -57,16 +67,24 @@ time is ahead. The original is a point of every curve. MobileNet-V2's weights ar
 
 
 def measure(
-    rows: Rows, source: Program, data: Data, criterion: str, goals: Sequence[float], repairs: Sequence[str]
+    rows: Rows,
+    source: Program,
+    data: Data,
+    criterion: str,
+    kinds: Sequence[str],
+    goals: Sequence[float],
+    repairs: Sequence[str],
 ) -> None:
     """Make every network that has no row, and keep its file and its accuracies."""
     folder = rows.path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     rows.measure(WHOLE, partial(_original, source, data, folder, repairs))
-    for goal, counter, allocation in product(goals, COUNTERS, allocations(criterion)):
-        name = f"{counter}:{goal:g} {allocation}".strip()
-        options = f"target={counter}:{goal}" + (f",allocation={allocation}" if allocation else "")
-        recipe = f"{criterion}{{{options}}}"
+    for goal, counter, kind in product(goals, COUNTERS, kinds):
+        name = f"{counter}:{goal:g} {kind}".strip()
+        options = [f"target={counter}:{goal}", ALLOCATIONS[kind]]
+        if "whole" in kinds and kind != "whole":
+            options.append("min_channels=1")
+        recipe = f"{criterion}{{{','.join(filter(None, options))}}}"
         print(
             name,
             rows.measure(name, partial(_row, source, data, recipe, _file(folder, name), repairs)),
@@ -74,10 +92,23 @@ def measure(
         )
 
 
-def allocations(criterion: str) -> Sequence[str]:
+def allocations(criterion: str, source: Program) -> Sequence[str]:
     """What a pass can allocate by; a single empty one if it has its own way."""
-    has_some = any(field.name == "allocation" for field in fields(PASSES[criterion]))
-    return ALLOCATIONS if has_some else ("",)
+    options = {field.name for field in fields(PASSES[criterion])}
+    if "allocation" not in options:
+        return ("",)
+    may_go = "min_channels" in options and _has_layers_that_may_go(source)
+    return ("uniform", "greedy", "whole") if may_go else ("uniform", "greedy")
+
+
+def _has_layers_that_may_go(source: Program) -> bool:
+    channels = analyse(source)
+    for group in channels.removable:
+        drop = no_drop(channels)
+        drop[group.channels] = True
+        if legalise(channels, drop, np.zeros(len(drop)))[group.channels].all():
+            return True
+    return False
 
 
 def _original(source: Program, data: Data, folder: Path, repairs: Sequence[str]) -> Row:
@@ -193,7 +224,8 @@ def _network(rows: Rows, times: Mapping[str, Times]) -> list[str]:
         lines.append([name, f"{row['macs']:.3f}", time, *(f"{row['top1'][r]:.2f}" for r in repairs)])
     head = ["asked for", "MACs left", "time left", *(f"top-1, %: `{r}`" for r in repairs)]
     intro = f"**{said['model']}**, `{said['criterion']}`, {said['data']}; {rows.places}; CPU time."
-    compared, verdicts, kinds = [], [], allocations(said["criterion"])
+    last = {name.partition(" ")[2] for name in rows.found if name != WHOLE}
+    compared, verdicts, kinds = [], [], [kind for kind in ALLOCATIONS if kind in last]
     for repair in repairs:
         found = points(rows, times, repair)
         for point in sorted((p for p in found if p.name.startswith("latency")), key=lambda p: _place(p.name)):
@@ -260,7 +292,13 @@ def main() -> None:
         key = f"{NAME}-{chosen.model.rpartition(':')[2]}-{chosen.criterion.partition('{')[0]}"
         rows = Rows.open(key, settings | {"repairs": repairs})
         measure(
-            rows, loaded.program, data, chosen.criterion, list(map(float, chosen.goals.split(","))), repairs
+            rows,
+            loaded.program,
+            data,
+            chosen.criterion,
+            allocations(chosen.criterion, loaded.program),
+            list(map(float, chosen.goals.split(","))),
+            repairs,
         )
         time_all(rows, chosen.seconds)
         print("\n\n".join(_network(rows, dict(np.load(rows.path.with_suffix(".npz"))))))
