@@ -333,8 +333,8 @@ def section(results: Result) -> str:
     missing = [n for n in NETWORKS if n not in {name for name, _, _ in rows}]
     lines = [
         f"Asked of every row of graphcomp by default: at least {LEAST} realised (networks without depthwise "
-        "convolutions), never slower than dense, ahead of Torch-Pruning's default. `allocation=greedy` is not "
-        "held to it.",
+        "convolutions), never slower than dense, ahead of Torch-Pruning's default. `allocation=greedy` is "
+        "not held to it.",
         "",
         *([f"- Does not hold: {text}." for text in short] or ["- Holds at every row."]),
         *([f"- Not measured: {', '.join(missing)}."] if missing else []),
