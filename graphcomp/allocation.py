@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from graphcomp.channels import ChannelGroup, Channels
 from graphcomp.cost import layer_row, layer_weight, params_trainable
+from graphcomp.liveness import live_of
 from graphcomp.surgery import Drop, legalise, no_drop
 
 Scores = NDArray[np.float64]
@@ -36,6 +37,9 @@ Cost = Callable[[Drop], float]
 """What a program costs after a removal."""
 Steps = Callable[[ChannelGroup, Mapping[ChannelGroup, int], float, Cost], list[tuple[int, float]]]
 """Widths that a group can go to from the current ones, and what all then costs, less than now."""
+
+DEPTH = 2.0
+"""Times what its channels lose, that is counted for a layer that goes whole: what it computes goes, too."""
 
 TOLERANCE = 1e-12
 """Shares are sums of rounded numbers: ten times 0.1 is less than 1."""
@@ -144,7 +148,7 @@ class Allocation:
         return self._refill(shares, more, lambda trial: cost(self.choose(trial)) <= goal)
 
     def meet_with_whole_layers(self, goal: float, cost: Cost) -> dict[ChannelGroup, float] | None:
-        """`meet`, after so many layers went whole that least is lost in the end (`_Inputs.total`).
+        """`meet`, after so many layers went whole that least is lost in the end (`_Inputs.total`, `DEPTH`).
 
         They go in the order in which `buy` would take them, and come back, the last one first, where there is
         room for them in the end. Where no layer may go whole, this is `meet`.
@@ -154,7 +158,7 @@ class Allocation:
             index = self._largest_rung(goal, cost, gone)
             if index is None:
                 continue
-            lost = self._lost(self.choose(self.uniform(self._rungs[index], gone)))
+            lost = self._lost(self.choose(self.uniform(self._rungs[index], gone))) * (DEPTH if gone else 1)
             if best is None or lost < best[0]:
                 best = lost, index, gone
             if index + 1 == len(self._rungs):  # nothing else has to go
@@ -229,7 +233,8 @@ class Allocation:
             steps = []
             for fewer, after in steps_of(group, kept, now, cost):
                 part = self._held(group, kept[group]) - self._held(group, fewer)
-                steps.append(((now - after) / inputs.loss(group, part), part, fewer, after))
+                loss = inputs.loss(group, part) * (1 if fewer else DEPTH)
+                steps.append(((now - after) / loss, part, fewer, after))
             if not steps:
                 continue
             gain, part, fewer, after = max(steps)
@@ -307,7 +312,7 @@ class _Inputs:
     """
 
     def __init__(self, channels: Channels) -> None:
-        self.live = channels.liveness
+        self.live = live_of(channels)
         axes = [axis for axis in channels.axes if axis.reads]
         self.read = [axis.channels for axis in axes]
         self.nodes = [axis.node for axis in axes]
@@ -371,7 +376,7 @@ class CostModel:
     """Parameters and MACs of a program after a removal, from the axes alone."""
 
     def __init__(self, channels: Channels) -> None:
-        program, self.axes, self.live = channels.program, channels.axes, channels.liveness
+        program, self.axes, self.live = channels.program, channels.axes, live_of(channels)
         self.total_params = params_trainable(program)
         self.sizes: dict[str, tuple[int, bool]] = {}
         name_of: dict[int, str] = {}  # a tied weight is on the axes under one of its names

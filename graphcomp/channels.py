@@ -15,8 +15,7 @@ function as writing zeros into the weights that read it (`graphcomp.surgery`).
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -26,9 +25,6 @@ from torch import Tensor, fx
 from graphcomp.errors import AnalysisError
 from graphcomp.labels import Ints, compact, components, varying
 from graphcomp.program import Program
-
-if TYPE_CHECKING:
-    from graphcomp.liveness import Liveness
 
 ELEMENTS = -1
 """Stands for "all dimensions" where an axis is a whole parameter or buffer (role "tensor")."""
@@ -126,13 +122,6 @@ class Channels:
     def removable(self) -> tuple[ChannelGroup, ...]:
         """Groups that a criterion may choose from."""
         return tuple(g for g in self.groups if g.pinned is None and not g.derived)
-
-    @cached_property
-    def liveness(self) -> "Liveness":
-        """Which nodes still work after a removal."""
-        from graphcomp.liveness import Liveness
-
-        return Liveness(self)
 
     def group_of(self, layer: str) -> list[ChannelGroup]:
         """The groups that a layer produces channels of."""

@@ -34,6 +34,7 @@ from graphcomp import cache, doctor
 from graphcomp.channels import Channels
 from graphcomp.cost import layer_row
 from graphcomp.labels import Ints, compact
+from graphcomp.liveness import live_of
 from graphcomp.microbench import ACTIVATIONS, Kernel, Timer, measure, race_timer
 from graphcomp.program import Program
 from graphcomp.progress import Progress, quiet
@@ -472,7 +473,7 @@ class Remaining:
     """The operators of a program after a removal, from its labels alone."""
 
     def __init__(self, channels: Channels) -> None:
-        self.live = channels.liveness
+        self.live = live_of(channels)
         self.calls = calls(channels.program)
         self.joins = [(j, _plane(channels, j.node)) for j in channels.joins]
         self._of: dict[fx.Node, tuple[NDArray[Any], NDArray[Any]]] = {}

@@ -9,6 +9,7 @@ all of them: a layer of a DenseNet, a branch of an Inception block. With it goes
 """
 
 from collections.abc import Iterator
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,13 @@ Marks = NDArray[np.bool_]
 """One bool a node, in the order of the graph; or one a channel id."""
 
 CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
+
+
+def live_of(channels: Channels) -> "Liveness":
+    """The same object whenever it is asked for the same analysis."""
+    if channels not in _KNOWN:
+        _KNOWN[channels] = Liveness(channels)
+    return _KNOWN[channels]
 
 
 class Liveness:
@@ -162,3 +170,6 @@ def _can_spare(channels: Channels, user: fx.Node, operand: fx.Node) -> bool:
     if not isinstance(labels, Tensor) or axis is None or not axis % labels.ndim:
         return False  # samples are concatenated
     return set(varying(labels)) <= {axis % labels.ndim}
+
+
+_KNOWN: WeakKeyDictionary[Channels, Liveness] = WeakKeyDictionary()

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from graphcomp.channels import ELEMENTS, Axis, Channels, Join, Unread
 from graphcomp.errors import SurgeryError
 from graphcomp.labels import Ints, along, compact, varying
-from graphcomp.liveness import CONCATENATIONS
+from graphcomp.liveness import CONCATENATIONS, live_of
 from graphcomp.program import (
     PASS_KEY,
     Program,
@@ -61,7 +61,7 @@ def legalise(channels: Channels, drop: Drop, score: np.ndarray[Any, Any]) -> Dro
         drop[derived] = True
         drop[list(channels.pinned)] = False
         _settle_joins(channels, drop)
-    return drop | channels.liveness.only_idle(drop)
+    return drop | live_of(channels).only_idle(drop)
 
 
 def _derived(channels: Channels) -> list[int]:
@@ -71,10 +71,10 @@ def _derived(channels: Channels) -> list[int]:
 def _restore(channels: Channels, drop: Drop, score: np.ndarray[Any, Any]) -> None:
     while True:
         before = int(drop.sum())
-        for span in channels.liveness.missed(drop):
+        for span in live_of(channels).missed(drop):
             if drop[span].all():
                 drop[span[np.argmax(score[span])]] = False
-        idle = channels.liveness.idle_names(drop)
+        idle = live_of(channels).idle_names(drop)
         for node, rows in channels.balanced:
             if node not in idle:
                 _balance(rows, drop, score)
@@ -260,7 +260,7 @@ Cut = tuple[int, Tensor] | _Ragged | None
 class _Surgeon:
     def __init__(self, program: Program, channels: Channels, drop: Drop, pass_name: str) -> None:
         self.program, self.channels, self.drop, self.pass_name = program, channels, drop, pass_name
-        marks = zip(program.graph.nodes, channels.liveness.idle(drop), strict=True)
+        marks = zip(program.graph.nodes, live_of(channels).idle(drop), strict=True)
         self.idle = {node for node, is_idle in marks if is_idle}
         self.kept = torch.from_numpy(~drop[channels.channel_of])
         replaced = self.sliced_tensors()
@@ -332,7 +332,7 @@ class _Surgeon:
 
     def sliced_tensors(self) -> dict[str, Tensor]:
         selections: dict[str, dict[int, Axis]] = {}
-        unused = self.channels.liveness.unused(self.drop)
+        unused = live_of(self.channels).unused(self.drop)
         self.indices: dict[int, Tensor] = {}
         for axis in self.channels.axes:
             gone = self.drop[axis.channels]

@@ -22,6 +22,7 @@ from graphcomp.allocation import (
 from graphcomp.channels import ChannelGroup, analyse
 from graphcomp.cost import macs, params_trainable
 from graphcomp.errors import TraceError
+from graphcomp.liveness import live_of
 from graphcomp.program import Program
 from graphcomp.surgery import feasible, legalise, no_drop, remove
 from tests.nets import TRAPS
@@ -436,7 +437,7 @@ def test_layers_that_went_lose_nothing_any_more() -> None:
     shares = made.buy(0.4 * cost(no_drop(made.channels)), seen)
     assert shares is not None
     drop = made.choose(shares)
-    idle = made.channels.liveness.idle_names(drop)
+    idle = live_of(made.channels).idle_names(drop)
     gone = [g for g in made.groups if drop[g.channels].all()]
     inner = [g for g in gone if g.name.startswith("inner") and f"{g.name.replace('.', '_')}" in idle]
     assert inner and all(made.wanted(shares)[g] == 16 for g in inner)
@@ -477,3 +478,15 @@ def test_losses_add_up() -> None:
     first = apart.loss(one, 0.5)
     apart.lose(one, 0.5)
     assert total == pytest.approx(first + apart.loss(two, 1.0))
+
+
+def test_a_layer_counts_for_more_than_its_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much it saves, it stays where what it computes counts for enough."""
+    monkeypatch.setattr("graphcomp.allocation.DEPTH", 1e6)
+    made = dense(min_channels=0)
+    cost = cost_of("macs", made.channels)
+    goal = 0.7 * cost(no_drop(made.channels))
+    assert made.meet_with_whole_layers(goal, cost) == made.meet(goal, cost)
+    bought = made.buy(goal, cost)
+    assert bought is not None
+    assert min(made.wanted(bought).values()) > 0

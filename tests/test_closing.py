@@ -139,7 +139,7 @@ def test_pfa_meets_a_latency() -> None:
 
 def test_infeasible_latency() -> None:
     where = replace(context(), timer=Machine())
-    with pytest.raises(PassError, match=r"target latency: found 0\.\d+ of the latency left when only 1 chan"):
+    with pytest.raises(PassError, match=r"target latency: found 0\.\d+ of the latency left when every group"):
         L1(target={"latency": 0.01}).plan(wide(), where)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from graphcomp.channels import Channels, JoinPolicy, analyse
 from graphcomp.cost import macs
+from graphcomp.liveness import live_of
 from graphcomp.surgery import Drop, dropped_rows, legalise, mask, no_drop, remove
 from graphcomp.verify import TOLERANCE, difference
 from tests.nets import TRAPS
@@ -53,9 +54,9 @@ def test_a_branch_goes_with_whatever_worked_for_it_alone() -> None:
     channels = channels_of(concatenated)
     drop = legalise(channels, without(channels, "b"), random_scores(channels))
     assert dropped_rows(channels, drop) == {"a.weight": list(range(6)), "b.weight": list(range(5))}
-    idle = channels.liveness.idle_names(drop)
+    idle = live_of(channels).idle_names(drop)
     assert idle == {"norm", "act", "a", "b"}
-    unused = channels.liveness.unused(drop)
+    unused = live_of(channels).unused(drop)
     assert {name.partition(".")[0] for name in unused} == {"norm", "a", "b"}
     small = remove(channels.program, channels, drop, "test")
     assert not idle & {node.name for node in small.graph.nodes}
@@ -109,7 +110,7 @@ def test_a_write_that_others_see_stays() -> None:
 
     channels = analyse(exact_program((Net(), (1, 3, 5, 5))))
     drop = legalise(channels, without(channels, "b"), random_scores(channels))
-    assert "b" in channels.liveness.idle_names(drop) and "relu_" not in channels.liveness.idle_names(drop)
+    assert "b" in live_of(channels).idle_names(drop) and "relu_" not in live_of(channels).idle_names(drop)
     small = remove(channels.program, channels, drop, "test")
     assert difference(mask(channels.program, channels, drop), small) <= TOLERANCE
 
@@ -134,8 +135,8 @@ def test_nothing_is_idle_where_something_of_everything_stays() -> None:
     drop = no_drop(channels)
     for group in channels.removable:
         drop[group.channels[1:]] = True
-    assert not channels.liveness.idle(drop).any() and not list(channels.liveness.missed(drop))
-    assert not channels.liveness.unused(drop) and not channels.liveness.only_idle(drop).any()
+    assert not live_of(channels).idle(drop).any() and not list(live_of(channels).missed(drop))
+    assert not live_of(channels).unused(drop) and not live_of(channels).only_idle(drop).any()
 
 
 @pytest.mark.parametrize("join", JOINS)
@@ -151,6 +152,6 @@ def test_whole_layers_go_exactly(name: str, join: JoinPolicy) -> None:
         masked, small = mask(program, channels, drop), remove(program, channels, drop, "test")
         assert difference(masked, small) <= TOLERANCE
         assert str(Removal(join).rewrite(masked, dropped_rows(channels, drop))) == str(small)
-        gone += int(channels.liveness.idle(drop).sum())
+        gone += int(live_of(channels).idle(drop).sum())
         assert macs(small) < macs(program)
     assert gone > 0

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from graphcomp.channels import Channels, JoinPolicy, analyse
 from graphcomp.cost import macs, params_state
 from graphcomp.errors import SurgeryError
+from graphcomp.liveness import live_of
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.program import PASS_KEY, Program, fresh_inputs, output_tensors
 from graphcomp.surgery import drop_of, dropped_rows, feasible, legalise, mask, no_drop, remove
@@ -443,7 +444,7 @@ def test_legalise(name: str, join: JoinPolicy, seed: int, share: float) -> None:
     drop = legalise(channels, wanted, score)
     derived = np.zeros(len(drop), bool)
     derived[[c for g in channels.groups if g.derived for c in g.channels]] = True
-    live = channels.liveness
+    live = live_of(channels)
     assert not (drop & ~wanted & ~derived & ~live.only_idle(drop)).any()
     assert not drop[0]
     assert not drop[list(channels.pinned)].any()
