@@ -5,13 +5,13 @@
     python benchmarks/latency_vs_macs.py --render          # write the section of docs/results.md
 
 Every row is one pass of channel removal, `target=macs:x` or `target=latency:x`, by one share for all groups
-(uniform) or step by step what saves most for the importance lost (greedy; whole: where layers may also go
-whole, if the network has any that may); behind it the same repair for all of them: normalisations measured
-again, and with `--epochs` a short training. What has a row is not made again. At the end all networks are
-timed by turns in one process, so that any two can be compared. Every latency row is then held against the
-curve of the MAC rows of the same repair: the time that those need for its accuracy, between two of them
-along a straight line. Rows without a partner on the curve (more accurate, or less, than all of them) say
-so.
+(uniform) or step by step what saves most for the importance lost (greedy; default: uniform by MACs, greedy
+by latency, and layers may go whole, if the network has any that may); behind it the same repair for all of
+them: normalisations measured again, and with `--epochs` a short training. What has a row is not made again.
+At the end all networks are timed by turns in one process, so that any two can be compared. Every latency
+row is then held against the curve of the MAC rows of the same repair: the time that those need for its
+accuracy, between two of them along a straight line. Rows without a partner on the curve (more accurate, or
+less, than all of them) say so.
 """
 
 import argparse
@@ -44,9 +44,9 @@ ALLOCATIONS = {
     "": "",
     "uniform": "allocation=uniform",
     "greedy": "allocation=greedy",
-    "whole": "allocation=greedy",
+    "default": "allocation=auto",
 }
-"""`whole`: greedy, and layers that only concatenations read may go whole."""
+"""`default`: uniform by MACs and greedy by latency, and narrow layers may go whole; the others keep all layers."""
 WHOLE = "original"
 RUNS = 400
 NAME = "latency-vs-macs"
@@ -55,12 +55,12 @@ BEGIN, END = (
 )
 INTRO = """\
 Every row removes channels for a part of the MACs or of the measured time (batch 1, one thread), by one
-share for all groups or greedily (*whole*: layers that only concatenations read may go whole); behind it
-the same repair for all. All files of a network are timed by turns in one process
-(`benchmarks/latency_vs_macs.py`). Below, the time that the rows by MACs need for the accuracy of a row by
-latency, along the straight line between two of them, over that row's own: above 1, allocation on time is
-ahead. The original is a point of every curve. The weights of MobileNet-V2 and the DenseNet are those that
-`benchmarks/train_cifar.py` trains."""
+share for all groups or greedily (*default*: uniform by MACs, greedy by latency, and narrow layers that
+only concatenations read may go whole); behind it the same repair for all. All files of a network are
+timed by turns in one process (`benchmarks/latency_vs_macs.py`). Below, the time that the rows by MACs
+need for the accuracy of a row by latency, along the straight line between two of them, over that row's
+own: above 1, allocation on time is ahead. The original is a point of every curve. The weights of
+MobileNet-V2 and the DenseNet are those that `benchmarks/train_cifar.py` trains."""
 
 
 # ---------------------------------------------------------------------- making and timing
@@ -82,7 +82,7 @@ def measure(
     for goal, counter, kind in product(goals, COUNTERS, kinds):
         name = f"{counter}:{goal:g} {kind}".strip()
         options = [f"target={counter}:{goal}", ALLOCATIONS[kind]]
-        if "whole" in kinds and kind != "whole":
+        if "default" in kinds and kind != "default":
             options.append("min_channels=1")
         recipe = f"{criterion}{{{','.join(filter(None, options))}}}"
         print(
@@ -98,7 +98,7 @@ def allocations(criterion: str, source: Program) -> Sequence[str]:
     if "allocation" not in options:
         return ("",)
     may_go = "min_channels" in options and _has_layers_that_may_go(source)
-    return ("uniform", "greedy", "whole") if may_go else ("uniform", "greedy")
+    return ("uniform", "greedy", "default") if may_go else ("uniform", "greedy")
 
 
 def _has_layers_that_may_go(source: Program) -> bool:

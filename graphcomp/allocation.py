@@ -38,6 +38,8 @@ Cost = Callable[[Drop], float]
 Steps = Callable[[ChannelGroup, Mapping[ChannelGroup, int], float, Cost], list[tuple[int, float]]]
 """Widths that a group can go to from the current ones, and what all then costs, less than now."""
 
+NARROW = 2
+"""Blocks of channels (multiples) up to which a group may go whole: with more of them it can be narrowed."""
 DEPTH = 2.0
 """Times what its channels lose, that is counted for a layer that goes whole: what it computes goes, too."""
 
@@ -201,11 +203,11 @@ class Allocation:
         """Shares, one for every group, whose cost is within the goal; None if none are.
 
         One step of a group's width at a time, always the one that saves most cost for what is lost
-        (`_Inputs`). A step is as wide as it has to be to save anything: kernels compute whole blocks; or it
-        takes the whole group, where `min_channels` allows that and nobody misses it. Gains are looked at
-        again only when they come to the top: removing channels seldom makes other channels dearer. The last
-        step may save far more than was missing; what there is room for then is given back, the last bought
-        first.
+        (`_Inputs`). A step is as wide as it has to be to save anything: kernels compute whole blocks;
+        or it takes the whole group, where `min_channels` allows that, little is left and nobody
+        misses it. Gains are looked at again only when they come to the top: removing channels seldom
+        makes other channels dearer. The last step may save far more than was missing; what there is
+        room for then is given back, the last bought first.
         """
         kept = {g: len(g.channels) for g in self.groups}
         bought, now = list[tuple[ChannelGroup, int]](), cost(self.drop(kept))
@@ -250,10 +252,13 @@ class Allocation:
 
     def _fewer(self, group: ChannelGroup, keep: int) -> int | None:
         """The next smaller width that rounding allows, above 0; None if there is none."""
-        blocks = int(group.blocks.max()) + 1
-        step = math.lcm(self.multiple, blocks)
+        step = self._block(group)
         found = round_up(max((keep - 1) // step * step, 1), group, self.multiple, self.min_channels)
         return found if found < keep else None
+
+    def _block(self, group: ChannelGroup) -> int:
+        """What widths are rounded to: the multiple, and equal numbers in every block of the group."""
+        return math.lcm(self.multiple, int(group.blocks.max()) + 1)
 
     def _steps(
         self, group: ChannelGroup, kept: Mapping[ChannelGroup, int], now: float, cost: Cost
@@ -272,8 +277,8 @@ class Allocation:
     def _whole(
         self, group: ChannelGroup, kept: Mapping[ChannelGroup, int], now: float, cost: Cost
     ) -> list[tuple[int, float]]:
-        """None at all, if that costs less than now, and nobody misses it."""
-        if self.min_channels or not kept[group]:
+        """None at all, if that costs less than now, nobody misses it, and few are left (`NARROW`)."""
+        if self.min_channels or not 0 < kept[group] <= NARROW * self._block(group):
             return []
         drop = self.drop({**kept, group: 0})
         return [(0, after)] if drop[group.channels].all() and (after := cost(drop)) < now else []

@@ -138,8 +138,8 @@ class ChannelRemoval(RowRemoval, ABC):
         int,
         Field(
             ge=0,
-            description="every group keeps at least this many; 0: a target may take layers whole that only "
-            "concatenations read; any other group keeps 1",
+            description="every group keeps at least this many; 0: a target may take narrow layers whole that "
+            "only concatenations read; any other group keeps 1",
         ),
     ] = 0
     multiple: Annotated[
