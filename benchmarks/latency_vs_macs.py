@@ -46,7 +46,7 @@ ALLOCATIONS = {
     "greedy": "allocation=greedy",
     "default": "allocation=auto",
 }
-"""`default`: uniform by MACs and greedy by latency, and narrow layers may go whole; the others keep all layers."""
+"""`default`: uniform by MACs, greedy by latency, and narrow layers may go whole; the others keep all."""
 WHOLE = "original"
 RUNS = 400
 NAME = "latency-vs-macs"
