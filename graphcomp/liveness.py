@@ -48,7 +48,7 @@ class Liveness:
             [(self.index[user], _can_spare(channels, user, node)) for user in node.users]
             for node in self.nodes
         ]
-        self._works = [not _may_idle(channels, node) for node in self.nodes]
+        self._stays = [not _may_idle(channels, node) for node in self.nodes]
         self._pieces = [self._source_of_piece(node) for node in self.nodes]
         self._tensors = channels.program.tensors
         self._tensors_of = [_used(channels.program, node) for node in self.nodes]
@@ -61,7 +61,7 @@ class Liveness:
             return idle
         for i in reversed(range(len(self.nodes))):
             readers = self._readers[i]
-            unread = bool(readers) and not self._works[i] and all(idle[user] for user, _ in readers)
+            unread = bool(readers) and not self._stays[i] and all(idle[user] for user, _ in readers)
             idle[i] = empty[i] or unread
         return idle
 
@@ -135,7 +135,7 @@ class Liveness:
         return next((source for source in sources if len(self._spans_of[source]) > 1), None)
 
 
-def concatenated_axis(node: fx.Node) -> int | None:
+def _concatenated_axis(node: fx.Node) -> int | None:
     """The dim that `torch.cat` was given; None if it is not a plain number."""
     given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
     return given if isinstance(given, int) else None
@@ -166,7 +166,7 @@ def _can_spare(channels: Channels, user: fx.Node, operand: fx.Node) -> bool:
     """Whether a node can be rewritten to do without this operand, once that has no channels."""
     if user.op != "call_function" or op_name(user) not in CONCATENATIONS:
         return False
-    labels, axis = channels.values[operand], concatenated_axis(user)
+    labels, axis = channels.values[operand], _concatenated_axis(user)
     if not isinstance(labels, Tensor) or axis is None or not axis % labels.ndim:
         return False  # samples are concatenated
     return set(varying(labels)) <= {axis % labels.ndim}
