@@ -226,7 +226,7 @@ class Allocation:
     def _purchases(
         self, kept: dict[ChannelGroup, int], cost: Cost, steps_of: Steps
     ) -> Iterator[tuple[ChannelGroup, int, float]]:
-        """Narrow groups in `kept`, step by step; yields the group, its width before, and what all costs now."""
+        """Narrow groups in `kept`, step by step: the group, its width before, what all costs now."""
         inputs, now = _Inputs(self.channels), cost(self.drop(kept))
         heap = [(-math.inf, i) for i in range(len(self.groups))]
         while heap:
