@@ -38,8 +38,8 @@ def die(tell: Tell) -> None:
 
 def wait_long(folder: Path, tell: Tell) -> None:
     """Until somebody interrupts; says that it was."""
-    (folder / "started").touch()
     try:
+        (folder / "started").touch()
         time.sleep(120)
     except KeyboardInterrupt:
         (folder / "interrupted").touch()
