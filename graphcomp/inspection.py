@@ -27,7 +27,7 @@ from graphcomp.cost import layer_row, snapshot
 from graphcomp.labels import Ints, compact, varying
 from graphcomp.program import Program, describe, describe_module, output_tensors
 from graphcomp.records import LayerRow, Record
-from graphcomp.rules import op_name
+from graphcomp.rules import CONCATENATIONS, op_name
 from graphcomp.storage import atomic_file
 
 # ---- the record ------------------------------------------------------------------------------------------
@@ -537,7 +537,7 @@ def _rows(inspection: Inspection) -> list[_Row]:
     return rows
 
 
-_ALWAYS = {"input", "output", "cat", "concat", "concatenate", "stack"}
+_ALWAYS = {"input", "output", "stack", *CONCATENATIONS}
 
 
 def _mixes(node: NodeRow, row: NodeRow) -> bool:

@@ -18,12 +18,10 @@ from torch import Tensor, fx
 from graphcomp.channels import Channels
 from graphcomp.labels import Ints, compact, varying
 from graphcomp.program import Program, acts_in_place, is_read_later
-from graphcomp.rules import op_name
+from graphcomp.rules import CONCATENATIONS, op_name
 
 Marks = NDArray[np.bool_]
 """One bool a node, in the order of the graph; or one a channel id."""
-
-CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
 
 
 def live_of(channels: Channels) -> "Liveness":
@@ -43,7 +41,9 @@ class Liveness:
         self.size = len(channels.channel_of)
         self._spans: list[Ints] = []
         self._spans_of = self._find_spans(channels)
-        self._is_whole = np.array([bool(span[0]) for span in self._spans], np.bool_)
+        self._members = np.concatenate(self._spans)
+        self._starts = np.cumsum([0, *map(len, self._spans[:-1])])
+        self._is_whole = self._members[self._starts] != 0
         self._readers: list[list[tuple[int, bool]]] = [
             [(self.index[user], _can_spare(channels, user, node)) for user in node.users]
             for node in self.nodes
@@ -56,7 +56,10 @@ class Liveness:
 
     def idle(self, gone: Marks) -> Marks:
         """The nodes that do nothing for the result any more, in the order of the graph."""
-        empty, idle = self._empty(gone), np.zeros(len(self.nodes), bool)
+        return self._idle(self._empty(gone))
+
+    def _idle(self, empty: Marks) -> Marks:
+        idle = np.zeros(len(self.nodes), bool)
         if not empty.any():
             return idle
         for i in reversed(range(len(self.nodes))):
@@ -74,7 +77,7 @@ class Liveness:
         empty = self._empty(gone)
         if not empty.any():
             return
-        idle = self.idle(gone)
+        idle = self._idle(empty)
         for i in np.flatnonzero(empty).tolist():
             source = self._pieces[i]
             cut_off = source is not None and not idle[source]
@@ -103,7 +106,7 @@ class Liveness:
         return frozenset(name for name, tensor in self._tensors.items() if id(tensor) not in working)
 
     def _empty(self, gone: Marks) -> Marks:
-        lost = np.array([bool(gone[span].all()) for span in self._spans], bool) & self._is_whole
+        lost = np.logical_and.reduceat(gone[self._members], self._starts) & self._is_whole
         if not lost.any():
             return np.zeros(len(self.nodes), bool)
         return np.array([bool(spans) and all(lost[s] for s in spans) for spans in self._spans_of])

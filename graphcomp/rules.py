@@ -605,6 +605,8 @@ def _shuffle(x: Tensor, groups: int) -> Tensor:
     return x.reshape(b, groups, c // groups, *rest).transpose(1, 2).reshape(b, c, *rest)
 
 
+CONCATENATIONS = ("cat", "concat", "concatenate")
+
 MOVES: dict[str, Callable[..., Any]] = {
     "view": torch.Tensor.reshape,
     "reshape": torch.Tensor.reshape,
@@ -633,9 +635,7 @@ MOVES: dict[str, Callable[..., Any]] = {
     "select": torch.select,
     "index_select": torch.index_select,
     "getitem": operator.getitem,
-    "cat": _concatenate,
-    "concat": _concatenate,
-    "concatenate": _concatenate,
+    **dict.fromkeys(CONCATENATIONS, _concatenate),
     "stack": torch.stack,
     "pixel_shuffle": F.pixel_shuffle,
     "pixel_unshuffle": F.pixel_unshuffle,

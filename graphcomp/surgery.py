@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from graphcomp.channels import ELEMENTS, Axis, Channels, Join, Unread
 from graphcomp.errors import SurgeryError
 from graphcomp.labels import Ints, along, compact, varying
-from graphcomp.liveness import CONCATENATIONS, live_of
+from graphcomp.liveness import live_of
 from graphcomp.program import (
     PASS_KEY,
     Program,
@@ -29,7 +29,7 @@ from graphcomp.program import (
     parts,
     same_memory,
 )
-from graphcomp.rules import is_move, move, op_name, pad_amounts
+from graphcomp.rules import CONCATENATIONS, is_move, move, op_name, pad_amounts
 
 Drop = np.ndarray[Any, np.dtype[np.bool_]]
 """Which channels go: one bool a channel id."""
