@@ -252,13 +252,9 @@ class Allocation:
 
     def _fewer(self, group: ChannelGroup, keep: int) -> int | None:
         """The next smaller width that rounding allows, above 0; None if there is none."""
-        step = self._block(group)
+        step = rounding_step(group, self.multiple)
         found = round_up(max((keep - 1) // step * step, 1), group, self.multiple, self.min_channels)
         return found if found < keep else None
-
-    def _block(self, group: ChannelGroup) -> int:
-        """What widths are rounded to: the multiple, and equal numbers in every block of the group."""
-        return math.lcm(self.multiple, int(group.blocks.max()) + 1)
 
     def _steps(
         self, group: ChannelGroup, kept: Mapping[ChannelGroup, int], now: float, cost: Cost
@@ -278,7 +274,7 @@ class Allocation:
         self, group: ChannelGroup, kept: Mapping[ChannelGroup, int], now: float, cost: Cost
     ) -> list[tuple[int, float]]:
         """None at all, if that costs less than now, nobody misses it, and few are left (`NARROW`)."""
-        if self.min_channels or not 0 < kept[group] <= NARROW * self._block(group):
+        if self.min_channels or not 0 < kept[group] <= NARROW * rounding_step(group, self.multiple):
             return []
         drop = self.drop({**kept, group: 0})
         return [(0, after)] if drop[group.channels].all() and (after := cost(drop)) < now else []
@@ -361,10 +357,15 @@ class _Inputs:
         return self._parts[group]
 
 
+def rounding_step(group: ChannelGroup, multiple: int) -> int:
+    """What widths are rounded to: the multiple, and equal numbers in every block of the group."""
+    return math.lcm(multiple, int(group.blocks.max()) + 1)
+
+
 def round_up(keep: int, group: ChannelGroup, multiple: int, min_channels: int) -> int:
     """Kept channels after rounding up: to the multiple, and to equal numbers in every block."""
     total, blocks = len(group.channels), int(group.blocks.max()) + 1
-    step = math.lcm(multiple, blocks)
+    step = rounding_step(group, multiple)
     keep = max(keep, min_channels)
     return min(total, math.ceil(keep / step) * step) if total % blocks == 0 else total
 
