@@ -67,18 +67,13 @@ MobileNet-V2 and the DenseNet are those that `benchmarks/train_cifar.py` trains.
 
 
 def measure(
-    rows: Rows,
-    source: Program,
-    data: Data,
-    criterion: str,
-    kinds: Sequence[str],
-    goals: Sequence[float],
-    repairs: Sequence[str],
+    rows: Rows, source: Program, data: Data, criterion: str, goals: Sequence[float], repairs: Sequence[str]
 ) -> None:
     """Make every network that has no row, and keep its file and its accuracies."""
     folder = rows.path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     rows.measure(WHOLE, partial(_original, source, data, folder, repairs))
+    kinds = allocations(criterion, source)
     for goal, counter, kind in product(goals, COUNTERS, kinds):
         name = f"{counter}:{goal:g} {kind}".strip()
         options = [f"target={counter}:{goal}", ALLOCATIONS[kind]]
@@ -292,13 +287,7 @@ def main() -> None:
         key = f"{NAME}-{chosen.model.rpartition(':')[2]}-{chosen.criterion.partition('{')[0]}"
         rows = Rows.open(key, settings | {"repairs": repairs})
         measure(
-            rows,
-            loaded.program,
-            data,
-            chosen.criterion,
-            allocations(chosen.criterion, loaded.program),
-            list(map(float, chosen.goals.split(","))),
-            repairs,
+            rows, loaded.program, data, chosen.criterion, list(map(float, chosen.goals.split(","))), repairs
         )
         time_all(rows, chosen.seconds)
         print("\n\n".join(_network(rows, dict(np.load(rows.path.with_suffix(".npz"))))))

@@ -382,11 +382,10 @@ class Dense(nn.Module):
         return self.head(torch.cat(found, 1))
 
 
-def dense(min_channels: int, scores: Any = None) -> Allocation:
-    """Blocks of 8; every channel is worth the same unless scores say otherwise."""
+def dense(min_channels: int) -> Allocation:
+    """Blocks of 8; every channel is worth the same."""
     channels = analyse(traced(Dense(), 1, 4, 4, 4))
-    size = len(channels.channel_of)
-    given = np.ones(size) if scores is None else scores(channels)
+    given = np.ones(len(channels.channel_of))
     preserved = {g: np.arange(1, len(g.channels) + 1) / len(g.channels) for g in channels.removable}
     return Allocation(channels, channels.removable, Judgement(given, preserved), 8, min_channels)
 
@@ -428,13 +427,7 @@ def test_layers_that_went_lose_nothing_any_more() -> None:
     """What only a layer reads that has gone costs nothing to remove, and saves nothing: it is left alone."""
     made = dense(min_channels=0)
     cost = cost_of("macs", made.channels)
-    order: list[float] = []
-
-    def seen(drop: Any) -> float:
-        order.append(float(drop.sum()))
-        return cost(drop)
-
-    shares = made.buy(0.4 * cost(no_drop(made.channels)), seen)
+    shares = made.buy(0.4 * cost(no_drop(made.channels)), cost)
     assert shares is not None
     drop = made.choose(shares)
     idle = live_of(made.channels).idle_names(drop)
