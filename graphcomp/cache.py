@@ -25,7 +25,7 @@ from torch import Tensor
 
 from graphcomp import __version__
 from graphcomp.errors import GraphcompWarning, OutputError
-from graphcomp.storage import atomic_file
+from graphcomp.files import atomic_file
 
 VARIABLE = "GRAPHCOMP_CACHE"
 LIMIT = 4 << 30

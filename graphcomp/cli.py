@@ -417,9 +417,9 @@ def evaluate_command(
     """Show how good MODEL is on the evaluation data: top-1 accuracy, or the mean error of values."""
     from graphcomp.compiler import evaluate_source, load_source
     from graphcomp.data import load_data
+    from graphcomp.files import write_text
     from graphcomp.recipe import RobustnessOptions
     from graphcomp.report import evaluation_table
-    from graphcomp.storage import atomic_file
 
     source = load_source(model, weights, _shape(input_shape))
     spec = data or source.data
@@ -433,8 +433,7 @@ def evaluate_command(
         )
     out_console.print(evaluation_table(found))
     if json_file is not None:
-        with atomic_file(json_file) as temporary:
-            temporary.write_text(found.model_dump_json(indent=2))
+        write_text(json_file, found.model_dump_json(indent=2))
 
 
 @app.command("bench")
@@ -460,8 +459,8 @@ def bench_command(
 ) -> None:
     """Time two ONNX files against each other: interleaved, with intervals, without silent fallback."""
     from graphcomp.bench import benchmark, format_table, sweep_table
+    from graphcomp.files import write_text
     from graphcomp.session import probe
-    from graphcomp.storage import atomic_file
 
     batches, providers = _integers(batch, "--batch"), _providers(provider)
     graphs = {p: cuda_graphs and (p != "cpu" or len(providers) == 1) for p in providers}  # CPUs have none
@@ -481,8 +480,7 @@ def bench_command(
         out_console.print(sweep_table(results))
     if json_file is not None:
         plain = [result.model_dump(mode="json") for result in results]
-        with atomic_file(json_file) as temporary:
-            temporary.write_text(json.dumps(plain if len(plain) > 1 else plain[0], indent=2))
+        write_text(json_file, json.dumps(plain if len(plain) > 1 else plain[0], indent=2))
 
 
 @app.command("explain")
@@ -500,7 +498,7 @@ def explain_command(
     """Say why NEW is not as much faster than BASE as it is smaller: by reason, by layer and by pass."""
     from graphcomp.explanation import explain
     from graphcomp.explanation_report import describe, layer_table, part_table, waterfall_file
-    from graphcomp.storage import atomic_file
+    from graphcomp.files import write_text
 
     with _progress() as progress:
         found = explain(
@@ -513,8 +511,7 @@ def explain_command(
     out_console.print(layer_table(found))
     for file, text in ((json_file, found.model_dump_json(indent=2)), (svg_file, waterfall_file(found))):
         if file is not None:
-            with atomic_file(file) as temporary:
-                temporary.write_text(text)
+            write_text(file, text)
 
 
 @app.command("calibrate-target")
@@ -527,8 +524,8 @@ def calibrate_target_command(
     json_file: Annotated[Path | None, typer.Option("--json", help="write the result as JSON")] = None,
 ) -> None:
     """Measure how widths become time on this machine, and how well times are predicted."""
+    from graphcomp.files import write_text
     from graphcomp.staircase import calibrate, tables
-    from graphcomp.storage import atomic_file
     from graphcomp.targets import find_target
 
     names = [name.strip() for name in networks.split(",") if name.strip()]
@@ -537,8 +534,7 @@ def calibrate_target_command(
     for table in tables(found):
         out_console.print(table)
     if json_file is not None:
-        with atomic_file(json_file) as temporary:
-            temporary.write_text(json.dumps(found.as_json(), indent=2))
+        write_text(json_file, json.dumps(found.as_json(), indent=2))
 
 
 @app.command("passes")

@@ -30,6 +30,7 @@ from graphcomp.doctor import environment
 from graphcomp.errors import DataError, LoadError, OutputError, RecipeError
 from graphcomp.explanation import TRACED_RUNS, TRACED_SECONDS, explain_bench
 from graphcomp.export import Stored, export_onnx
+from graphcomp.files import write_text
 from graphcomp.head import restrict_head
 from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, Plan, held, work_name
 from graphcomp.program import Program, trace
@@ -52,7 +53,6 @@ from graphcomp.report import write_report
 from graphcomp.robustness import Corruption, require_images, robustness
 from graphcomp.session import Provider, probe
 from graphcomp.sources import is_program_dir, load_model, load_weights
-from graphcomp.storage import atomic_file
 from graphcomp.targets import Target, find_target
 
 
@@ -173,7 +173,7 @@ def build(
         baseline = context.snapshot(source.program)
         state = State(fingerprint=fingerprint, started=started, baseline=baseline)
         if first:
-            _write(out / "state.json", state.model_dump_json(indent=2))
+            write_text(out / "state.json", state.model_dump_json(indent=2))
     done = distributed.on_first(lambda: _finished(out, job.passes))
     program = Program.load(_place(out, len(done) - 1, done[-1].name)) if done else source.program
     share = 0.6 / len(job.passes)
@@ -291,7 +291,7 @@ OWN = (
     "checkpoints",
     "program",
 )
-LEFTOVER = re.compile(rf"\.([0-9a-f]{{8}}-({'|'.join(map(re.escape, OWN))})|report\.(json|html)\.\d+\.tmp)")
+LEFTOVER = re.compile(rf"\.[0-9a-f]{{8}}-({'|'.join(map(re.escape, OWN))})")
 """What a run that was killed while it wrote one of its files leaves behind."""
 
 
@@ -350,9 +350,9 @@ def _checkpoint(out: Path) -> Callable[[int, Step, Plan, Program], None]:
 
     def save(index: int, step: Step, plan: Plan, program: Program) -> None:
         place = _place(out, index, step.name)
-        _write(out / step.plan_file, plan.model_dump_json(indent=2))
+        write_text(out / step.plan_file, plan.model_dump_json(indent=2))
         program.save(place)
-        _write(place.with_suffix(".json"), step.model_dump_json(indent=2))
+        write_text(place.with_suffix(".json"), step.model_dump_json(indent=2))
         shutil.rmtree(_running(out), ignore_errors=True)
 
     return save
@@ -389,11 +389,6 @@ def _finished(out: Path, passes: Sequence[Pass]) -> list[Step]:
         except ValidationError as error:
             raise LoadError(f"{record}: {error}; expected a step's record; use --overwrite") from error
     return steps
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text(text)
 
 
 def _export(

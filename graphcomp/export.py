@@ -47,13 +47,13 @@ from torch.export import Dim, ExportedProgram
 from torch.onnx import ONNXProgram
 
 from graphcomp.errors import BenchError, ExportError, ProviderError, first_line
+from graphcomp.files import atomic_file
 from graphcomp.lowering import dct_layers, densified, taking_weights
 from graphcomp.onnx_dct import Rebuilt, rebuild_weights
 from graphcomp.program import PASS_KEY, Program, copy_graph, fresh_inputs, named_tensors, output_tensors
 from graphcomp.records import DctWeights, Export
 from graphcomp.selection import cheapest
 from graphcomp.session import Provider, open_session, run_errors
-from graphcomp.storage import atomic_file
 
 __all__ = ["MODULE_PROP", "NODE_PROP", "PASS_PROP", "Stored", "export_onnx"]
 

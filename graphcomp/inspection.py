@@ -24,11 +24,11 @@ from torch import Tensor, fx, nn
 
 from graphcomp.channels import ELEMENTS, Axis, ChannelGroup, Channels, JoinPolicy, analyse
 from graphcomp.cost import layer_row, snapshot
+from graphcomp.files import write_text
 from graphcomp.labels import Ints, compact, varying
 from graphcomp.program import Program, describe, describe_module, output_tensors
 from graphcomp.records import LayerRow, Record
 from graphcomp.rules import CONCATENATIONS, op_name
-from graphcomp.storage import atomic_file
 
 # ---- the record ------------------------------------------------------------------------------------------
 
@@ -484,7 +484,7 @@ def _percent(part: int, whole: int) -> str:
 
 def write_json(inspection: Inspection, path: str | Path) -> None:
     """Write the record (`Inspection.model_validate_json` reads it), whole or not at all; OutputError."""
-    _write(Path(path), inspection.model_dump_json(indent=1) + "\n")
+    write_text(Path(path), inspection.model_dump_json(indent=1) + "\n")
 
 
 def write_svg(inspection: Inspection, path: str | Path) -> None:
@@ -496,12 +496,7 @@ def write_svg(inspection: Inspection, path: str | Path) -> None:
     """
     svg = _Drawing(inspection).draw()
     ET.indent(svg, " ")
-    _write(Path(path), ET.tostring(svg, encoding="unicode") + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(Path(path), ET.tostring(svg, encoding="unicode") + "\n")
 
 
 # ---- picture: what goes where ----------------------------------------------------------------------------

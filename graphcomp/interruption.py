@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from graphcomp.errors import LoadError
-from graphcomp.storage import atomic_file
+from graphcomp.files import atomic_file
 
 KEY = "graphcomp-state"
 TWICE = 1.0

@@ -4,13 +4,11 @@ The text, the tables and the plots are all derived from `records.Report`, so a s
 rendered again. Nothing is measured here, and a number is shown only if the record holds it.
 """
 
-import contextlib
 import json
 import math
-import os
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +24,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from graphcomp.errors import LoadError, OutputError
+from graphcomp.errors import LoadError
 from graphcomp.explanation_report import COLUMNS, describe, label_of, layers, waterfall_svg
+from graphcomp.files import write_texts
 from graphcomp.page import render
 from graphcomp.quality import (
     Score,
@@ -74,7 +73,7 @@ def write_report(report: Report, out: Path) -> None:
         out / "report.json": report.model_dump_json(indent=2) + "\n",
         out / "report.html": render_html(report),
     }
-    _write_all(texts)
+    write_texts(texts)
 
 
 def read_report(path: Path) -> Report:
@@ -95,34 +94,6 @@ def read_report(path: Path) -> Report:
         raise LoadError(
             f"{path}: {field}: {first['msg']}, expected a report of schema version 1; compile the model again"
         ) from error
-
-
-def _write_all(texts: Mapping[Path, str]) -> None:
-    staged: dict[Path, Path] = {}
-    path = next(iter(texts))
-    try:
-        for path, text in texts.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staged[path] = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            _write_through(staged[path], text)
-        for path, temporary in staged.items():
-            temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(
-            f"{path}: {reason}, expected a writable file; free space or choose another output folder"
-        ) from error
-    finally:
-        for temporary in staged.values():
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-
-
-def _write_through(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 # -- numbers as text -----------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from torch import Tensor
 from graphcomp import cache, distributed
 from graphcomp.data import Data, Split
 from graphcomp.errors import DataError, GraphcompError, LoadError, PassError
+from graphcomp.files import write_text
 from graphcomp.interruption import load_state, save_state
 from graphcomp.momenta import cut_momenta
 from graphcomp.pipeline import (
@@ -41,7 +42,6 @@ from graphcomp.pipeline import (
 )
 from graphcomp.program import Program
 from graphcomp.records import LayerRow, Record, Round, Snapshot, Step
-from graphcomp.storage import atomic_file
 
 START = "start"
 """What the program as it came is called among the rounds."""
@@ -366,8 +366,7 @@ class _Saved:
 
 
 def _write(path: Path, record: Record) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text(record.model_dump_json(indent=2))
+    write_text(path, record.model_dump_json(indent=2))
 
 
 def _read(path: Path, kind: type[R]) -> R:

@@ -14,12 +14,9 @@ import json
 import keyword
 import math
 import operator
-import os
 import re
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -33,7 +30,8 @@ from torch import Tensor, fx, nn
 
 from graphcomp.dct import LAYERS as COEFFICIENT_LAYERS
 from graphcomp.dct import DctLayer
-from graphcomp.errors import LoadError, OutputError
+from graphcomp.errors import LoadError
+from graphcomp.files import atomic_directory
 from graphcomp.program import PASS_KEY, Program, named_tensors
 from graphcomp.records import Record
 
@@ -141,7 +139,7 @@ def save(program: Program, directory: Path) -> None:
     _check_same(program.module, record, _module(record, meta))
     stored = {name: names[name] for name, r in record.tensors.items() if r.same_as is None}
     stored |= {f"{_INPUT}.{i}": x for i, x in enumerate(program.example_inputs)}
-    with atomic_directory(directory) as temporary:
+    with atomic_directory(directory, _is_only_program) as temporary:
         (temporary / PROGRAM_FILE).write_text(text, encoding="utf-8")
         _write_weights(stored, temporary / WEIGHTS_FILE)
 
@@ -174,97 +172,6 @@ def is_program(directory: Path) -> bool:
 
 def _is_only_program(directory: Path) -> bool:
     return {f.name for f in directory.iterdir()} == {PROGRAM_FILE, WEIGHTS_FILE}
-
-
-@contextmanager
-def atomic_directory(final: Path, replaces: Callable[[Path], bool] = _is_only_program) -> Iterator[Path]:
-    """A new directory beside `final` that becomes `final` if the body ends well, and else is removed.
-
-    Args:
-        final: does not exist, is empty, or is something that may be replaced; its parents are made.
-        replaces: whether an existing directory may be replaced (never asked about an empty one); as it
-            stands, if it holds a saved program and nothing else.
-
-    Raises:
-        OutputError: naming `final` and the reason, for any OSError of the body (so only write in it).
-    """
-    final = final.resolve()
-    temporary = _beside(final)
-    with _as_output_error(final):
-        _check_replaceable(final, replaces)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        try:
-            yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _sync(file)
-            _replace_directory(temporary, final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A path beside `path`, of the same suffix, that replaces `path` if the body ends well, else is removed.
-
-    Raises:
-        OutputError: naming `path` and the reason, for any OSError of the body (so only write in it).
-    """
-    path = path.resolve()
-    temporary = _beside(path)
-    with _as_output_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            _sync(temporary)
-            temporary.replace(path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-
-
-def _beside(path: Path) -> Path:
-    return path.parent / f".{secrets.token_hex(4)}-{path.name}"
-
-
-@contextmanager
-def _as_output_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(
-            f"{path}: found '{reason}', expected a place to write to; nothing was changed there; free some "
-            "space or choose another path"
-        ) from error
-
-
-def _check_replaceable(final: Path, replaces: Callable[[Path], bool]) -> None:
-    if not final.exists() or (final.is_dir() and (not any(final.iterdir()) or replaces(final))):
-        return
-    found = "a directory with other content" if final.is_dir() else "a file"
-    raise OutputError(f"{final}: found {found}, expected nothing or an older result; choose another path")
-
-
-def _replace_directory(new: Path, final: Path) -> None:
-    if not final.exists():
-        new.rename(final)
-        return
-    old = _beside(final)
-    final.rename(old)
-    try:
-        new.rename(final)
-    except BaseException:
-        old.rename(final)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(file: Path) -> None:
-    """Some file systems report a full disk only here."""
-    with file.open("rb+") as handle:
-        os.fsync(handle.fileno())
 
 
 # ---- record ----------------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from graphcomp.confusion import largest_confusions
+from graphcomp.files import write_text
 from graphcomp.page import render
 from graphcomp.quality import measure_of, score_text
-from graphcomp.storage import atomic_file
 from graphcomp.study import Cell
 from graphcomp.study_plots import chosen_rates, distinct_rates, draw
 from graphcomp.study_run import Outcome, in_order
@@ -28,15 +28,10 @@ def write_results(cells: Sequence[Cell], outcome: Outcome, out: Path, names: Seq
         OutputError: naming the file that cannot be written.
     """
     rows = table(cells, outcome, names)
-    _write(out / "results.csv", as_csv(rows))
-    _write(out / "study.html", render_html(cells, outcome, names))
+    write_text(out / "results.csv", as_csv(rows))
+    write_text(out / "study.html", render_html(cells, outcome, names))
     if find_spec("pyarrow") is not None:
         write_parquet(rows, out / "results.parquet")
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def render_html(cells: Sequence[Cell], outcome: Outcome, names: Sequence[str] | None) -> str:

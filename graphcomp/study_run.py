@@ -24,9 +24,9 @@ from graphcomp.data import load_data
 from graphcomp.doctor import cores
 from graphcomp.errors import GraphcompWarning, LoadError, OutputError, RecipeError
 from graphcomp.evaluate import confusion
+from graphcomp.files import write_text
 from graphcomp.program import Program
 from graphcomp.records import Bench, Record, Report, Snapshot
-from graphcomp.storage import atomic_file
 from graphcomp.study import Cell, waves
 from graphcomp.workers import Engine, Failure, Tell, Told, run_tasks
 
@@ -88,8 +88,7 @@ def run_cell(cell: Cell, out: Path, tell: Tell) -> CellResult:
         warnings=list(dict.fromkeys(str(w.message) for w in caught)),
         seconds=report.seconds,
     )
-    with atomic_file(_record(out, cell)) as temporary:
-        temporary.write_text(result.model_dump_json(indent=1))
+    write_text(_record(out, cell), result.model_dump_json(indent=1))
     _error(out, cell.name).unlink(missing_ok=True)
     return result
 
@@ -145,8 +144,7 @@ def prepare(out: Path, text: str, resume: bool) -> None:
     if present and not (resume and (out / STUDY).exists()):
         advice = "choose another -o" if resume else "use --resume to go on with a study, or another -o"
         raise OutputError(f"{out}: found files, expected an empty or new directory; {advice}")
-    with atomic_file(out / STUDY) as temporary:
-        temporary.write_text(text)
+    write_text(out / STUDY, text)
 
 
 def finished(cells: Sequence[Cell], out: Path) -> dict[str, CellResult]:
@@ -206,8 +204,7 @@ def _keep(outcome: Outcome, out: Path, name: str, found: CellResult | Failure) -
         outcome.results[name] = found
         return
     outcome.failures[name] = found
-    with atomic_file(_error(out, name)) as temporary:
-        temporary.write_text(f"{found.message}\n\n{found.trace}")
+    write_text(_error(out, name), f"{found.message}\n\n{found.trace}")
 
 
 def in_order(cells: Sequence[Cell], results: Mapping[str, CellResult]) -> list[CellResult]:

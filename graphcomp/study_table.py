@@ -9,9 +9,9 @@ from pathlib import Path
 
 from graphcomp.confusion import ClassStatistics, class_statistics
 from graphcomp.errors import OutputError
+from graphcomp.files import atomic_file
 from graphcomp.quality import Score, measure_of, quality
 from graphcomp.records import MeanError, Snapshot
-from graphcomp.storage import atomic_file
 from graphcomp.study import Cell, number
 from graphcomp.study_run import CellResult, Outcome
 

@@ -21,6 +21,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from graphcomp import storage
 from graphcomp.errors import LoadError, OutputError
+from graphcomp.files import atomic_directory, write_text
 from graphcomp.program import PASS_KEY, Program, editable, named_tensors, output_tensors, trace
 from tests import nets
 
@@ -759,31 +760,6 @@ def test_a_full_disk_leaves_the_older_program(directory: Path) -> None:
     assert_same(everything(), Program.load(directory))
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("x")]
-)
-def test_a_failure_leaves_nothing_behind(error: BaseException, tmp_path: Path) -> None:
-    old = tmp_path / "old.json"
-    old.write_text("old")
-    raised = OutputError if isinstance(error, OSError) else type(error)
-    with pytest.raises(raised), storage.atomic_file(old) as file:
-        file.write_text("half")
-        raise error
-    with pytest.raises(raised), storage.atomic_directory(tmp_path / "new") as directory:
-        (directory / "part").write_text("half")
-        raise error
-    assert [f.name for f in tmp_path.iterdir()] == ["old.json"]
-    assert old.read_text() == "old"
-
-
-def test_an_output_error_names_path_and_reason(tmp_path: Path) -> None:
-    with (
-        pytest.raises(OutputError, match=r"x\.json: found 'No space left on device', expected"),
-        storage.atomic_file(tmp_path / "x.json"),
-    ):
-        raise OSError(28, "No space left on device")
-
-
 def test_a_disk_that_is_full_at_the_last_moment_is_named(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -793,8 +769,8 @@ def test_a_disk_that_is_full_at_the_last_moment_is_named(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputError, match="program: found 'No space left on device'"):
         traced(nn.Linear(3, 2), 1, 3).save(directory)
-    with pytest.raises(OutputError, match="No space left"), storage.atomic_file(tmp_path / "x") as file:
-        file.write_text("x")
+    with pytest.raises(OutputError, match="No space left"):
+        write_text(tmp_path / "x", "x")
     assert [f.name for f in tmp_path.iterdir()] == ["program"]
     assert_same(everything(), Program.load(directory))
 
@@ -808,31 +784,13 @@ def test_a_failed_swap_restores_the_older_directory(directory: Path, monkeypatch
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail_once)
-    with pytest.raises(OutputError, match="Input/output error"), storage.atomic_directory(directory) as new:
+    with (
+        pytest.raises(OutputError, match="Input/output error"),
+        atomic_directory(directory, storage.is_program) as new,
+    ):
         (new / "part").write_text("new")
     assert storage.is_program(directory)
     assert [f.name for f in directory.parent.iterdir()] == ["program"]
-
-
-def test_atomic_file_makes_parents_keeps_the_suffix_and_replaces(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "b" / "model.onnx"
-    for text in ("one", "two"):
-        with storage.atomic_file(path) as file:
-            assert file.suffix == ".onnx" and file.parent == path.parent
-            file.write_text(text)
-        assert path.read_text() == text
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_atomic_directory_asks_before_it_replaces(tmp_path: Path) -> None:
-    final = tmp_path / "run"
-    final.mkdir()
-    for text in ("one", "two"):
-        with storage.atomic_directory(final, lambda d: (d / "mark").is_file()) as new:
-            assert not any(new.iterdir())
-            (new / "mark").write_text(text)
-        assert (final / "mark").read_text() == text
-    assert [f.name for f in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_link_to_a_directory_stays_a_link(directory: Path, tmp_path: Path) -> None:
