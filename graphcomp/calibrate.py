@@ -25,7 +25,7 @@ from graphcomp import cache as disk
 from graphcomp import distributed
 from graphcomp.data import Split
 from graphcomp.errors import AnalysisError, DataError
-from graphcomp.program import Program, editable
+from graphcomp.program import Program, editable, evaluating
 from graphcomp.progress import Progress, quiet
 
 BATCHES = 16, 128
@@ -213,18 +213,14 @@ def watch(
     Returns:
         The number of samples seen.
     """
-    training = [m for m in program.module.modules() if m.training]
-    interpreter = _Watching(program.module.eval(), watchers)
+    interpreter = _Watching(program.module, watchers)
     seen = 0
-    try:
+    with evaluating(program.module):
         for x in batches:
             with torch.no_grad():
                 interpreter.run(x)
             seen += len(x)
             told(seen)
-    finally:
-        for m in training:
-            m.training = True
     return seen
 
 

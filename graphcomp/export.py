@@ -116,7 +116,7 @@ def export_onnx(
     those in tuples get `_0`, `_1`, …, those in dicts their keys.
 
     Args:
-        program: left as it is.
+        program: left as it is; what it computes in eval mode is written.
         path: replaced if it exists; its parents are made.
         opset: version of the default ONNX operator set; 18 is what the exporter writes, others are converted.
         batches: batch sizes to compare at. With `dynamic_batch=False` the file takes only the first of them.
@@ -138,7 +138,8 @@ def export_onnx(
         OutputError: if the file cannot be written. Nothing is left behind and an old file stays.
         ProviderError: if ONNX Runtime itself does not work here.
     """
-    _check_request(program, batches)
+    _check_request(batches)
+    program = program.in_eval_mode()
     layers = dct_layers(program)
     source = densified(program) if layers and dct == "dense" else program
     _check_size(source)
@@ -184,12 +185,9 @@ def export_onnx(
     )
 
 
-def _check_request(program: Program, batches: Sequence[int]) -> None:
+def _check_request(batches: Sequence[int]) -> None:
     if not batches or min(batches) < 1:
         raise ExportError(f"batches: found {list(batches)}, expected at least one size, each at least 1")
-    training = [name or "the network" for name, m in program.module.named_modules() if m.training]
-    if training:
-        raise ExportError(f"{training[0]}: found training mode, expected eval mode; call eval() on it")
 
 
 def _check_size(program: Program) -> None:

@@ -261,7 +261,7 @@ class Pipeline:
         """Run the passes after the first `len(done)` ones.
 
         Args:
-            program: what the next pass gets.
+            program: what the next pass gets; it works on what the program computes in eval mode.
             context: what passes may look at; with `done`, `earlier` holds what these passes yielded.
             done: records of the passes that ran before.
 
@@ -269,6 +269,7 @@ class Pipeline:
             PassError: naming the passes that ran before; the last good program is the observers'.
         """
         steps = list(done)
+        program = program.in_eval_mode()
         if not done:
             context = replace(context, earlier=(held("input", program),))
         for index in range(len(done), len(self.passes)):
@@ -304,6 +305,7 @@ def held(name: str, program: Program) -> Earlier:
 
 def run_pass(pass_: Pass, program: Program, context: Context, index: int = 0) -> tuple[Step, Plan, Program]:
     """Plan, simulate, rewrite and verify one pass; or all that it emits, if it goes over several rounds."""
+    program = program.in_eval_mode()
     strategy = pass_.iteration if isinstance(pass_, IterativePass) else None
     if strategy is not None:
         from graphcomp.rounds import run_rounds

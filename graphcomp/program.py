@@ -38,7 +38,9 @@ class Program:
     """A traced network: never changed in place, every pass returns a new one.
 
     Attributes:
-        module: the fx GraphModule, in eval mode; called like the network that it was traced from.
+        module: the fx GraphModule; called like the network that it was traced from. `trace` leaves it in eval
+            mode, and what a program computes (`program(x)`, and all that evaluates one) is what it computes
+            in eval mode: only who trains `module` sees its mode.
         example_inputs: one tensor an input, batch 1; they fix the spatial sizes that costs are counted at.
         history: the plans (JSON objects) of the passes that led here, oldest first.
     """
@@ -53,12 +55,23 @@ class Program:
         return self.module.graph
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """What the network yields for these inputs."""
-        return nn.Module.__call__(self.module, *inputs)  # GraphModule's own prints its code when it fails
+        """What the network yields for these inputs in eval mode, whatever mode its modules are in.
+
+        To train, call `module`.
+        """
+        with evaluating(self.module):
+            return nn.Module.__call__(self.module, *inputs)  # GraphModule's own prints its code when it fails
 
     def clone(self) -> "Program":
         """The same program with its own copy of graph, modules and tensors."""
         return Program(editable(self), tuple(x.clone() for x in self.example_inputs), self.history)
+
+    def in_eval_mode(self) -> "Program":
+        """The program itself if none of its modules is in training mode, else one with the same tensors."""
+        if not any(m.training for m in self.module.modules()):
+            return self
+        module = assemble(self, _root(self.module, lambda t: t), copy_graph(self.graph)).eval()
+        return Program(module, self.example_inputs, self.history)
 
     def to(self, dtype: torch.dtype) -> "Program":
         """A clone whose floating point tensors have `dtype`."""
@@ -129,6 +142,19 @@ class Program:
         return "\n".join(format_node(self, node) for node in self.graph.nodes)
 
 
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode while the block lasts; then every module is in the mode again that it was in."""
+    training = [m for m in module.modules() if m.training]
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
 OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -196,12 +222,10 @@ def trace(
     if copy_weights or any(_is_parametrized(m) for m in model.modules()):
         model = _copied(model)
         _bake_parametrizations(model)
-    training = [m for m in model.modules() if m.training]
     tracer = _Tracer()
     try:
-        for m in training:
-            m.training = False
-        graph = tracer.trace(model)
+        with evaluating(model):
+            graph = tracer.trace(model)
         eliminate_dead_nodes(graph, model)
         augmented = {n.name for n in graph.nodes if n.target in OUT_OF_PLACE}
         for node in graph.nodes:  # `x += y` becomes `x + y` for now
@@ -214,9 +238,6 @@ def trace(
         module = graph_module(root, graph, type(model).__name__).eval()
     except Exception as error:
         raise _trace_error(model, tracer.path, error) from error
-    finally:
-        for m in training:
-            m.training = True
     for node in module.graph.nodes:
         node.meta = {PASS_KEY: "trace"}
         _place_operand(node)
@@ -363,14 +384,17 @@ def parts(program: Program, replaced: Mapping[str, Tensor] | None = None) -> tup
             new[id(tensor)] = value
         return new[id(tensor)]
 
+    return _root(program.module, copied), copy_graph(program.graph)
+
+
+def _root(module: fx.GraphModule, f: Callable[[Tensor], Tensor]) -> nn.Module:
+    """What a GraphModule holds, without its graph and code; tensors mapped through `f`."""
     root = nn.Module()
-    for name, child in program.module._modules.items():
-        root._modules[name] = with_tensors(cast(nn.Module, child), copied)
-    root._parameters = {
-        k: cast(Any, p if p is None else copied(p)) for k, p in program.module._parameters.items()
-    }
-    root._buffers = {k: b if b is None else copied(b) for k, b in program.module._buffers.items()}
-    return root, copy_graph(program.graph)
+    for name, child in module._modules.items():
+        root._modules[name] = with_tensors(cast(nn.Module, child), f)
+    root._parameters = {k: cast(Any, p if p is None else f(p)) for k, p in module._parameters.items()}
+    root._buffers = {k: b if b is None else f(b) for k, b in module._buffers.items()}
+    return root
 
 
 def assemble(program: Program, root: nn.Module, graph: fx.Graph) -> fx.GraphModule:

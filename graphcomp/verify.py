@@ -77,6 +77,7 @@ def scrambled(program: Program, seed: int = 0) -> Program:
     whose output is out of proportion.
     """
     copy = program.to(torch.float64)
+    copy.module.eval()
     generator = torch.Generator().manual_seed(seed)
     for tensor in copy.module.parameters():
         if tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):

@@ -548,12 +548,6 @@ def test_batches_that_make_no_sense(tmp_path: Path, batches: tuple[int, ...]) ->
     )
 
 
-def test_training_mode(tmp_path: Path) -> None:
-    program = traced(Residual(), (1, 3, 8, 8))
-    program.module.get_submodule("bn1").train()
-    assert_refused(tmp_path, program, "bn1: found training mode, expected eval mode")
-
-
 def test_output_that_is_no_tensor(tmp_path: Path) -> None:
     program = traced(Plain(lambda x: (x, x.shape[0])))
     assert_refused(tmp_path, program, "output_1: found int, expected tensors")

@@ -265,7 +265,7 @@ def test_a_smaller_program_trains(join: Any) -> None:
     before = {k: p.detach().clone() for k, p in result.module.named_parameters()}
     optimiser = torch.optim.SGD(result.module.parameters(), 0.1, momentum=0.9)
     result.module.train()
-    result(torch.randn(4, 3, 8, 8)).square().sum().backward()
+    result.module(torch.randn(4, 3, 8, 8)).square().sum().backward()
     optimiser.step()
     assert [k for k, p in result.module.named_parameters() if torch.equal(p, before[k])] == []
 

@@ -345,7 +345,7 @@ def test_training_goes_on_after_a_removal(join: JoinPolicy) -> None:
     (x,) = fresh_inputs(smaller, 4, 0)
     for _ in range(2):
         optimizer.zero_grad()
-        F.cross_entropy(smaller(x), torch.arange(4)).backward()
+        F.cross_entropy(smaller.module(x), torch.arange(4)).backward()
         optimizer.step()
     for name, parameter in parameters.items():
         assert optimizer.state[parameter]["momentum_buffer"].shape == before[name].shape
