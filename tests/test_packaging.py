@@ -1,6 +1,7 @@
 """The repository's own rules: packaging, layers, safety, versions."""
 
 import ast
+import hashlib
 import re
 import tomllib
 from collections.abc import Iterator
@@ -78,6 +79,26 @@ def test_package_data_is_there() -> None:
         folder = ROOT / PROJECT["tool"]["setuptools"]["package-dir"].get(package, package)
         for pattern in patterns:
             assert list(folder.glob(pattern)), f"{package}: nothing matches {pattern}"
+
+
+OWNER = "Copyright 2026 The graphcomp authors"
+APACHE = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+"""SHA-256 of https://www.apache.org/licenses/LICENSE-2.0.txt."""
+
+
+def test_the_licence_is_whole_and_travels_with_every_distribution() -> None:
+    """`license-files` puts it into wheels and source archives alike."""
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert text.count(OWNER) == 1
+    official = text.replace(OWNER, "Copyright [yyyy] [name of copyright owner]")
+    assert hashlib.sha256(official.encode()).hexdigest() == APACHE
+    project = PROJECT["project"]
+    assert (project["license"], project["license-files"]) == ("Apache-2.0", ["LICENSE"])
+    assert not [c for c in project.get("classifiers", []) if c.startswith("License ::")]  # PEP 639: not both
+    assert "(LICENSE)" in (ROOT / "README.md").read_text()
+    # setuptools knows SPDX expressions since 77.
+    (built_by,) = PROJECT["build-system"]["requires"]
+    assert int(built_by.partition(">=")[2]) >= 77
 
 
 def test_every_pass_is_in_the_table() -> None:
