@@ -25,10 +25,7 @@ none); scaling of a Conv's output by a constant (folded when the runtime loads t
 
 import ast
 import contextlib
-import io
-import logging
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +46,7 @@ from torch.onnx import ONNXProgram
 from graphcomp.errors import BenchError, ExportError, ProviderError, first_line
 from graphcomp.files import atomic_file
 from graphcomp.lowering import dct_layers, densified, taking_weights
+from graphcomp.muting import muted
 from graphcomp.onnx_dct import Rebuilt, rebuild_weights
 from graphcomp.program import PASS_KEY, Program, copy_graph, fresh_inputs, named_tensors, output_tensors
 from graphcomp.records import DctWeights, Export
@@ -152,7 +150,7 @@ def export_onnx(
     model, origins = _translate(program, exported, opset, names, outputs, dynamic_batch)
     done: list[str] = []
     if cleanup:
-        with _silenced():
+        with muted():
             model, done = _clean(model)
     ours = {name for name, origin in origins.items() if origin is not None and origin.made_by != "trace"}
     rebuilt = rebuild_weights(model, dct_layers(source))
@@ -286,7 +284,7 @@ def _capture(
     open_batch = Dim(_BATCH)
     given = tuple((weights or {}).values())
     shapes = None if batch else (*({0: open_batch} for _ in inputs), *(None for _ in given))
-    with _silenced():
+    with muted():
         try:
             tagged = _tagged(network or program.module)
             return torch.export.export(tagged, (*inputs, *given), dynamic_shapes=shapes, strict=False)
@@ -325,7 +323,7 @@ def _translate(
     dynamic_batch: bool,
 ) -> tuple[ModelProto, dict[str, _Origin | None]]:
     """The ONNX model, with unique names, and the origin of each of its nodes by name."""
-    with _silenced() as noise:
+    with muted() as noise:
         try:
             result = torch.onnx.export(
                 exported,
@@ -651,29 +649,6 @@ def _relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
     peak = float(np.abs(expected.astype(np.float64)).max())
     error = float(np.abs(found.astype(np.float64) - expected.astype(np.float64)).max())
     return error / peak if peak else error
-
-
-@contextlib.contextmanager
-def _silenced() -> Iterator[io.StringIO]:
-    """Keep what the exporter prints, logs and warns off the terminal; yields the text that it wrote."""
-    noise = io.StringIO()
-    names = [name for name in logging.root.manager.loggerDict if name.startswith(("torch", "onnx"))]
-    loggers = [logging.getLogger(name) for name in {*names, "torch", "onnxscript", "onnx_ir"}]
-    saved = [(logger, logger.handlers, logger.propagate) for logger in loggers]
-    handler = logging.StreamHandler(noise)
-    for logger in loggers:
-        logger.handlers, logger.propagate = [handler], False
-    try:
-        with (
-            contextlib.redirect_stdout(noise),
-            contextlib.redirect_stderr(noise),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            yield noise
-    finally:
-        for logger, handlers, propagate in saved:
-            logger.handlers, logger.propagate = handlers, propagate
 
 
 def _place(error: BaseException, program: Program, tags: Mapping[str, str] | None = None) -> str:

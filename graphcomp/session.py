@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import functools
 import importlib.metadata
-import io
 import os
 import platform
 import tempfile
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from graphcomp.errors import BenchError, ProviderError
+from graphcomp.muting import muted
 
 __all__ = [
     "PROVIDERS",
@@ -253,7 +253,7 @@ def _quiet(ort: Any, provider: Provider) -> Iterator[None]:
     if provider == "cpu":
         yield
         return
-    with contextlib.redirect_stdout(io.StringIO()):
+    with muted():
         ort.preload_dlls()
     ort.set_default_logger_severity(4)
     try:
