@@ -18,8 +18,8 @@ from typing import Literal
 
 import psutil
 import torch
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from graphcomp import records
 from graphcomp.errors import BenchError
@@ -45,12 +45,22 @@ CROWDED = 1.1
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: `advice` says what to do and is empty if there is nothing to do."""
+    """One thing that was looked at.
+
+    Attributes:
+        name: what it is.
+        ok: whether it is as it should be.
+        detail: what was found.
+        advice: what to do; empty if there is nothing to do.
+        essential: whether graphcomp does not work without it. Accelerators, and a machine that has nothing
+            else to do, are worth a word, not a failure.
+    """
 
     name: str
     ok: bool
     detail: str
     advice: str = ""
+    essential: bool = True
 
 
 def environment() -> records.Environment:
@@ -98,9 +108,8 @@ def render(findings: list[Finding]) -> Table:
     for name in ("", "what", "found", "what to do"):
         table.add_column(name)
     for item in findings:
-        table.add_row(
-            "[green]ok[/]" if item.ok else "[red]no[/]", item.name, escape(item.detail), escape(item.advice)
-        )
+        mark = Text("ok", "green") if item.ok else Text("no", "red")
+        table.add_row(mark, *(Text(cell) for cell in (item.name, item.detail, item.advice)))
     return table
 
 
@@ -151,10 +160,9 @@ def _provider(name: Provider) -> Finding:
         opened = probe(name)
     except BenchError as error:
         advice = ADVICE[name] if name == "cpu" else f"only needed to time on {name}: {ADVICE[name]}"
-        return Finding(f"provider {name}", False, str(error).partition("; ")[0], advice)
-    return Finding(
-        f"provider {name}", True, f"ran a convolution, loaded in {opened.load_seconds * 1e3:.0f} ms"
-    )
+        return Finding(f"provider {name}", False, str(error).partition("; ")[0], advice, name == "cpu")
+    said = f"ran a convolution, loaded in {opened.load_seconds * 1e3:.0f} ms"
+    return Finding(f"provider {name}", True, said, essential=name == "cpu")
 
 
 def _gpu() -> Finding:
@@ -162,15 +170,15 @@ def _gpu() -> Finding:
         advice = (
             "only needed for training and timing on a GPU: check `nvidia-smi` and the CUDA build of torch"
         )
-        return Finding("GPU (torch)", False, "torch sees no CUDA device", advice)
-    return Finding("GPU (torch)", True, f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}")
+        return Finding("GPU (torch)", False, "torch sees no CUDA device", advice, essential=False)
+    said = f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}"
+    return Finding("GPU (torch)", True, said, essential=False)
 
 
 def _threads() -> Finding:
     limit = os.environ.get("OMP_NUM_THREADS", "not set")
-    return Finding(
-        "threads", True, f"{cores()} cores, torch uses {torch.get_num_threads()}, OMP_NUM_THREADS {limit}"
-    )
+    said = f"{cores()} cores, torch uses {torch.get_num_threads()}, OMP_NUM_THREADS {limit}"
+    return Finding("threads", True, said, essential=False)
 
 
 def _load(contention: float) -> Finding:
@@ -178,7 +186,7 @@ def _load(contention: float) -> Finding:
     ok = contention <= CROWDED
     detail = f"wall/CPU of one thread {contention:.2f}, load average {average:.1f} on {cores()} cores"
     advice = "" if ok else "something else has the cores: stop it, or quote CPU time instead of wall time"
-    return Finding("load", ok, detail, advice)
+    return Finding("load", ok, detail, advice, essential=False)
 
 
 def _contention(seconds: float = 0.2) -> float:

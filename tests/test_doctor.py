@@ -7,6 +7,7 @@ from rich.console import Console
 
 from graphcomp import doctor
 from graphcomp.errors import ProviderError
+from graphcomp.session import PROVIDERS
 
 
 def test_environment_names_machine_and_versions() -> None:
@@ -58,6 +59,18 @@ def test_every_provider_is_tried() -> None:
         "provider tensorrt",
     ]
     assert {"onnxruntime", "instruction set", "GPU (torch)", "threads", "load", "torch"} <= set(names)
+
+
+def test_accelerators_and_load_are_worth_a_word_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found or not: what is essential does not depend on what was found."""
+    optional = {"provider cuda", "provider tensorrt", "GPU (torch)", "threads", "load"}
+    assert {finding.name for finding in doctor.diagnose() if not finding.essential} == optional
+
+    def fail(name: str) -> None:
+        raise ProviderError("none")
+
+    monkeypatch.setattr(doctor, "probe", fail)
+    assert [doctor._provider(name).essential for name in PROVIDERS] == [True, False, False]
 
 
 def test_provider_that_fails_is_reported_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
