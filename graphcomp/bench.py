@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from graphcomp import doctor, onnxfile, records
 from graphcomp.errors import BenchError
@@ -236,8 +236,8 @@ def format_table(bench: records.Bench) -> Table:
     files = f"base {Path(bench.base.path).name}, new {Path(bench.new.path).name}"
     end_to_end = any(row.base.end_to_end_median_ms is not None for row in bench.batches)
     table = Table(
-        title=escape(f"Time per run in ms ({where}, {bench.environment.isa})\n{files}"),
-        caption=escape("\n".join(_line(row) for row in bench.batches)),
+        title=Text(f"Time per run in ms ({where}, {bench.environment.isa})\n{files}"),
+        caption=Text("\n".join(_line(row) for row in bench.batches)),
         caption_justify="left",
     )
     table.add_column("batch", justify="right")
@@ -255,7 +255,7 @@ def sweep_table(benches: Sequence[records.Bench]) -> Table:
 
     All are of the same two files and the same batch sizes. A busy machine's speedup is that of CPU time.
     """
-    table = Table(title="Speedup by batch size", caption=escape(_marks(benches)), caption_justify="left")
+    table = Table(title="Speedup by batch size", caption=Text(_marks(benches)), caption_justify="left")
     for name in ("batch", "by MACs"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in benches:

@@ -19,9 +19,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from graphcomp import distributed
 from graphcomp.errors import DistributedError, GraphcompError, GraphcompWarning, RecipeError
@@ -34,7 +34,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out_console, err_console = Console(), Console(stderr=True)
+# What is shown holds names that users chose: no text is markup, an emoji code, or highlighted as code.
+out_console, err_console = (
+    Console(stderr=stderr, markup=False, emoji=False, highlight=False) for stderr in (False, True)
+)
 
 Model = Annotated[
     str, typer.Argument(help="torchvision:NAME, models:NAME, path/to/file.py:factory or a saved program")
@@ -81,8 +84,13 @@ def main() -> None:
         raise
 
 
+def _tell(kind: str, style: str, text: str) -> None:
+    """`kind: text` on stderr, whole: a terminal wraps it, a file keeps it on one line."""
+    err_console.print(Text.assemble((f"{kind}:", style), " ", text), soft_wrap=True)
+
+
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    err_console.print(f"[yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+    _tell("warning", "yellow", str(message))
 
 
 def _speak_first() -> None:
@@ -97,7 +105,7 @@ def _speak_first() -> None:
 def _interrupted(error: KeyboardInterrupt) -> None:
     """A pass that was stopped says itself how far it came."""
     text = str(error) or "finished passes are kept; the same command with --resume goes on"
-    err_console.print(f"interrupted: {escape(text)}", highlight=False, soft_wrap=True)
+    _tell("interrupted", "", text)
 
 
 def _fail(error: BaseException, debug: bool) -> None:
@@ -105,7 +113,7 @@ def _fail(error: BaseException, debug: bool) -> None:
     if debug:
         raise error
     text = str(error) or type(error).__name__
-    err_console.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    _tell("error", "bold red", text)
     distributed.said()
     sys.exit(1)
 
@@ -119,7 +127,7 @@ def _root(
     if version:
         from graphcomp import __version__
 
-        out_console.print(__version__, highlight=False)
+        print(__version__)
         raise typer.Exit
     count, command = distributed.world_size(), context.invoked_subcommand
     if count > 1 and command != "compile":
@@ -146,7 +154,7 @@ def _progress() -> Iterator[Any]:
             kind, now = _COUNTS.sub("#", message), time.monotonic()
             if now - shown.get(kind, -math.inf) >= EVERY and not message.startswith("benchmark: "):
                 shown[kind] = now
-                err_console.print(f"{fraction:4.0%}  {escape(message)}", highlight=False)
+                err_console.print(f"{fraction:4.0%}  {message}", soft_wrap=True)
 
         yield line
         return
@@ -284,11 +292,11 @@ def compile_command(
     if damaged is not None:
         out_console.print(damaged)
     for line in describe(report.explanation) if report.explanation else []:
-        out_console.print(line, markup=False, highlight=False)
+        out_console.print(line)
     for step in report.steps:
-        out_console.print(f"{step.index + 1}. {escape(step.name)}: {escape(step.summary)}", highlight=False)
+        out_console.print(f"{step.index + 1}. {step.name}: {step.summary}")
     files = "model.onnx, model-dense.onnx" if report.dense_export else "model.onnx"
-    out_console.print(f"results in {escape(str(out))}: {files}, program/, plans/, report.json, report.html")
+    print(f"results in {out}: {files}, program/, plans/, report.json, report.html")
 
 
 def _recipe(path: Path | None, passes: str | None) -> tuple[Any, list[Any]]:
@@ -346,7 +354,7 @@ def study_command(
     cells = expand(plan, PASSES, str(study))
     if show:
         for cell in cells:
-            out_console.print(cell.name, markup=False, highlight=False, soft_wrap=True)
+            print(cell.name)
         return
     count = workers_for(cells, workers or plan.workers)
     prepare(out, path.read_text(), resume)
@@ -360,18 +368,12 @@ def study_command(
         _interrupted(KeyboardInterrupt(f"{out}: finished cells are kept; --resume goes on with the others"))
         raise typer.Exit(130) from None
     write_results(cells, outcome, out, plan.class_names)
-    out_console.print(f"results in {escape(str(out))}: results.csv, study.html, cells/", highlight=False)
+    print(f"results in {out}: results.csv, study.html, cells/")
     for name, failure in outcome.failures.items():
-        err_console.print(
-            f"[bold red]failed:[/] {escape(name)}: {escape(failure.message)}", highlight=False, soft_wrap=True
-        )
+        _tell("failed", "bold red", f"{name}: {failure.message}")
     if outcome.failures:
-        err_console.print(
-            f"[bold red]error:[/] {escape(str(out))}: {len(outcome.failures)} of {len(cells)} cells failed; "
-            "tracebacks are in cells/*.error.txt, --resume runs them again",
-            highlight=False,
-            soft_wrap=True,
-        )
+        failed, where = f"{len(outcome.failures)} of {len(cells)}", "tracebacks are in cells/*.error.txt"
+        _tell("error", "bold red", f"{out}: {failed} cells failed; {where}, --resume runs them again")
         raise typer.Exit(1)
 
 
@@ -392,7 +394,7 @@ def inspect_command(
     program = load_source(model, weights, _shape(input_shape)).program
     inspection = inspect(program, join)
     if nodes:
-        out_console.print(str(program), markup=False, highlight=False, soft_wrap=True)
+        print(program)
     render(inspection, out_console)
     if json_file is not None:
         write_json(inspection, json_file)
@@ -506,7 +508,7 @@ def explain_command(
             progress=progress,
         )  # fmt: skip
     for line in describe(found):
-        out_console.print(line, markup=False, highlight=False)
+        out_console.print(line)
     out_console.print(part_table(found))
     out_console.print(layer_table(found))
     for file, text in ((json_file, found.model_dump_json(indent=2)), (svg_file, waterfall_file(found))):
@@ -548,16 +550,16 @@ def passes_command(
 
     schemas = {name: TypeAdapter(kind).json_schema() for name, kind in PASSES.items()}
     if as_json:
-        out_console.print(json.dumps(schemas, indent=2), markup=False, highlight=False, soft_wrap=True)
+        print(json.dumps(schemas, indent=2))
         return
     for name, kind in PASSES.items():
         head = (kind.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-        table = Table(title=f"{name}: {escape(head)}", title_justify="left", title_style="bold", expand=False)
+        table = Table(title=f"{name}: {head}", title_justify="left", title_style="bold", expand=False)
         for column in ("option", "type", "default"):
             table.add_column(column, overflow="fold")
         for option in fields(kind):
             schema = schemas[name].get("properties", {}).get(option.name, {})
-            table.add_row(option.name, escape(_type(schema)), escape(json.dumps(schema.get("default"))))
+            table.add_row(option.name, _type(schema), json.dumps(schema.get("default")))
         out_console.print(table)
 
 
@@ -586,11 +588,5 @@ def doctor_command() -> None:
 
     findings = diagnose()
     out_console.print(render(findings))
-    essential = [f for f in findings if not f.ok and not _optional(f.name)]
-    if essential:
+    if any(finding.essential and not finding.ok for finding in findings):
         raise typer.Exit(1)
-
-
-def _optional(finding: str) -> bool:
-    """Accelerators and a busy machine are worth a word, not a failure."""
-    return any(word in finding.lower() for word in ("cuda", "tensorrt", "gpu", "load", "busy", "threads"))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from graphcomp.closing import Stopwatch
 from graphcomp.errors import RecipeError
@@ -173,6 +174,6 @@ def tables(found: Calibration) -> list[Table]:
         for column in ("what", "predicted ms", "measured ms", "error"):
             table.add_column(column, justify="left" if column == "what" else "right")
         for e in errors:
-            table.add_row(e.name, f"{e.predicted:.3f}", f"{e.measured:.3f}", f"{e.relative:+.1%}")
+            table.add_row(Text(e.name), f"{e.predicted:.3f}", f"{e.measured:.3f}", f"{e.relative:+.1%}")
         shown.append(table)
     return shown

@@ -5,7 +5,6 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +14,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from graphcomp.workers import Failure
 
@@ -70,11 +70,7 @@ class CellProgress:
             self.bars.remove_task(self.cells.pop(name))
         self.bars.update(self.all, completed=self.done)
         state = f"failed: {failure.message}" if failure else "done"
-        self.console.print(
-            f"{self.done}/{self.total} {escape(f'{name}: {state}')}{self._left()}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        self.console.print(Text(f"{self.done}/{self.total} {name}: {state}{self._left()}"), soft_wrap=True)
 
     def _left(self) -> str:
         """An estimate from the cells that have ended; the bar has its own."""
