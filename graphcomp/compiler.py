@@ -213,6 +213,7 @@ def build(
         data=data.description if spec != "random" else "random",
         target=target.name,
         seed=job.recipe.seed,
+        input_shape=job.input_shape,
         recipe=_effective(job, spec, target.name),
         baseline=state.baseline,
         final=steps[-1].after,

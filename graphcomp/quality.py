@@ -1,13 +1,19 @@
-"""How good a program is, as reports and studies say it and draw it: accuracy, or the mean error of values."""
+"""How good a program is, as reports and studies say it and draw it: accuracy, or the mean error of values.
+
+A result is judged by its speed and its score together: it is not good for being fast alone.
+"""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 
-from graphcomp.records import Accuracy, MeanError, Snapshot
+from graphcomp.records import Accuracy, BatchTiming, MeanError, Snapshot
 
 Score = Accuracy | MeanError
+Change = Literal["lost", "kept", "gained"]
+Verdict = Literal["good", "mixed", "bad", "plain"]
+"""Of speed and score together: `mixed` pays for one with the other, `plain` says nothing either way."""
 
 
 def quality(snapshot: Snapshot) -> Score | None:
@@ -38,6 +44,73 @@ def range_text(score: Score) -> str:
 def score_text(score: Score | None) -> str:
     """`93.39 % [92.9, 93.9]`."""
     return "not measured" if score is None else f"{value_text(score)} [{range_text(score)}]"
+
+
+# ---------------------------------------------------------------------- before and after
+
+
+def change(before: Score | None, after: Score | None) -> Change | None:
+    """What became of the score: lost or gained where it lies outside of the 95 % interval before.
+
+    None if it was not measured on both sides, or not by the same measure.
+    """
+    if isinstance(before, Accuracy) and isinstance(after, Accuracy):
+        worse, better = after.top1 < before.low, after.top1 > before.high
+    elif isinstance(before, MeanError) and isinstance(after, MeanError):
+        worse, better = after.mae > before.high, after.mae < before.low
+    else:
+        return None
+    return "lost" if worse else "gained" if better else "kept"
+
+
+def change_text(before: Score | None, after: Score | None) -> str:
+    """`21.0 points less accurate`; a difference that the interval covers is shown, but not called one."""
+    found = change(before, after)
+    if isinstance(before, Accuracy) and isinstance(after, Accuracy):
+        points = 100 * (after.top1 - before.top1)
+        if found == "kept":
+            within = f"as accurate within its interval ({points:+.2f} points)"
+            return within if points else "equally accurate"
+        decimals = 1 if abs(points) >= 1 else 2
+        return f"{abs(points):.{decimals}f} points {'less' if found == 'lost' else 'more'} accurate"
+    if isinstance(before, MeanError) and isinstance(after, MeanError):
+        part = 100 * (after.mae / before.mae - 1) if before.mae else 0.0
+        if found == "kept":
+            return f"equal in error within its interval ({part:+.1f} %)" if part else "equal in error"
+        by = f"{abs(part):.1f} % " if part else ""
+        return f"mean error {by}{'larger' if found == 'lost' else 'smaller'}"
+    return "accuracy not measured"
+
+
+def judge(speed: str | None, before: Score | None, after: Score | None) -> tuple[str, Verdict]:
+    """Speed and score in words, and how good both together are.
+
+    Args:
+        speed: what a benchmark's verdict begins with: faster, slower, or something else for no difference;
+            None if time was not measured.
+        before, after: of the original and of the result.
+    """
+    found = change(before, after)
+    said = "time not measured" if speed is None else speed
+    word = said.partition(" ")[0]
+    verdict: Verdict = "plain"
+    if word == "faster" and found is not None:
+        verdict = "mixed" if found == "lost" else "good"
+    elif word == "slower":
+        verdict = "mixed" if found == "gained" else "bad"
+    elif found in ("lost", "gained"):
+        verdict = "bad" if found == "lost" else "good"
+    return f"{said}, {change_text(before, after)}", verdict
+
+
+def judge_speed(timing: BatchTiming, before: Score | None, after: Score | None) -> tuple[str, Verdict]:
+    """The same with the speedup: `1.42x faster, 21.0 points less accurate`."""
+    said, verdict = judge(timing.verdict, before, after)
+    value = timing.quoted.value
+    if timing.verdict.startswith("faster"):
+        return f"{value:.2f}x {said}", verdict
+    rest = said.removeprefix(timing.verdict)
+    return f"{timing.verdict} ({value:.2f}x the original's speed){rest}", verdict
 
 
 # ---------------------------------------------------------------------- as plots

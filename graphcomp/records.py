@@ -457,6 +457,9 @@ class Report(Record):
     data: str
     target: str
     seed: int
+    input_shape: tuple[int, ...] | None = Field(
+        default=None, description="that was asked for, with the batch; null for the model's own"
+    )
     recipe: dict[str, Any]
     baseline: Snapshot
     final: Snapshot

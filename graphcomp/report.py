@@ -7,8 +7,7 @@ rendered again. Nothing is measured here, and a number is shown only if the reco
 import json
 import math
 import shlex
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,15 @@ from rich.text import Text
 from graphcomp.errors import LoadError
 from graphcomp.explanation_report import COLUMNS, describe, label_of, layers, waterfall_svg
 from graphcomp.files import write_texts
+from graphcomp.layer_pairs import LayerPair, pair_layers
 from graphcomp.page import render
 from graphcomp.quality import (
     Score,
+    Verdict,
+    change,
     draw_scores,
+    judge,
+    judge_speed,
     measure_of,
     plotted,
     quality,
@@ -55,6 +59,9 @@ from graphcomp.records import (
 from graphcomp.rounds_plot import removals, removed_figure, rounds_figure
 from graphcomp.spectra import spectra_figure, spectra_of
 from graphcomp.svg import AFTER, BEFORE, INCHES_WIDE, INK, THEORY, draw_sizes, elide, style, svg
+
+COLOURS: dict[Verdict, str] = {"good": "green", "mixed": "yellow", "bad": "red", "plain": ""}
+"""Of a verdict on the terminal."""
 
 __all__ = ["describe_timing", "read_report", "render_html", "summary_table", "write_report"]
 
@@ -163,15 +170,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class LayerPair:
-    """A layer of the baseline beside the layer of the same name in the result; None where there is none."""
-
-    name: str
-    before: LayerRow | None
-    after: LayerRow | None
-
-
-@dataclass(frozen=True)
 class KeptGroup:
     """Everything that was left alone for one reason, as (step, place)."""
 
@@ -179,16 +177,20 @@ class KeptGroup:
     places: tuple[tuple[str, str], ...]
 
 
-def describe_timing(timing: BatchTiming) -> str:
-    """One plain sentence: what was measured at this batch size, beside what the MACs promised."""
+def describe_timing(
+    timing: BatchTiming, before: Score | None = None, after: Score | None = None
+) -> tuple[str, Verdict]:
+    """One plain sentence: what was measured at this batch size, beside what the MACs promised and what it
+    cost in accuracy; and how good both together are.
+    """
     speedup, theory = timing.quoted, timing.theoretical
-    measured = f"Batch {timing.batch}: {timing.verdict}, {_ratio(speedup.value)} the baseline's speed"
-    spread = f"95 % interval {speedup.low:.2f} to {speedup.high:.2f}"
+    said, verdict = judge_speed(timing, before, after)
+    spread = f"95 % interval of the speedup {speedup.low:.2f} to {speedup.high:.2f}"
     if timing.verdict.startswith("faster") and 0 < theory < math.inf:
         promise = f"realised {100 * speedup.value / theory:.0f} % of the theoretical {_ratio(theory)}"
     else:
         promise = f"theory says {_ratio(theory)}"
-    return f"{measured} ({spread}); {promise}."
+    return f"Batch {timing.batch}: {said} ({spread}); {promise}.", verdict
 
 
 def comparison(report: Report) -> list[Row]:
@@ -224,7 +226,8 @@ def _time_row(timing: BatchTiming) -> Row:
 def summary_table(report: Report) -> Table:
     """The before/after table for a terminal: one row a quantity, one row a batch size."""
     title = Text(f"{report.model}: before and after")
-    said = Text("\n".join([*headlines(report), *describe_loss(report), *describe_dct(report)]))
+    lines = [Text(line, COLOURS[verdict]) for line, verdict in headlines(report)]
+    said = Text("\n").join([*lines, *map(Text, [*describe_loss(report), *describe_dct(report)])])
     table = Table(title=title, caption=said, box=box.SIMPLE_HEAD, padding=0)
     table.caption_justify = "left"
     table.add_column("", no_wrap=True)
@@ -295,27 +298,28 @@ def evaluation_table(found: Evaluation) -> Table:
     return table
 
 
-def headlines(report: Report) -> list[str]:
-    """What was measured, a sentence for each batch size; says so if nothing was."""
+def headlines(report: Report) -> list[tuple[str, Verdict]]:
+    """What was measured, a sentence a batch size, with how good that is; says so if nothing was."""
+    before, after = quality(report.baseline), quality(report.final)
     if report.bench is None or not report.bench.batches:
-        return [
-            "No time was measured. MACs are not time: this report does not say that the result is faster."
-        ]
-    return [describe_timing(timing) for timing in report.bench.batches]
+        said, verdict = judge(None, before, after)
+        measured = f"{said[0].upper()}{said[1:]}."
+        return [(f"{measured} MACs are not time: nothing here says that the result is faster.", verdict)]
+    return [describe_timing(timing, before, after) for timing in report.bench.batches]
 
 
 def describe_loss(report: Report) -> list[str]:
-    """What would repair an accuracy that clearly fell and that nothing repaired; nothing otherwise."""
-    before, after = report.baseline.accuracy, report.final.accuracy
-    if before is None or after is None or after.high >= before.low:
+    """What would repair a score that fell and that nothing repaired; nothing otherwise."""
+    if change(quality(report.baseline), quality(report.final)) != "lost":
         return []
     trained = [step for step in report.steps if step.training is not None or step.rounds]
     changed = [step for step in report.steps if step.drift is not None and step not in trained]
     if not changed or (trained and trained[-1].index > changed[-1].index):
         return []
+    fell = "The error grew" if report.final.error else "Accuracy fell"
     place = ", in front of fold-bn" if any(step.name == "fold-bn" for step in report.steps) else ""
     return [
-        f"Accuracy fell, and nothing behind {changed[-1].name} repairs it: train on with finetune{place}, or "
+        f"{fell}, and nothing behind {changed[-1].name} repairs it: train on with finetune{place}, or "
         "first only measure the normalisations' statistics again, finetune{epochs=0, bn_reestimate=500}."
     ]
 
@@ -345,29 +349,6 @@ def _load(file: ModelFile) -> str:
     if file.load_cpu_seconds is None:
         return f"{file.load_seconds:.2f} s"
     return f"{file.load_seconds:.2f} s with {file.load_cpu_seconds:.2f} s of CPU time"
-
-
-def pair_layers(before: Sequence[LayerRow], after: Sequence[LayerRow]) -> list[LayerPair]:
-    """Layers side by side, in the baseline's order; a new layer stands behind the one it follows."""
-    old, new = _by_occurrence(before), _by_occurrence(after)
-    order, place = list(old), 0
-    for key in new:
-        if key in old:
-            place = order.index(key) + 1
-        else:
-            order.insert(place, key)
-            place += 1
-    return [LayerPair(key[0], old.get(key), new.get(key)) for key in order]
-
-
-def _by_occurrence(layers: Iterable[LayerRow]) -> dict[tuple[str, int], LayerRow]:
-    # A module that is called twice has two rows of one name.
-    seen: Counter[str] = Counter()
-    rows = {}
-    for layer in layers:
-        rows[layer.name, seen[layer.name]] = layer
-        seen[layer.name] += 1
-    return rows
 
 
 def group_kept(report: Report) -> list[KeptGroup]:
@@ -409,9 +390,9 @@ def _accuracy_notes(report: Report) -> list[str]:
         f"{what} on {_count(new.samples)} samples of {report.data} with a 95 % {kind} interval; "
         "it holds for data like these and says nothing about others."
     ]
-    if value_text(old) != value_text(new) and max(old.low, new.low) <= min(old.high, new.high):
+    if value_text(old) != value_text(new) and change(old, new) == "kept":
         found.append(
-            "The intervals before and after overlap: the difference may be chance. "
+            "What was measured after lies within the interval before: the difference may be chance. "
             "More evaluation samples would tell."
         )
     if report.robustness:
@@ -506,8 +487,8 @@ def _layers_figure(pairs: Sequence[LayerPair]) -> Figure:
     figure = Figure(figsize=(INCHES_WIDE, 1.1 + 0.235 * len(pairs)), layout="constrained")
     widths, macs = figure.subplots(1, 2, sharey=True)
     rows = range(len(pairs))
-    _draw_bars(widths, [_sides(pair, "out_channels") for pair in pairs], _count)
-    _draw_bars(macs, [_sides(pair, "macs") for pair in pairs], _short)
+    _draw_bars(widths, pairs, "out_channels", _count)
+    _draw_bars(macs, pairs, "macs", _short)
     widths.set_yticks(rows, [elide(pair.name) for pair in pairs], fontsize=10, parse_math=False)
     widths.set_ylim(len(pairs) - 0.3, -0.7)
     widths.set_xlabel("output channels")
@@ -520,19 +501,22 @@ def _layers_figure(pairs: Sequence[LayerPair]) -> Figure:
     return figure
 
 
-def _sides(pair: LayerPair, field: str) -> tuple[int | None, int | None]:
-    old, new = (getattr(layer, field) if layer else None for layer in (pair.before, pair.after))
-    return old, new
-
-
-def _draw_bars(ax: Axes, values: Sequence[tuple[int | None, int | None]], show: Callable[[int], str]) -> None:
-    rows = range(len(values))
-    ax.barh(rows, [old or 0 for old, _ in values], height=0.78, color=BEFORE, label="before")
-    ax.barh(rows, [new or 0 for _, new in values], height=0.42, color=AFTER, label="after")
-    widest = max((max(old or 0, new or 0) for old, new in values), default=0) or 1
-    labels = [_bar_label(old, new, show) for old, new in values]
-    for row, (old, new) in enumerate(values):
-        start = max(old or 0, new or 0) + 0.012 * widest
+def _draw_bars(ax: Axes, pairs: Sequence[LayerPair], field: str, show: Callable[[int], str]) -> None:
+    """What was as wide bars, what is as narrow ones."""
+    old = [_value(pair.before, field) for pair in pairs]
+    ax.barh(range(len(pairs)), [value or 0 for value in old], height=0.78, color=BEFORE, label="before")
+    drawn = [bar for row, pair in enumerate(pairs) for bar in _bars(row, pair, field)]
+    for parity, alpha, label in ((0, 1.0, "after"), (1, 0.55, None)):  # factors stand out from each other
+        some = [bar for bar in drawn if bar.place % 2 == parity]
+        columns = [[getattr(bar, side) for bar in some] for side in ("y", "width", "height", "left")]
+        if some:
+            ax.barh(*columns, color=AFTER, alpha=alpha, label=label)
+    ends = [value or 0 for value in old]
+    for bar in drawn:
+        ends[bar.row] = max(ends[bar.row], bar.left + bar.width)
+    widest, labels = max(ends, default=0) or 1, [_bar_label(pair, field, show) for pair in pairs]
+    for row, end in enumerate(ends):
+        start = end + 0.012 * widest
         ax.text(start, row, labels[row], va="center", fontsize=9, color=INK, in_layout=False)
     # A character takes about 1/40 of a panel: leave room for the longest label behind the widest bar.
     ax.set_xlim(0, widest / max(1 - 0.025 * max(map(len, labels)), 0.4))
@@ -540,12 +524,47 @@ def _draw_bars(ax: Axes, values: Sequence[tuple[int | None, int | None]], show: 
     style(ax, "x")
 
 
-def _bar_label(old: int | None, new: int | None, show: Callable[[int], str]) -> str:
-    if new is None:
+@dataclass(frozen=True)
+class _Bar:
+    """What is left of a layer, or its factor number `place`."""
+
+    row: int
+    place: int
+    y: float
+    width: int
+    height: float
+    left: int
+
+
+def _bars(row: int, pair: LayerPair, field: str) -> list[_Bar]:
+    """Factors share the row of the layer that they replace: end to end for what they add up to, below each
+    other for what each has of its own.
+    """
+    values = [getattr(layer, field) for layer in pair.after]
+    if field in SUMMED or len(values) < 2:
+        return [_Bar(row, i, row, value, 0.42, sum(values[:i])) for i, value in enumerate(values)]
+    pitch, middle = 0.78 / len(values), (len(values) - 1) / 2
+    return [
+        _Bar(row, i, row + (i - middle) * pitch, value, 0.75 * pitch, 0) for i, value in enumerate(values)
+    ]
+
+
+SUMMED = ("macs",)
+"""Fields that factors share; a width belongs to each of them."""
+
+
+def _value(layer: LayerRow | None, field: str) -> int | None:
+    return None if layer is None else getattr(layer, field)
+
+
+def _bar_label(pair: LayerPair, field: str, show: Callable[[int], str]) -> str:
+    old, values = _value(pair.before, field), [getattr(layer, field) for layer in pair.after]
+    new = show(sum(values)) if field in SUMMED else ", ".join(map(show, values))
+    if not values:
         return f"{show(old or 0)} → gone"
     if old is None:
-        return f"new: {show(new)}"
-    return show(new) if old == new else f"{show(old)} → {show(new)}"
+        return f"new: {new}"
+    return new if [old] == values else f"{show(old)} → {new}"
 
 
 def _time_figure(batches: Sequence[BatchTiming]) -> Figure:
@@ -622,7 +641,7 @@ def _plots(report: Report, pairs: Sequence[LayerPair]) -> dict[str, Markup]:
             _time_figure(report.bench.batches),
             "plot-time",
             "Time and speedup for every batch size",
-            " ".join(headlines(report)),
+            " ".join(line for line, _ in headlines(report)),
         )
     if report.explanation:
         plots["explain"] = waterfall_svg(report.explanation)
@@ -677,7 +696,8 @@ def render_html(report: Report) -> str:
         change=_change,
         points=_points,
         measure_of=measure_of,
-        headlines=[*headlines(report), *describe_loss(report), *describe_dct(report)],
+        headlines=headlines(report),
+        advice=[*describe_loss(report), *describe_dct(report)],
         dct=describe_dct(report),
         explained=report.explanation,
         reasons=describe(report.explanation) if report.explanation else [],
@@ -697,7 +717,20 @@ def render_html(report: Report) -> str:
 
 
 def _command(report: Report) -> str:
-    words = ["graphcomp", "compile", report.model]
-    words += ["--weights", report.weights] if report.weights else []
-    words += ["--recipe", "recipe.yaml", "--data", report.data, "--target", report.target]
-    return shlex.join([*words, "--seed", str(report.seed), "-o", "OUT"])
+    """What computes the same again, in a shell, with the recipe in `recipe.yaml`: whatever the command line
+    said, and whatever else the recipe does not hold. Paths are as they were given.
+    """
+    recipe = report.recipe
+    options: list[tuple[str, object]] = [
+        ("--recipe", "recipe.yaml"),
+        ("--weights", recipe.get("weights")),  # those that come with a model are found again
+        ("--input-shape", ",".join(map(str, report.input_shape or ())) or None),
+        ("--data", recipe.get("data", report.data)),
+        ("--classes", ",".join(map(str, recipe.get("classes", ()))) or None),
+        ("--head", recipe.get("head") if recipe.get("classes") else None),
+        ("--target", report.target),
+        ("--seed", report.seed),
+        ("-o", "OUT"),
+    ]
+    given = [(name, str(value)) for name, value in options if value is not None]
+    return shlex.join(["graphcomp", "compile", report.model, *(word for pair in given for word in pair)])

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,8 @@ from pathlib import Path
 from graphcomp.confusion import ClassStatistics, class_statistics
 from graphcomp.errors import OutputError
 from graphcomp.files import atomic_file
-from graphcomp.quality import Score, measure_of, quality
+from graphcomp.layer_pairs import owner
+from graphcomp.quality import Score, Verdict, change_text, judge, judge_speed, measure_of, quality
 from graphcomp.records import MeanError, Snapshot
 from graphcomp.study import Cell, number
 from graphcomp.study_run import CellResult, Outcome
@@ -39,6 +40,17 @@ class Findings:
     def score(self) -> Score | None:
         """Of the final network: accuracy, or the mean error where labels are values."""
         return quality(self.result.final)
+
+    @property
+    def verdicts(self) -> list[tuple[str, Verdict]]:
+        """Speed and score against the original, and how good both together are; one for each batch size."""
+        before, after = quality(self.result.baseline), self.score
+        timings = self.result.bench.batches if self.result.bench else []
+        if not timings:
+            return [(change_text(before, after), judge(None, before, after)[1])]
+        several = len(timings) > 1
+        found = [(timing, *judge_speed(timing, before, after)) for timing in timings]
+        return [(f"batch {t.batch}: {said}" if several else said, verdict) for t, said, verdict in found]
 
     @property
     def title(self) -> str:
@@ -77,16 +89,10 @@ def layer_rates(before: Snapshot, after: Snapshot) -> dict[str, float]:
         old[row.name] = old.get(row.name, 0) + row.macs
     new = dict.fromkeys(old, 0)
     for row in after.layers:
-        owner = next((name for name in _upwards(row.name) if name in new), None)
-        if owner is not None:
-            new[owner] += row.macs
+        name = owner(row.name, new)
+        if name is not None:
+            new[name] += row.macs
     return {name: _rate(macs, new[name]) for name, macs in old.items()}
-
-
-def _upwards(path: str) -> Iterable[str]:
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
 
 
 def _rate(before: int, after: int) -> float:

@@ -289,7 +289,11 @@ def test_names_are_shown_as_they_are(command: str, cli: Cli) -> None:
     )
     shown = "".join((found.out + found.err).split())
     assert "Traceback" not in shown and "\N{CROSS MARK}" not in shown
-    named = {"inspect": ":x:[b]" * 30, "list": "where=-red-x-b-nnn", "study": f"resultsin{ODD}".replace(" ", "")}
+    named = {
+        "inspect": ":x:[b]" * 30,
+        "list": "where=-red-x-b-nnn",
+        "study": f"resultsin{ODD}".replace(" ", ""),
+    }
     expected = named.get(command, ODD.replace(" ", ""))
     assert expected in shown, shown
     if command == "study":

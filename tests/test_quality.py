@@ -1,9 +1,24 @@
 """Scores as text and as plots."""
 
+from typing import get_args
+
 import pytest
 from matplotlib.figure import Figure
 
-from graphcomp.quality import draw_scores, measure_of, plotted, quality, range_text, score_text, spread
+from graphcomp.quality import (
+    Score,
+    Verdict,
+    change,
+    change_text,
+    draw_scores,
+    judge,
+    measure_of,
+    plotted,
+    quality,
+    range_text,
+    score_text,
+    spread,
+)
 from graphcomp.records import Accuracy, MeanError, Snapshot
 
 GOOD = Accuracy(top1=0.75, samples=8, low=0.409, high=0.929)
@@ -25,6 +40,56 @@ def test_text() -> None:
     assert score_text(GOOD) == "75.00 % [40.9, 92.9]"
     assert score_text(CLOSE) == "0.01234 [0.01, 0.0147]" and range_text(CLOSE) == "0.01, 0.0147"
     assert score_text(None) == "not measured"
+
+
+def accuracy(top1: float) -> Accuracy:
+    return Accuracy(top1=top1, samples=100, low=top1 - 0.02, high=top1 + 0.02)
+
+
+def error(mae: float) -> MeanError:
+    return MeanError(mae=mae, samples=100, low=mae - 0.1, high=mae + 0.1)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found", "text"),
+    [
+        (accuracy(0.9), accuracy(0.69), "lost", "21.0 points less accurate"),
+        (accuracy(0.9), accuracy(0.8799), "lost", "2.0 points less accurate"),
+        (accuracy(0.9), accuracy(0.8801), "kept", "as accurate within its interval (-1.99 points)"),
+        (accuracy(0.9), accuracy(0.9), "kept", "equally accurate"),
+        (accuracy(0.9), accuracy(0.93), "gained", "3.0 points more accurate"),
+        (error(2.0), error(2.5), "lost", "mean error 25.0 % larger"),
+        (error(2.0), error(2.05), "kept", "equal in error within its interval (+2.5 %)"),
+        (error(2.0), error(1.5), "gained", "mean error 25.0 % smaller"),
+        (accuracy(0.9), error(2.0), None, "accuracy not measured"),
+        (None, accuracy(0.9), None, "accuracy not measured"),
+        (error(2.0), None, None, "accuracy not measured"),
+    ],
+)
+def test_what_became_of_the_score(
+    before: Score | None, after: Score | None, found: str | None, text: str
+) -> None:
+    """Lost or gained: outside of the interval before."""
+    assert (change(before, after), change_text(before, after)) == (found, text)
+
+
+@pytest.mark.parametrize(
+    ("speed", "verdicts"),  # for a score that was lost, kept, gained, not measured
+    [
+        ("faster", ["mixed", "good", "good", "plain"]),
+        ("faster (by CPU time: the machine was busy)", ["mixed", "good", "good", "plain"]),
+        ("no measurable difference", ["bad", "plain", "good", "plain"]),
+        ("slower", ["bad", "bad", "mixed", "bad"]),
+        (None, ["bad", "plain", "good", "plain"]),
+    ],
+)
+def test_speed_and_score_are_judged_together(speed: str | None, verdicts: list[str]) -> None:
+    """Nothing that lost accuracy is good, nothing that became slower either."""
+    scores = [accuracy(0.5), accuracy(0.9), accuracy(0.99), None]
+    found = [judge(speed, accuracy(0.9), score) for score in scores]
+    assert [verdict for _, verdict in found] == verdicts
+    assert all(said.startswith(speed or "time not measured") for said, _ in found)
+    assert set(verdicts) <= set(get_args(Verdict))
 
 
 def test_plotted() -> None:

@@ -61,11 +61,13 @@ def test_errors_of_values() -> None:
     first, second = cells(rate=[0.5, 1])
     values, classes = with_error(first, 0.25), result(second, {"a": 300, "b": 400})
     only = shown((first, values))
-    assert "MACs gone, % Mean absolute error Seconds 0.5 70 700 30.00 0.25 [0.24, 0.26] 1.5" in only
+    assert "MACs gone, % Mean absolute error Against the original Seconds" in only
+    assert "0.5 70 700 30.00 0.25 [0.24, 0.26] mean error 25.0 % larger 1.5" in only
     assert "Accuracy" not in only and "its labels are values" in only
     both = shown((second, classes), (first, values))
-    assert "MACs gone, % Accuracy (top-1) Mean absolute error Seconds" in both
-    assert "70.00 % [60.4, 78.1] not measured 1.5" in both and "not measured 0.25 [0.24, 0.26] 1.5" in both
+    assert "MACs gone, % Accuracy (top-1) Mean absolute error Against the original" in both
+    assert "70.00 % [60.4, 78.1] not measured 20.0 points less accurate 1.5" in both
+    assert "not measured 0.25 [0.24, 0.26] mean error 25.0 % larger 1.5" in both
 
 
 def test_escaped(page: str) -> None:
