@@ -343,6 +343,7 @@ def study_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="output directory")] = Path("out"),
 ) -> None:
     """Run every cell of STUDY's grid into OUT and compare them; exit code 1 if some failed."""
+    from graphcomp.files import locked
     from graphcomp.passes import PASSES
     from graphcomp.study import expand, load_study
     from graphcomp.study_progress import CellProgress
@@ -357,17 +358,19 @@ def study_command(
             print(cell.name)
         return
     count = workers_for(cells, workers or plan.workers)
-    prepare(out, path.read_text(), resume)
-    try:
-        left = len(cells) - len(finished(cells, out))
-        with CellProgress(err_console, left) as shown:
-            outcome = run_study(
-                cells, out, engine=plan.engine, workers=count, told=shown.told, ended=shown.ended
-            )
-    except KeyboardInterrupt:
-        _interrupted(KeyboardInterrupt(f"{out}: finished cells are kept; --resume goes on with the others"))
-        raise typer.Exit(130) from None
-    write_results(cells, outcome, out, plan.class_names)
+    with locked(out):
+        prepare(out, path.read_text(), resume)
+        try:
+            left = len(cells) - len(finished(cells, out))
+            with CellProgress(err_console, left) as shown:
+                outcome = run_study(
+                    cells, out, engine=plan.engine, workers=count, told=shown.told, ended=shown.ended
+                )
+        except KeyboardInterrupt:
+            text = f"{out}: finished cells are kept; --resume goes on with the others"
+            _interrupted(KeyboardInterrupt(text))
+            raise typer.Exit(130) from None
+        write_results(cells, outcome, out, plan.class_names)
     print(f"results in {out}: results.csv, study.html, cells/")
     for name, failure in outcome.failures.items():
         _tell("failed", "bold red", f"{name}: {failure.message}")

@@ -7,13 +7,14 @@
     OUT/checkpoints/     program and record after each pass; OUT/state.json says of what run they are
 
 Every file appears whole or not at all; after an interruption the last finished pass is the place to resume.
+Results of an earlier run stay until those of this one are all there. One run at a time works in a directory.
 """
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -30,7 +31,7 @@ from graphcomp.doctor import environment
 from graphcomp.errors import DataError, LoadError, OutputError, RecipeError
 from graphcomp.explanation import TRACED_RUNS, TRACED_SECONDS, explain_bench
 from graphcomp.export import Stored, export_onnx
-from graphcomp.files import write_text
+from graphcomp.files import LOCK, atomic_entries, locked, remove, sweep, unfinished, write_text
 from graphcomp.head import restrict_head
 from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, Plan, held, work_name
 from graphcomp.program import Program, trace
@@ -145,6 +146,12 @@ def build(
     Raises:
         GraphcompError: see `graphcomp.errors`; nothing half-written is left, finished passes stay resumable.
     """
+    with ExitStack() as stack:
+        distributed.on_first(lambda: stack.enter_context(locked(out)))
+        return _build(job, out, resume, overwrite, progress)
+
+
+def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progress) -> Report:
     clock, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     target = find_target(job.recipe.target)
     if job.recipe.bench is not False:
@@ -188,48 +195,51 @@ def build(
     if not first:
         finished: Report = distributed.receive()  # once it is measured, undisturbed
         return finished
-    progress("save the program", 0.72)
-    program.save(out / "program")
-    progress("export the baseline", 0.74)
-    exported = job.recipe.export
-    base = _export(source.program, out / "baseline.onnx", exported)
-    progress("export the result", 0.8)
-    stored: Stored = "dense" if exported.dct == "dense" else "coefficients"
-    new = _export(program, out / MODEL, exported, target.provider, stored)
-    twice = new.dct is not None and exported.dct == "both"
-    dense = _export(program, out / DENSE, exported, target.provider, "dense") if twice else None
-    span = (0.85, 0.91) if dense else (0.85, 0.97)
-    bench = _bench(job.recipe, (out / "baseline.onnx", out / MODEL), target.provider, progress, span)
-    files = out / "baseline.onnx", out / MODEL
-    explanation = _explain(job.recipe, bench, files, progress, span[1], program)
-    dct_bench = (
-        _bench(job.recipe, (out / DENSE, out / MODEL), target.provider, progress, (0.92, 0.99))
-        if dense
-        else None
-    )
-    report = Report(
-        model=job.model,
-        weights=str(source.weights) if source.weights else None,
-        data=data.description if spec != "random" else "random",
-        target=target.name,
-        seed=job.recipe.seed,
-        input_shape=job.input_shape,
-        recipe=_effective(job, spec, target.name),
-        baseline=state.baseline,
-        final=steps[-1].after,
-        steps=steps,
-        export=new,
-        baseline_export=base,
-        dense_export=dense,
-        bench=bench,
-        dct_bench=dct_bench,
-        robustness=damaged,
-        explanation=explanation,
-        environment=environment(),
-        started=state.started,
-        seconds=time.perf_counter() - clock,
-    )
-    write_report(report, out)
+    with atomic_entries(out) as place:
+        progress("save the program", 0.72)
+        program.save(place / "program")
+        progress("export the baseline", 0.74)
+        exported = job.recipe.export
+        base = _export(source.program, place / "baseline.onnx", exported)
+        progress("export the result", 0.8)
+        stored: Stored = "dense" if exported.dct == "dense" else "coefficients"
+        new = _export(program, place / MODEL, exported, target.provider, stored)
+        twice = new.dct is not None and exported.dct == "both"
+        dense = _export(program, place / DENSE, exported, target.provider, "dense") if twice else None
+        span = (0.85, 0.91) if dense else (0.85, 0.97)
+        files = place / "baseline.onnx", place / MODEL
+        bench = _bench(job.recipe, files, target.provider, out, progress, span)
+        explanation = _explain(job.recipe, bench, files, progress, span[1], program)
+        dct_bench = (
+            _bench(job.recipe, (place / DENSE, place / MODEL), target.provider, out, progress, (0.92, 0.99))
+            if dense
+            else None
+        )
+        report = Report(
+            model=job.model,
+            weights=str(source.weights) if source.weights else None,
+            data=data.description if spec != "random" else "random",
+            target=target.name,
+            seed=job.recipe.seed,
+            input_shape=job.input_shape,
+            recipe=_effective(job, spec, target.name),
+            baseline=state.baseline,
+            final=steps[-1].after,
+            steps=steps,
+            export=new,
+            baseline_export=base,
+            dense_export=dense,
+            bench=bench,
+            dct_bench=dct_bench,
+            robustness=damaged,
+            explanation=explanation,
+            environment=environment(),
+            started=state.started,
+            seconds=time.perf_counter() - clock,
+        )
+        write_report(report, place)
+    if dense is None:
+        remove(out / DENSE)  # of an earlier run
     progress("done", 1.0)
     return distributed.broadcast(report)
 
@@ -281,48 +291,41 @@ def _fingerprint(job: Job, program: Program, data: str, target: str) -> dict[str
 # ---------------------------------------------------------------------- the output directory
 
 MODEL, DENSE = "model.onnx", "model-dense.onnx"
-OWN = (
-    "state.json",
-    "report.json",
-    "report.html",
-    MODEL,
-    DENSE,
-    "baseline.onnx",
-    "plans",
-    "checkpoints",
-    "program",
-)
-LEFTOVER = re.compile(rf"\.[0-9a-f]{{8}}-({'|'.join(map(re.escape, OWN))})")
-"""What a run that was killed while it wrote one of its files leaves behind."""
+RESULTS = ("baseline.onnx", DENSE, MODEL, "program", "report.html", "report.json")
+"""What is for the reader, and stays until its successor takes its place."""
+WORK = ("state.json", "plans", "checkpoints")
+"""What a run is resumed from."""
+OWN = frozenset({*RESULTS, *WORK, "entries"})
 
 
 def _open(out: Path, fingerprint: dict[str, Any], resume: bool, overwrite: bool) -> State | None:
-    """Make `out` ready; the state of the run that is resumed, if one is."""
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: found a file, expected a directory; choose another -o")
-    present = sorted(p.name for p in out.iterdir()) if out.exists() else []
+    """Make `out` ready, which is locked; the state of the run that is resumed, if one is."""
+    present = sorted(p.name for p in out.iterdir() if p.name != LOCK)
     if resume and "state.json" in present:
-        return _matching_state(out, fingerprint)
+        state = _matching_state(out, fingerprint)
+        _sweep(out)
+        return state
     if present and not overwrite:
         raise OutputError(
             f"{out}: found {len(present)} files, expected an empty or new directory; use --resume to go on "
             "with an interrupted run, --overwrite to replace its results, or choose another -o"
         )
-    foreign = [n for n in present if n not in OWN and not LEFTOVER.fullmatch(n)]
+    foreign = [n for n in present if n not in OWN and unfinished(n) not in OWN]
     if foreign:
         raise OutputError(
             f"{out}: found {foreign[0]!r}, which is not graphcomp's, expected only results; choose another -o"
         )
-    try:
-        for name in present:
-            path = out / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{out}: found {error}, expected a writable directory; choose another -o"
-        ) from error
+    _sweep(out)
+    for name in WORK:
+        remove(out / name)
     return None
+
+
+def _sweep(out: Path) -> None:
+    """Remove what runs that were killed left half-written."""
+    sweep(out, OWN)
+    for name in ("plans", "checkpoints"):
+        sweep(out / name)
 
 
 def _matching_state(out: Path, fingerprint: dict[str, Any]) -> State:
@@ -417,9 +420,11 @@ def _bench(
     recipe: Recipe,
     files: tuple[Path, Path],
     provider: Provider,
+    out: Path,
     progress: Progress,
     span: tuple[float, float],
 ) -> Bench | None:
+    """Time two files, which will lie in `out`."""
     if recipe.bench is False:
         return None
     options = recipe.bench
@@ -427,7 +432,7 @@ def _bench(
     def tell(message: str, fraction: float) -> None:
         progress(f"benchmark: {message}", span[0] + (span[1] - span[0]) * fraction)
 
-    return benchmark(
+    found = benchmark(
         *files,
         provider=options.provider or provider,
         batches=options.batches,
@@ -437,6 +442,8 @@ def _bench(
         cuda_graphs=options.cuda_graphs,
         progress=tell,
     )
+    base, new = (f.model_copy(update={"path": str(out / Path(f.path).name)}) for f in (found.base, found.new))
+    return found.model_copy(update={"base": base, "new": new})
 
 
 def _robustness(

@@ -1,13 +1,39 @@
-"""Files and directories that are there whole or not at all, whatever they hold."""
+"""Files and directories that are whole at every moment and one process's at a time, whatever they hold.
 
+What is written lies beside its place, as `.xxxxxxxx-NAME`, until it is complete and on the disk; then it
+takes that place in one step. A process that is killed leaves such a name behind, and `sweep` removes it.
+"""
+
+import ctypes
+import errno
+import json
 import os
+import re
 import secrets
+import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import socket
+import sys
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
-from graphcomp.errors import OutputError
+from filelock import FileLock, Timeout
+
+from graphcomp.errors import GraphcompError, OutputError
+
+T = TypeVar("T")
+
+LOCK = ".lock"
+"""In a directory that is `locked`: who works there, as JSON."""
+
+_UNFINISHED = re.compile(r"\.[0-9a-f]{8}-(?P<name>.+)", re.DOTALL)
+_AT_CWD, _EXCHANGE, _SWAP = -100, 2, 2  # of linux/fcntl.h, linux/fs.h; of sys/stdio.h on macOS
+_CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
+_TRIES = 100
 
 
 @contextmanager
@@ -32,7 +58,7 @@ def atomic_directory(final: Path, replaces: Callable[[Path], bool]) -> Iterator[
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _sync(file)
-            _replace_directory(temporary, final)
+            _replace(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -90,8 +116,172 @@ def write_texts(texts: Mapping[Path, str]) -> None:
                 temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_entries(directory: Path) -> Iterator[Path]:
+    """A new directory within `directory`, whose entries move up into it if the body ends well.
+
+    Each takes the place of an older one of its name in one step, in the order of their names. Other entries
+    stay. Unlike `atomic_directory` this needs no right on the directory around, and `directory` may be a
+    mount point or somebody's working directory.
+
+    Errors of the body name the entries where they were to go.
+
+    Raises:
+        OutputError: naming `directory` and the reason.
+    """
+    temporary = _beside(directory / "entries")
+    with _as_output_error(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+    try:
+        yield temporary
+        for entry in sorted(temporary.iterdir()):
+            with _as_output_error(directory / entry.name):
+                _replace(entry, directory / entry.name)
+    except GraphcompError as error:
+        error.args = tuple(str(text).replace(f"{temporary.name}{os.sep}", "") for text in error.args)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def settled(directory: Path, read: Callable[[Path], T]) -> T:
+    """What `read` makes of a directory that others may replace meanwhile: all of it old, or all of it new."""
+    for _ in range(_TRIES):
+        before = _identity(directory)
+        try:
+            found = read(directory)
+        except Exception:
+            if _identity(directory) == before:
+                raise
+            continue
+        if _identity(directory) == before:
+            return found
+    return read(directory)
+
+
+def unfinished(name: str) -> str | None:
+    """What `name` was to become, if it is one that is given to what is being written."""
+    match = _UNFINISHED.fullmatch(name)
+    return match and match["name"]
+
+
+def sweep(directory: Path, names: Container[str] | None = None) -> None:
+    """Remove what killed processes left unfinished in `directory`; only for who holds its lock.
+
+    Args:
+        directory: need not exist.
+        names: what may have been written there, None for anything; all else is left alone.
+
+    Raises:
+        OutputError: naming what cannot be removed.
+    """
+    for path in directory.glob(".*"):
+        name = unfinished(path.name)
+        if name is not None and (names is None or name in names):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a directory with all in it, if it is there.
+
+    Raises:
+        OutputError: naming it and the reason.
+    """
+    with _as_output_error(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+# ---- one process at a time -------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """For the body `directory` is this process's alone; it is made, and removed again if it stayed empty.
+
+    The system holds the lock, so that it ends with its process, however that ends.
+
+    Raises:
+        OutputError: another process works there (the message says which), or nothing can be written.
+    """
+    directory = directory.resolve()
+    if directory.exists() and not directory.is_dir():
+        raise OutputError(f"{directory}: found a file, expected a directory; choose another place")
+    absent = [p for p in (directory, *directory.parents) if not p.exists()]
+    try:
+        with _as_output_error(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = _acquired(directory)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (directory / LOCK).unlink(missing_ok=True)  # while it is held: nobody else's is deleted
+            lock.release()
+    finally:
+        with suppress(OSError):  # not empty
+            for path in absent:
+                path.rmdir()
+
+
+def _acquired(directory: Path) -> FileLock:
+    file = directory / LOCK
+    for _ in range(_TRIES):
+        lock = FileLock(file)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise OutputError(
+                f"{directory}: found another run at work ({_holder(file)}), expected none; wait for it, stop "
+                "it, or choose another place"
+            ) from None
+        try:
+            with file.open("r+", encoding="utf-8") as holder:
+                holder.truncate()
+                json.dump(_this_process(), holder)
+            return lock
+        except FileNotFoundError:  # locked after its last holder had deleted it: that lock guards no name
+            lock.release()
+        except BaseException:
+            lock.release()
+            raise
+    raise OutputError(f"{directory}: found a lock that keeps vanishing, expected one that stays; try again")
+
+
+def _this_process() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _holder(file: Path) -> str:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return f"process {found['pid']} on {found['host']} since {found['since']}: {found['command']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has only just begun, or other systems hide it
+        return "which one is not known"
+
+
+# ---- parts -----------------------------------------------------------------------------------------------
+
+
 def _beside(path: Path) -> Path:
     return path.parent / f".{secrets.token_hex(4)}-{path.name}"
+
+
+def _identity(directory: Path) -> tuple[int, int, int] | None:
+    """Changes when another directory takes the place; a number alone may be given to the next one made."""
+    try:
+        status = directory.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_ctime_ns
 
 
 @contextmanager
@@ -113,18 +303,49 @@ def _check_replaceable(final: Path, replaces: Callable[[Path], bool]) -> None:
     raise OutputError(f"{final}: found {found}, expected nothing or an older result; choose another path")
 
 
-def _replace_directory(new: Path, final: Path) -> None:
-    if not final.exists():
-        new.rename(final)
+def _replace(new: Path, final: Path) -> None:
+    """`new` takes the place of whatever is at `final`: who looks there sees one or the other, never none."""
+    if not final.exists() or (new.is_file() and final.is_file()):
+        new.replace(final)
         return
-    old = _beside(final)
+    if _exchanged(new, final):
+        remove(new)
+        return
+    old = _beside(final)  # there is a moment in which nothing is there
     final.rename(old)
     try:
         new.rename(final)
     except BaseException:
         old.rename(final)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Give each the other's name, in one step; False if the system or this file system cannot."""
+    rename = _rename_call()
+    if rename is None:
+        return False
+    ctypes.set_errno(0)
+    if rename(os.fsencode(one), os.fsencode(other)) == 0:
+        return True
+    if (code := ctypes.get_errno()) in _CANNOT:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+@cache
+def _rename_call() -> Callable[[bytes, bytes], int] | None:
+    """Exchanges two paths: renameat2 on Linux, renamex_np on macOS; 0 if that went well, else see errno."""
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+    except (OSError, TypeError):  # Windows
+        return None
+    if hasattr(library, "renameat2"):
+        return lambda one, other: library.renameat2(_AT_CWD, one, _AT_CWD, other, ctypes.c_uint(_EXCHANGE))
+    if hasattr(library, "renamex_np"):
+        return lambda one, other: library.renamex_np(one, other, ctypes.c_uint(_SWAP))
+    return None
 
 
 def _sync(file: Path) -> None:

@@ -134,9 +134,10 @@ class Program:
     @staticmethod
     def load(directory: str | Path) -> "Program":
         """Read what `save` wrote, without the model's source and without pickle; LoadError if damaged."""
+        from graphcomp.files import settled
         from graphcomp.storage import load
 
-        return load(Path(directory))
+        return settled(Path(directory), load)
 
     def __str__(self) -> str:
         return "\n".join(format_node(self, node) for node in self.graph.nodes)

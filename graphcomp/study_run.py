@@ -24,7 +24,7 @@ from graphcomp.data import load_data
 from graphcomp.doctor import cores
 from graphcomp.errors import GraphcompWarning, LoadError, OutputError, RecipeError
 from graphcomp.evaluate import confusion
-from graphcomp.files import write_text
+from graphcomp.files import LOCK, write_text
 from graphcomp.program import Program
 from graphcomp.records import Bench, Record, Report, Snapshot
 from graphcomp.study import Cell, waves
@@ -140,7 +140,7 @@ def prepare(out: Path, text: str, resume: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: found a file, expected a directory; choose another -o")
-    present = out.exists() and any(out.iterdir())
+    present = out.exists() and any(p.name != LOCK for p in out.iterdir())
     if present and not (resume and (out / STUDY).exists()):
         advice = "choose another -o" if resume else "use --resume to go on with a study, or another -o"
         raise OutputError(f"{out}: found files, expected an empty or new directory; {advice}")

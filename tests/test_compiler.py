@@ -24,6 +24,7 @@ import yaml
 from safetensors.torch import save_file
 
 from graphcomp import compiler, export
+from graphcomp import files as graphcomp_files
 from graphcomp.compiler import Job, build, load_source
 from graphcomp.errors import LoadError, OutputError, PassError, RecipeError, VerifyError
 from graphcomp.files import atomic_file
@@ -337,7 +338,7 @@ def test_killed_between_passes(job: Job, finished: Any, data: str, tmp_path: Pat
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     killed = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert files(out) == AFTER_ONE
+    assert files(out) == AFTER_ONE | {graphcomp_files.LOCK}
     went_on = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True)
     assert went_on.returncode == 0, went_on.stderr
     assert "[2/2] l1: plan" in went_on.stderr and "fold-bn: plan" not in went_on.stderr
@@ -352,10 +353,11 @@ def test_killed_while_writing(quick: Job, tmp_path: Path, finished: Any) -> None
     shutil.copy(finished[0] / "state.json", out)
     (out / ".0123abcd-model.onnx").write_bytes(b"half")
     (out / ".4711abcd-report.json").write_bytes(b"half")
+    (out / ".hidden").write_text("somebody's")
     report = build(quick, out, resume=True)
     assert len(report.steps) == 2
-    build(quick, out, overwrite=True)
-    assert files(out) == FILES
+    assert files(out) == FILES | {".hidden"}
+    (out / ".hidden").unlink()
 
 
 def test_a_checkpoint_without_its_record_does_not_count(quick: Job, tmp_path: Path, finished: Any) -> None:
@@ -445,6 +447,79 @@ def test_overwrites_results_if_asked(quick: Job, tmp_path: Path) -> None:
     assert files(out) == {f for f in FILES if "02-l1" not in f}
 
 
+RESULTS = {f for f in FILES if not f.startswith(("state.json", "plans/", "checkpoints/"))}
+
+
+@pytest.mark.parametrize("at", ["plan", "export_onnx", "write_report"])
+def test_older_results_stay_until_the_new_ones_are_there(
+    at: str, quick: Job, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever a run that replaces another one fails, all results are the old ones, and it can be resumed."""
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    other = replace(quick, passes=[FoldBN(), L1(ratio=0.25, multiple=2)])
+    before = {f: (out / f).read_bytes() for f in RESULTS}
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object, **__: object) -> None:
+            assert {f: (out / f).read_bytes() for f in RESULTS} == before
+            raise KeyboardInterrupt
+
+        patch.setattr(*((L1, at) if at == "plan" else (compiler, at)), fail)
+        with pytest.raises(KeyboardInterrupt):
+            build(other, out, overwrite=True)
+    assert {f: (out / f).read_bytes() for f in RESULTS} == before
+    report = build(other, out, resume=True)
+    assert files(out) == FILES and read_report(out / "report.json") == report
+    assert (out / "model.onnx").read_bytes() != before["model.onnx"]
+
+
+def test_stopped_while_results_are_replaced(
+    quick: Job, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each result is the old or the new one, and whole; going on replaces the others too."""
+    out, replacing, steps = tmp_path / "out", graphcomp_files._replace, itertools.count()
+    build(replace(quick, passes=[FoldBN(), L1(ratio=0.25, multiple=2)]), out)
+    stable = sorted(RESULTS - {"report.json", "report.html"})
+    old, new = ({f: (place / f).read_bytes() for f in stable} for place in (out, finished[0]))
+
+    def step_by_step(entry: Path, final: Path) -> None:
+        if final.parent == out and next(steps) == 2:  # baseline.onnx and model.onnx are there
+            raise KeyboardInterrupt
+        replacing(entry, final)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(graphcomp_files, "_replace", step_by_step)
+        build(quick, out, overwrite=True)
+    found = {f: (out / f).read_bytes() for f in stable}
+    assert all(found[f] in (old[f], new[f]) for f in stable)
+    assert files(out) == FILES and read_report(out / "report.json").steps
+    assert found not in (old, new)
+    build(quick, out, resume=True)
+    assert_same_result(out, finished[0])
+
+
+def test_two_runs_in_one_directory(
+    quick: Job, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, plan = tmp_path / "out", L1.plan
+    refused = []
+
+    def meanwhile(*arguments: Any) -> Plan:
+        for how in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(
+                OutputError, match=rf"another run at work \(process {os.getpid()} on "
+            ) as caught:
+                build(quick, out, **how)
+            refused.append(str(caught.value))
+        return plan(*arguments)
+
+    monkeypatch.setattr(L1, "plan", meanwhile)
+    build(quick, out)
+    assert len(refused) == 3 and files(out) == FILES
+    assert_same_result(out, finished[0])
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_never_touches_foreign_files(overwrite: bool, quick: Job, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years")
@@ -457,9 +532,9 @@ def test_never_touches_foreign_files(overwrite: bool, quick: Job, tmp_path: Path
 def test_output_that_is_a_file(quick: Job, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("x")
     for overwrite in (False, True):
-        with pytest.raises(OutputError, match="found a file, expected a directory; choose another -o"):
+        with pytest.raises(OutputError, match="found a file, expected a directory; choose another"):
             build(quick, tmp_path / "out", overwrite=overwrite)
-    with pytest.raises(OutputError, match="expected a writable directory"):
+    with pytest.raises(OutputError, match="out/below: found 'Not a directory', expected a place to write to"):
         build(quick, tmp_path / "out/below")
 
 
@@ -574,9 +649,9 @@ def test_weights_are_part_of_the_recorded_recipe(quick: Job, tmp_path: Path) -> 
 
 @pytest.fixture(autouse=True)
 def _no_leftovers(tmp_path: Path) -> Iterator[None]:
-    """Whatever a test did, no temporary file may be left but those that it put there itself."""
+    """Whatever a test did, no temporary file may be left, not even one that it put there itself."""
     yield
-    left = [p for p in tmp_path.rglob(".*") if not p.name.startswith((".0123abcd", ".report.json.4711"))]
+    left = list(tmp_path.rglob(".*"))
     assert left == []
 
 
