@@ -167,6 +167,7 @@ class Tracker:
     join: JoinPolicy
     values: dict[fx.Node, Any] = field(default_factory=dict)
     counts: dict[fx.Node, list[Tensor]] = field(default_factory=dict)
+    entries: dict[fx.Node, tuple[list[Tensor], ...]] = field(default_factory=dict)
     count: int = 1
     edges: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
     pins: list[tuple[str, str, Tensor]] = field(default_factory=list)
@@ -243,6 +244,12 @@ class Tracker:
         if rest.size(1) > 1:
             self.couple(node, rest[:, :1], rest[:, 1:])
         return rest[:, 0]
+
+    def stand_in(self, node: fx.Node, n: int, reason: str) -> Tensor:
+        """n labels that stay, for an axis of a layer that works beside the channels."""
+        labels = self.mint(n)
+        self.pin(node, labels, reason)
+        return labels
 
     def needs_rectangle(self, node: fx.Node, labels: Tensor) -> None:
         """An operator that computes needs its operand whole: only hyperplanes of it can be removed."""

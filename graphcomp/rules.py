@@ -105,23 +105,21 @@ def _plain(tracker: Tracker, node: fx.Node, value: Any) -> Any:
     sources = [s for s in node.all_input_nodes if isinstance(tracker.values[s], Tensor)]
     name = op_name(node)
     counted = [labels for s in node.all_input_nodes for labels in tracker.counts.get(s, ())]
-    if name in ("numel", "stride") and sources:
+    entries = _entries(tracker, node, value)
+    if entries is not None:
+        tracker.entries[node] = entries
+        counted = list({id(t): t for entry in entries for t in entry}.values())
+    elif name in ("numel", "stride") and sources:
         counted += [x for s in sources if varying(x := cast(Tensor, tracker.values[s]))]
-    elif name in ("getattr", "size", "len") and sources:
-        labels, index = sources[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        tensor = cast(Tensor, tracker.values[labels])
+    elif name in ("size", "len") and sources:
+        tensor = cast(Tensor, tracker.values[sources[0]])
+        index = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         axes = varying(tensor)
-        hit = [a for a in axes if not isinstance(index, int) or index % tensor.ndim == a]
-        counted += [tensor] if hit and (name != "getattr" or index == "shape") else []
-    elif name == "getitem" and isinstance(tracker.program.values[node.args[0]], torch.Size):  # type: ignore[index]
-        size = tracker.program.values[cast(fx.Node, node.args[0])]
-        wanted = (
-            range(len(size))[cast(Any, node.args[1])]
-            if not isinstance(node.args[1], fx.Node)
-            else range(len(size))
+        counted += (
+            [tensor] if any(not isinstance(index, int) or index % tensor.ndim == a for a in axes) else []
         )
-        dims = {wanted} if isinstance(wanted, int) else set(wanted)
-        counted = [t for t in counted if dims & set(varying(t)) or t.ndim != len(size)]
+    elif name == "getitem" and isinstance(index := node.args[1], int) and node.args[0] in tracker.entries:
+        counted = tracker.entries[cast(fx.Node, node.args[0])][index]
     elif name == "_assert":
         for labels_ in counted:
             tracker.pin(node, labels_, "the number of channels is asserted")
@@ -130,6 +128,28 @@ def _plain(tracker: Tracker, node: fx.Node, value: Any) -> Any:
             _pin_value(tracker, node, source, f"no rule for {name}")
     tracker.counts[node] = counted
     return value
+
+
+def _entries(tracker: Tracker, node: fx.Node, value: Any) -> tuple[list[Tensor], ...] | None:
+    """What each number of a shape, of a part of one, or of two put together counts; None for all else."""
+
+    def known(arg: Any) -> tuple[list[Tensor], ...] | None:
+        if isinstance(arg, tuple | list):
+            return tuple(list(tracker.counts.get(a, ())) if isinstance(a, fx.Node) else [] for a in arg)
+        return tracker.entries.get(arg) if isinstance(arg, fx.Node) else None
+
+    if not isinstance(value, tuple | list) or not node.args:
+        return None
+    name, first = op_name(node), node.args[0]
+    tensor = tracker.values.get(first) if isinstance(first, fx.Node) else None
+    if isinstance(tensor, Tensor) and (name == "size" or name == "getattr" and node.args[1] == "shape"):
+        return tuple([tensor] if d in varying(tensor) else [] for d in range(tensor.ndim))
+    whole = known(first)
+    if name == "getitem" and whole is not None and isinstance(node.args[1], slice):
+        return whole[fx.node.map_arg(node.args[1], lambda n: tracker.program.values[n])]
+    if name == "add" and whole is not None and (rest := known(node.args[1])) is not None:
+        return (*whole, *rest)
+    return None
 
 
 QUERIES = {
@@ -227,6 +247,8 @@ def _spatial(tracker: Tracker, node: fx.Node) -> Any:
     labels, shape = _x(tracker, node), tracker.shape(node)
     rank = {"1d": 1, "2d": 2, "3d": 3}.get(_what(tracker, node).lower()[-2:], labels.ndim - 2)
     axis = labels.ndim - rank - 1
+    if _is_beside(labels, axis):
+        return _slide(tracker, node, labels)
     return along(tracker.vector(node, labels, axis), axis, shape)
 
 
@@ -242,10 +264,12 @@ def _conv(tracker: Tracker, node: fx.Node) -> Any:
     labels, shape = _x(tracker, node), tracker.shape(node)
     weight = f"{node.target}.weight"
     axis = len(shape) - (module.weight.ndim - 2) - 1
-    vector = tracker.vector(node, labels, axis)
+    beside = _is_beside(labels, axis)
+    vector = _read_along(tracker, node, labels, axis)
     biases = [(f"{node.target}.bias", 0)] if module.bias is not None else []
     if groups == vector.numel() > 1:
-        return along(_depthwise(tracker, node, vector, weight, biases, shape[axis], transposed), axis, shape)
+        out = _depthwise(tracker, node, vector, weight, biases, shape[axis], transposed)
+        return _slide(tracker, node, labels) if beside else along(out, axis, shape)
     read, made = (0, 1) if transposed else (1, 0)
     out = _mint_rows(tracker, weight, made, shape[axis])
     tracker.site(node, "in", [(weight, read)], vector, 1 if transposed else groups)
@@ -256,7 +280,43 @@ def _conv(tracker: Tracker, node: fx.Node) -> Any:
         tracker.site(node, "out", [(weight, made), *biases], out)
     if groups > 1:
         tracker.rows += [(node.name, vector.reshape(groups, -1)), (node.name, out.reshape(groups, -1))]
+    if beside:
+        tracker.pin(node, out, BESIDE)
+        return _slide(tracker, node, labels)
     return along(out, axis, shape)
+
+
+BESIDE = "works along another axis than that of the channels"
+
+
+def _is_beside(labels: Tensor, axis: int) -> bool:
+    """Whether there are channels, but not on the axis that an operator takes for theirs."""
+    axes = varying(labels)
+    return bool(axes) and axis not in axes
+
+
+def _read_along(tracker: Tracker, node: fx.Node, labels: Tensor, axis: int) -> Tensor:
+    """The labels along the axis that an operator takes for the channels'; if it is not, some that stay."""
+    if _is_beside(labels, axis):
+        return tracker.stand_in(node, labels.size(axis), BESIDE)
+    return tracker.vector(node, labels, axis)
+
+
+def _slide(tracker: Tracker, node: fx.Node, labels: Tensor) -> Any:
+    """A window that runs over the channels, as ECA's does, sees several of them at once: they stay."""
+    shape, axes = tracker.shape(node), varying(labels)
+    kept = len(shape) == labels.ndim and all(shape[d] == labels.size(d) for d in axes)
+    if not (kept and _is_pointwise(tracker, node)):
+        tracker.pin(node, labels, f"{_what(tracker, node)} slides over the channels")
+    if kept:
+        return compact(labels).expand(shape)
+    return along(tracker.stand_in(node, 1, f"{_what(tracker, node)} slides over the channels"), 0, shape)
+
+
+def _is_pointwise(tracker: Tracker, node: fx.Node) -> bool:
+    """Whether a convolution sees one place at a time."""
+    module = tracker.program.layer(cast(str, node.target)) if node.op == "call_module" else None
+    return isinstance(module, nn.modules.conv._ConvNd) and set(module.kernel_size) == {1}
 
 
 def _depthwise(
@@ -289,17 +349,16 @@ def _linear(tracker: Tracker, node: fx.Node) -> Tensor:
     module = cast(nn.Linear, tracker.program.layer(cast(str, node.target)))
     labels, shape = _x(tracker, node), tracker.shape(node)
     last = labels.ndim - 1
-    axes = varying(labels)
     weight = f"{node.target}.weight"
     biases = [(f"{node.target}.bias", 0)] if module.bias is not None else []
     out = _mint_rows(tracker, weight, 0, shape[-1])
-    if axes and last not in axes:
-        tracker.site(node, "out", [(weight, 0), *biases], out)
-        tracker.pin(node, out, "works along another axis than that of the channels")
-        return compact(labels).select(last, 0).unsqueeze(last).expand(shape)
-    vector = tracker.vector(node, labels, last)
+    beside = _is_beside(labels, last)
+    vector = _read_along(tracker, node, labels, last)
     tracker.site(node, "in", [(weight, 1)], vector)
     tracker.site(node, "out", [(weight, 0), *biases], out)
+    if beside:
+        tracker.pin(node, out, BESIDE)
+        return compact(labels).expand(shape)
     return along(out, last, shape)
 
 
@@ -308,9 +367,11 @@ def _functional_norm(tracker: Tracker, node: fx.Node) -> Any:
     held = [n for n in node.all_input_nodes if n is not node.args[0]]
     if _arg(tracker, node, 5, "training", False) or any(n.op != "get_attr" for n in held):
         return _opaque(tracker, node)
-    vector = tracker.vector(node, _x(tracker, node), 1)
+    labels = _x(tracker, node)
+    beside = _is_beside(labels, 1)
+    vector = _read_along(tracker, node, labels, 1)
     tracker.site(node, "norm", [(cast(str, n.target), 0) for n in held], vector)
-    return along(vector, 1, tracker.shape(node))
+    return labels if beside else along(vector, 1, tracker.shape(node))
 
 
 def _norm(tracker: Tracker, node: fx.Node) -> Any:
@@ -326,10 +387,13 @@ def _norm(tracker: Tracker, node: fx.Node) -> Any:
         return labels
     if not tensors and isinstance(module, nn.PReLU | nn.modules.batchnorm._BatchNorm) and shape[axis] > 1:
         return _opaque(tracker, node)
-    vector = tracker.vector(node, labels, axis)
+    beside = _is_beside(labels, axis)
+    if beside and not isinstance(module, nn.PReLU) and getattr(module, "running_mean", None) is None:
+        tracker.pin(node, labels, f"{_what(tracker, node)}'s statistics mix the channels")
+    vector = _read_along(tracker, node, labels, axis)
     if tensors:
         tracker.site(node, "norm", tensors, vector)
-    return along(vector, axis, shape)
+    return labels if beside else along(vector, axis, shape)
 
 
 def _group_norm(tracker: Tracker, node: fx.Node) -> Any:
@@ -378,7 +442,9 @@ def _mix(tracker: Tracker, node: fx.Node, labels: Tensor, dims: Sequence[int]) -
 def _reduce(tracker: Tracker, node: fx.Node) -> Any:
     """mean, sum, amax …, and max/min/median along an axis, which yield values and indices."""
     labels, name = _x(tracker, node), op_name(node)
-    if name in ("max", "min") and sum(map(tracker.is_tensor, node.all_input_nodes)) > 1:
+    if name in ("max", "min") and any(
+        map(tracker.is_tensor, [*node.args[1:], node.kwargs.get("other")])  # may be the first operand again
+    ):
         return _couple(tracker, node)
     position = 2 if name in ("norm", "vector_norm") else 1
     dim = _arg(tracker, node, position, "dim", None)
@@ -488,6 +554,7 @@ def _attribute(tracker: Tracker, node: fx.Node) -> Any:
 
 def _item(tracker: Tracker, node: fx.Node) -> Any:
     source, index = cast(fx.Node, node.args[0]), node.args[1]
+    index = fx.node.map_arg(index, lambda n: tracker.program.values[n])
     values = tracker.values[source]
     return values[index] if isinstance(index, int | slice) else _opaque(tracker, node)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from graphcomp.channels import ELEMENTS, Axis, Channels, Join, Unread
-from graphcomp.errors import SurgeryError
+from graphcomp.errors import SurgeryError, TraceError
 from graphcomp.labels import Ints, along, compact, varying
 from graphcomp.liveness import live_of
 from graphcomp.program import (
@@ -252,9 +252,17 @@ class _Ragged:
     """A tensor from which the channels cannot be deleted as hyperplanes; its users must be bypassed."""
 
 
-RAGGED = _Ragged()
-Cut = tuple[int, Tensor] | _Ragged | None
-"""How a tensor shrinks: (axis, positions to keep), not at all (None), or not as a tensor."""
+class _Gone:
+    """A tensor of which nothing is left: nobody reads it, and among others it is left out."""
+
+
+RAGGED, GONE = _Ragged(), _Gone()
+Cut = tuple[int, Tensor] | _Ragged | _Gone | None
+"""How a tensor shrinks: (axis, positions to keep), not at all (None), to nothing, or not as a tensor.
+
+A node that yields several tensors (a split) has a list of cuts. Like positions of a tensor, pieces that are
+gone are deleted, and the others stay in their order.
+"""
 
 
 class _Surgeon:
@@ -264,6 +272,7 @@ class _Surgeon:
         self.idle = {node for node, is_idle in marks if is_idle}
         self.kept = torch.from_numpy(~drop[channels.channel_of])
         replaced = self.sliced_tensors()
+        self.sliced = {id(program.tensors[name]): tensor for name, tensor in replaced.items()}
         self.root, self.graph = parts(program, replaced)
         self.new = dict(zip(program.graph.nodes, self.graph.nodes, strict=True))
         self.changed_layers = {name.rpartition(".")[0] for name in replaced}
@@ -282,6 +291,7 @@ class _Surgeon:
         self.graph.lint()
         module = assemble(self.program, self.root, self.graph)
         result = Program(module, self.program.example_inputs, self.program.history)
+        self.check_shapes(result)
         self.refuse_moved_memory(result)
         return result
 
@@ -295,8 +305,27 @@ class _Surgeon:
     def refuse_ragged(self) -> None:
         alive = set(self.graph.nodes)
         for node, cut in self.cuts.items():
-            if cut is RAGGED and self.new[node] in alive:
+            if _has_ragged(cut) and self.new[node] in alive:
                 raise self.refusal(node, "a layout without a channel axis")
+
+    def check_shapes(self, result: Program) -> None:
+        """Every tensor of the smaller graph must have the shape that its cut says."""
+        copied = dict(zip(self.graph.nodes, result.graph.nodes, strict=True))
+        try:
+            values = result.values
+        except TraceError as error:
+            raise SurgeryError(f"{error}; this is a bug in graphcomp: please report it") from error
+        for node, cut in self.cuts.items():
+            new = copied.get(self.new[node])
+            if new is None or isinstance(self.channels.values[node], Unread):
+                continue  # a tensor that a layer holds is sliced without labels of its own
+            wanted, found = _shapes(self.program.values[node], cut), _shapes(values[new])
+            if wanted != found:
+                raise SurgeryError(
+                    f"{node.name}: found shape {found} after removal, expected {wanted}; this is a bug in "
+                    "graphcomp: please report it",
+                    node.name,
+                )
 
     def refuse_moved_memory(self, result: Program) -> None:
         """What an in-place operator writes through a view must reach the same readers as before."""
@@ -347,7 +376,7 @@ class _Surgeon:
         tensor = self.program.tensors[name].detach()
         if ELEMENTS in dims:
             cut = self.cut_of(torch.from_numpy(dims[ELEMENTS].channels), of_channels=True)
-            if isinstance(cut, _Ragged):
+            if isinstance(cut, _Ragged | _Gone):
                 raise SurgeryError(
                     f"{name}: found a tensor without a channel axis, expected whole rows to go"
                 )
@@ -389,6 +418,8 @@ class _Surgeon:
         kept = keep.numpy()[thin.numpy()]
         if kept.all():
             return None
+        if not kept.any():
+            return GONE
         for axis in axes:
             flat = (
                 kept.ravel() if len(axes) == 1 else np.moveaxis(kept, axis, 0).reshape(kept.shape[axis], -1)
@@ -415,17 +446,27 @@ class _Surgeon:
             self.sync(node)
         if node in self.joins:
             self.pad_join(self.joins[node])
+        elif _is_item(self.program, node):
+            self.fix_piece(node)
         elif self.is_affected_move(node):
             self.fix(node)
+        elif not is_move(self.program, node) and any(map(self.is_other_number, node.all_input_nodes)):
+            raise self.refusal(node, "a number of channels that another operator computes with")
+
+    def is_other_number(self, node: fx.Node) -> bool:
+        """Whether a number, or one of several, is another one than before."""
+        return node in self.numbers and (
+            self.numbers[node] is RAGGED or self.numbers[node] != self.program.values[node]
+        )
 
     def number(self, node: fx.Node) -> Any:
         """A shape or a number, from the smaller shapes."""
         sources = node.all_input_nodes
-        if any(self.cuts.get(s) is RAGGED or self.numbers.get(s) is RAGGED for s in sources):
+        if any(self.cuts.get(s) in (RAGGED, GONE) or self.numbers.get(s) is RAGGED for s in sources):
             return RAGGED
         if node.op != "call_function" and node.op != "call_method":
             return self.program.values[node]
-        if not any(self.cuts.get(s) for s in sources) and all(
+        if not any(self.cuts.get(s) or self.slice_of(s) is not None for s in sources) and all(
             self.numbers.get(s) == self.program.values[s] for s in sources if s in self.numbers
         ):
             return self.program.values[node]
@@ -438,8 +479,16 @@ class _Surgeon:
             return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
         return cast(Callable[..., Any], node.target)(*args, **kwargs)
 
+    def slice_of(self, node: fx.Node) -> Tensor | None:
+        """What a parameter or buffer became."""
+        return (
+            self.sliced.get(id(self.program.tensors.get(str(node.target)))) if node.op == "get_attr" else None
+        )
+
     def meta(self, source: fx.Node) -> Any:
-        value = self.program.values[source]
+        value, sliced = self.program.values[source], self.slice_of(source)
+        if sliced is not None:
+            return sliced.to("meta")
         return _apply(value, self.cuts[source]) if isinstance(value, Tensor) else value
 
     def loses_input(self, node: fx.Node) -> bool:
@@ -458,21 +507,19 @@ class _Surgeon:
             self.new[node].meta[PASS_KEY] = self.pass_name
 
     def is_affected_move(self, node: fx.Node) -> bool:
-        if not is_move(self.program, node) or _is_item(self.program, node):
+        if not is_move(self.program, node):
             return False
-        changed = (s for s in node.all_input_nodes if s in self.numbers)
         around = (node, *node.all_input_nodes)  # a pad's own zeros may go while its input stays
         return any(self.cuts.get(s) is not None for s in around) or any(
-            self.numbers[s] is RAGGED or self.numbers[s] != self.program.values[s] for s in changed
+            map(self.is_other_number, node.all_input_nodes)
         )
 
     def fix(self, node: fx.Node) -> None:
         """Make a data movement node deliver the old tensor with positions deleted."""
         if op_name(node) == "pad":
             return self.fix_pad(node)
-        cut = self.cuts[node]
-        if _has_ragged(cut):
-            return None
+        if _has_ragged(self.cuts[node]):
+            return None  # who reads it is bypassed, or `refuse_ragged` will say so
         if self.fix_operands(node):
             return None
         try:
@@ -505,6 +552,28 @@ class _Surgeon:
             found += self.tensors_behind(source) if source in self.numbers else [source]
         return found
 
+    def fix_piece(self, node: fx.Node) -> None:
+        """`pieces[2]` and `pieces[1:]`: pieces that are gone do not count any more."""
+        source, index = cast(fx.Node, node.args[0]), node.args[1]
+        cuts = self.cuts.get(source)
+        if not isinstance(cuts, list) or _has_ragged(self.cuts[node]):
+            return
+        if _has_ragged(cuts):
+            if not self.bypass(node):
+                raise self.refusal(node, "pieces without a channel axis")
+            return
+        left = [i for i, cut in enumerate(cuts) if cut is not GONE]
+        whole = _picked(range(len(cuts)), fx.node.map_arg(index, self.program.values.__getitem__))
+        wanted = [i for i in whole if i in left]
+        if _picked(left, fx.node.map_arg(index, self.numbers.__getitem__)) == wanted:
+            return
+        at = [left.index(i) for i in wanted]
+        new = at[0] if isinstance(self.program.values[node], Tensor) else _slice_of(at)
+        if new is None:
+            raise self.refusal(node, "pieces that no slice picks")
+        self.new[node].args = (self.new[source], new)
+        self.new[node].meta[PASS_KEY] = self.pass_name
+
     def delivers(self, node: fx.Node, candidate: fx.Node) -> bool:
         """Whether `candidate`, run on the smaller operands, yields the smaller result, place by place."""
         if any(_has_ragged(self.cuts.get(s, self.numbers.get(s))) for s in candidate.all_input_nodes):
@@ -526,10 +595,8 @@ class _Surgeon:
         found = move(self.program, candidate, small.__getitem__, self.numbers.__getitem__)
         if isinstance(whole, Tensor):
             return _equal(found, _apply(whole, self.cuts[node]))
-        cuts = self.cuts[node]
-        return len(found) == len(whole) and all(
-            _equal(f, _apply(w, c)) for f, w, c in zip(found, whole, cuts, strict=True)
-        )
+        wanted = _apply_all(whole, self.cuts[node])
+        return len(found) == len(wanted) and all(map(_equal, found, wanted))
 
     def commit(self, node: fx.Node, candidate: fx.Node) -> None:
         """Give the new node the arguments of a candidate that was tried on the old graph."""
@@ -601,6 +668,7 @@ class _Surgeon:
         sizes = [
             _shrunk(shape, cut)[cast(int, dim) % len(old)]
             for shape, cut in zip(pieces, self.cuts[node], strict=True)
+            if cut is not GONE
         ]
         return self.attempt(node, torch.split, (node.args[0], sizes, dim), {})
 
@@ -758,8 +826,8 @@ def _apply(tensor: Tensor, cut: Cut) -> Tensor:
     """The tensor with positions deleted, still broadcast where it was."""
     if cut is None:
         return tensor
-    if isinstance(cut, _Ragged):
-        raise SurgeryError("a ragged tensor has no shape")
+    if not isinstance(cut, tuple):
+        raise SurgeryError("a tensor that is ragged or gone has no shape")
     axis, keep = cut
     if tensor.is_meta:
         return tensor.narrow(axis, 0, keep.numel())
@@ -770,10 +838,29 @@ def _apply(tensor: Tensor, cut: Cut) -> Tensor:
 
 
 def _apply_all(value: Any, cut: Any) -> Any:
-    """`_apply` for a tensor or a tuple of tensors."""
+    """`_apply` for a tensor or a tuple of tensors, of which those that are gone are left out."""
     if isinstance(cut, list):
-        return tuple(map(_apply, value, cut))
+        return tuple(_apply(v, c) for v, c in zip(value, cut, strict=True) if c is not GONE)
     return _apply(value, cut)
+
+
+def _picked(pieces: Sequence[int], index: Any) -> list[int]:
+    """The pieces that an index or slice picks; none if it is not there, or not known."""
+    try:
+        found = pieces[index]
+    except (IndexError, TypeError):
+        return []
+    return list(found) if isinstance(index, slice) else [cast(int, found)]
+
+
+def _slice_of(positions: Sequence[int]) -> slice | None:
+    """The slice that yields these positions, if there is one."""
+    first, step = (positions[0] if positions else 0), 1
+    if len(positions) > 1:
+        step = positions[1] - first
+    end = first + step * len(positions)
+    found = slice(first, end if end >= 0 else None, step)
+    return found if list(range(max(positions, default=0) + 1))[found] == list(positions) else None
 
 
 def _has_ragged(cut: Any) -> bool:
@@ -791,6 +878,15 @@ def _shrunk(shape: Sequence[int], cut: Cut) -> tuple[int, ...]:
     if not isinstance(cut, tuple):
         return tuple(shape)
     return (*shape[: cut[0]], cut[1].numel(), *shape[cut[0] + 1 :])
+
+
+def _shapes(value: Any, cut: Any = None) -> Any:
+    """The shape of a tensor, or those of several, after a cut."""
+    if isinstance(cut, list):
+        return tuple(_shapes(v, c) for v, c in zip(value, cut, strict=True) if c is not GONE)
+    if isinstance(value, tuple | list):
+        return tuple(map(_shapes, value))
+    return _shrunk(value.shape, cut) if isinstance(value, Tensor) else None
 
 
 def _equal(a: Any, b: Tensor) -> bool:

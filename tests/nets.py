@@ -5,7 +5,7 @@ from a seed of its own. A fresh net hides bugs (its normalisations are the ident
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain
 from operator import add, itemgetter
@@ -1064,6 +1064,143 @@ def _op_reuse(g: _Graph, spec: Spec) -> int:
     return use(second)
 
 
+SPLITS: dict[str, Function] = {
+    "unbind": lambda x, n, dim: x.unbind(dim),
+    "split-function": lambda x, n, dim: torch.split(x, n, dim),
+    "split-sizes": lambda x, n, dim: x.split([n, x.shape[dim] - n], dim=dim),
+    "chunk": lambda x, n, dim: torch.chunk(x, n, dim=dim),
+    "tensor_split": lambda x, n, dim: x.tensor_split(n + 1, dim),
+    "tensor_split-at": lambda x, n, dim: torch.tensor_split(x, (n, n + 1), dim=dim),
+}
+"""How to split along `dim`: function of (x, a number below the width, dim)."""
+
+READS: dict[str, Callable[[Any, int, int, Function], list[Any]]] = {
+    "one": lambda pieces, i, j, join: [pieces[i]],
+    "negative": lambda pieces, i, j, join: [pieces[-1 - i]],
+    "two": lambda pieces, i, j, join: [pieces[i], pieces[-1 - j]],
+    "tail": lambda pieces, i, j, join: [join(pieces[i:])],
+    "head": lambda pieces, i, j, join: [join(pieces[: i + 1])],
+    "but-last": lambda pieces, i, j, join: [join(pieces[:-1]), pieces[-1]],
+    "every-other": lambda pieces, i, j, join: [join(pieces[i % 2 :: 2])],
+    "backwards": lambda pieces, i, j, join: [join(pieces[i::-1])],
+    "slice-of-slice": lambda pieces, i, j, join: [join(pieces[i:][: j + 1])],
+    "item-of-slice": lambda pieces, i, j, join: [pieces[i:][0], pieces[: i + 1][-1]],
+    "slice-and-item": lambda pieces, i, j, join: [pieces[j], join(pieces[i:])],
+}
+"""How pieces are read: function of (pieces, two numbers of pieces, what joins some of them)."""
+
+
+def read_pieces(pieces: Any, by: str, read: str, i: int, j: int, stack: bool = False) -> Tensor:
+    """What `READS` reads of pieces of `SPLITS`, as one map; `stack` interleaves pieces of one size."""
+    joined: list[Tensor] = []
+
+    def join(some: Any) -> Tensor:
+        if by == "unbind":
+            joined.append(torch.stack(some, 1))
+        else:
+            joined.append(torch.stack(some, 2).flatten(1, 2) if stack else torch.cat(some, 1))
+        return joined[-1]
+
+    maps = [
+        x.unsqueeze(1) if by == "unbind" and all(x is not y for y in joined) else x
+        for x in READS[read](pieces, i, j, join)
+    ]
+    return torch.cat(maps, 1) if len(maps) > 1 else maps[0]
+
+
+def _op_pieces(g: _Graph, spec: Spec) -> int:
+    """Split into (often one channel wide) pieces of which some are read; perhaps a piece of pieces."""
+    value = g.fit(g.pick(spec["of"]), channels=spec["width"])
+    for by, read, i, j in spec["levels"]:
+        width = g.maps[value][0]
+        if width == 1:
+            break
+        dim, at = (-3 if spec["negative"] else 1), 1 + spec["at"] % (width - 1)
+        sizes = [x.numel() for x in SPLITS[by](torch.empty(1, width, 1, 1), at, dim)]
+        if 0 in sizes or len(sizes) == 1:  # as tensor_split(8) of 5, whose last pieces are empty
+            by, sizes = "unbind", [1] * width
+        i %= len(sizes)
+        j %= len(sizes) - (i if read == "slice-of-slice" else 0)
+        split = partial(SPLITS[by], n=at, dim=dim)
+        some = partial(read_pieces, by=by, read=read, i=i, j=j, stack=spec["stack"] and len(set(sizes)) == 1)
+        channels = some(split(torch.empty(1, width, 1, 1))).shape[1]
+        value = g.step("read", some, g.step(by, split, value), channels=channels)
+    return value
+
+
+TWICE: dict[str, Function] = {
+    "max": torch.max,
+    "min": lambda x, y: x.min(y),
+    "max-other": lambda x, y: torch.max(x, other=y),
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "fmax": torch.fmax,
+    "add": add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": lambda x, y: x / (y.abs() + 1),
+    "where": lambda x, y: torch.where(x > 0, y, y),
+    "lerp": lambda x, y: torch.lerp(x, y, 0.25),
+    "addcmul": lambda x, y: torch.addcmul(x, y, y),
+    "atan2": torch.atan2,
+    "clamp": lambda x, y: torch.clamp(x, min=y, max=y),
+    "matmul": torch.matmul,
+    "cat": lambda x, y: torch.cat([x, y], 1),
+    "cat-thrice": lambda x, y: torch.cat((x, y, x), dim=1),
+    "stack": lambda x, y: torch.stack([x, y], 1).flatten(1, 2),
+    "stack-sum": lambda x, y: torch.stack([x, y]).sum(0),
+    "stack-max": lambda x, y: torch.stack((x, y)).max(0)[0],
+}
+
+
+def _op_twice(g: _Graph, spec: Spec) -> int:
+    """One value as both operands; it is added to what comes out, which may be constant."""
+    value = g.narrow(g.pick(spec["of"]))
+    width = g.maps[value][0] * {"cat": 2, "cat-thrice": 3, "stack": 2}.get(spec["by"], 1)
+    found = g.step(spec["by"], TWICE[spec["by"]], value, value, channels=width)
+    return g.step("add", add, g.fit(found, g.maps[value][0]), value)
+
+
+ASSERTIONS: dict[str, Callable[[Tensor, int], Any]] = {
+    "shape": lambda x, n: x.shape[2] == n,
+    "shape-negative": lambda x, n: x.shape[-1] == n,
+    "size": lambda x, n: x.size(2) == n,
+    "size-keyword": lambda x, n: x.size(dim=-2) == n,
+    "part": lambda x, n: x.shape[-2:] == (n, n),
+    "item-of-part": lambda x, n: x.shape[-2:][0] == n,
+    "item-of-size": lambda x, n: x.size()[2:][1] * 2 == 2 * n,
+    "sum": lambda x, n: (x.shape[:1] + x.shape[2:])[1] == n,
+    "square": lambda x, n: x.shape[2] == x.shape[3],
+    "flat": lambda x, n: x.flatten(2).shape[2] == n * n,
+    "batch": lambda x, n: len(x) >= 1,
+}
+"""What networks assert of a map of side n; no number of channels among it."""
+
+
+def _op_assertion(g: _Graph, spec: Spec) -> int:
+    value = g.pick(spec["of"])
+    side = g.maps[value][1]
+
+    def checked(x: Tensor) -> Tensor:
+        torch._assert(ASSERTIONS[spec["by"]](x, side), "size")
+        return F.silu(x)
+
+    return g.step("assertion", checked, value)
+
+
+def _op_eca(g: _Graph, spec: Spec) -> int:
+    """ECA's gate: a 1-d convolution that runs over the channels."""
+    value = g.narrow(g.pick(spec["of"]))
+    width, kernel = g.maps[value][0], spec["kernel"]
+    flat = g.step("flat", lambda x: x.mean((2, 3), keepdim=True).squeeze(-1).transpose(-1, -2), value)
+    module = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=spec["bias"])
+    gate = g.step("eca", module, flat)
+    shape = g.step("unflatten", lambda x: x.transpose(-1, -2).unsqueeze(-1), gate)
+    if spec["expand"]:
+        shape = g.step("expand", lambda x, y: x.expand(-1, width, y.size(2), y.size(3)), shape, value)
+    return g.step("scale", lambda x, y: x * torch.sigmoid(y), value, shape)
+
+
 def _reference() -> SearchStrategy[int]:
     return st.integers(0, 6)
 
@@ -1151,6 +1288,34 @@ _OPS: dict[str, tuple[Callable[[_Graph, Spec], int], dict[str, SearchStrategy[An
             **_activation(),
         },
     ),
+    "pieces": (
+        _op_pieces,
+        {
+            "of": _reference(),
+            "width": st.integers(2, 8),
+            "at": st.integers(0, 6),
+            "levels": st.lists(
+                st.tuples(
+                    st.sampled_from(list(SPLITS)), st.sampled_from(list(READS)), _reference(), _reference()
+                ),
+                min_size=1,
+                max_size=2,
+            ).map(tuple),
+            "negative": st.booleans(),
+            "stack": st.booleans(),
+        },
+    ),
+    "twice": (_op_twice, {"of": _reference(), "by": st.sampled_from(list(TWICE))}),
+    "assertion": (_op_assertion, {"of": _reference(), "by": st.sampled_from(list(ASSERTIONS))}),
+    "eca": (
+        _op_eca,
+        {
+            "of": _reference(),
+            "kernel": st.sampled_from([1, 3, 5]),
+            "bias": st.booleans(),
+            "expand": st.booleans(),
+        },
+    ),
 }
 
 OPS: dict[str, SearchStrategy[Spec]] = {
@@ -1159,12 +1324,12 @@ OPS: dict[str, SearchStrategy[Spec]] = {
 """Operation -> strategy for one entry of a spec's `ops`."""
 
 
-def random_cnn() -> SearchStrategy[Spec]:
+def random_cnn(ops: Iterable[str] = tuple(OPS)) -> SearchStrategy[Spec]:
     """Specs of random CNN graphs, as plain data; every one is valid for `build`, also after shrinking.
 
-    `ops` are 3 to 12 operations; their `of` and `with` count back from the newest value. What no operation
-    read in the end is merged by `join`, or gets a classifier each (`heads`); with `map` a feature map is an
-    output too.
+    `ops` are 3 to 12 operations, of those named; their `of` and `with` count back from the newest value. What
+    no operation read in the end is merged by `join`, or gets a classifier each (`heads`); with `map` a
+    feature map is an output too.
     """
     head = st.fixed_dictionaries(
         {
@@ -1179,7 +1344,7 @@ def random_cnn() -> SearchStrategy[Spec]:
             "seed": st.integers(0, 99),
             "size": st.sampled_from([8, 9]),
             "stem": _WIDTH,
-            "ops": st.lists(st.one_of(*OPS.values()), min_size=3, max_size=12).map(tuple),
+            "ops": st.lists(st.one_of(*map(OPS.__getitem__, ops)), min_size=3, max_size=12).map(tuple),
             "head": head,
         }
     )

@@ -53,6 +53,16 @@ def half_and_whole(channels: Channels, seed: int = 0) -> Drop:
     return drop
 
 
+def some(channels: Channels, seed: int = 0) -> Drop:
+    """A random number of random channels, often one, of about half of the removable groups."""
+    random, drop = np.random.default_rng(seed), no_drop(channels)
+    for group in channels.removable:
+        if random.random() < 0.5:
+            count = 1 if random.random() < 0.5 else random.integers(1, len(group.channels) + 1)
+            drop[random.choice(group.channels, count, replace=False)] = True
+    return drop
+
+
 def every_other(channels: Channels, layer: str) -> Drop:
     """Channels 0, 2, 4, … of what a layer produces."""
     drop = no_drop(channels)
