@@ -374,13 +374,18 @@ def _functional_norm(tracker: Tracker, node: fx.Node) -> Any:
     return labels if beside else along(vector, 1, tracker.shape(node))
 
 
+def norm_axis(module: nn.Module, ndim: int) -> int:
+    """The axis of what arrives, of `ndim` axes, that a normalisation (or PReLU) takes for the channels'."""
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+        return ndim - int(type(module).__name__[-2]) - 1
+    return min(1, ndim - 1)
+
+
 def _norm(tracker: Tracker, node: fx.Node) -> Any:
     """Per-channel parameters and statistics."""
     module = tracker.program.layer(cast(str, node.target))
     labels, shape = _x(tracker, node), tracker.shape(node)
-    axis = min(1, len(shape) - 1)
-    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
-        axis = len(shape) - int(type(module).__name__[-2]) - 1
+    axis = norm_axis(module, len(shape))
     names = [*module._parameters.items(), *module._buffers.items()]
     tensors = [(f"{node.target}.{n}", 0) for n, t in names if t is not None and t.numel() > 1 and t.ndim == 1]
     if isinstance(module, nn.PReLU) and module.num_parameters == 1:

@@ -29,7 +29,7 @@ from graphcomp.program import (
     parts,
     same_memory,
 )
-from graphcomp.rules import CONCATENATIONS, is_move, move, op_name, pad_amounts
+from graphcomp.rules import CONCATENATIONS, is_move, move, norm_axis, op_name, pad_amounts
 
 Drop = np.ndarray[Any, np.dtype[np.bool_]]
 """Which channels go: one bool a channel id."""
@@ -500,9 +500,11 @@ class _Surgeon:
         module = self.root.get_submodule(target)
         source = next((a for a in node.args if isinstance(a, fx.Node)), None)
         cut = self.cuts.get(source) if source is not None else None
-        sync_attributes(
-            module, self.program.layer(target), cut[1].numel() if isinstance(cut, tuple) else None
-        )
+        before, width = self.program.layer(target), None
+        if source is not None and isinstance(cut, tuple):
+            is_channels = cut[0] == norm_axis(before, len(self.program.shape(source) or ()))
+            width = cut[1].numel() if is_channels else None
+        sync_attributes(module, before, width)
         if target in self.changed_layers:
             self.new[node].meta[PASS_KEY] = self.pass_name
 

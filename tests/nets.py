@@ -1172,7 +1172,7 @@ ASSERTIONS: dict[str, Callable[[Tensor, int], Any]] = {
     "sum": lambda x, n: (x.shape[:1] + x.shape[2:])[1] == n,
     "square": lambda x, n: x.shape[2] == x.shape[3],
     "flat": lambda x, n: x.flatten(2).shape[2] == n * n,
-    "batch": lambda x, n: len(x) >= 1,
+    "batch": lambda x, n: x.size(0) + x.dim() >= 1,
 }
 """What networks assert of a map of side n; no number of channels among it."""
 
