@@ -1,7 +1,9 @@
 """An explanation for people: the biggest reasons in words, tables for a terminal, a waterfall plot."""
 
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -10,7 +12,21 @@ from rich.table import Table
 from rich.text import Text
 
 from graphcomp.records import ExplainedRow, Explanation, Part, PartKind
-from graphcomp.svg import AFTER, BEFORE, INCHES_WIDE, INK, THEORY, style, svg
+from graphcomp.svg import (
+    AFTER,
+    BEFORE,
+    FASTER,
+    INK,
+    LONGEST_LABEL,
+    NARROW,
+    SLOWER,
+    THEORY,
+    WIDE,
+    elide,
+    responsive,
+    style,
+    svg,
+)
 
 __all__ = [
     "COLUMNS",
@@ -37,7 +53,7 @@ LABELS: dict[PartKind, str] = {
 COLUMNS: tuple[PartKind, ...] = ("padding", "kernel", "fusion", "layout", "intensity")
 """The parts that layers have."""
 
-FASTER, SLOWER = "#009E73", "#CC79A7"
+TITLE = "From the time that the MACs promise to the time that was measured"
 WORTH_A_WORD = 0.05
 """Of the gap; smaller parts are in the tables only."""
 
@@ -270,11 +286,11 @@ def _cells(row: ExplainedRow, unit: _Unit) -> list[Text]:
 # ---------------------------------------------------------------------- the plot
 
 
-def waterfall(found: Explanation) -> Figure:
+def waterfall(found: Explanation, inches: float = WIDE) -> Figure:
     """From the original's time down to theory, and step by step up to what was measured."""
-    unit = _Unit(found)
+    unit, narrow = _Unit(found), inches == NARROW
     steps = [(label_of(part.kind, found), part.ms) for part in found.parts]
-    figure = Figure(figsize=(INCHES_WIDE, 1.2 + 0.42 * (len(steps) + 3)), layout="constrained")
+    figure = Figure(figsize=(inches, 1.2 + 0.42 * (len(steps) + 3)), layout="constrained")
     ax = figure.subplots()
     factor = unit.factor
     ends = [found.base.measured_ms, found.theory_ms]
@@ -300,11 +316,13 @@ def waterfall(found: Explanation) -> Figure:
     for row, ms, text in texts:
         ax.text(factor * ms + 0.012 * widest, row, text, va="center", fontsize=10, color=INK, in_layout=False)
     names = ["before, measured", "promised by the MACs", *(name for name, _ in steps), "after, measured"]
+    names = [textwrap.fill(elide(name), LONGEST_LABEL[NARROW]) for name in names] if narrow else names
     ax.set_yticks(range(last + 1), names, parse_math=False)
     ax.set_ylim(last + 0.6, -0.6)
-    ax.set_xlim(min(0.0, factor * min(edges)), 1.17 * widest)
+    ax.set_xlim(min(0.0, factor * min(edges)), (1.7 if narrow else 1.17) * widest)
     ax.set_xlabel(
-        f"{unit.name} a run, batch {found.batch}, {found.clock} time (bar: 95 % interval of the gap)"
+        f"{unit.name} a run, batch {found.batch}, {found.clock} time{chr(10) if narrow else ' '}"
+        "(bar: 95 % interval of the gap)"
     )
     ax.tick_params(axis="y", length=0)
     style(ax, "x")
@@ -312,16 +330,11 @@ def waterfall(found: Explanation) -> Figure:
 
 
 def waterfall_svg(found: Explanation) -> Markup:
-    """The waterfall as an `<svg>` element."""
-    return svg(
-        waterfall(found),
-        "plot-explain",
-        "From the time that the MACs promise to the time that was measured",
-        " ".join(describe(found)),
-    )
+    """The waterfall for a page."""
+    return responsive(partial(waterfall, found), "plot-explain", TITLE, " ".join(describe(found)))
 
 
 def waterfall_file(found: Explanation) -> str:
-    """The waterfall as an SVG file."""
-    element = str(waterfall_svg(found))
+    """The waterfall as an SVG file, on white."""
+    element = str(svg(waterfall(found), "plot-explain", TITLE, " ".join(describe(found)), themed=False))
     return element.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)

@@ -9,6 +9,7 @@ import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ from graphcomp.records import (
 )
 from graphcomp.rounds_plot import removals, removed_figure, rounds_figure
 from graphcomp.spectra import spectra_figure, spectra_of
-from graphcomp.svg import AFTER, BEFORE, INCHES_WIDE, INK, THEORY, draw_sizes, elide, style, svg
+from graphcomp.svg import AFTER, BEFORE, INK, NARROW, THEORY, WIDE, draw_sizes, elide, responsive, style
 
 COLOURS: dict[Verdict, str] = {"good": "green", "mixed": "yellow", "bad": "red", "plain": ""}
 """Of a verdict on the terminal."""
@@ -436,12 +437,12 @@ def _timing_notes(report: Report) -> list[str]:
 # -- plots ---------------------------------------------------------------------------------------------
 
 
-def _steps_figure(report: Report) -> Figure:
+def _steps_figure(report: Report, inches: float = WIDE) -> Figure:
     """Accuracy after every step above, size after every step below."""
     snapshots = [report.baseline, *(step.after for step in report.steps)]
     names = ["baseline", *(f"{step.index + 1} {step.name}" for step in report.steps)]
     measured = any(quality(snapshot) for snapshot in snapshots)
-    figure = Figure(figsize=(INCHES_WIDE, 5.4 if measured else 2.9), layout="constrained")
+    figure = Figure(figsize=(inches, 5.4 if measured else 2.9), layout="constrained")
     axes = figure.subplots(2 if measured else 1, 1, sharex=True, squeeze=False)[:, 0]
     if measured:
         _draw_accuracy(axes[0], snapshots)
@@ -451,10 +452,10 @@ def _steps_figure(report: Report) -> Figure:
     }
     draw_sizes(axes[-1], sizes, "% of the baseline")
     style(axes[-1], "y")
-    crowded = sum(len(name) for name in names) > 90
+    crowded = sum(len(name) for name in names) > 9 * inches
     axes[-1].set_xticks(
         range(len(names)),
-        [elide(name) for name in names],
+        [elide(name, inches) for name in names],
         rotation=40 if crowded else 0,
         ha="right" if crowded else "center",
         parse_math=False,
@@ -482,14 +483,17 @@ def _draw_accuracy(ax: Axes, snapshots: Sequence[Snapshot]) -> None:
     style(ax, "y")
 
 
-def _layers_figure(pairs: Sequence[LayerPair]) -> Figure:
-    """Widths on the left, MACs on the right, one line a layer: the height grows with the network."""
-    figure = Figure(figsize=(INCHES_WIDE, 1.1 + 0.235 * len(pairs)), layout="constrained")
-    widths, macs = figure.subplots(1, 2, sharey=True)
+def _layers_figure(pairs: Sequence[LayerPair], inches: float = WIDE) -> Figure:
+    """Widths and MACs, side by side where there is room, a line a layer: as high as the network is long."""
+    down = 2 if inches == NARROW else 1
+    figure = Figure(figsize=(inches, 1.1 + 0.235 * len(pairs) * down), layout="constrained")
+    widths, macs = figure.subplots(down, 3 - down, sharey=True)
     rows = range(len(pairs))
     _draw_bars(widths, pairs, "out_channels", _count)
     _draw_bars(macs, pairs, "macs", _short)
-    widths.set_yticks(rows, [elide(pair.name) for pair in pairs], fontsize=10, parse_math=False)
+    names = [elide(pair.name, inches) for pair in pairs]
+    for ax in (widths, macs)[:down]:
+        ax.set_yticks(rows, names, fontsize=10, parse_math=False)
     widths.set_ylim(len(pairs) - 0.3, -0.7)
     widths.set_xlabel("output channels")
     macs.set_xlabel("MACs per sample")
@@ -567,10 +571,11 @@ def _bar_label(pair: LayerPair, field: str, show: Callable[[int], str]) -> str:
     return new if [old] == values else f"{show(old)} → {new}"
 
 
-def _time_figure(batches: Sequence[BatchTiming]) -> Figure:
-    """Median time a sample on the left, speedup with its interval beside theory on the right."""
-    figure = Figure(figsize=(INCHES_WIDE, 3.7), layout="constrained")
-    times, speedups = figure.subplots(1, 2)
+def _time_figure(batches: Sequence[BatchTiming], inches: float = WIDE) -> Figure:
+    """Median time a sample, and the speedup with its interval beside theory."""
+    down = 2 if inches == NARROW else 1
+    figure = Figure(figsize=(inches, 3.7 * down), layout="constrained")
+    times, speedups = figure.subplots(down, 3 - down)
     _draw_times(times, batches)
     _draw_speedups(speedups, batches)
     for ax in (times, speedups):
@@ -613,8 +618,8 @@ def _draw_speedups(ax: Axes, batches: Sequence[BatchTiming]) -> None:
 def _plots(report: Report, pairs: Sequence[LayerPair]) -> dict[str, Markup]:
     plots = {}
     if report.steps:
-        plots["steps"] = svg(
-            _steps_figure(report),
+        plots["steps"] = responsive(
+            partial(_steps_figure, report),
             "plot-steps",
             f"{measure_of(report.baseline)} and size after every step",
             "Line plots; the numbers are in the table of steps.",
@@ -622,23 +627,23 @@ def _plots(report: Report, pairs: Sequence[LayerPair]) -> dict[str, Markup]:
     for step in report.steps:
         spectra = spectra_of(step)
         if spectra:
-            plots[f"spectra_{step.index}"] = svg(
-                spectra_figure(spectra),
+            plots[f"spectra_{step.index}"] = responsive(
+                partial(spectra_figure, spectra),
                 f"plot-spectra-{step.index}",
                 f"Spectra of the responses that {step.name} decided by",
                 f"Cumulative energy over channels of {len(spectra)} groups; numbers in {step.plan_file}.",
             )
         plots |= _rounds_plots(step)
     if pairs:
-        plots["layers"] = svg(
-            _layers_figure(pairs),
+        plots["layers"] = responsive(
+            partial(_layers_figure, pairs),
             "plot-layers",
             "Output channels and MACs of every layer, before and after",
             f"Horizontal bars for {len(pairs)} layers; the numbers are in the table of layers.",
         )
     if report.bench and report.bench.batches:
-        plots["time"] = svg(
-            _time_figure(report.bench.batches),
+        plots["time"] = responsive(
+            partial(_time_figure, report.bench.batches),
             "plot-time",
             "Time and speedup for every batch size",
             " ".join(line for line, _ in headlines(report)),
@@ -652,15 +657,15 @@ def _rounds_plots(step: Step) -> dict[str, Markup]:
     """Of a pass that goes over several."""
     plots = {}
     if step.rounds:
-        plots[f"rounds_{step.index}"] = svg(
-            rounds_figure(step.rounds),
+        plots[f"rounds_{step.index}"] = responsive(
+            partial(rounds_figure, step.rounds),
             f"plot-rounds-{step.index}",
             f"Held-out accuracy and size after every round of {step.name}",
             "Line plots; the numbers are in the table of rounds.",
         )
     if any(row.removed for row in step.rounds):
-        plots[f"removed_{step.index}"] = svg(
-            removed_figure(step),
+        plots[f"removed_{step.index}"] = responsive(
+            partial(removed_figure, step),
             f"plot-removed-{step.index}",
             f"Channels that the rounds of {step.name} removed from each layer",
             "Stacked bars, a piece for each round; the numbers are in the table below.",

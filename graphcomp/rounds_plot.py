@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from graphcomp.quality import draw_scores
 from graphcomp.records import Round, Step
-from graphcomp.svg import AFTER, BEFORE, GRID, INCHES_WIDE, INK, draw_sizes, elide, style
+from graphcomp.svg import AFTER, BEFORE, GRID, INK, WIDE, draw_sizes, elide, style
 
 MOST_NAMED = 12
 """Rounds in a legend; of more of them, some."""
@@ -44,10 +44,10 @@ def removals(step: Step) -> Removals:
     )
 
 
-def rounds_figure(rounds: Sequence[Round]) -> Figure:
+def rounds_figure(rounds: Sequence[Round], inches: float = WIDE) -> Figure:
     """Held-out accuracy after every round above, if it was measured; size below."""
     scored = [(row.number, row.accuracy) for row in rounds if row.accuracy is not None]
-    figure = Figure(figsize=(INCHES_WIDE, 4.8 if scored else 2.9), layout="constrained")
+    figure = Figure(figsize=(inches, 4.8 if scored else 2.9), layout="constrained")
     panels = figure.subplots(2 if scored else 1, 1, sharex=True, squeeze=False)[:, 0]
     if scored:
         look = {"color": AFTER, "marker": "o", "markersize": 4, "capsize": 3, "linewidth": 1.4}
@@ -65,35 +65,36 @@ def rounds_figure(rounds: Sequence[Round]) -> Figure:
     return figure
 
 
-def removed_figure(step: Step) -> Figure:
+def removed_figure(step: Step, inches: float = WIDE) -> Figure:
     """A bar for each layer that lost channels, a piece for each round that took some."""
     lost = removals(step)
-    figure = Figure(figsize=(INCHES_WIDE, 1.2 + 0.235 * len(lost.layers)), layout="constrained")
+    figure = Figure(figsize=(inches, 1.2 + 0.235 * len(lost.layers)), layout="constrained")
     ax = figure.subplots()
     counts = np.array(list(lost.layers.values()))
     ends = counts.cumsum(1)
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(lost.rounds)))
+    # The ends of the map would be lost on a dark or a light page.
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.3, 0.88, len(lost.rounds)))
     patches = []
     for i, number in enumerate(lost.rounds):
         kept = step.rounds[number].kept
         look = {"color": colours[i]} if kept else {"facecolor": "none", "edgecolor": BEFORE, "hatch": UNDONE}
         ax.barh(range(len(counts)), counts[:, i], 0.7, ends[:, i] - counts[:, i], **look)
         patches.append(Patch(label=f"round {number}{'' if kept else ', undone'}", **look))
-    _write_totals(ax, step, lost, ends[:, -1])
-    ax.set_yticks(range(len(counts)), [elide(name) for name in lost.layers], fontsize=10, parse_math=False)
+    _write_totals(ax, step, lost, ends[:, -1], inches)
+    names = [elide(name, inches) for name in lost.layers]
+    ax.set_yticks(range(len(counts)), names, fontsize=10, parse_math=False)
     ax.set_ylim(len(counts) - 0.3, -0.7)
     ax.set_xlabel("channels removed")
     ax.tick_params(axis="y", length=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     style(ax, "x")
     chosen = np.unique(np.linspace(0, len(patches) - 1, min(MOST_NAMED, len(patches))).round().astype(int))
-    figure.legend(
-        handles=[patches[i] for i in chosen], loc="outside upper left", ncols=6, frameon=False, fontsize=9
-    )
+    handles, columns = [patches[i] for i in chosen], int(inches // 1.6)
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False, fontsize=9)
     return figure
 
 
-def _write_totals(ax: Axes, step: Step, lost: Removals, ends: NDArray[np.int64]) -> None:
+def _write_totals(ax: Axes, step: Step, lost: Removals, ends: NDArray[np.int64], inches: float) -> None:
     """Behind each bar what is gone for good, of how many."""
     left = {layer.name: layer.out_channels for layer in step.after.layers}
     texts = []
@@ -103,4 +104,4 @@ def _write_totals(ax: Axes, step: Step, lost: Removals, ends: NDArray[np.int64])
     longest = max(ends)
     for row, (end, text) in enumerate(zip(ends, texts, strict=True)):
         ax.text(end + 0.008 * longest, row, text, va="center", fontsize=9, color=INK, in_layout=False)
-    ax.set_xlim(0, 1.12 * longest)
+    ax.set_xlim(0, (1.12 if inches == WIDE else 1.5) * longest)

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from graphcomp.records import Spectrum, Step
-from graphcomp.svg import AFTER, BEFORE, GRID, INCHES_WIDE, INK, THEORY, elide, style
+from graphcomp.svg import AFTER, BEFORE, GRID, INK, NARROW, THEORY, WIDE, elide, style
 
-COLUMNS, ROW_INCHES = 6, 1.45
+COLUMNS, ROW_INCHES = {WIDE: 6, NARROW: 3}, 1.45
 
 
 def spectra_of(step: Step) -> list[Spectrum]:
@@ -23,13 +23,15 @@ def spectra_of(step: Step) -> list[Spectrum]:
     return [Spectrum.model_validate(g) for g in groups if "eigenvalues" in g]
 
 
-def spectra_figure(spectra: Sequence[Spectrum]) -> Figure:
+def spectra_figure(spectra: Sequence[Spectrum], inches: float = WIDE) -> Figure:
     """One panel a group: cumulative energy over channels, the part that is kept filled."""
-    rows = -(-len(spectra) // COLUMNS)
-    figure = Figure(figsize=(INCHES_WIDE, 0.5 + ROW_INCHES * rows), layout="constrained")
-    panels = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
+    columns = COLUMNS[inches]
+    rows = -(-len(spectra) // columns)
+    figure = Figure(figsize=(inches, 0.5 + ROW_INCHES * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for panel, spectrum in zip(panels.flat, spectra, strict=False):
         _draw(panel, spectrum)
+        panel.set_title(elide(spectrum.group, inches), fontsize=8, pad=2, parse_math=False)
     for panel in panels.flat[len(spectra) :]:
         panel.set_axis_off()
     figure.supxlabel("channels of the group, by energy", fontsize=10)
@@ -49,7 +51,6 @@ def _draw(panel: Axes, spectrum: Spectrum) -> None:
     panel.text(
         0.97, 0.08, f"{spectrum.kept}/{n}", transform=panel.transAxes, ha="right", fontsize=9, color=INK
     )
-    panel.set_title(elide(spectrum.group), fontsize=8, pad=2, parse_math=False)
     panel.set_xlim(0, 1)
     panel.set_ylim(0, 1.04)
     panel.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

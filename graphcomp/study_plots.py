@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from markupsafe import Markup
@@ -11,9 +12,9 @@ from matplotlib.ticker import MaxNLocator
 from graphcomp.quality import draw_scores
 from graphcomp.study import number, numeric_axes
 from graphcomp.study_table import Findings, by_measure
-from graphcomp.svg import AFTER, BEFORE, INCHES_WIDE, INK, THEORY, elide, style, svg
+from graphcomp.svg import AFTER, BEFORE, FASTER, INK, SLOWER, THEORY, WIDE, elide, responsive, style
 
-COLOURS = (AFTER, THEORY, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK, "#8c6d1f")
+COLOURS = (AFTER, THEORY, FASTER, SLOWER, "#E69F00", "#56B4E9", INK, "#8c6d1f")
 """Okabe and Ito's, but for the last two; markers tell lines apart as well."""
 MARKERS = "os^Dv<>P"
 MOST_LINES = len(COLOURS)
@@ -64,10 +65,10 @@ def plotted_axes(found: Sequence[Findings]) -> list[str]:
     return chosen or sorted(drawable, key=lambda axis: -len(kinds[axis]))[:1]
 
 
-def score_figure(axis: str, lines: Sequence[Line]) -> Figure:
+def score_figure(axis: str, lines: Sequence[Line], inches: float = WIDE) -> Figure:
     """Scores of one kind with their intervals; below accuracies the variance of those of the classes."""
     judged = any(cell.classes for line in lines for cell in line.cells)
-    figure = Figure(figsize=(INCHES_WIDE, 6.4 if judged else 4.2), layout="constrained")
+    figure = Figure(figsize=(inches, 6.4 if judged else 4.2), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2)) if judged else [figure.subplots()]
     top, bottom = panels[0], panels[-1]
     labels = list(dict.fromkeys(cell.result.labels[axis] for line in lines for cell in line.cells))
@@ -85,12 +86,12 @@ def score_figure(axis: str, lines: Sequence[Line]) -> Figure:
             bottom.set_ylabel("population variance of\nthe class accuracies")
     bottom.set_xlabel(axis)
     if not numeric:
-        words = [elide(label) for label in labels]
-        bottom.set_xticks(range(len(labels)), words, rotation=0 if len(labels) < 12 else 45)
+        words = [elide(label, inches) for label in labels]
+        bottom.set_xticks(range(len(labels)), words, rotation=0 if sum(map(len, words)) < 9 * inches else 45)
     for panel in panels:
         style(panel, "y")
     if lines[0].label:
-        top.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+        top.legend(frameon=False, fontsize=9, ncols=int(inches // 3), loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
@@ -112,9 +113,9 @@ def chosen_rates(found: Sequence[Findings]) -> list[Findings]:
     return [ordered[round(i * last / (MOST_LINES - 1))] for i in range(MOST_LINES)]
 
 
-def layers_figure(cells: Sequence[Findings]) -> Figure:
+def layers_figure(cells: Sequence[Findings], inches: float = WIDE) -> Figure:
     """The rate of every layer, a line a cell."""
-    figure = Figure(figsize=(INCHES_WIDE, 4.6), layout="constrained")
+    figure = Figure(figsize=(inches, 4.6), layout="constrained")
     ax = figure.subplots()
     for index, cell in enumerate(cells):
         rates = [100 * rate for rate in cell.layers.values()]
@@ -125,7 +126,7 @@ def layers_figure(cells: Sequence[Findings]) -> Figure:
     ax.set_ylabel("MACs that went, %")
     style(ax, "y")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
+    ax.legend(frameon=False, fontsize=8, ncols=int(inches // 4), loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
@@ -138,7 +139,8 @@ def draw(found: Sequence[Findings]) -> tuple[list[dict[str, Any]], Markup | None
     if not chosen:
         return scores, None
     title = "Compression rate of every layer"
-    return scores, svg(layers_figure(chosen), "layers", title, "Numbers are in the table of layers.")
+    said = "Numbers are in the table of layers."
+    return scores, responsive(partial(layers_figure, chosen), "layers", title, said)
 
 
 def _score_plots(measure: str, found: Sequence[Findings]) -> list[dict[str, Any]]:
@@ -151,7 +153,9 @@ def _score_plots(measure: str, found: Sequence[Findings]) -> list[dict[str, Any]
         plots.append(
             {
                 "title": title,
-                "svg": svg(score_figure(axis, lines[:MOST_LINES]), key, title, "Numbers are in the table."),
+                "svg": responsive(
+                    partial(score_figure, axis, lines[:MOST_LINES]), key, title, "Numbers are in the table."
+                ),
                 "left_out": max(0, len(lines) - MOST_LINES),
                 "classes": any(cell.classes for line in lines for cell in line.cells),
             }

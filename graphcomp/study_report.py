@@ -15,7 +15,6 @@ from graphcomp.study import Cell
 from graphcomp.study_plots import chosen_rates, distinct_rates, draw
 from graphcomp.study_run import Outcome, in_order
 from graphcomp.study_table import Findings, as_csv, by_measure, table, write_parquet
-from graphcomp.svg import INK
 
 MOST_CLASSES = 20
 """For which tables have a column a class; with more of them, only the largest confusions are listed."""
@@ -81,5 +80,5 @@ def shade(count: int, row: Sequence[int], right: bool) -> str:
     """Colours of a field of a confusion matrix: the larger its share of the row, the stronger."""
     share = count / sum(row) if sum(row) else 0.0
     colour = "0, 114, 178" if right else "213, 94, 0"
-    text = "#fff" if share > 0.55 else INK
+    text = "#fff" if share > 0.55 else "var(--ink)"
     return f"background: rgba({colour}, {share:.3f}); color: {text}"

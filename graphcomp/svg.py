@@ -1,10 +1,14 @@
-"""Plots for HTML: matplotlib figures as `<svg>` elements that can share one page, and their common look."""
+"""Plots for HTML: matplotlib figures as `<svg>` elements that can share one page, and their common look.
+
+A figure is drawn twice, wide for a desktop and narrow for a phone, where a wide one would be cut or too small
+to read; the page's style shows one of them. Its colours are variables of that style, light and dark.
+"""
 
 import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 from markupsafe import Markup
@@ -13,8 +17,22 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: distinct under every common colour blindness, and in grey.
 BEFORE, AFTER, THEORY, INK, GRID = "#b4bac4", "#0072B2", "#D55E00", "#1c2430", "#e3e6eb"
-INCHES_WIDE = 10.0
-LONGEST_LABEL = 44
+FASTER, SLOWER = "#009E73", "#CC79A7"
+DARK = {
+    BEFORE: "#6b7585",
+    AFTER: "#4aa3df",
+    THEORY: "#f0863c",
+    INK: "#e4e8ee",
+    GRID: "#333b47",
+    FASTER: "#2fb993",
+    SLOWER: "#d68cb5",
+}
+"""What stands for each colour on a dark page."""
+
+WIDE, NARROW = 10.0, 4.4
+"""Widths of figures in inches, for a desktop and for a phone."""
+
+LONGEST_LABEL = {WIDE: 44, NARROW: 20}
 SIZES = (THEORY, "s--", 9), (AFTER, "o-", 5)
 """Lines of `draw_sizes`; they often lie on each other."""
 
@@ -41,23 +59,59 @@ def draw_sizes(ax: Axes, sizes: Mapping[str, Sequence[int]], label: str) -> None
     ax.legend(frameon=False, loc="lower left")
 
 
-def elide(name: str) -> str:
-    """A label that fits."""
+def elide(name: str, inches: float = WIDE) -> str:
+    """A label that fits a figure of this width."""
     # XML cannot hold control characters, and a label wider than the plot would squeeze it.
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
-    half = LONGEST_LABEL // 2
-    return text if len(text) <= LONGEST_LABEL else f"{text[: half - 1]}…{text[-half:]}"
+    longest = LONGEST_LABEL[inches]
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[: half - 1]}…{text[-half:]}"
 
 
-def svg(figure: Figure, name: str, title: str, description: str) -> Markup:
-    """The figure as an `<svg>` element for HTML: its ids start with `name`, its text stays text."""
+def responsive(draw: Callable[[float], Figure], name: str, title: str, description: str) -> Markup:
+    """A figure for a page, wide and narrow; `draw` makes it of a width in inches. See `svg` for the rest."""
+    wide = svg(draw(WIDE), name, title, description)
+    narrow = svg(draw(NARROW), f"{name}-narrow", title, description)
+    return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(wide, narrow)
+
+
+def theme() -> str:
+    """Rules that give the colours of plots their values, on light and dark screens; paper is light."""
+    light = " ".join(f"{_variable(colour)}: {colour};" for colour in DARK)
+    dark = " ".join(f"{_variable(colour)}: {other};" for colour, other in DARK.items())
+    return (
+        f":root {{ {light} --plot-ink: {INK}; }}\n"
+        f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} --plot-ink: {DARK[INK]}; }} }}\n"
+    )
+
+
+def _variable(colour: str) -> str:
+    return f"--plot-{colour[1:].lower()}"
+
+
+def _themed(style: str) -> str:
+    """Colours of the palette as variables; black is the default of matplotlib's texts and lines."""
+    known = {colour.lower(): f"var({_variable(colour)})" for colour in DARK} | {"#000000": "var(--plot-ink)"}
+    return re.sub("#[0-9a-fA-F]{6}", lambda found: known.get(found[0].lower(), found[0]), style)
+
+
+def svg(figure: Figure, name: str, title: str, description: str, *, themed: bool = True) -> Markup:
+    """The figure as an `<svg>` element for HTML: its ids start with `name`, its text stays text.
+
+    `themed`: it takes its colours from the style of the page (`theme`) and has none behind it; otherwise it
+    stands for itself, on white.
+    """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
         # The browser draws the text with its own fonts, so what matplotlib's font lacks does not matter.
         warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=metadata, transparent=themed)
     root = ET.fromstring(buffer.getvalue())
     _strip_namespaces(root)
+    for element in root.iter() if themed else ():
+        if "style" in element.attrib:
+            element.set("style", _themed(element.attrib["style"]))
     _scope_ids(root, name)
     _describe(root, name, title, description)
     return Markup(ET.tostring(root, encoding="unicode"))

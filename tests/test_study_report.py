@@ -94,7 +94,7 @@ def test_nothing_to_show() -> None:
 def test_shade() -> None:
     """The share of the row, blue where it is right; text stays legible."""
     assert shade(3, [3, 1], True) == "background: rgba(0, 114, 178, 0.750); color: #fff"
-    assert shade(1, [3, 1], False) == "background: rgba(213, 94, 0, 0.250); color: #1c2430"
+    assert shade(1, [3, 1], False) == "background: rgba(213, 94, 0, 0.250); color: var(--ink)"
     assert "0.000" in shade(0, [0, 0], False)
 
 
