@@ -11,6 +11,7 @@ Results of an earlier run stay until those of this one are all there. One run at
 """
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -21,8 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
-from pydantic import ValidationError
 
 from graphcomp import __version__, distributed, verify
 from graphcomp.bench import benchmark
@@ -31,7 +32,7 @@ from graphcomp.doctor import environment
 from graphcomp.errors import DataError, LoadError, OutputError, RecipeError
 from graphcomp.explanation import TRACED_RUNS, TRACED_SECONDS, explain_bench
 from graphcomp.export import Stored, export_onnx
-from graphcomp.files import LOCK, atomic_entries, locked, remove, sweep, unfinished, write_text
+from graphcomp.files import LOCK, atomic_entries, locked, read_record, remove, sweep, unfinished, write_text
 from graphcomp.head import restrict_head
 from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, Plan, held, work_name
 from graphcomp.program import Program, trace
@@ -55,6 +56,11 @@ from graphcomp.robustness import Corruption, require_images, robustness
 from graphcomp.session import Provider, probe
 from graphcomp.sources import is_program_dir, load_model, load_weights
 from graphcomp.targets import Target, find_target
+
+SHARE = 8
+"""How many times the size of one input has to be free."""
+LARGEST_RANK = 8
+"""Dimensions of an input, with the batch."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +122,26 @@ def load_source(
     shape = input_shape or ((1, *loaded.input_shape) if loaded.input_shape else None)
     if shape is None:
         raise LoadError(f"{model}: found no input shape, expected one; give --input-shape, e.g. 1,3,224,224")
+    _check_memory(shape)
     generator = torch.Generator().manual_seed(0)
     program = trace(loaded.module, torch.randn(shape, generator=generator), copy_weights=False)
     verify.check(program)
     return Source(program, weights, loaded.default_data)
+
+
+def _check_memory(shape: Sequence[int]) -> None:
+    """A network's activations take a multiple of its input: a size that cannot work is no reason to try."""
+    if len(shape) > LARGEST_RANK or max(shape) >= 1 << 31:
+        raise LoadError(
+            f"--input-shape: found {len(shape)} sizes, the largest {str(max(shape))[:20]}, expected at most "
+            f"{LARGEST_RANK} that are no larger than a layer can be; e.g. 1,3,224,224"
+        )
+    needed, free = 4 * math.prod(shape), psutil.virtual_memory().available
+    if SHARE * needed > free:
+        raise LoadError(
+            f"--input-shape: found {','.join(map(str, shape))}, which takes {needed / 2**30:.3g} GiB for one "
+            f"input, expected {SHARE} times less than the {free / 2**30:.3g} GiB of memory that are free"
+        )
 
 
 def _restricted(source: Source, recipe: Recipe) -> Source:
@@ -329,12 +351,7 @@ def _sweep(out: Path) -> None:
 
 
 def _matching_state(out: Path, fingerprint: dict[str, Any]) -> State:
-    try:
-        state = State.model_validate_json((out / "state.json").read_text())
-    except (OSError, ValidationError) as error:
-        raise LoadError(
-            f"{out / 'state.json'}: {error}; expected the state of a run; use --overwrite"
-        ) from error
+    state = read_record(out / "state.json", State, "the state of a run; use --overwrite")
     for key, value in json.loads(json.dumps(fingerprint)).items():
         if state.fingerprint.get(key) != value:
             raise RecipeError(
@@ -388,10 +405,7 @@ def _finished(out: Path, passes: Sequence[Pass]) -> list[Step]:
         record = _place(out, index, pass_.name).with_suffix(".json")
         if not record.exists():
             break
-        try:
-            steps.append(Step.model_validate_json(record.read_text()))
-        except ValidationError as error:
-            raise LoadError(f"{record}: {error}; expected a step's record; use --overwrite") from error
+        steps.append(read_record(record, Step, "a step's record; use --overwrite"))
     return steps
 
 

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ValidationError
 
-from graphcomp.errors import GraphcompError, OutputError
+from graphcomp.errors import GraphcompError, LoadError, OutputError
 
 T = TypeVar("T")
+R = TypeVar("R", bound=BaseModel)
 
 LOCK = ".lock"
 """In a directory that is `locked`: who works there, as JSON."""
@@ -193,6 +195,27 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def read_record(path: Path, kind: type[R], expected: str) -> R:
+    """The record that is stored as JSON in the file `path`.
+
+    Args:
+        path: of the file.
+        kind: of the record.
+        expected: what the file should hold and what to do about it, for the message.
+
+    Raises:
+        LoadError: naming file and field, in one line.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise LoadError(f"{path}: {error.strerror or error}; expected {expected}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the file"
+        raise LoadError(f"{path}: {field}: {first['msg']}; expected {expected}") from error
 
 
 # ---- one process at a time -------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def load_state(path: Path, work: str) -> tuple[dict[str, Any], dict[str, Tensor]
             header = json.loads((file.metadata() or {})[KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         found, facts = header["work"], header["facts"]
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise LoadError(
             f"{path}: found a damaged file ({error}), expected the state of a training; delete it to start "
             "this pass anew"

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -224,6 +225,7 @@ def trace(
         model = _copied(model)
         _bake_parametrizations(model)
     tracer = _Tracer()
+    _check_names(model)
     try:
         with evaluating(model):
             graph = tracer.trace(model)
@@ -245,6 +247,16 @@ def trace(
     program = Program(module, tuple(x[:1].detach().clone() for x in inputs))
     # shapes are derived now, so that a wrong input shape fails here
     return _without_seen_writes(program, [n for n in module.graph.nodes if n.name in augmented])
+
+
+def _check_names(model: nn.Module) -> None:
+    """torch.fx writes names between quotes into the source that it compiles."""
+    for path, _ in chain(model.named_modules(), model.named_parameters(), model.named_buffers()):
+        if not path.isprintable() or set(path) & set("\"'\\"):
+            raise TraceError(
+                f"{type(model).__name__}: found a module or tensor called {path!r}, expected names "
+                "without quotes, backslashes and control characters; rename it"
+            )
 
 
 def _without_seen_writes(program: Program, augmented: Sequence[fx.Node]) -> Program:

@@ -14,11 +14,14 @@ A bad recipe fails before any work, naming the field and, in a file, the line.
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 from graphcomp.errors import RecipeError
 from graphcomp.head import Head
@@ -30,6 +33,9 @@ PassTable = Mapping[str, type[Any]]
 Model = TypeVar("Model", bound=BaseModel)
 Lines = Mapping[tuple[Any, ...], int]
 """Where a field is -> its line."""
+
+LARGEST, MOST, DEEPEST = 1 << 18, 20_000, 32
+"""Bytes of a recipe, values in it with aliases written out, and levels: far above what anybody writes."""
 
 
 class BenchOptions(BaseModel):
@@ -151,11 +157,14 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
         RecipeError: naming file and line.
     """
     try:
-        text = path.read_text()
-        tree = yaml.compose(text)
-        data = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: {error}; expected a readable YAML file") from error
+        text = path.read_text(encoding="utf-8") if path.stat().st_size <= LARGEST else None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError(f"{path}: {reason}; expected a readable YAML file") from error
+    if text is None:
+        raise RecipeError(f"{path}: found more than {LARGEST} bytes, expected a recipe")
+    try:
+        lines, data = _parsed(text, str(path))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{path}:{line}: found {error.problem}, expected YAML") from error
@@ -164,7 +173,58 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
         raise RecipeError(f"{path}:{line}: found a character that is not text, expected YAML") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path}:1: found {type(data).__name__}, expected fields such as `passes:`")
-    return data, _lines(tree, str(path))
+    return data, lines
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, in bounds: with aliases a few bytes stand for billions of values."""
+
+    depth = count = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.depth, self.count = self.depth + 1, self.count + 1
+        if self.depth > DEEPEST:
+            raise ComposerError(problem=f"more than {DEEPEST} levels", problem_mark=self.get_mark())
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError) as error:  # dates that do not exist, endless integers
+            raise ConstructorError(problem=str(error), problem_mark=node.start_mark) from error
+
+
+def _parsed(text: str, path: str | None = None) -> tuple[Lines, Any]:
+    """Where fields are, if a path is given, and plain values; YAMLError, also if it is out of bounds."""
+    loader = _Loader(text)
+    try:
+        tree = loader.get_single_node()
+        if tree is None:
+            return {}, None
+        _check_size(tree, {}, frozenset())
+        lines = {} if path is None else _lines(tree, path)  # first: constructing writes merged keys out
+        return lines, loader.construct_document(tree)
+    finally:
+        loader.dispose()
+
+
+def _check_size(node: Any, known: dict[int, tuple[int, int]], above: frozenset[int]) -> tuple[int, int]:
+    """Values and levels of a node with aliases written out; ComposerError if there are too many."""
+    at = id(node)
+    if at in above:
+        raise ComposerError(problem="an alias within what it stands for", problem_mark=node.start_mark)
+    if at not in known:
+        children = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = chain.from_iterable(children) if isinstance(node, yaml.MappingNode) else children
+        sizes = [_check_size(part, known, above | {at}) for part in parts]
+        total, levels = 1 + sum(size for size, _ in sizes), 1 + max((n for _, n in sizes), default=0)
+        if total > MOST or levels > DEEPEST:
+            many = f"{MOST} values" if total > MOST else f"{DEEPEST} levels"
+            raise ComposerError(problem=f"more than {many}", problem_mark=node.start_mark)
+        known[at] = total, levels
+    return known[at]
 
 
 def validated(kind: type[Model], data: Mapping[str, Any], place: str, lines: Lines) -> Model:
@@ -179,6 +239,8 @@ def _lines(tree: Any, path: str, place: tuple[Any, ...] = ()) -> Lines:
     found = {place: tree.start_mark.line + 1}
     if isinstance(tree, yaml.MappingNode):
         for key, value in tree.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ComposerError(problem="a key that is not plain", problem_mark=key.start_mark)
             field, line = (*place, key.value), key.start_mark.line + 1
             if field in found:
                 raise RecipeError(f"{path}:{line}: {_dotted(field)}: found it twice, expected it once")
@@ -280,6 +342,8 @@ def _dotted(loc: Sequence[Any]) -> str:
 
 def split_passes(text: str) -> list[tuple[str, dict[str, Any]]]:
     """`a, b{x=1, y=[2, 3]}` -> [("a", {}), ("b", {"x": 1, "y": [2, 3]})]; RecipeError naming the column."""
+    if len(text) > LARGEST:
+        raise RecipeError(f"passes: found {len(text)} characters, expected at most {LARGEST}")
     found = []
     for start, part in _split(text):
         name, brace, rest = part.partition("{")
@@ -310,7 +374,7 @@ def _add_option(options: dict[str, Any], text: str, column: int) -> None:
             _add_option(options[name], option, at)
         return
     try:
-        options[name] = yaml.safe_load(value)
+        options[name] = _parsed(value)[1]
     except yaml.YAMLError as error:
         raise RecipeError(
             f"passes, column {column + 1}: {name}: found {value!r}, expected a value; put quotes around text "
@@ -333,6 +397,11 @@ def _split(text: str, offset: int = 0) -> list[tuple[int, str]]:
             quote = "" if char == quote else quote or char
             continue
         depth += (char in "{[") - (char in "}]")
+        if depth > DEEPEST:
+            raise RecipeError(
+                f"passes, column {offset + column + 1}: found more than {DEEPEST} brackets in each other, "
+                "expected passes such as l1{ratio=0.5}"
+            )
         if depth < 0:
             raise RecipeError(
                 f"passes, column {offset + column + 1}: found {char!r}, expected it to be opened before"

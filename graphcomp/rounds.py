@@ -18,13 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
 from torch import Tensor
 
 from graphcomp import cache, distributed
 from graphcomp.data import Data, Split
 from graphcomp.errors import DataError, GraphcompError, LoadError, PassError
-from graphcomp.files import write_text
+from graphcomp.files import read_record, write_text
 from graphcomp.interruption import load_state, save_state
 from graphcomp.momenta import cut_momenta
 from graphcomp.pipeline import (
@@ -370,9 +369,4 @@ def _write(path: Path, record: Record) -> None:
 
 
 def _read(path: Path, kind: type[R]) -> R:
-    try:
-        return kind.model_validate_json(path.read_text())
-    except (OSError, ValidationError) as error:
-        raise LoadError(
-            f"{path}: {error}; expected the record of a round; delete {path.parent} to start this pass anew"
-        ) from error
+    return read_record(path, kind, f"the record of a round; delete {path.parent} to start this pass anew")

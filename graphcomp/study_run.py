@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from graphcomp.compiler import build
 from graphcomp.data import load_data
 from graphcomp.doctor import cores
-from graphcomp.errors import GraphcompWarning, LoadError, OutputError, RecipeError
+from graphcomp.errors import GraphcompWarning, OutputError, RecipeError
 from graphcomp.evaluate import confusion
-from graphcomp.files import LOCK, write_text
+from graphcomp.files import LOCK, read_record, write_text
 from graphcomp.program import Program
 from graphcomp.records import Bench, Record, Report, Snapshot
 from graphcomp.study import Cell, waves
@@ -157,10 +157,7 @@ def finished(cells: Sequence[Cell], out: Path) -> dict[str, CellResult]:
     for cell in cells:
         path = _record(out, cell)
         if path.exists():
-            try:
-                found[cell.name] = CellResult.model_validate_json(path.read_bytes())
-            except (OSError, ValidationError) as error:
-                raise LoadError(f"{path}: {error}; expected a cell's result; delete the file") from error
+            found[cell.name] = read_record(path, CellResult, "a cell's result; delete the file")
     return found
 
 

@@ -617,6 +617,15 @@ def test_source_needs_an_input_shape() -> None:
         load_source(SPEC)
 
 
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 100_000, 100_000), (1, 3, 10**30), (1, 3, 10**400), (1,) * 9, (1, *[2**16] * 5)]
+)
+def test_inputs_that_no_memory_holds(shape: tuple[int, ...]) -> None:
+    with pytest.raises(LoadError, match=r"^--input-shape: found .*, expected ") as caught:
+        load_source(SPEC, input_shape=shape)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
 def test_source_loads_the_weights(tmp_path: Path) -> None:
     state = {k: v + 0.25 if v.is_floating_point() else v for k, v in tiny().state_dict().items()}
     save_file(state, tmp_path / "w.safetensors")

@@ -12,17 +12,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from graphcomp import files
-from graphcomp.errors import OutputError
+from graphcomp.errors import LoadError, OutputError
 from graphcomp.files import (
     LOCK,
     atomic_directory,
     atomic_entries,
     atomic_file,
     locked,
+    read_record,
     settled,
     sweep,
     write_texts,
@@ -332,3 +335,29 @@ def test_a_place_that_is_a_file_or_cannot_be_written(tmp_path: Path) -> None:
         pass
     with pytest.raises(OutputError, match="found 'Not a directory'"), locked(tmp_path / "file" / "below"):
         pass
+
+
+class Point(BaseModel):
+    x: int
+    more: dict[str, Any] = {}
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "the file: Invalid JSON"),
+        (b"\xff", "the file: Invalid JSON"),
+        (b'{"x": "y"}', "x: Input should be a valid integer"),
+        (b'{"x": 1, "more": {"a": ' + b"[" * 100_000, "the file: Invalid JSON: recursion limit exceeded"),
+        (b"[" * 100_000, "the file: Invalid JSON: recursion limit exceeded"),
+    ],
+    ids=range(5),
+)
+def test_records_that_do_not_read(content: bytes, found: str, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_bytes(content)
+    with pytest.raises(LoadError) as caught:
+        read_record(tmp_path / "r.json", Point, "a point; delete it")
+    assert str(caught.value).startswith(f"{tmp_path / 'r.json'}: {found}")
+    assert str(caught.value).endswith("; expected a point; delete it") and "\n" not in str(caught.value)
+    with pytest.raises(LoadError, match="No such file"):
+        read_record(tmp_path / "absent", Point, "a point")

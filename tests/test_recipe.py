@@ -1,6 +1,7 @@
 """Recipes: every mistake is named with its field and its line (or column), before any work."""
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -364,3 +365,81 @@ def test_robustness(load: Any) -> None:
     assert found.corruptions() == [Corruption("occlusion", 0.5), Corruption("brightness", 2.0)]
     kinds = [(c.kind, c.amount) for c in RobustnessOptions().corruptions()]
     assert kinds[0] == ("motion-blur", 0.15) and len(kinds) == 6
+
+
+# ---------------------------------------------------------------------- out of bounds
+
+
+def bomb(levels: int) -> str:
+    """Ten to the power of `levels` values in a few lines."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+OUT_OF_BOUNDS = {
+    "bomb": (bomb(20), r"r\.yaml:5: found more than 20000 values"),
+    "cycle": ("passes: &a [fold-bn, *a]", r"r\.yaml:1: found an alias within what it stands for"),
+    "merged": ("a: &a\n  <<: *a", r"r\.yaml:1: found an alias within what it stands for"),
+    "deep": ("seed: " + "[" * 5000, r"r\.yaml:1: found more than 32 levels"),
+    "closed": ("seed: " + "[" * 300 + "]" * 300, r"r\.yaml:1: found more than 32 levels"),
+    "mappings": ("\n".join(" " * n + "a:" for n in range(300)), r"r\.yaml:3\d: found more than 32 levels"),
+    "chain": (
+        "a0: &a0 [1]\n" + "\n".join(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 400)),
+        r"r\.yaml:3\d: found more than 32 levels",
+    ),
+    "many": ("passes: [" + "a, " * 30_000 + "]", r"r\.yaml:1: found more than 20000 values"),
+    "large": ("# " + "x" * (1 << 18), r"r\.yaml: found more than 262144 bytes"),
+    "digits": ("\nseed: " + "9" * 5000, r"r\.yaml:2: found Exceeds the limit"),
+    "date": ("passes: [fold-bn]\nseed: 2001-99-99", r"r\.yaml:2: found month must be in"),
+    "null byte": ("seed: \0", r"r\.yaml:1: found a character that is not text"),
+    "not a key": ("? [a]\n: b", r"r\.yaml:1: found a key that is not plain"),
+    "unknown tag": (
+        "seed: !!python/object:os.system x",
+        r"r\.yaml:1: found could not determine a constructor",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OUT_OF_BOUNDS)
+def test_what_is_out_of_bounds_is_one_line(case: str, tmp_path: Path) -> None:
+    """At once, too: neither time nor memory grows with what a few bytes stand for."""
+    text, message = OUT_OF_BOUNDS[case]
+    (tmp_path / "r.yaml").write_text(text)
+    begun = time.process_time()
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe(tmp_path / "r.yaml", PASSES)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    assert time.process_time() - begun < 5
+
+
+def test_aliases_within_bounds_stand_for_what_they_name(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        "passes: [l1: &half {ratio: 0.5}, l1: *half, l1: {<<: *half, ratio: 0.25}]"
+    )
+    made = make_passes(load_recipe(tmp_path / "r.yaml", PASSES), PASSES)
+    assert [p.ratio for p in made] == [0.5, 0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "l1{ratio=" + "{" * 5000,
+        "l1{ratio=" + "{" * 5000 + "}" * 5001,
+        "l1{ratio=" + "[" * 5000 + "]" * 5000 + "}",
+        "l1" + "{ratio=" * 3000 + "}" * 3000,
+        "l1{" + "a={" * 900 + "x=1" + "}" * 901,
+        "l1{ratio='" + "[" * 5000 + "'}",
+        "l1{ratio=&a [*a]}",
+        "l1{ratio=" + "9" * 5000 + "}",
+        "l1{ratio=2001-99-99}",
+        "fold-bn," * 50_000,
+    ],
+    ids=range(10),
+)
+def test_pass_strings_out_of_bounds(text: str) -> None:
+    begun = time.process_time()
+    with pytest.raises(RecipeError, match=r"^passes[:,]") as caught:
+        parse_passes(text, PASSES)
+    assert "\n" not in str(caught.value)
+    assert time.process_time() - begun < 5
