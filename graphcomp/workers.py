@@ -131,14 +131,29 @@ class _Worker:
         return kind, content
 
     def interrupt(self) -> None:
-        """Ask for an end; a task that can be resumed saves its state."""
-        self.connection.close()
+        """Ask for an end; a task that can be resumed saves its state.
+
+        A busy one is asked by a signal and may go on talking until it has ended. To the others, and where
+        there are no such signals, the end of the connection says it (`_Telling`).
+        """
         if self.task is not None and self.process.is_alive() and self.process.pid and os.name == "posix":
             with suppress(ProcessLookupError):
                 os.kill(self.process.pid, signal.SIGINT)
+        else:
+            self.connection.close()
 
     def end(self, deadline: float) -> None:
-        """Wait for the end until `deadline`, then force it."""
+        """Wait for the end until `deadline`, then force it; what it still says goes unheard."""
+        while not self.connection.closed and time.monotonic() < deadline:
+            if self.process.sentinel in wait(
+                [self.connection, self.process.sentinel], deadline - time.monotonic()
+            ):
+                break
+            with suppress(EOFError, OSError):
+                self.connection.recv_bytes()
+                continue
+            break
+        self.connection.close()
         self.process.join(max(0.0, deadline - time.monotonic()))
         if self.process.is_alive():
             self.process.kill()
@@ -191,22 +206,31 @@ def _serve(connection: Connection, threads: int, environment: Mapping[str, str],
     os.environ.update(environment)
     os.chdir(folder)
     torch.set_num_threads(threads)
-    with suppress(EOFError, OSError, KeyboardInterrupt):
+    with suppress(EOFError, OSError, KeyboardInterrupt), connection:
         while True:
             task = connection.recv()
             connection.send(("done", _attempt(task, _Telling(connection))))
 
 
 class _Telling:
-    """Sends messages, but not too many."""
+    """Sends messages, but not too many.
+
+    Where nobody listens any more the task is asked to end, once, as by Ctrl-C: at a place where it loses
+    nothing. An error here would end it in the middle of a step.
+    """
 
     def __init__(self, connection: Connection) -> None:
-        self.connection, self.last = connection, 0.0
+        self.connection, self.last, self.is_heard = connection, 0.0, True
 
     def __call__(self, message: str, fraction: float) -> None:
-        if time.monotonic() - self.last >= EVERY:
-            self.last = time.monotonic()
+        if not self.is_heard or time.monotonic() - self.last < EVERY:
+            return
+        self.last = time.monotonic()
+        try:
             self.connection.send(("told", (message, fraction)))
+        except OSError:
+            self.is_heard = False
+            signal.raise_signal(signal.SIGINT)
 
 
 # ---------------------------------------------------------------------- Ray
@@ -219,7 +243,8 @@ def _ray() -> ModuleType:
         raise RecipeError(
             f"engine: ray: found {error}, expected Ray; pip install 'graphcomp[ray]', or use engine: local"
         ) from error
-    return ray  # type: ignore[no-any-return]
+    module: ModuleType = ray  # Any where it is not installed
+    return module
 
 
 def _on_ray(
@@ -239,7 +264,9 @@ def _on_ray(
                 yield name, Failure.of(error)
     finally:
         for reference in running:
-            ray.cancel(reference)
+            ray.cancel(reference)  # as by Ctrl-C; those that can be resumed save their state
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=PATIENCE)
 
 
 def _far(task: Task[Result], threads: int, folder: Path) -> Result | Failure:

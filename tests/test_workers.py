@@ -6,15 +6,17 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from graphcomp import interruption, workers
 from graphcomp.errors import DataError, RecipeError
-from graphcomp.workers import Engine, Failure, Tell, run_tasks
+from graphcomp.interruption import stoppable
+from graphcomp.workers import EVERY, Engine, Tell, run_tasks
 
 # ---------------------------------------------------------------------- tasks
 
@@ -44,6 +46,19 @@ def wait_long(folder: Path, tell: Tell) -> None:
     except KeyboardInterrupt:
         (folder / "interrupted").touch()
         raise
+
+
+def train(folder: Path, tell: Tell) -> None:
+    """Steps that tell how far they are and take a while; looks whether to stop after each, and saves."""
+    with stoppable() as stop:
+        while True:
+            (folder / "started").touch()
+            for part in range(4):
+                time.sleep(1.5 * EVERY)
+                tell(f"part {part}", part / 4)
+            if stop:
+                (folder / "saved").touch()
+                raise KeyboardInterrupt
 
 
 def done(
@@ -109,6 +124,34 @@ def test_interrupted(tmp_path: Path) -> None:
     assert all((f / "interrupted").exists() for f in folders)
 
 
+def test_a_task_that_is_stopped_may_talk_until_it_has_saved(tmp_path: Path) -> None:
+    """The end comes in the middle of a step: what it still tells is no reason to lose what it trained."""
+    results = run_tasks({"dies": die, "trains": partial(train, tmp_path)}, "local", 2, 1, lambda *_: None)
+    assert next(results)[0] == "dies"
+    while not (tmp_path / "started").exists():
+        time.sleep(0.02)
+    results.close()
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_task_that_nobody_listens_to_is_asked_to_stop_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by Ctrl-C, which it may hear at the end of its step; asked again it would end at once."""
+    monkeypatch.setattr(workers, "EVERY", 0.0)
+    monkeypatch.setattr(interruption, "TWICE", -1.0)  # no signal is taken for an echo
+    ours, theirs = Pipe()
+    tell, heard = workers._Telling(theirs), list[bool]()
+    tell("heard", 0.0)
+    assert ours.recv() == ("told", ("heard", 0.0))
+    ours.close()
+    with pytest.raises(KeyboardInterrupt), stoppable() as stop:
+        for _ in range(3):
+            tell("unheard", 0.5)
+            heard.append(bool(stop))
+        raise KeyboardInterrupt
+    assert heard == [True] * 3
+    theirs.close()
+
+
 # ---------------------------------------------------------------------- Ray
 
 
@@ -116,11 +159,3 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RecipeError, match=r"engine: ray: found .*; pip install 'graphcomp\[ray\]', or use"):
         done({"a": partial(double, 1)}, "ray")
-
-
-@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
-def test_on_ray() -> None:
-    results, _ = done({"a": partial(double, 1), "fails": fail, "divides": divide, "dies": die}, "ray")
-    assert results["a"][:2] == (2, 1)
-    check_failures(results)
-    assert isinstance(results["dies"], Failure)
