@@ -1,6 +1,7 @@
 """Results that took long to compute, kept on disk by what they were computed from.
 
     FOLDER/<kind>/<key>.safetensors     key = sha256 of everything that decides the content, see `key`
+    FOLDER/<kind>/<key>/                files of somebody else (TensorRT's engines), see `place`
 
 FOLDER is `GRAPHCOMP_CACHE` (empty: nothing is kept), else the platform's place for caches. Entries are
 written whole or not at all and carry a checksum of their tensors: an entry that is damaged is named in a
@@ -11,6 +12,7 @@ bytes. A loaded entry decides nothing that its key does not say: the key has to 
 import hashlib
 import json
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
@@ -26,6 +28,7 @@ from torch import Tensor
 from graphcomp import __version__
 from graphcomp.errors import GraphcompWarning, OutputError
 from graphcomp.files import atomic_file
+from graphcomp.own_code import digest_of
 
 VARIABLE = "GRAPHCOMP_CACHE"
 LIMIT = 4 << 30
@@ -51,9 +54,25 @@ def _platform_folder() -> Path:
     return chosen if chosen.is_absolute() else Path.home() / default  # XDG: relative paths are to be ignored
 
 
-def key(**parts: Any) -> str:
-    """sha256 of `parts` (JSON values: fingerprints, options) and of the versions of graphcomp and torch."""
-    everything = {**parts, "versions": [__version__, torch.__version__]}
+def key(module: str, /, **parts: Any) -> str:
+    """Of an entry: sha256 of `parts`, of the code that computes it and of torch's version.
+
+    Args:
+        module: that computes the content; see `graphcomp.own_code`.
+        parts: JSON values: fingerprints, options.
+    """
+    return _sha256({**parts, "code": digest_of(module), "versions": [torch.__version__]})
+
+
+def identity(**parts: Any) -> str:
+    """Of work that can be resumed: sha256 of `parts` (JSON values) and of graphcomp's and torch's versions.
+
+    Not of the code: whoever mends what stopped a run wants to go on with it.
+    """
+    return _sha256({**parts, "versions": [__version__, torch.__version__]})
+
+
+def _sha256(everything: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
@@ -92,6 +111,25 @@ def store(kind: str, key: str, tensors: Mapping[str, Tensor]) -> None:
     _evict(path.parent.parent, keep=path)
 
 
+def place(kind: str, key: str) -> Path | None:
+    """A folder under `key` for those that write their files themselves; None if nothing can be kept.
+
+    To ask for it is to use it: it goes as the other entries do, with all that is in it.
+    """
+    root = folder()
+    if root is None:
+        return None
+    path = root / kind / key
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        os.utime(path)
+    except OSError as error:
+        _warn(f"cache: {path}: {error}; the result is not kept; set {VARIABLE} to another folder")
+        return None
+    _evict(root, keep=path)
+    return path
+
+
 def _path(kind: str, key: str) -> Path | None:
     root = folder()
     return None if root is None else root / kind / f"{key}.safetensors"
@@ -122,12 +160,21 @@ def _evict(root: Path, keep: Path) -> None:
     for _, size, path in entries:
         total += size
         if total > LIMIT and path != keep:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _entries(root: Path) -> Iterable[tuple[float, int, Path]]:
-    for path in root.glob("*/*.safetensors"):
+    for path in root.glob("*/*"):
         with suppress(OSError):  # another process may delete it now
-            status = path.stat()
-            yield status.st_mtime, status.st_size, path
+            if path.is_dir():
+                yield path.stat().st_mtime, sum(p.stat().st_size for p in path.rglob("*")), path
+            elif path.suffix == ".safetensors":
+                yield path.stat().st_mtime, path.stat().st_size, path

@@ -376,7 +376,7 @@ _SUMS: dict[str, type[_Sums]] = {"covariance": _Moments, "zeros": _ZeroCounts}
 
 def _keys(program: Program, split: Split, requests: Sequence[Request]) -> dict[Request, str]:
     content = {"program": program.fingerprint(), "data": split.fingerprint()}
-    return {r: disk.key(**content, request=asdict(r)) for r in requests}
+    return {r: disk.key(__name__, **content, request=asdict(r)) for r in requests}
 
 
 def _known(

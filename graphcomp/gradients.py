@@ -65,13 +65,17 @@ def mean_gradients(
     names = list(dict.fromkeys(tensors))
     _check(program, split, names)
     part = _spread(split, samples)
-    key = disk.key(program=program.fingerprint(), data=part.fingerprint(), tensors=names) if cache else ""
-    found = distributed.broadcast(disk.load(KIND, key) if cache and distributed.is_first() else None)
+    key = _key(program, part, names) if cache else ""
+    found = distributed.on_first(lambda: disk.load(KIND, key) if cache else None)
     if found is None:
         found = _measure(program, part, names, batch or batch_size(program), progress)
         if cache and distributed.is_first():
             disk.store(KIND, key, found)
     return found
+
+
+def _key(program: Program, part: Split, names: Sequence[str]) -> str:
+    return disk.key(__name__, program=program.fingerprint(), data=part.fingerprint(), tensors=list(names))
 
 
 def batch_size(program: Program) -> int:

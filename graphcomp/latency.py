@@ -19,7 +19,7 @@ are what predictions are for.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, cast
@@ -49,11 +49,17 @@ Operator = tuple[Kernel, int, int]
 Point = tuple[int, int]
 """Channels in and out."""
 
+Points = Mapping[Point, float]
+"""Milliseconds of a kernel by its channels in and out."""
+
 Marks = NDArray[np.bool_]
 """Of operators, in their order."""
 
 NOISE = 0.05
 """Of the largest time of a kernel: smaller ones are not known better than this, and must not bend the fit."""
+
+MEASURING = "graphcomp.microbench"
+"""The module that measured times are kept by: how they are fitted does not change them."""
 
 MOST_POINTS = 9
 """That a kernel is measured at: a fit has four coefficients."""
@@ -311,7 +317,7 @@ class Fit:
         return a + b * x + c * y + d * x * y
 
 
-def fit(points: Mapping[Point, float]) -> Fit:
+def fit(points: Points) -> Fit:
     """Least squares of relative errors, exact if the points are of this form."""
     places = np.array(list(points), np.float64)
     times = np.array(list(points.values()))
@@ -367,6 +373,7 @@ class LatencyModel:
         timer: measures ONNX models; the default races them on the target's provider.
         progress: told what is being measured.
         cold: see `graphcomp.microbench.race_timer`; `cold_bytes` of a network.
+        memory: what models of the same timer measured before, by content; read and extended.
     """
 
     target: Target
@@ -374,8 +381,9 @@ class LatencyModel:
     timer: Timer | None = None
     progress: Progress = quiet
     cold: int = 0
+    memory: MutableMapping[str, Points] = field(default_factory=dict, repr=False)
     _fits: dict[tuple[Kernel, Form], Fit] = field(default_factory=dict)
-    _points: dict[tuple[Kernel, Form], dict[Point, float]] = field(default_factory=dict)
+    _points: dict[tuple[Kernel, Form], Points] = field(default_factory=dict)
     _widths: dict[tuple[Kernel, Form], set[Point]] = field(default_factory=lambda: defaultdict(set))
 
     def predict(self, program: Program) -> float:
@@ -408,7 +416,7 @@ class LatencyModel:
         """Milliseconds of one operator, measured now; what predictions are compared with."""
         return self._measure(kernel, (into, out))
 
-    def points(self, kernel: Kernel, form: Form) -> Mapping[Point, float]:
+    def points(self, kernel: Kernel, form: Form) -> Points:
         """What was measured: widths -> ms."""
         return self._points.get((kernel, form), {})
 
@@ -444,6 +452,7 @@ class LatencyModel:
     def _key(self, kernel: Kernel, form: Form) -> str:
         here = doctor.environment()
         return cache.key(
+            MEASURING,
             kernel=kernel.json(),
             form=form,
             provider=self.target.provider,
@@ -454,16 +463,21 @@ class LatencyModel:
             runtime=here.versions,
         )
 
-    def _load(self, kernel: Kernel, form: Form) -> dict[Point, float]:
-        stored = cache.load("latency", self._key(kernel, form))
+    def _load(self, kernel: Kernel, form: Form) -> Points:
+        key = self._key(kernel, form)
+        if key in self.memory:
+            return self.memory[key]
+        stored = cache.load("latency", key)
         if stored is None:
             return {}
         pairs = zip(stored["widths"].tolist(), stored["ms"].tolist(), strict=True)
         return {(x, y): ms for (x, y), ms in pairs}
 
-    def _store(self, kernel: Kernel, form: Form, points: Mapping[Point, float]) -> None:
+    def _store(self, kernel: Kernel, form: Form, points: Points) -> None:
+        key = self._key(kernel, form)
+        self.memory[key] = points
         widths, times = torch.tensor(list(points)), torch.tensor(list(points.values()), dtype=torch.float64)
-        cache.store("latency", self._key(kernel, form), {"widths": widths, "ms": times})
+        cache.store("latency", key, {"widths": widths, "ms": times})
 
 
 # ---------------------------------------------------------------------- after a removal

@@ -292,7 +292,7 @@ class _Saved:
         self.key = (
             ""
             if place is None or inner.data is None
-            else cache.key(
+            else cache.identity(
                 program=program.fingerprint(),
                 train=inner.data.train.fingerprint(),
                 strategy=repr(strategy),

@@ -11,7 +11,9 @@ been run on a GPU**. What is tested is that they refuse, by name, on a machine w
 import contextlib
 import ctypes
 import functools
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import tempfile
@@ -24,9 +26,11 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from graphcomp import cache
 from graphcomp.errors import BenchError, ProviderError
 from graphcomp.muting import muted
 
@@ -60,6 +64,12 @@ ADVICE: dict[Provider, str] = {
     "tensorrt": "install the NVIDIA driver and the TensorRT libraries (pip install tensorrt), or use "
     "provider 'cpu'",
 }
+
+
+ENGINES = "tensorrt"
+"""Kind of the cache's entries that TensorRT writes."""
+TENSORRT = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
+"""Distributions that it comes in."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ def open_session(
     """Open `model` (an ONNX file or its bytes) on `provider` with `threads` intra-op threads.
 
     `shapes` (input name → shape) fixes TensorRT's optimisation profile; `cache_key` names its engine cache
-    (hash of the model and the shape), which is not used without one. Other providers ignore both.
+    (hash of the model and the shape) in `graphcomp.cache`, not used without one. Other providers ignore both.
     `cuda_graphs` records the launches of one run and replays them, which takes bound inputs and outputs that
     stay where they are, and a graph that never leaves the GPU; CPUs have none. `dump` receives the graph that
     the runtime made of the model; with `profile` (how the trace's path begins) every operator of every run is
@@ -388,21 +398,25 @@ def _tensorrt_options(
         # One profile that is exactly the timed shape: an engine built for a range is slower inside it.
         profile = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
         options |= {f"trt_profile_{bound}_shapes": profile for bound in ("min", "opt", "max")}
-    if cache_key:
-        folder = (
-            Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-            / "graphcomp"
-            / "tensorrt"
-            / cache_key
-        )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BenchError(
-                f"{folder}: the engine cache cannot be created ({error.strerror}); set XDG_CACHE_HOME"
-            ) from error
-        options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
+    place = cache.place(ENGINES, _engine_name(cache_key, options)) if cache_key else None
+    if place is not None:
+        options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(place)}
     return options
+
+
+def _engine_name(cache_key: str, options: dict[str, str]) -> str:
+    """Of everything that an engine is built by and for; TensorRT refuses those of another version or GPU."""
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+    parts = [cache_key, OPTIONS["tensorrt"] | options, installed_runtimes(), _tensorrt_versions(), gpu]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _tensorrt_versions() -> list[str]:
+    found = []
+    for name in TENSORRT:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return found
 
 
 def _tf32(provider: Provider, options: Mapping[str, str]) -> bool | None:

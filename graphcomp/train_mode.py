@@ -34,12 +34,13 @@ def choose_mode(task: Task, progress: Progress) -> tuple[Mode, list[ModeTrial]]:
         return modes[0], []
     progress(f"measure {len(modes)} kinds of arithmetic", 0.0)
     key = cache.key(
+        __name__,
         program=task.program.fingerprint(),
         batch=[task.options.batch, task.options.accumulate, distributed.world_size()],
         machine=[platform.node(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
         modes=[str(mode) for mode in modes],
     )
-    known = distributed.broadcast(cache.load(KIND, key) if distributed.is_first() else None)
+    known = distributed.on_first(lambda: cache.load(KIND, key))
     trials = _records(modes, known["ms"].tolist()) if known else distributed.broadcast(measure(task, modes))
     if known is None and distributed.is_first():
         times = [math.nan if t.ms is None else t.ms for t in trials]

@@ -169,7 +169,7 @@ class Task:
     def key(self) -> str:
         """Identifies the training, but for the loss: that is the caller's to keep the same."""
         plain = TypeAdapter(type(self.options)).dump_python(self.options, mode="json")
-        return cache.key(
+        return cache.identity(
             program=self.program.fingerprint(),
             teacher=self.teacher.fingerprint() if self.teacher else None,
             train=self.train.fingerprint(),

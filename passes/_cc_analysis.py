@@ -105,7 +105,9 @@ class Analysis:
         for tensor in (self._weight, self._gradient):
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return cache.key(tensors=digest.hexdigest(), gamma=self._gamma, step=self._step, exact=self.exact)
+        return cache.key(
+            __name__, tensors=digest.hexdigest(), gamma=self._gamma, step=self._step, exact=self.exact
+        )
 
 
 def side_by_side(

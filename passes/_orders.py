@@ -28,7 +28,7 @@ def by_norm(weight: Tensor, x: Layout) -> Tensor:
 def by_chain(weight: Tensor, x: Layout, distance: Distance, start: Norm) -> Tensor:
     """Columns in the order of the greedy chain, int64 (columns,); see `graphcomp.ordering.chain`."""
     weight = weight.cpu().contiguous()
-    key = cache.key(weight=_digest(weight), rows=x.rows, distance=distance, start=start)
+    key = cache.key(__name__, weight=_digest(weight), rows=x.rows, distance=distance, start=start)
     known = cache.load("order", key) if x.columns >= CACHED else None
     if known is not None:
         return known["order"].long()

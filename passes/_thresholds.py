@@ -43,7 +43,7 @@ def first_thresholds(
     content = {"program": channels.program.fingerprint(), "judges": judges.fingerprint(), "allowed": allowed}
     found = {}
     for number, (name, layer) in enumerate(layers.items(), 1):
-        key = cache.key(layer=name, **content)
+        key = cache.key(__name__, layer=name, **content)
         known = distributed.on_first(partial(cache.load, KIND, key))
         found[name] = known["norm"].item() if known else first_threshold(channels, layer, judges, allowed)
         if known is None and distributed.is_first():

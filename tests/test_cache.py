@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from graphcomp import cache
-from graphcomp.cache import VARIABLE, folder, key, load, store
+from graphcomp.cache import VARIABLE, folder, identity, key, load, place, store
 from graphcomp.errors import GraphcompWarning
 
 TENSORS = {
@@ -20,7 +20,8 @@ TENSORS = {
     "half": torch.randn(4).bfloat16(),
     "flags": torch.tensor([True, False]),
 }
-KEY = key(what="test")
+HERE = "graphcomp.cache"
+KEY = key(HERE, what="test")
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def equal(found: dict[str, Tensor] | None) -> bool:
 def test_comes_back_as_it_was(entry: Path) -> None:
     assert equal(load("kind", KEY))
     assert [p.name for p in entry.parent.iterdir()] == [entry.name]
-    assert load("kind", key(what="other")) is None
+    assert load("kind", key(HERE, what="other")) is None
     assert load("another", KEY) is None
 
 
@@ -54,17 +55,36 @@ def test_not_contiguous(entry: Path) -> None:
 
 def test_key_names_everything() -> None:
     parts = {"program": "a", "options": {"x": 1, "y": None}}
-    assert key(**parts) == key(**{"options": {"y": None, "x": 1}, "program": "a"})
-    others = [key(program="a", options={"x": 2, "y": None}), key(program="a"), key(program="b", options={})]
-    assert len({key(**parts), *others}) == 4
+    assert key(HERE, **parts) == key(HERE, **{"options": {"y": None, "x": 1}, "program": "a"})
+    others = [
+        key(HERE, program="a", options={"x": 2, "y": None}),
+        key(HERE, program="a"),
+        key(HERE, program="b", options={}),
+    ]
+    assert len({key(HERE, **parts), *others}) == 4
 
 
-def test_versions_are_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = key(a=1)
-    monkeypatch.setattr(cache, "__version__", "0.0.0")
-    after = key(a=1)
+def test_code_and_versions_are_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ours the code that computes the entry, and no version: that stays while the code changes."""
+    keys = [key(HERE, a=1), key("graphcomp.calibrate", a=1)]
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "__version__", "0.0.0")
+        assert key(HERE, a=1) == keys[0]
+    monkeypatch.setattr(cache, "digest_of", lambda module: "other code")
+    keys.append(key(HERE, a=1))
     monkeypatch.setattr(torch, "__version__", "0.0.0")
-    assert len({before, after, key(a=1)}) == 3
+    keys.append(key(HERE, a=1))
+    assert len(set(keys)) == 4
+
+
+def test_work_that_is_resumed_is_known_by_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identity(a=1)
+    monkeypatch.setattr(cache, "digest_of", lambda module: "mended code")
+    assert identity(a=1) == before != identity(a=2)
+    monkeypatch.setattr(cache, "__version__", "0.0.0")
+    after = identity(a=1)
+    monkeypatch.setattr(torch, "__version__", "0.0.0")
+    assert len({before, after, identity(a=1)}) == 3
 
 
 def flip(path: Path, position: int) -> None:
@@ -95,7 +115,7 @@ def test_a_truncated_entry_is_not_trusted(entry: Path, length: int) -> None:
 
 
 def test_an_entry_under_another_name_is_not_trusted(entry: Path) -> None:
-    other = key(what="other")
+    other = key(HERE, what="other")
     entry.rename(entry.with_name(f"{other}.safetensors"))
     with pytest.warns(GraphcompWarning, match="wrong checksum"):
         assert load("kind", other) is None
@@ -120,7 +140,7 @@ def test_a_read_only_folder_is_read(entry: Path) -> None:
     entry.parent.chmod(stat.S_IRUSR | stat.S_IXUSR)
     assert equal(load("kind", KEY))
     with pytest.warns(GraphcompWarning, match="not kept"):
-        store("kind", key(what="other"), TENSORS)
+        store("kind", key(HERE, what="other"), TENSORS)
     entry.parent.chmod(stat.S_IRWXU)
 
 
@@ -148,7 +168,7 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_the_least_used_go_first(monkeypatch: pytest.MonkeyPatch, entry: Path) -> None:
     """Used is written or read; the newest stays even if it is too large alone."""
-    names = [key(number=i) for i in range(4)]
+    names = [key(HERE, number=i) for i in range(4)]
     for i, name in enumerate(names[:3]):
         store("kind", name, TENSORS)
         os.utime(entry.with_name(f"{name}.safetensors"), (i, i))
@@ -161,3 +181,33 @@ def test_the_least_used_go_first(monkeypatch: pytest.MonkeyPatch, entry: Path) -
     monkeypatch.setattr(cache, "LIMIT", 1)
     store("kind", KEY, TENSORS)
     assert [p.stem for p in entry.parent.parent.rglob("*.safetensors")] == [KEY]
+
+
+def test_folders_of_others_go_like_all_entries(monkeypatch: pytest.MonkeyPatch, entry: Path) -> None:
+    """With all that is in them, by when they were asked for last; the one that was just asked for stays."""
+    names = [key(HERE, number=i) for i in range(3)]
+    for i, name in enumerate(names):
+        made = place("engines", name)
+        assert made == entry.parent.parent / "engines" / name
+        made.joinpath("deep").mkdir()
+        made.joinpath("deep", "engine").write_bytes(bytes(100_000))
+        os.utime(made, (i, i))
+    os.utime(entry, (9, 9))
+    monkeypatch.setattr(cache, "LIMIT", 250_000)
+    assert place("engines", names[0]) is not None  # the oldest, and in use
+    assert {p.name for p in entry.parent.parent.glob("*/*")} == {names[0], names[2], entry.name}
+    monkeypatch.setattr(cache, "LIMIT", 1)
+    store("kind", KEY, TENSORS)
+    assert {p.name for p in entry.parent.parent.glob("*/*")} == {entry.name}
+    monkeypatch.setattr(cache, "LIMIT", 1)
+    assert place("engines", names[1]) is not None
+    assert {p.name for p in entry.parent.parent.glob("*/*")} == {names[1]}
+
+
+def test_no_folders_where_nothing_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(VARIABLE, "")
+    assert place("engines", KEY) is None
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "file"))
+    with pytest.warns(GraphcompWarning, match=f"not kept; set {VARIABLE}"):
+        assert place("engines", KEY) is None

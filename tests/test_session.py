@@ -5,8 +5,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from graphcomp import session
-from graphcomp.errors import BenchError, ProviderError
+from graphcomp import cache, session
+from graphcomp.errors import BenchError, GraphcompWarning, ProviderError
 
 
 def has_cuda() -> bool:
@@ -168,14 +168,54 @@ def test_tf32_is_what_options_and_environment_allow(monkeypatch: pytest.MonkeyPa
     assert session._tf32("tensorrt", {}) is False
 
 
-def test_tensorrt_engines_are_cached_by_model_and_shape(
+SHAPES = {"x": (8, 3, 32, 32)}
+
+
+def engines(key: str, shapes: dict[str, tuple[int, ...]] = SHAPES) -> str | None:
+    """Where TensorRT is told to keep its engines, if anywhere."""
+    options = session._tensorrt_options("tensorrt", shapes, key)
+    assert ("trt_engine_cache_path" in options) == (options.get("trt_engine_cache_enable") == "1")
+    return options.get("trt_engine_cache_path")
+
+
+def test_tensorrt_engines_are_in_the_cache_by_all_that_they_are_built_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    options = session._tensorrt_options("tensorrt", {"x": (8, 3, 32, 32)}, "abc-b8")
-    assert options["trt_engine_cache_path"] == f"{tmp_path}/graphcomp/tensorrt/abc-b8"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    place = engines("abc-b8")
+    assert place is not None and place == engines("abc-b8")
+    assert Path(place).parent == tmp_path / "cache" / "tensorrt" and Path(place).is_dir()
+    assert not (tmp_path / "elsewhere").exists()
+    others = {engines("def-b8"), engines("abc-b8", {"x": (1, 3, 32, 32)})}
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "installed_runtimes", lambda: {"onnxruntime-gpu": "99"})
+        others.add(engines("abc-b8"))
+    with monkeypatch.context() as patch:
+        patch.setitem(session.OPTIONS, "tensorrt", session.OPTIONS["tensorrt"] | {"trt_fp16_enable": "1"})
+        others.add(engines("abc-b8"))
+    with monkeypatch.context() as patch:
+        patch.setattr(session.torch.cuda, "is_available", lambda: True)
+        patch.setattr(session.torch.cuda, "get_device_name", lambda index: "another GPU")
+        others.add(engines("abc-b8"))
+    assert len({place, *others}) == 6 and None not in others
+
+
+def test_no_engines_are_kept_where_nothing_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a key, with the cache switched off, or (with a warning) in a place that cannot be written."""
+    assert engines("") is None
+    monkeypatch.setenv(cache.VARIABLE, "")
+    assert engines("abc-b8") is None
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "file"))
+    with pytest.warns(GraphcompWarning, match=f"not kept; set {cache.VARIABLE}"):
+        assert engines("abc-b8") is None
+
+
+def test_options_of_tensorrt() -> None:
+    options = session._tensorrt_options("tensorrt", SHAPES, "abc-b8")
     assert {options[f"trt_profile_{bound}_shapes"] for bound in ("min", "opt", "max")} == {"x:8x3x32x32"}
-    assert session._tensorrt_options("cuda", {"x": (8, 3, 32, 32)}, "abc-b8") == {}
+    assert session._tensorrt_options("cuda", SHAPES, "abc-b8") == {}
 
 
 def test_cuda_graphs_are_an_option_of_gpus_alone() -> None:
