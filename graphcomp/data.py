@@ -25,6 +25,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,11 +56,32 @@ Buffer = bytes | memoryview
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """A fetch that can say what it would yield without doing so."""
+    """A fetch that can say what it would yield without doing so.
+
+    Attributes:
+        fetch: see `Split`.
+        identify: what decides the samples at some positions, for a hash.
+        pixels: see `Split`.
+        held: whether the samples are in memory, where they stay what they are; files may change.
+    """
 
     fetch: Fetch
     identify: Callable[[Indices], Iterable[Buffer]]
     pixels: tuple[Tensor, Tensor] | None = None
+    held: bool = True
+    _digests: dict[bytes, bytes] = field(default_factory=dict, repr=False)
+
+    def digest(self, indices: Indices) -> bytes:
+        """sha256 of the samples at some positions; those in memory are only hashed once."""
+        key = hashlib.sha256(np.ascontiguousarray(indices).data).digest()
+        if key in self._digests:
+            return self._digests[key]
+        digest = hashlib.sha256()
+        for part in self.identify(indices):
+            digest.update(part)
+        if self.held:
+            self._digests[key] = digest.digest()
+        return digest.digest()
 
     def __call__(self, indices: Indices) -> Tensor:
         return self.fetch(indices)
@@ -110,17 +132,16 @@ class Split:
     def fingerprint(self) -> str:
         """sha256 of the samples, their order, their normalisation and their labels.
 
-        Arrays are hashed; image files are known by path, size and time of change. Where only `fetch` knows
-        the samples, they are read once.
+        Arrays are hashed, once; image files are known by path, size and time of change, looked up at every
+        call. Where only `fetch` knows the samples, they are read, at every call: they may have changed.
         """
         digest = hashlib.sha256(f"{self.labelled}\n".encode())
         digest.update(self.labels.numpy().data)
         if isinstance(self.fetch, _Source):
-            parts = self.fetch.identify(self.indices)
+            digest.update(self.fetch.digest(self.indices))
         else:
-            parts = (x.contiguous().numpy().data for x, _ in self.batches(READ))
-        for part in parts:
-            digest.update(part)
+            for x, _ in self.batches(READ):
+                digest.update(x.contiguous().numpy().data)
         return digest.hexdigest()
 
     def subset(self, positions: Indices) -> "Split":
@@ -750,6 +771,7 @@ def _images(folder: Path) -> list[Path]:
 
 def _file_fetch(paths: list[Path], request: _Request) -> Fetch:
     mean, std = _statistics(request)
+    real = cache(lambda i: paths[i].resolve())
 
     def fetch(indices: Indices) -> Tensor:
         batch = torch.stack([_decode(paths[i], request.shape) for i in indices])
@@ -764,9 +786,9 @@ def _file_fetch(paths: list[Path], request: _Request) -> Fetch:
                 raise _bad(
                     paths[i], f"no file ({error})", "the image that was listed", "restore it"
                 ) from error
-            yield f"{paths[i].resolve()} {status.st_size} {status.st_mtime_ns}\n".encode()
+            yield f"{real(i)} {status.st_size} {status.st_mtime_ns}\n".encode()
 
-    return _Source(fetch, identify, (mean, std))
+    return _Source(fetch, identify, (mean, std), held=False)
 
 
 def _decode(path: Path, shape: tuple[int, ...]) -> Tensor:

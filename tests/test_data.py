@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import graphcomp.data
 from graphcomp.data import Data, Split, load_data
 from graphcomp.errors import DataError
 
@@ -573,6 +574,24 @@ def test_a_fingerprint_of_samples_that_only_a_function_knows():
     assert before[0] == before[1]
     x[9, 2] += 1
     assert splits[0].fingerprint() != before[0]
+
+
+def test_arrays_are_hashed_once(tmp_path, monkeypatch):
+    """Also of parts that are made anew at every call; other parts, and other sources, by themselves."""
+    hashed = []
+    identity = graphcomp.data._identity
+
+    def counting(samples, indices, request):
+        hashed.append(len(indices))
+        return identity(samples, indices, request)
+
+    monkeypatch.setattr(graphcomp.data, "_identity", counting)
+    train = load("digits").train
+    first = [train.subset(np.arange(n)).fingerprint() for n in (50, 60, 50, 60)]
+    assert hashed == [50, 60] and first[:2] == first[2:] and first[0] != first[1]
+    assert train.subset(np.arange(50)[::-1].copy()).fingerprint() not in first
+    assert load("digits").train.subset(np.arange(50)).fingerprint() == first[0]
+    assert hashed == [50, 60, 50, 50]
 
 
 @pytest.mark.parametrize("shape", [(12,), (12, 3)])
