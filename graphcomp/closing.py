@@ -12,18 +12,20 @@ choice comes again and the loop ends.
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import onnx
 
+from graphcomp import distributed
 from graphcomp.bench import RACE_LOADS
 from graphcomp.errors import GraphcompWarning, PassError
-from graphcomp.export import export_onnx
+from graphcomp.export import Exports, export_onnx
 from graphcomp.microbench import Timer, race_timer
 from graphcomp.program import Program
+from graphcomp.progress import Progress, part, quiet
 from graphcomp.targets import Target
 
 Choice = TypeVar("Choice")
@@ -32,6 +34,9 @@ NEAR = 0.03
 """Measured times within this part of what was asked for are accepted."""
 
 ROUNDS = 4
+AT = 0.9
+"""How far a plan is once all is predicted; how many networks will be timed is not known."""
+
 RUNS, SECONDS = 40, 8.0
 """Of either network in a measurement, or seconds for both."""
 
@@ -102,18 +107,22 @@ def best(trials: list[Trial[Choice]], asked: float) -> Trial[Choice]:
 
 @dataclass(frozen=True, eq=False)
 class Stopwatch:
-    """Times programs that come of one program against it, as ONNX files on the target.
+    """Times programs that come of one program against it, as ONNX files on the target; see `require_first`.
 
     Attributes:
         program: the one to compare with.
         target, threads: where both run.
         timer: measures ONNX models; the default races them on the target's provider.
+        progress: told what is being exported and timed.
+        exports: what the same run exported before, read and extended.
     """
 
     program: Program
     target: Target
     threads: int = 1
     timer: Timer | None = None
+    progress: Progress = quiet
+    exports: Exports = field(default_factory=Exports, repr=False)
 
     def race(self, other: Program) -> tuple[float, float]:
         """Milliseconds at batch 1 of the program and of the other one, by turns in one process.
@@ -126,10 +135,17 @@ class Stopwatch:
 
     def times(self, others: Sequence[Program]) -> list[float]:
         """The same of the program and of several others, all by turns."""
-        return self._timer([self._base, *map(self._exported, others)], self._feeds)
+        distributed.require_first("stopwatch")
+        models = [self._base]
+        for number, other in enumerate(others, 1):
+            which = f" {number} of {len(others)}" if len(others) > 1 else ""
+            models.append(self._exported(other, f"the trial{which}"))
+        self.progress(f"time {len(models)} networks in turn", AT)
+        return self._timer(models, self._feeds)
 
     def milliseconds(self) -> float:
         """Of the program alone."""
+        distributed.require_first("stopwatch")
         (now,) = self._timer([self._base], self._feeds)
         return now
 
@@ -147,7 +163,7 @@ class Stopwatch:
 
     @cached_property
     def _base(self) -> bytes:
-        return self._exported(self.program)
+        return self._exported(self.program, "the network as it came")
 
     @cached_property
     def _feeds(self) -> dict[str, Any]:
@@ -158,11 +174,12 @@ class Stopwatch:
     def _timer(self) -> Timer:
         return self.timer or race_timer(self.target.provider, self.threads, RUNS, SECONDS, RACE_LOADS)
 
-    def _exported(self, program: Program) -> bytes:
+    def _exported(self, program: Program, name: str) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             provider = None if self.timer else self.target.provider
-            export_onnx(program, path, batches=(1,), provider=provider)
+            told = part(self.progress, AT, 0, f"export {name}: ")
+            export_onnx(program, path, batches=(1,), provider=provider, known=self.exports, progress=told)
             return path.read_bytes()
 
 

@@ -31,12 +31,12 @@ from graphcomp.data import Data, load_data
 from graphcomp.doctor import environment
 from graphcomp.errors import DataError, LoadError, OutputError, RecipeError
 from graphcomp.explanation import TRACED_RUNS, TRACED_SECONDS, explain_bench
-from graphcomp.export import Stored, export_onnx
+from graphcomp.export import Exports, Stored, export_onnx
 from graphcomp.files import LOCK, atomic_entries, locked, read_record, remove, sweep, unfinished, write_text
 from graphcomp.head import restrict_head
 from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, Plan, held, work_name
 from graphcomp.program import Program, trace
-from graphcomp.progress import Progress, quiet
+from graphcomp.progress import Progress, part, quiet
 from graphcomp.recipe import ExportOptions, Recipe
 from graphcomp.records import (
     Bench,
@@ -179,7 +179,7 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
     if job.recipe.bench is not False:
         options = job.recipe.bench
         # Fails now rather than after the passes.
-        probe(options.provider or target.provider, cuda_graphs=options.cuda_graphs)
+        distributed.on_first(partial(_prove, options.provider or target.provider, options.cuda_graphs))
     progress("load the model", 0.0)
     source = load_source(job.model, job.weights, job.input_shape)
     spec = job.recipe.data or source.data or "random"
@@ -194,7 +194,7 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
     threads = job.recipe.bench.threads if job.recipe.bench is not False else 1
     timed = _is_timed_on(target, job.recipe)
     context = Context(target, data, job.recipe.seed, threads=threads, timed=timed)
-    fingerprint = _fingerprint(job, source.program, spec, target.name)
+    fingerprint = distributed.on_first(lambda: _fingerprint(job, source.program, spec, data, target.name))
     first = distributed.is_first()
     state = distributed.on_first(lambda: _open(out, fingerprint, resume, overwrite))
     if state is None:
@@ -214,56 +214,92 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
     observers = [_checkpoint(out)] if first else []
     program, steps = Pipeline(job.passes, observers, recall).run(program, context, done)
     damaged = _robustness(job.recipe, data, (source.program, program), progress)
-    if not first:
-        finished: Report = distributed.receive()  # once it is measured, undisturbed
-        return finished
+    exports = context.exports
+    run = _Run(job, out, target, spec, data, source, state, program, steps, damaged, exports, clock)
+    return distributed.on_first(lambda: _deliver(run, progress))  # measured while the others wait
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run whose passes are done."""
+
+    job: Job
+    out: Path
+    target: Target
+    spec: str
+    data: Data
+    source: Source
+    state: State
+    program: Program
+    steps: list[Step]
+    robustness: Robustness | None
+    exports: Exports
+    clock: float
+
+
+def _deliver(run: _Run, progress: Progress) -> Report:
+    """Save, export, time and report the result."""
+    out = run.out
     with atomic_entries(out) as place:
         progress("save the program", 0.72)
-        program.save(place / "program")
-        progress("export the baseline", 0.74)
-        exported = job.recipe.export
-        base = _export(source.program, place / "baseline.onnx", exported)
-        progress("export the result", 0.8)
-        stored: Stored = "dense" if exported.dct == "dense" else "coefficients"
-        new = _export(program, place / MODEL, exported, target.provider, stored)
-        twice = new.dct is not None and exported.dct == "both"
-        dense = _export(program, place / DENSE, exported, target.provider, "dense") if twice else None
-        span = (0.85, 0.91) if dense else (0.85, 0.97)
-        files = place / "baseline.onnx", place / MODEL
-        bench = _bench(job.recipe, files, target.provider, out, progress, span)
-        explanation = _explain(job.recipe, bench, files, progress, span[1], program)
-        dct_bench = (
-            _bench(job.recipe, (place / DENSE, place / MODEL), target.provider, out, progress, (0.92, 0.99))
-            if dense
-            else None
-        )
-        report = Report(
-            model=job.model,
-            weights=str(source.weights) if source.weights else None,
-            data=data.description if spec != "random" else "random",
-            target=target.name,
-            seed=job.recipe.seed,
-            input_shape=job.input_shape,
-            recipe=_effective(job, spec, target.name),
-            baseline=state.baseline,
-            final=steps[-1].after,
-            steps=steps,
-            export=new,
-            baseline_export=base,
-            dense_export=dense,
-            bench=bench,
-            dct_bench=dct_bench,
-            robustness=damaged,
-            explanation=explanation,
-            environment=environment(),
-            started=state.started,
-            seconds=time.perf_counter() - clock,
-        )
+        run.program.save(place / "program")
+        report = _report(run, place, progress)
         write_report(report, place)
-    if dense is None:
+    if report.dense_export is None:
         remove(out / DENSE)  # of an earlier run
     progress("done", 1.0)
-    return distributed.broadcast(report)
+    return report
+
+
+def _report(run: _Run, place: Path, progress: Progress) -> Report:
+    """Export into `place`, and time what is there."""
+    out, recipe, provider = run.out, run.job.recipe, run.target.provider
+    exported = recipe.export
+    told = part(progress, 0.74, 0.05, "export the baseline: ")
+    base = _export(run.source.program, place / BASE, exported, None, "coefficients", run.exports, told)
+    stored: Stored = "dense" if exported.dct == "dense" else "coefficients"
+    told = part(progress, 0.79, 0.05, "export the result: ")
+    new = _export(run.program, place / MODEL, exported, provider, stored, run.exports, told)
+    twice = new.dct is not None and exported.dct == "both"
+    told = part(progress, 0.84, 0.01, "export the dense result: ")
+    dense = (
+        _export(run.program, place / DENSE, exported, provider, "dense", run.exports, told) if twice else None
+    )
+    span = (0.85, 0.91) if dense else (0.85, 0.97)
+    files = place / BASE, place / MODEL
+    bench = _bench(recipe, files, provider, out, progress, span)
+    explanation = _explain(recipe, bench, files, progress, span[1], run.program)
+    dct_bench = (
+        _bench(recipe, (place / DENSE, place / MODEL), provider, out, progress, (0.92, 0.99))
+        if dense
+        else None
+    )
+    return Report(
+        model=run.job.model,
+        weights=str(run.source.weights) if run.source.weights else None,
+        data=run.data.description if run.spec != "random" else "random",
+        target=run.target.name,
+        seed=recipe.seed,
+        input_shape=run.job.input_shape,
+        recipe=_effective(run.job, run.spec, run.target.name),
+        baseline=run.state.baseline,
+        final=run.steps[-1].after,
+        steps=run.steps,
+        export=new,
+        baseline_export=base,
+        dense_export=dense,
+        bench=bench,
+        dct_bench=dct_bench,
+        robustness=run.robustness,
+        explanation=explanation,
+        environment=environment(),
+        started=run.state.started,
+        seconds=time.perf_counter() - run.clock,
+    )
+
+
+def _prove(provider: Provider, cuda_graphs: bool) -> None:
+    probe(provider, cuda_graphs=cuda_graphs)
 
 
 def _is_timed_on(target: Target, recipe: Recipe) -> bool:
@@ -296,14 +332,15 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in options.items() if v is not None}
 
 
-def _fingerprint(job: Job, program: Program, data: str, target: str) -> dict[str, Any]:
+def _fingerprint(job: Job, program: Program, spec: str, data: Data, target: str) -> dict[str, Any]:
     return {
         "graphcomp": __version__,
         "model": job.model,
         "weights": program.fingerprint(),
         "input_shape": [list(x.shape) for x in program.example_inputs],
         "passes": [{p.name: options_of(p)} for p in job.passes],
-        "data": data,
+        "data": spec,
+        "samples": {"train": data.train.fingerprint(), "eval": data.eval.fingerprint()},
         "classes": job.recipe.classes,
         "target": target,
         "seed": job.recipe.seed,
@@ -312,8 +349,8 @@ def _fingerprint(job: Job, program: Program, data: str, target: str) -> dict[str
 
 # ---------------------------------------------------------------------- the output directory
 
-MODEL, DENSE = "model.onnx", "model-dense.onnx"
-RESULTS = ("baseline.onnx", DENSE, MODEL, "program", "report.html", "report.json")
+MODEL, DENSE, BASE = "model.onnx", "model-dense.onnx", "baseline.onnx"
+RESULTS = (BASE, DENSE, MODEL, "program", "report.html", "report.json")
 """What is for the reader, and stays until its successor takes its place."""
 WORK = ("state.json", "plans", "checkpoints")
 """What a run is resumed from."""
@@ -415,6 +452,8 @@ def _export(
     options: ExportOptions,
     provider: Provider | None = None,
     dct: Stored = "coefficients",
+    known: Exports | None = None,
+    told: Progress = quiet,
 ) -> Export:
     batches = (1, 2, 5) if options.dynamic_batch else (1,)
     record = export_onnx(
@@ -426,6 +465,8 @@ def _export(
         dynamic_batch=options.dynamic_batch,
         provider=provider,
         dct=dct,
+        known=known,
+        progress=told,
     )
     return record.model_copy(update={"path": path.name})
 

@@ -8,16 +8,22 @@ single process and costs nothing.
 The functions that communicate are collective: each process has to call them, in the same order. They also
 work in a group that the caller made with `torch.distributed.init_process_group`.
 
+What two processes would not do alike (to measure a time, to look into a folder, to decide by either) is done
+by the first one alone, `on_first`, and all have its result or its failure. Whatever reads a clock to decide
+by calls `require_first`, so that none can forget.
+
 On CPUs the processes talk by gloo. With a GPU for each process of a machine they calibrate on the GPUs and
 talk by nccl; that path **has not yet been run**.
 """
 
 import os
+import pickle
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
@@ -45,6 +51,8 @@ TIMEOUT = timedelta(days=1)
 """Others wait this long while the first process exports and benchmarks; a lost process is noticed at once."""
 
 _store: "Store | None" = None
+_alone = 0
+"""How many `on_first` this process is inside of."""
 
 
 def launched() -> bool:
@@ -98,7 +106,7 @@ def _backend() -> str:
 
 
 def _active() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return not _alone and dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
@@ -156,14 +164,70 @@ def broadcast(value: T) -> T:
     return cast(T, box[0])
 
 
-def receive() -> Any:
-    """What the first process gives to its next `broadcast`: for those that have no part in making it."""
-    return broadcast(None)
+@dataclass(frozen=True)
+class _Failed:
+    """What a call raised, for the other processes."""
+
+    error: Exception
+
+    @classmethod
+    def of(cls, error: Exception) -> "_Failed":
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # whatever an exception of somebody else's does in its __reduce__ or __init__
+            return cls(
+                DistributedError(f"process 0: found {type(error).__name__}: {error}, expected no error")
+            )
+        return cls(error)
 
 
 def on_first(call: Callable[[], T]) -> T:
-    """Call in the first process only, for its result in all processes; collective."""
-    return broadcast(call()) if is_first() else cast(T, receive())
+    """Call in the first process only, for its result in all processes, or its failure; collective.
+
+    The result has to be picklable. While it works the first process is alone: what is collective otherwise
+    is that of a single process there, since the others only wait.
+
+    Raises:
+        Exception: what the call raised, in all processes.
+        DistributedError: if another process failed.
+    """
+    if world_size() == 1:
+        return call()
+    if not is_first():
+        answer = broadcast(None)
+        if isinstance(answer, _Failed):
+            raise answer.error
+        return cast(T, answer)
+    try:
+        with _by_itself():
+            result = call()
+    except Exception as error:
+        broadcast(_Failed.of(error))
+        raise
+    return broadcast(result)
+
+
+@contextmanager
+def _by_itself() -> Iterator[None]:
+    global _alone
+    _alone += 1
+    try:
+        yield
+    finally:
+        _alone -= 1
+
+
+def require_first(what: str) -> None:
+    """Refuse what would be another result in every process.
+
+    Raises:
+        DistributedError: in any but the first process.
+    """
+    if not is_first():
+        raise DistributedError(
+            f"{what}: found it in process {rank()} of {world_size()}, expected the first one only, whose "
+            "result all use; this is a bug: it belongs inside of `distributed.on_first`"
+        )
 
 
 def _collective(call: Callable[[], object]) -> None:

@@ -25,9 +25,10 @@ none); scaling of a Conv's output by a constant (folded when the runtime loads t
 
 import ast
 import contextlib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -49,11 +50,12 @@ from graphcomp.lowering import dct_layers, densified, taking_weights
 from graphcomp.muting import muted
 from graphcomp.onnx_dct import Rebuilt, rebuild_weights
 from graphcomp.program import PASS_KEY, Program, copy_graph, fresh_inputs, named_tensors, output_tensors
+from graphcomp.progress import Progress, quiet
 from graphcomp.records import DctWeights, Export
 from graphcomp.selection import cheapest
 from graphcomp.session import Provider, open_session, run_errors
 
-__all__ = ["MODULE_PROP", "NODE_PROP", "PASS_PROP", "Stored", "export_onnx"]
+__all__ = ["MODULE_PROP", "NODE_PROP", "PASS_PROP", "Exports", "Stored", "export_onnx"]
 
 MODULE_PROP = "graphcomp.module"
 NODE_PROP = "graphcomp.node"
@@ -66,6 +68,8 @@ _TAG = "graphcomp"
 _BATCH = "batch"
 # Protobuf's limit of 2^31 bytes, less room for the graph around the weights.
 _MAX_BYTES = 2**31 - 2**24
+# Networks of one run that are remembered, which the last export mostly asks for again.
+_MAX_KEPT = 2**29
 # Captured with fake tensors, so it costs nothing; unlike 1 or 2, no literal of a network equals it by chance.
 _CAPTURE_BATCH = 7
 # Scale and shift of the random inputs: plain normal, and values far outside of it.
@@ -95,6 +99,50 @@ class _Origin:
     made_by: str
 
 
+@dataclass(frozen=True)
+class _Translated:
+    """What the exporter made of a network, and the fx node that each of its nodes comes from, by name."""
+
+    content: bytes
+    tags: Mapping[str, str]
+
+    def model(self) -> ModelProto:
+        return onnx.load_model_from_string(self.content)
+
+    def origins(self, program: Program) -> dict[str, _Origin | None]:
+        """For a program of the same graph, whose passes may have other names."""
+        nodes = {node.name: node for node in program.graph.nodes}
+        return {name: _origin(nodes[tag]) for name, tag in self.tags.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Exports:
+    """What one run exported: the exporter's work is not done twice for one network, nor are forms of channel
+    selections timed twice, which could end differently.
+
+    Attributes:
+        times: see `graphcomp.selection.cheapest`.
+    """
+
+    times: dict[str, dict[str, float]] = field(default_factory=dict)
+    _kept: dict[str, _Translated] = field(default_factory=dict, repr=False)
+
+    def key(self, source: Program, *options: Any) -> str:
+        """Of everything that decides what the exporter makes."""
+        shapes = [f"{x.dtype} {tuple(x.shape)}" for x in source.example_inputs]
+        return json.dumps([source.fingerprint(), shapes, *options])
+
+    def find(self, key: str) -> _Translated | None:
+        """What was added under `key`, if it is still there."""
+        return self._kept.get(key)
+
+    def add(self, key: str, translated: _Translated) -> None:
+        """Keep it; the oldest go where all together are larger than `_MAX_KEPT`."""
+        self._kept[key] = translated
+        while len(self._kept) > 1 and sum(len(t.content) for t in self._kept.values()) > _MAX_KEPT:
+            del self._kept[next(iter(self._kept))]
+
+
 def export_onnx(
     program: Program,
     path: Path,
@@ -107,6 +155,8 @@ def export_onnx(
     cleanup: bool = True,
     provider: Provider | None = None,
     dct: Stored = "coefficients",
+    known: Exports | None = None,
+    progress: Progress = quiet,
 ) -> Export:
     """Write `program` to the ONNX file `path`, after checking that ONNX Runtime computes the same from it.
 
@@ -126,6 +176,8 @@ def export_onnx(
         dct: how weights are stored that the program computes from DCT coefficients (nothing else is touched):
             as these coefficients, from which the runtime rebuilds them once when it loads the file, or dense:
             a larger file for any runtime. Both run at the same speed.
+        known: what the same run exported before, read and extended; None: nothing.
+        progress: told which of the steps is due: on a busy machine an export takes a minute.
 
     Returns:
         Size, opset, node count, error by batch size, what the clean-up did, and how DCT weights are stored.
@@ -143,11 +195,21 @@ def export_onnx(
     _check_size(source)
     checked = tuple(batches) if dynamic_batch else (batches[0],)
     inputs, outputs = _input_names(program), _output_names(program)
+    progress("run the network", 0.0)
     cases = [case for batch in checked for case in _cases(program, batch, seed, outputs)]
-    given = taking_weights(source) if dct_layers(source) else (source.module, {})
-    exported = _capture(source, None if dynamic_batch else batches[0], *given)
-    names = [*inputs, *given[1]]
-    model, origins = _translate(program, exported, opset, names, outputs, dynamic_batch)
+    known = Exports() if known is None else known
+    key = known.key(source, inputs, outputs, opset, None if dynamic_batch else batches[0])
+    translated = known.find(key)
+    if translated is None:
+        given = taking_weights(source) if dct_layers(source) else (source.module, {})
+        progress("capture the graph", 0.1)
+        exported = _capture(source, None if dynamic_batch else batches[0], *given)
+        progress("translate it to ONNX", 0.3)
+        names = [*inputs, *given[1]]
+        translated = _translate(program, exported, opset, names, outputs, dynamic_batch)
+        known.add(key, translated)
+    model, origins = translated.model(), translated.origins(program)
+    progress("clean up", 0.7)
     done: list[str] = []
     if cleanup:
         with muted():
@@ -157,11 +219,13 @@ def export_onnx(
     origins |= _origins_of_weights(program, rebuilt)
     if cleanup and provider is not None:
         feeds = {name: x.numpy() for name, x in zip(inputs, cases[0].inputs, strict=True)}
-        model, said = _select_cheaply(model, ours, feeds, provider)
+        progress("choose the form of channel selections", 0.75)
+        model, said = _select_cheaply(model, ours, feeds, provider, known.times)
         done += said
     _annotate(model, origins)
     content = model.SerializeToString()
     _check_model(content, path)
+    progress(f"compare with the network at batch {', '.join(map(str, checked))}", 0.9)
     parity = _parity(content, cases, inputs, outputs, tolerance, rebuilt.nodes)
     with atomic_file(path) as temporary:
         temporary.write_bytes(content)
@@ -321,8 +385,8 @@ def _translate(
     inputs: list[str],
     outputs: list[str],
     dynamic_batch: bool,
-) -> tuple[ModelProto, dict[str, _Origin | None]]:
-    """The ONNX model, with unique names, and the origin of each of its nodes by name."""
+) -> _Translated:
+    """The ONNX model, with unique names, and the fx node of each of its nodes by name."""
     with muted() as noise:
         try:
             result = torch.onnx.export(
@@ -345,10 +409,10 @@ def _translate(
                 "replace this operation"
             ) from error
         result = cast(ONNXProgram, result)
-        origins = _origins(program, result)
+        tags = _node_tags(result)
         model = result.model_proto
     _check_translation(model, opset, outputs, noise.getvalue())
-    return model, origins
+    return _Translated(model.SerializeToString(), tags)
 
 
 def _open_batches(program: Program, inputs: Sequence[str]) -> tuple[dict[int, str] | None, ...]:
@@ -373,8 +437,8 @@ def _check_translation(model: ModelProto, opset: int, outputs: list[str], noise:
         )
 
 
-def _origins(program: Program, result: ONNXProgram) -> dict[str, _Origin | None]:
-    """The origin of every node by name; makes names of nodes and values unique on the way.
+def _node_tags(result: ONNXProgram) -> dict[str, str]:
+    """The fx node of every node by name; makes names of nodes and values unique on the way.
 
     A node that came without a tag belongs to its nearest neighbour that has one, readers first.
     """
@@ -387,8 +451,7 @@ def _origins(program: Program, result: ONNXProgram) -> dict[str, _Origin | None]
         _inherit(node, node.successors(), tags)
     for node in nodes:
         _inherit(node, node.predecessors(), tags)
-    by_name = {node.name: _origin(node) for node in program.graph.nodes}
-    return {cast(str, node.name): by_name[tags.get(node, "output")] for node in nodes}
+    return {cast(str, node.name): tags.get(node, "output") for node in nodes}
 
 
 def _origin(node: fx.Node) -> _Origin:
@@ -460,11 +523,15 @@ def _clean(model: ModelProto) -> tuple[ModelProto, list[str]]:
 
 
 def _select_cheaply(
-    model: ModelProto, names: set[str], feeds: Mapping[str, NDArray[Any]], provider: Provider
+    model: ModelProto,
+    names: set[str],
+    feeds: Mapping[str, NDArray[Any]],
+    provider: Provider,
+    known: dict[str, dict[str, float]],
 ) -> tuple[ModelProto, list[str]]:
     """`selection.cheapest`, or the model as it is where the provider does not work."""
     try:
-        return cheapest(model, names, feeds, provider)
+        return cheapest(model, names, feeds, provider, known=known)
     except ProviderError as error:
         return model, [f"channel selections left as exported, for want of {provider}: {first_line(error)}"]
 

@@ -10,7 +10,7 @@ What a layer does not read any more goes, where possible, with its producer (`gr
 that no layer reads is removed. For the rest an `index_select` picks what the layer reads.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any, cast
 
@@ -46,7 +46,6 @@ __all__ = [
     "Factor",
     "Kind",
     "approximate",
-    "calls",
     "can_be",
     "candidates",
     "irreplaceable",
@@ -54,6 +53,7 @@ __all__ = [
     "layers_of",
     "macs_after",
     "obstacle",
+    "planes",
     "read_factors",
     "region",
     "removable",
@@ -130,21 +130,32 @@ def can_be(shape: Sequence[int], kind: Kind) -> bool:
     return kind == "svd" or (len(shape) == 4 if kind == "spatial" else len(shape) > 2)
 
 
-def calls(program: Program, layer: str) -> list[fx.Node]:
-    """The nodes that call a layer."""
-    return [n for n in program.graph.nodes if n.op == "call_module" and n.target == layer]
+def planes(program: Program, layers: Iterable[str]) -> dict[str, list[tuple[Plane, Plane]]]:
+    """Spatial sizes behind and in front of every call of each of these layers; one scan of the graph."""
+    found: dict[str, list[tuple[Plane, Plane]]] = {layer: [] for layer in layers}
 
-
-def layer_macs(program: Program, factor: Factor) -> int:
-    """Multiply-accumulates of all calls of a layer after `factor`, for one sample."""
-    weight = program.tensors[f"{factor.layer}.weight"]
-
-    def plane(node: fx.Node) -> Plane:
+    def plane(node: fx.Node, rank: int) -> Plane:
         shape = program.shape(node) or ()
-        return shape[len(shape) - (weight.ndim - 2) :] if weight.ndim > 2 else shape[1:-1]
+        return shape[len(shape) - (rank - 2) :] if rank > 2 else shape[1:-1]
 
-    nodes = calls(program, factor.layer)
-    return sum(macs_after(weight.shape, factor, plane(n), plane(cast(fx.Node, n.args[0]))) for n in nodes)
+    for node in program.graph.nodes:
+        if node.op == "call_module" and node.target in found:
+            rank = program.tensors[f"{node.target}.weight"].ndim
+            found[node.target].append((plane(node, rank), plane(cast(fx.Node, node.args[0]), rank)))
+    return found
+
+
+def layer_macs(program: Program, factor: Factor, at: Sequence[tuple[Plane, Plane]] | None = None) -> int:
+    """Multiply-accumulates of all calls of a layer after `factor`, for one sample.
+
+    Args:
+        program, factor: see above.
+        at: the layer's `planes`, for those who ask often; None: they are looked up.
+    """
+    shape = program.tensors[f"{factor.layer}.weight"].shape
+    if at is None:
+        at = planes(program, [factor.layer])[factor.layer]
+    return sum(macs_after(shape, factor, after, before) for after, before in at)
 
 
 # ---------------------------------------------------------------------- simulate

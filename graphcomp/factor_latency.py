@@ -8,6 +8,7 @@ is `graphcomp.factor`'s rule. No weight is decomposed and no graph is changed, s
 be compared. Picking is priced by the whole tensor, as `graphcomp.latency` prices selections that exist.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
@@ -162,7 +163,10 @@ class LayerClock:
     def __init__(self, program: Program, model: LatencyModel, widest: Iterable[Factor]) -> None:
         self.model = model
         self.whole = model.predict(program)
-        self._calls = [call for call in calls(program) if call.node.op == "call_module"]
+        self._calls: dict[str, list[Operator]] = defaultdict(list)
+        for call in calls(program):
+            if call.node.op == "call_module":
+                self._calls[str(call.node.target)].append(call.operator)
         model.prepare(operator for factor in widest for operator in self._operators(factor))
 
     def milliseconds(self, factor: Factor) -> float:
@@ -174,5 +178,4 @@ class LayerClock:
         return self.milliseconds(factor.as_one_weight()) - self.milliseconds(factor)
 
     def _operators(self, factor: Factor) -> list[Operator]:
-        found = [call for call in self._calls if call.node.target == factor.layer]
-        return [operator for call in found for operator in factored(*call.operator, factor)]
+        return [new for old in self._calls.get(factor.layer, ()) for new in factored(*old, factor)]

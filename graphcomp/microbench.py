@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from graphcomp import distributed
 from graphcomp.bench import race
 from graphcomp.errors import BenchError
 from graphcomp.session import Provider
@@ -131,6 +132,7 @@ def measure(kernel: Kernel, into: int, out: int, timer: Timer) -> float:
             f"{kernel.describe()}: found widths {into} and {out}, expected positive multiples of "
             f"{kernel.groups}"
         )
+    distributed.require_first("microbenchmark")
     copies = max(1, min(COPIES, math.ceil(WORK / max(kernel.work(into, out), 1))))
     base, full = (build(kernel, into, out, copies, with_operator=w) for w in (False, True))
     before, after = timer([base.SerializeToString(), full.SerializeToString()], _feeds(kernel, into))

@@ -91,7 +91,16 @@ def is_asked(revert: Revert, is_timed: bool, context: Context) -> bool:
 def latency_model(program: Program, context: Context) -> LatencyModel:
     """What predicts the times of a program's operators where the run's result will run."""
     cold = cold_bytes(program, context.target)
-    return LatencyModel(context.target, context.threads, context.timer, context.progress, cold)
+    return LatencyModel(
+        context.target, context.threads, context.timer, context.progress, cold, context.latencies
+    )
+
+
+def stopwatch(program: Program, context: Context) -> Stopwatch:
+    """What times programs that come of `program` where the run's result will run."""
+    return Stopwatch(
+        program, context.target, context.threads, context.timer, context.progress, context.exports
+    )
 
 
 # ---------------------------------------------------------------------- predicted, and measured
@@ -160,7 +169,7 @@ def confirm(
 def paying(
     channels: Channels, drop: Drop, scores: Scores, revert: Revert, is_timed: bool, context: Context
 ) -> Paying[Drop, ChannelGroup]:
-    """The removal without the groups that make the network slower.
+    """The removal without the groups that make the network slower; collective (see `distributed`).
 
     Args:
         channels, drop: a removal that is feasible.
@@ -176,8 +185,17 @@ def paying(
     doubtful = _doubtful(channels, drop, context.target, every=revert == "always")
     if not doubtful:
         return Paying(drop, {})
+    found = distributed.on_first(lambda: _paying(channels, drop, scores, doubtful, context))
+    return Paying(found.choice, {doubtful[i]: x for i, x in found.slower.items()}, found.milliseconds)
 
-    def without(choice: Drop, group: ChannelGroup) -> Iterable[Drop]:
+
+def _paying(
+    channels: Channels, drop: Drop, scores: Scores, doubtful: Sequence[ChannelGroup], context: Context
+) -> Paying[Drop, int]:
+    """Which of the doubtful groups do not pay, by number: groups are other objects in every process."""
+
+    def without(choice: Drop, number: int) -> Iterable[Drop]:
+        group = doubtful[number]
         if choice[group.channels].any():
             trial = choice.copy()
             trial[group.channels] = False
@@ -185,11 +203,11 @@ def paying(
 
     only = _touched(Remaining(channels), doubtful)
     cost = LatencyCost(channels, latency_model(channels.program, context), only)
-    restored, slower = restore(drop, doubtful, without, cost.parts)
+    restored, slower = restore(drop, range(len(doubtful)), without, cost.parts)
     if not slower:
         return Paying(drop, {})
     restored, _ = feasible(channels, restored, scores)
-    watch = Stopwatch(channels.program, context.target, context.threads, context.timer)
+    watch = stopwatch(channels.program, context)
     return confirm(drop, restored, slower, lambda d: remove(channels.program, channels, d, "trial"), watch)
 
 
@@ -260,8 +278,7 @@ def _paying_factors(
         listed = list(chosen.values())
         return rewrite(simulate(program, listed), listed, "trial", multiple)
 
-    watch = Stopwatch(program, context.target, context.threads, context.timer)
-    return confirm(planned, restored, slower, build, watch)
+    return confirm(planned, restored, slower, build, stopwatch(program, context))
 
 
 def _instead(chosen: Factors, layer: str) -> Iterable[Factors]:

@@ -19,6 +19,8 @@ from graphcomp.cost import snapshot
 from graphcomp.data import Data
 from graphcomp.errors import DataError, GraphcompError, PassError
 from graphcomp.evaluate import accuracy, drift, first_inputs, mean_error
+from graphcomp.export import Exports
+from graphcomp.latency import Points
 from graphcomp.microbench import Timer
 from graphcomp.program import Program
 from graphcomp.progress import Progress, part, quiet
@@ -69,6 +71,8 @@ class Context:
         progress: called with a message and a fraction in [0, 1].
         workdir: where passes that take long keep their state, each in a folder of its own; None: nowhere.
         statistics: what was collected, by content; so that nothing is computed twice in a run.
+        latencies: times of kernels that were measured, by content, for the same reason.
+        exports: what was exported, for the same reason.
         momenta: what the optimiser of the last training remembers, by `parameter#what`; a training goes on
             from it and leaves its own there. None: every training begins anew.
         threads: that the result will run with, where times are targets.
@@ -83,6 +87,8 @@ class Context:
     progress: Progress = quiet
     workdir: Path | None = None
     statistics: dict[str, Statistic] = field(default_factory=dict, repr=False, compare=False)
+    latencies: dict[str, Points] = field(default_factory=dict, repr=False, compare=False)
+    exports: Exports = field(default_factory=Exports, repr=False, compare=False)
     momenta: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
     threads: int = 1
     timer: Timer | None = None

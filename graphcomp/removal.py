@@ -23,12 +23,12 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticKnownError
 
-from graphcomp import closing
+from graphcomp import closing, distributed
 from graphcomp.allocation import Allocation, Cost, Judgement, Scores, Strategy, cost_of, round_up
 from graphcomp.channels import ChannelGroup, Channels, JoinPolicy, analyse
 from graphcomp.errors import PassError
 from graphcomp.latency import LatencyCost
-from graphcomp.paying import REVERT, Paying, Revert, group_left_alone, latency_model, paying
+from graphcomp.paying import REVERT, Paying, Revert, group_left_alone, latency_model, paying, stopwatch
 from graphcomp.pipeline import Context, Plan
 from graphcomp.program import Program
 from graphcomp.records import Kept, Width
@@ -228,7 +228,8 @@ class ChannelRemoval(RowRemoval, ABC):
             return None if self.share is None else allocation.uniform(self.share), {}
         ((counter, amount),) = self.target.items()
         if counter == "latency":
-            return self._meet_latency(allocation, amount, context)
+            found, said = distributed.on_first(lambda: self._meet_latency(allocation, amount, context))
+            return dict(zip(allocation.groups, found, strict=True)), said
         cost = cost_of(counter, allocation.channels)
         whole = cost(no_drop(allocation.channels))
         shares = self._meet(allocation, float(amount) * whole, cost)
@@ -261,10 +262,13 @@ class ChannelRemoval(RowRemoval, ABC):
 
     def _meet_latency(
         self, allocation: Allocation, amount: float | str, context: Context
-    ) -> tuple[dict[ChannelGroup, float], dict[str, Any]]:
-        """Shares by predicted time, corrected until the time that is measured is what was asked for."""
+    ) -> tuple[list[float], dict[str, Any]]:
+        """Shares by predicted time, corrected until the time that is measured is what was asked for.
+
+        In the order of the groups, which are other objects in every process.
+        """
         channels, scores = allocation.channels, allocation.judgement.scores
-        watch = closing.Stopwatch(channels.program, context.target, context.threads, context.timer)
+        watch = stopwatch(channels.program, context)
         asked = watch.ratio_of(amount)
         cost = LatencyCost(channels, latency_model(channels.program, context))
         whole = cost(no_drop(channels))
@@ -282,7 +286,8 @@ class ChannelRemoval(RowRemoval, ABC):
         if not trials:
             raise self._infeasible("latency", asked, allocation, cost)
         chosen = closing.best(trials, asked)
-        return chosen.choice, {"latency": closing.evidence(asked, trials, chosen, context.threads)}
+        shares = [chosen.choice[group] for group in allocation.groups]
+        return shares, {"latency": closing.evidence(asked, trials, chosen, context.threads)}
 
     def _infeasible(self, counter: str, amount: float | str, allocation: Allocation, cost: Cost) -> PassError:
         whole = cost(no_drop(allocation.channels))

@@ -124,8 +124,8 @@ class CC:
         timing = replace(context, progress=part(context.progress, untimed, 1 - untimed))
         context = replace(context, progress=part(context.progress, 0, untimed))
         gradients = self._gradients(program, context, names)
-        first = distributed.is_first()  # what follows needs no data, and the others would only do it again
-        rows = distributed.broadcast(self._decide(program, context, gradients, multiple) if first else [])
+        # What follows needs no data, and the others would only do it again.
+        rows = distributed.on_first(lambda: self._decide(program, context, gradients, multiple))
         wanted = [row.factor for row in rows if not row.reason]
         paid = paying_factors(program, wanted, self.revert, timing, multiple)
         rows, split_no_more = settled(rows, paid)

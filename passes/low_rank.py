@@ -28,14 +28,40 @@ import numpy as np
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from graphcomp import closing
+from graphcomp import closing, distributed
 from graphcomp.allocation import Preserved, fewest, largest
 from graphcomp.cost import macs, params_trainable
-from graphcomp.decompose import break_even, energies, full_ranks, params_after, rank_text, ranks, unfold
+from graphcomp.decompose import (
+    Plane,
+    break_even,
+    energies,
+    full_ranks,
+    params_after,
+    rank_text,
+    ranks,
+    unfold,
+)
 from graphcomp.errors import PassError
-from graphcomp.factor import Factor, Kind, can_be, candidates, layer_macs, read_factors, rewrite, simulate
+from graphcomp.factor import (
+    Factor,
+    Kind,
+    can_be,
+    candidates,
+    layer_macs,
+    planes,
+    read_factors,
+    rewrite,
+    simulate,
+)
 from graphcomp.factor_latency import LayerClock
-from graphcomp.paying import REVERT_FACTORS, Revert, latency_model, layer_left_alone, paying_factors
+from graphcomp.paying import (
+    REVERT_FACTORS,
+    Revert,
+    latency_model,
+    layer_left_alone,
+    paying_factors,
+    stopwatch,
+)
 from graphcomp.pipeline import Context, Plan
 from graphcomp.program import Program
 from graphcomp.records import Kept
@@ -99,7 +125,11 @@ class LowRank:
         return self
 
     def plan(self, program: Program, context: Context) -> Plan:
-        """Choose ranks; PassError if the target cannot be met, or if nothing gets cheaper."""
+        """Choose ranks; PassError if the target cannot be met, or if nothing gets cheaper. Collective."""
+        # It needs no data, so the others would only do it again.
+        return distributed.on_first(lambda: self._plan(program, context))
+
+    def _plan(self, program: Program, context: Context) -> Plan:
         multiple = self.multiple or context.target.multiple
         layers, kept = self._layers(program, multiple)
         clock: LayerClock | None = None
@@ -164,11 +194,11 @@ class LowRank:
                     f"include/exclude: found no layer that {glob!r} matches, expected one of "
                     f"{', '.join(sorted(found)[:8])}, …"
                 )
-        layers, kept = [], []
+        layers, kept, at = [], [], planes(program, (name for name, why in found.items() if why is None))
         for name, obstacle in found.items():
             reason = self._not_asked(name) or obstacle
             if reason is None:
-                layer = _Layer(program, name, self.kind, multiple)
+                layer = _Layer(program, name, self.kind, multiple, at[name])
                 reason = None if can_be(layer.shape, layer.kind) else f"{self.kind} needs a 2-d kernel"
             if reason is None:
                 layers.append(layer)
@@ -217,7 +247,7 @@ class LowRank:
         self, program: Program, layers: Sequence["_Layer"], clock: LayerClock, context: Context
     ) -> tuple["Energies", dict[str, Any]]:
         """Energies by predicted time, corrected until what is measured is what was asked for."""
-        watch = closing.Stopwatch(program, context.target, context.threads, context.timer)
+        watch = stopwatch(program, context)
         asked = watch.ratio_of((self.target or {})["latency"])
 
         def saving(layer: _Layer, factor: Factor) -> float:
@@ -286,6 +316,7 @@ class _Layer:
     name: str
     asked: Kind
     multiple: int
+    planes: Sequence[tuple[Plane, Plane]]
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -316,7 +347,7 @@ class _Layer:
         return self.macs(Factor(layer=self.name))
 
     def macs(self, factor: Factor) -> int:
-        return layer_macs(self.program, factor)
+        return layer_macs(self.program, factor, self.planes)
 
     def wanted(self, energy: float) -> tuple[int, ...]:
         """The lowest ranks that keep this much."""

@@ -3,6 +3,7 @@
 An interpreter of its own, because it forks: graphcomp is imported once, not once a process and scenario.
 """
 
+import json
 import os
 import signal
 import socket
@@ -14,17 +15,23 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from graphcomp import calibrate, cli, distributed, gradients
 from graphcomp.cache import VARIABLE
 from graphcomp.calibrate import Covariance, Request, Statistic
+from graphcomp.closing import Stopwatch
 from graphcomp.data import Data
-from graphcomp.errors import DataError
-from graphcomp.pipeline import Plan, run_pass
+from graphcomp.errors import DataError, DistributedError, GraphcompError
+from graphcomp.passes import L1, LowRank
+from graphcomp.paying import stopwatch
+from graphcomp.pipeline import Context, Pass, Plan, run_pass
 from graphcomp.program import Program
-from tests.tiny import SPEC, context, random_data, tiny_program
+from tests.stopwatch import Machine
+from tests.tiny import SPEC, context, random_data, tiny_program, traced
 
 REQUESTS = [Request("stem", "covariance"), Request("relu", "zeros"), Request("fc", "covariance")]
 SAMPLES = (61, 5)
@@ -58,6 +65,54 @@ def labelled_data() -> Data:
     return replace(data, eval=replace(data.eval, labels=labels, labelled=True))
 
 
+def wide(width: int = 64) -> Program:
+    """Two layers of as many channels between inputs and outputs that stay; quick to export."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sizes = ((4, width, 1), (width, width, 3), (width, 4, 1))
+        return traced(nn.Sequential(*(nn.Conv2d(a, b, k) for a, b, k in sizes)), 1, 4, 8, 8)
+
+
+TIMED: dict[str, Pass] = {
+    "l1 by latency": L1(target={"latency": 0.5}),
+    "l1, what pays": L1(ratio=0.05, multiple=1, allow_nothing=True),
+    "low-rank by latency": LowRank(target={"latency": 0.85}),
+    "low-rank, what pays": LowRank(rank=18, multiple=1, allow_nothing=True),
+}
+"""Passes that measure times, the channels by both ways of doing so, and the layers."""
+IMPOSSIBLE = L1(target={"latency": "600ms"})
+"""Of a network that takes less by the first stopwatch, and more by the second one."""
+
+
+def quickly(_: Stopwatch, program: Program, name: str) -> bytes:
+    """A chain of convolutions as ONNX without the exporter, which takes seconds; in place of `_exported`."""
+    nodes, weights, value = [], [], "input"
+    for node in program.graph.nodes:
+        if node.op == "call_module":
+            weight = program.tensors[f"{node.target}.weight"].detach().numpy()
+            weights.append(numpy_helper.from_array(weight, f"{node.name}.w"))
+            inputs = [value, f"{node.name}.w"]
+            nodes.append(helper.make_node("Conv", inputs, [node.name], kernel_shape=weight.shape[2:]))
+            value = node.name
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("input", program.example_inputs[0].shape), (value, None))
+    ]
+    graph = helper.make_graph(nodes, "whole", ends[:1], ends[1:], weights)
+    return bytes(helper.make_model(graph).SerializeToString())
+
+
+def disagreeing(rank: int) -> Machine:
+    """The stopwatch of a process: by the first one odd widths take long, by the second one every operator."""
+    return Machine(launch=0.0, odd=50.0) if rank == 0 else Machine(slower=2.0, launch=60.0)
+
+
+def timed(rank: int) -> tuple[Machine, Context]:
+    """A run that measures, by the stopwatch of `rank`."""
+    machine = disagreeing(rank)
+    return machine, replace(context(), timer=machine, timed=True)
+
+
 class Undecided:
     """A pass that decides something else in every process."""
 
@@ -65,6 +120,20 @@ class Undecided:
 
     def plan(self, program: Program, _: Any) -> Plan:
         return Plan(name=self.name, decisions={"rank": distributed.rank()})
+
+    def simulate(self, program: Program, plan: Plan) -> Program:
+        return program
+
+    rewrite = simulate
+
+
+class Careless:
+    """A pass that lets every process measure for itself."""
+
+    name: ClassVar[str] = "careless"
+
+    def plan(self, program: Program, context: Context) -> Plan:
+        return Plan(name=self.name, decisions={"ms": stopwatch(program, context).milliseconds()})
 
     def simulate(self, program: Program, plan: Plan) -> Program:
         return program
@@ -92,6 +161,28 @@ def together() -> None:
         }
         torch.save(found, f"found.{distributed.rank()}")
     assert distributed.world_size() == 1
+
+
+def stopwatches() -> None:
+    """What passes decide by times, where the two processes would measure different ones."""
+    Stopwatch._exported = quickly  # type: ignore[method-assign]
+    with distributed.session():
+        machine, where = timed(distributed.rank())
+        found: dict[str, Any] = {"fingerprints": {}, "evidence": {}, "errors": []}
+        for name, pass_ in TIMED.items():
+            _, plan, result = run_pass(pass_, wide(), where)
+            found["fingerprints"][name] = result.fingerprint()
+            found["evidence"][name] = json.dumps(plan.evidence)
+        found["asked"] = machine.asked
+        for pass_ in (IMPOSSIBLE, Careless()):
+            try:
+                run_pass(pass_, wide(), where)
+            except GraphcompError as error:
+                found["errors"].append(f"{type(error).__name__}: {error}")
+                if isinstance(error, DistributedError):
+                    return
+            finally:
+                torch.save(found, f"times.{distributed.rank()}")
 
 
 def cached() -> list[int]:
@@ -174,6 +265,7 @@ def wrong_usage() -> None:
 
 SCENARIOS = [
     together,
+    stopwatches,
     compiles,
     compiles_cc,
     fails_in_the_first,

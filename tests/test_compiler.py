@@ -221,6 +221,12 @@ def test_progress_rises_to_one(finished: Any) -> None:
     assert fractions[0] == 0 and fractions[-1] == 1
     messages = [m for m, _ in told]
     assert "[1/2] fold-bn: plan" in messages and "[2/2] l1: verify" in messages
+    for which in ("baseline", "result"):
+        steps = [
+            m.removeprefix(f"export the {which}: ") for m in messages if m.startswith(f"export the {which}: ")
+        ]
+        assert steps[:3] == ["run the network", "capture the graph", "translate it to ONNX"]
+        assert steps[-1] == "compare with the network at batch 1, 2, 5"
     assert any(m.startswith("benchmark: ") for m in messages)
     assert "explain: profile" in messages
 
@@ -402,6 +408,19 @@ def test_resuming_with_other_weights_is_refused(quick: Job, finished: Any, tmp_p
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(RecipeError, match="--resume: weights: found "):
         build(replace(quick, weights=tmp_path / "w.safetensors"), finished[0], resume=True)
+
+
+def test_resuming_with_other_samples_is_refused(quick: Job, finished: Any, data: str) -> None:
+    """One pixel in a file of the same name and size; the recipe is the same."""
+    file = Path(data.removeprefix("npz:"))
+    before, arrays = file.read_bytes(), dict(np.load(file))
+    arrays["x"][7, 3, 3, 1] ^= 1
+    try:
+        np.savez(file, **arrays)
+        with pytest.raises(RecipeError, match="--resume: samples: found "):
+            build(quick, finished[0], resume=True)
+    finally:
+        file.write_bytes(before)
 
 
 def test_resume_without_a_run_starts_one(quick: Job, tmp_path: Path) -> None:

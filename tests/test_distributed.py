@@ -3,6 +3,7 @@
 They run in `tests/launcher.py`, under torchrun's own agent.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch.distributed as dist
 
 from graphcomp import distributed
 from graphcomp.cache import VARIABLE
+from graphcomp.closing import Stopwatch
 from graphcomp.data import load_data
 from graphcomp.errors import DistributedError
 from graphcomp.passes import PASSES, APoZ, FoldBN
@@ -24,7 +26,19 @@ from graphcomp.pipeline import Pipeline, run_pass
 from graphcomp.program import Program
 from graphcomp.recipe import parse_passes
 from graphcomp.verify import difference
-from tests.launcher import CC, LABELLED, SAMPLES, SCENARIOS, labelled_data, statistics
+from tests.launcher import (
+    CC,
+    IMPOSSIBLE,
+    LABELLED,
+    SAMPLES,
+    SCENARIOS,
+    TIMED,
+    labelled_data,
+    quickly,
+    statistics,
+    timed,
+    wide,
+)
 from tests.tiny import context, random_data, tiny_program
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +117,51 @@ def test_processes_agree_on_what_the_cache_has(found: tuple[dict[str, Any], dict
 def test_without_gpus_they_compute_on_the_cpu(found: tuple[dict[str, Any], dict[str, Any]]) -> None:
     if torch.cuda.device_count() < 2:
         assert [f["device"] for f in found] == ["cpu"] * 2
+
+
+# ---------------------------------------------------------------------- what is measured
+
+
+@pytest.fixture(scope="module")
+def times(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What came of it in the two processes, whose stopwatches disagree."""
+    first, second = (torch.load(folder / f"times.{rank}", weights_only=True) for rank in range(2))
+    return first, second
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_one_process_measures_and_all_use_it(
+    times: tuple[dict[str, Any], dict[str, Any]], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program, and what the plan says, of a single process with the first one's stopwatch."""
+    monkeypatch.setattr(Stopwatch, "_exported", quickly)
+    results = [run_pass(TIMED[name], wide(), timed(rank)[1]) for rank in range(2)]
+    alone = [program.fingerprint() for _, _, program in results]
+    assert alone[0] != alone[1], "the two stopwatches have to lead to different programs"
+    assert [f["fingerprints"][name] for f in times] == [alone[0]] * 2
+    assert [f["evidence"][name] for f in times] == [json.dumps(results[0][1].evidence)] * 2
+
+
+def test_the_others_do_not_measure(times: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    first, second = times
+    assert first["asked"] > 0 and second["asked"] == 0
+
+
+def test_a_failed_measurement_fails_in_all(
+    times: tuple[dict[str, Any], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same words; the second process's stopwatch would not have failed."""
+    monkeypatch.setattr(Stopwatch, "_exported", quickly)
+    first, second = times
+    assert first["errors"][0] == second["errors"][0]
+    assert "PassError: target latency: found" in first["errors"][0]
+    assert run_pass(IMPOSSIBLE, wide(), timed(1)[1])[2].history
+
+
+def test_measuring_without_asking_the_others_is_refused(
+    times: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    assert "stopwatch: found it in process 1 of 2, expected the first one only" in times[1]["errors"][1]
 
 
 # ---------------------------------------------------------------------- a whole run

@@ -457,21 +457,65 @@ def test_clean_up_keeps_a_slice_that_is_an_output() -> None:
 
 
 @pytest.fixture
-def halves(exported_halves: tuple[Program, ModelProto, Any], monkeypatch: pytest.MonkeyPatch) -> Program:
+def halves(exported_halves: tuple[Program, Any], monkeypatch: pytest.MonkeyPatch) -> Program:
     """A program whose translation, which takes a second or two, is already there."""
-    program, model, origins = exported_halves
-    copied = ModelProto()
-    copied.CopyFrom(model)
+    program, translated = exported_halves
     monkeypatch.setattr(export, "_capture", lambda *_: None)
-    monkeypatch.setattr(export, "_translate", lambda *_: (copied, origins))
+    monkeypatch.setattr(export, "_translate", lambda *_: translated)
     return program
 
 
 @pytest.fixture(scope="module")
-def exported_halves() -> tuple[Program, ModelProto, Any]:
+def exported_halves() -> tuple[Program, Any]:
     program = traced(Plain(lambda x: {"first": x[:, :2], "second": x[:, 2:]}))
     captured = export._capture(program, None)
-    return program, *export._translate(program, captured, 18, ["input"], ["first", "second"], True)
+    return program, export._translate(program, captured, 18, ["input"], ["first", "second"], True)
+
+
+def test_a_run_translates_a_network_once(
+    tmp_path: Path, halves: Program, exported_halves: tuple[Program, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bytes as alone, named by each program's own passes; other weights are another network."""
+    asked: list[str] = []
+
+    def translate(program: Program, *_: Any) -> Any:
+        asked.append(program.fingerprint())
+        return exported_halves[1]
+
+    monkeypatch.setattr(export, "_translate", translate)
+    known, told = export.Exports(), list[str]()
+    for number, name in enumerate(("trial", "l1", "l1")):
+        program = halves.clone()
+        for node in program.graph.nodes:
+            node.meta[PASS_KEY] = name
+        tell = lambda message, fraction: told.append(message)  # noqa: E731
+        options: dict[str, Any] = {"batches": (1,), "known": known if number < 2 else None, "progress": tell}
+        export_onnx(program, tmp_path / f"{number}.onnx", **options)
+    assert len(asked) == 2, "the second one is known, the third one is another run's"
+    assert told.count("translate it to ONNX") == 2 and told.count("run the network") == 3
+    assert (tmp_path / "1.onnx").read_bytes() == (tmp_path / "2.onnx").read_bytes()
+    made = {
+        p.value
+        for n in onnx.load(tmp_path / "1.onnx").graph.node
+        for p in n.metadata_props
+        if p.key == PASS_PROP
+    }
+    assert made == {"l1"}
+    with torch.no_grad():
+        next(iter(named_tensors(program.module).values())).add_(0.0).mul_(1.0 + 1e-6)
+    export_onnx(program, tmp_path / "3.onnx", batches=(1,), known=known)
+    assert len(asked) == 3
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest go first; one alone is kept however large it is."""
+    monkeypatch.setattr(export, "_MAX_KEPT", 25)
+    known = export.Exports()
+    for name in "abc":
+        known.add(name, export._Translated(bytes(10), {}))
+    assert [known.find(name) is not None for name in "abc"] == [False, True, True]
+    known.add("d", export._Translated(bytes(99), {}))
+    assert [known.find(name) is not None for name in "bcd"] == [False, False, True]
 
 
 def assert_refused(tmp_path: Path, program: Program, text: str, **options: Any) -> None:

@@ -1,6 +1,7 @@
 """Predicted time: the operators of a network, the staircase, the fit, what is kept, what removal leaves."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from graphcomp.cache import VARIABLE
 from graphcomp.channels import analyse
 from graphcomp.errors import TraceError
 from graphcomp.latency import (
@@ -26,12 +28,13 @@ from graphcomp.latency import (
     form_of,
 )
 from graphcomp.microbench import Kernel
+from graphcomp.paying import latency_model
 from graphcomp.surgery import feasible, legalise, no_drop, remove
 from graphcomp.targets import TARGETS
 from tests.nets import TRAPS
 from tests.removing import half, half_and_whole, random_scores
 from tests.stopwatch import Machine, staircase
-from tests.tiny import seeded, tiny_program, traced
+from tests.tiny import context, seeded, tiny_program, traced
 
 __all__ = ["seeded"]
 
@@ -273,6 +276,17 @@ def test_measured_once() -> None:
     model = LatencyModel(AVX2, timer=machine)
     first, asked = model.predict(tiny_program()), machine.asked
     assert model.predict(tiny_program()) == first and machine.asked == asked
+
+
+def test_a_run_measures_once_without_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of one run share what they measured; those of another run do not."""
+    monkeypatch.setenv(VARIABLE, "")
+    machine = Machine()
+    run, other = (replace(context(), timer=machine) for _ in range(2))
+    first, asked = latency_model(tiny_program(), run).predict(tiny_program()), machine.asked
+    assert latency_model(tiny_program(), run).predict(tiny_program()) == first and machine.asked == asked
+    assert latency_model(tiny_program(), other).predict(tiny_program()) == first
+    assert machine.asked == 2 * asked
 
 
 def test_no_channels_take_no_time() -> None:

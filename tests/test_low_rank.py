@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from graphcomp.cost import macs, params_trainable
 from graphcomp.errors import PassError
-from graphcomp.factor import Factor, Kind, layer_macs
+from graphcomp.factor import Factor, Kind, layer_macs, planes
 from graphcomp.models import MODELS
 from graphcomp.passes import LowRank
 from graphcomp.pipeline import Plan, run_pass
@@ -218,6 +218,20 @@ def test_greedy_meets_a_target_and_only_just(kind: Kind, counter: str, multiple:
         assert saved - layers[name].saving(factor, counter) < needed, f"{name} could stay whole"
     even = LowRank(target=budget, kind=kind, multiple=multiple).plan(program, context())
     assert energies_lost(plan) <= energies_lost(even) + 1e-9
+
+
+def test_the_graph_is_scanned_once_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many ranks are compared for a target."""
+    scans: list[int] = []
+
+    def counting(program: Program, layers: Any) -> Any:
+        scans.append(1)
+        return planes(program, layers)
+
+    for module in ("graphcomp.passes.low_rank", "graphcomp.factor"):
+        monkeypatch.setattr(f"{module}.planes", counting)
+    LowRank(target={"macs": 0.7}, multiple=1, allocation="greedy").plan(tiny_program(), context())
+    assert len(scans) == 1
 
 
 def test_params_count_only_what_trains() -> None:

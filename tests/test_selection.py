@@ -203,15 +203,33 @@ def test_what_is_a_selection(built: ModelProto, found: bool) -> None:
 @pytest.mark.parametrize(("times", "kinds"), [([1, 2, 3], 2), ([3, 1, 2], 0), ([3, 2, 1], 0)])
 def test_the_fastest_policy_is_taken(monkeypatch: pytest.MonkeyPatch, times: list[float], kinds: int) -> None:
     monkeypatch.setattr(selection, "race", lambda models, *_: times)
-    before = padded_branch(INDICES[0])
+    before = padded_branch(INDICES[1])
     after, (line,) = cheapest(before, everything(before), feeds(before), "cpu")
     assert sum(op in ("Pad", "Gather") for op in ops(after)) == kinds
     best = ["moves", "conv", "merged"][int(np.argmin(times))]
     assert line.startswith(f"channel selections as {best}, the fastest on cpu: moves {times[0]} ms, conv ")
 
 
+def test_equal_forms_are_timed_once_and_known_ones_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`merged` is `conv` where that adds the least arithmetic; a run asks again for what it has timed."""
+    timed: list[int] = []
+
+    def race(models: Sequence[bytes], *_: Any) -> list[float]:
+        timed.append(len(models))
+        return [2.0, 1.0]
+
+    monkeypatch.setattr(selection, "race", race)
+    before, known = padded_branch(INDICES[0]), dict[str, dict[str, float]]()
+    first = cheapest(before, everything(before), feeds(before), "cpu", known=known)
+    assert timed == [2] and "as conv, the fastest on cpu: moves 2 ms, conv 1 ms" in first[1][0]
+    assert cheapest(before, everything(before), feeds(before), "cpu", known=known) == first
+    assert timed == [2]
+    cheapest(before, everything(before), feeds(before), "cpu", threads=2, known=known)
+    assert timed == [2, 2]
+
+
 def test_measured_for_real() -> None:
-    before = padded_branch(INDICES[0])
+    before = padded_branch(INDICES[1])
     x = feeds(before)
     after, (line,) = cheapest(before, everything(before), x, "cpu")
     assert np.allclose(run(after, x)[0], run(before, x)[0], rtol=0, atol=1e-5)
@@ -225,7 +243,7 @@ def test_only_what_passes_made_is_replaced() -> None:
 
 
 def test_a_padded_program_is_exported_without_pads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "race", lambda models, *_: [2.0, 1.0, 3.0])
+    monkeypatch.setattr(selection, "race", lambda models, *_: [2.0, 1.0, 3.0][: len(models)])
     pass_ = L1(ratio=0.5, join="pad", multiple=1, include=("outer",))
     _, _, program = run_pass(pass_, tiny_program(), context())
     plain = export_onnx(program, tmp_path / "plain.onnx")
@@ -239,7 +257,7 @@ def test_a_padded_program_is_exported_without_pads(tmp_path: Path, monkeypatch: 
 def test_without_the_provider_nothing_is_chosen_and_the_record_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def absent(*_: Any) -> Any:
+    def absent(*_: Any, **__: Any) -> Any:
         raise ProviderError("provider 'cuda': not here")
 
     monkeypatch.setattr(export, "cheapest", absent)
