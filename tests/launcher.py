@@ -338,7 +338,7 @@ def _forked(rank: int, index: int, folder: Path) -> int:
 
 def main(folder: Path) -> None:
     """Run every scenario; how each ended goes to files named after them."""
-    signal.alarm(300)  # rather than hang
+    signal.alarm(600)  # rather than hang
     for index, function in enumerate(SCENARIOS):
         start = by_hand if function in UNATTENDED else as_torchrun
         (folder / f"{function.__name__}.end").write_text(start(index, folder))

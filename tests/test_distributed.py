@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(place / LABELLED, x=rng.standard_normal((144, 3, 8, 8)).astype(np.float32), y=labels)
     environment = {**os.environ, VARIABLE: str(place / "cache"), "COLUMNS": "200"}
     command = [sys.executable, "-m", "tests.launcher", str(place)]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=700)
     assert run.returncode == 0, run.stderr
     return place
 
