@@ -317,8 +317,8 @@ class _Surgeon:
             raise SurgeryError(f"{error}; this is a bug in graphcomp: please report it") from error
         for node, cut in self.cuts.items():
             new = copied.get(self.new[node])
-            if new is None or isinstance(self.channels.values[node], Unread):
-                continue  # a tensor that a layer holds is sliced without labels of its own
+            if new is None or node.op == "output" or isinstance(self.channels.values[node], Unread):
+                continue  # no labels of its own: a tensor that a layer holds, and what the program returns
             wanted, found = _shapes(self.program.values[node], cut), _shapes(values[new])
             if wanted != found:
                 raise SurgeryError(
