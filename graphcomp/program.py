@@ -489,8 +489,21 @@ def _own_code(target: Any) -> bytes:
         return target.__code__.co_code
 
 
-def run_on_meta(program: Program) -> dict[fx.Node, Any]:
-    """Run the graph on the meta device at batch 1: shapes without arithmetic."""
+def run_on_meta(
+    program: Program,
+    before: Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], None] = lambda node, args, kwargs: None,
+    after: Callable[[fx.Node, Any], None] = lambda node, value: None,
+) -> dict[fx.Node, Any]:
+    """Run the graph on the meta device at batch 1: shapes without arithmetic.
+
+    Args:
+        program: is not changed.
+        before: is shown every node with what it is about to be called with; what it raises stops the run.
+        after: is shown every node with its value.
+
+    Raises:
+        TraceError: naming the node that does not run.
+    """
 
     def meta(tensor: Tensor) -> Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
@@ -501,7 +514,10 @@ def run_on_meta(program: Program) -> dict[fx.Node, Any]:
     for node in program.graph.nodes:
         try:
             with torch.no_grad():
-                values[node] = _run_node(node, values, modules, inputs, program, meta)
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+                before(node, args, kwargs)
+                values[node] = _run_node(node, args, kwargs, values, modules, inputs, program, meta)
+                after(node, values[node])
         except Exception as error:
             shapes = [tuple(values[n].shape) for n in node.all_input_nodes if hasattr(values[n], "shape")]
             raise TraceError(
@@ -580,16 +596,14 @@ def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _run_node(
     node: fx.Node,
-    values: dict[fx.Node, Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    values: Mapping[fx.Node, Any],
     modules: Mapping[str, nn.Module],
     inputs: Iterator[Tensor],
     program: Program,
     meta: Callable[[Tensor], Tensor],
 ) -> Any:
-    def load(a: Any) -> Any:
-        return fx.node.map_arg(a, lambda n: values[n])
-
-    args, kwargs = load(node.args), load(node.kwargs)
     if node.op == "placeholder":
         missing = next(inputs, None)
         return meta(missing) if missing is not None else node.args[0]

@@ -314,14 +314,31 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def calling(layer: nn.Module) -> Program:
-    """A program that calls `layer`; it need not run."""
+EXAMPLES: dict[str, tuple[Tensor, ...]] = {
+    "conv-circular": (torch.zeros(1, 4, 5),),
+    "linear": (torch.zeros(1, 3),),
+    "bilinear": (torch.zeros(1, 2), torch.zeros(1, 3)),
+    "batchnorm-3d": (torch.zeros(1, 4, 3, 5, 5),),
+    "layernorm": (torch.zeros(1, 4, 5),),
+    "layernorm-bare": (torch.zeros(1, 5, 4),),
+    "rmsnorm": (torch.zeros(1, 4),),
+    "attention": (torch.zeros(1, 3, 8),) * 3,
+    "attention-odd": (torch.zeros(1, 3, 8), torch.zeros(1, 3, 4), torch.zeros(1, 3, 6)),
+    "embedding": (torch.zeros(1, 3, dtype=torch.int64),),
+    "distance": (torch.zeros(1, 4), torch.zeros(1, 4)),
+}
+DEFAULT = (torch.zeros(1, 4, 5, 5),)
+
+
+def calling(layer: nn.Module, examples: tuple[Tensor, ...] = DEFAULT) -> Program:
+    """A program that calls `layer`."""
     graph = fx.Graph()
-    graph.output(graph.call_module("block.layer", (graph.placeholder("x"),)))
+    inputs = tuple(graph.placeholder(f"x{i}") for i in range(len(examples)))
+    graph.output(graph.call_module("block.layer", inputs))
     root = nn.Module()
     root.block = nn.Module()
     root.block.layer = layer
-    return Program(fx.GraphModule(root.eval(), graph, "Calling").eval(), (torch.zeros(1, 4, 5, 5),))
+    return Program(fx.GraphModule(root.eval(), graph, "Calling").eval(), examples)
 
 
 def plain(module: nn.Module) -> dict[str, Any]:
@@ -331,7 +348,7 @@ def plain(module: nn.Module) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_are_rebuilt_with_every_attribute(name: str, tmp_path: Path) -> None:
-    program = calling(LAYERS[name]())
+    program = calling(LAYERS[name](), EXAMPLES.get(name, DEFAULT))
     loaded = saved(program, tmp_path / "program")
     before, after = program.layer("block.layer"), loaded.layer("block.layer")
     assert repr(after) == repr(before)
@@ -345,7 +362,7 @@ def test_attributes_set_after_construction_survive(tmp_path: Path) -> None:
     layer.out_proj.note = ("mine", 1.5)
     layer.dropout = 0.25
     layer.eval().out_proj.train()
-    program = calling(layer)
+    program = calling(layer, EXAMPLES["attention"])
     program.layer("block.layer.out_proj").train()
     loaded = saved(program, tmp_path / "program")
     assert plain(loaded.layer("block.layer")) == plain(program.layer("block.layer"))
@@ -427,10 +444,12 @@ def with_other_child() -> nn.Module:
     return layer
 
 
-def with_complex_slopes() -> nn.Module:
-    layer = nn.PReLU()
-    layer.weight = nn.Parameter(layer.weight.detach().to(torch.complex128))
-    return layer
+def with_complex_weight() -> Program:
+    graph = fx.Graph()
+    graph.output(graph.call_function(torch.mul, (graph.placeholder("x"), graph.get_attr("weight"))))
+    root = nn.Module()
+    root.weight = nn.Parameter(torch.ones(1, dtype=torch.complex128))
+    return Program(fx.GraphModule(root, graph, "Complex"), (torch.zeros(1),))
 
 
 def parametrized() -> nn.Module:
@@ -463,10 +482,21 @@ REFUSED: dict[str, tuple[Callable[[], Program], str]] = {
     "child": (lambda: calling(with_other_child()), r"block\.layer \(MultiheadAttention\): found submodules"),
     "encoder-layer": (
         lambda: calling(nn.TransformerEncoderLayer(8, 2, 16)),
-        r"block\.layer \(TransformerEncoderLayer\): .*missing 2 required .*; use a module that its",
+        r"block\.layer: found .*TransformerEncoderLayer, expected a public class of torch\.nn that is one",
     ),
-    "recurrent": (lambda: calling(nn.LSTM(3, 4)), r"block\.layer \(LSTM\)"),
-    "dtype": (lambda: calling(with_complex_slopes()), r"block\.layer\.weight.*complex128, expected a type"),
+    "recurrent": (
+        lambda: calling(nn.LSTM(3, 4)),
+        r"block\.layer: found .*LSTM, expected .* that is one layer",
+    ),
+    "dtype": (with_complex_weight, r"weight.*complex128, expected a type"),
+    "argument": (
+        lambda: with_function(torch.relu, "x"),
+        r"nodes\.relu \(torch\.relu\): found 2 arguments, expected 0 to 1",
+    ),
+    "does-not-run": (
+        lambda: calling(nn.Linear(3, 2)),
+        r"nodes\.block_layer \(block\.layer\): .*; expected a program that runs on its example inputs",
+    ),
     "sparse": (
         lambda: calling(nn.BatchNorm1d(1)._apply(lambda t: t.to_sparse() if t.dim() else t)),
         r"running_mean|weight",
@@ -675,7 +705,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         r"tensors\.offset: found torch\.int64 with requires_grad",
     ),
     "no input": (lambda d: d.update(inputs=2), r"expected also \['#input\.1'\]"),
-    "name twice": (lambda d: d["nodes"].append(d["nodes"][0]), r"nodes\.x: found a name that fx makes x_"),
+    "name twice": (lambda d: d["nodes"].insert(2, d["nodes"][1]), r"nodes\..*: found a name that fx makes"),
 }
 
 
