@@ -101,7 +101,7 @@ class Watch:
 
 
 def _importing() -> bool:
-    """Whether an installed module is being imported: torch loads some late, and classes compile their parts."""
+    """Whether an installed module is being imported: torch loads some late, which compile their parts."""
     frame = inspect.currentframe()
     while frame is not None and frame.f_code.co_name != "<module>":
         frame = frame.f_back
