@@ -1,4 +1,4 @@
-"""Where models and weights come from: `load_model(spec)` builds a network, `load_weights` fills it.
+"""Where models come from: `load_model(spec)` builds a network, `load_weights` (of `checkpoints`) fills it.
 
 | spec | what it builds |
 | --- | --- |
@@ -7,40 +7,29 @@
 | `path/to/file.py:factory` | what `factory()` in that file returns |
 
 A saved program directory is not built here: ask `is_program_dir`, then use `Program.load`.
-No pickle that could run code is ever read.
 """
 
 import difflib
 import hashlib
 import importlib.util
-import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
+from graphcomp.checkpoints import load_weights
 from graphcomp.errors import LoadError
 
 __all__ = ["LoadedModel", "is_program_dir", "load_model", "load_weights"]
 
 FORMS = "torchvision:NAME, models:NAME, path/to/file.py:factory or a saved program directory"
 PROGRAM_FILE = "program.json"
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.", "model.")
-AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
-COUNTER = "num_batches_tracked"
-LISTED = 10
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,129 +239,3 @@ def _place(path: Path, error: BaseException) -> str:
         if str(Path(f.filename).resolve().parent) == folder
     ]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else str(path)
-
-
-# --- weights ------------------------------------------------------------------------------------------------
-
-
-def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Load a state dict of `module`'s architecture from safetensors or a `torch.save` file, onto its devices.
-
-    Wrappings are taken off: dictionaries (state_dict, model) and key prefixes (module., _orig_mod., model.).
-    Floating point numbers are cast to the module's types. Absent BatchNorm counters (files of old versions)
-    are no error; heads that torchvision only trains with are ignored.
-
-    Raises LoadError, and leaves the module unchanged, if the file cannot be read without running code in it,
-    if keys or shapes differ, or if a weight is NaN or infinite.
-    """
-    path = Path(path)
-    own = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
-    state = _without_auxiliary(module, _unwrapped(path, _read(path), own))
-    _require_same_keys(path, module, state, own)
-    state = {key: tensor.to(own[key].dtype) for key, tensor in state.items()}
-    _require_finite(path, state)
-    module.load_state_dict(state, strict=False)
-
-
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        found = "a directory" if path.is_dir() else "no such file"
-        raise _bad(path, found, "a file of weights", "correct the path")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise anything at all
-        raise _bad(path, *_unreadable(error)) from error
-
-
-def _read_safetensors(path: Path) -> State:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _bad(path, f"an unreadable file ({error})", "safetensors", "fetch or save it again") from error
-
-
-def _unreadable(error: Exception) -> tuple[str, str, str]:
-    """What was found, what was expected, what to do."""
-    text = str(error).strip()
-    if refused := re.search(r"GLOBAL ([\w.]+)", text):
-        return (
-            f"objects that need unrestricted pickle, which can run code ({refused[1]})",
-            "tensors in dictionaries",
-            "load it where you trust it, and save model.state_dict() with torch.save or as safetensors",
-        )
-    reason = text.partition("\n")[0][:200] or type(error).__name__
-    return f"an unreadable file ({reason})", "one that torch.save wrote", "fetch or save it again"
-
-
-def _unwrapped(path: Path, content: Any, own: State) -> State:
-    while (
-        isinstance(content, Mapping)
-        and (inner := next((content[k] for k in WRAPPERS if k in content), None)) is not None
-    ):
-        content = inner
-    if not isinstance(content, Mapping) or not content:
-        found = f"a {type(content).__name__}" if not isinstance(content, Mapping) else "an empty dictionary"
-        raise _bad(path, found, "a state dict", "save model.state_dict()")
-    if other := [str(k) for k, v in content.items() if not isinstance(v, Tensor)]:
-        raise _bad(
-            path, f"entries that are no tensors ({_some(other)})", "a state dict", "save model.state_dict()"
-        )
-    return _without_prefixes({str(k): v for k, v in content.items()}, own)
-
-
-def _without_prefixes(state: State, own: State) -> State:
-    """Take a prefix off while every key has it and the module's own keys do not."""
-    for _ in range(len(next(iter(state)).split("."))):
-        for prefix in PREFIXES:
-            if all(k.startswith(prefix) for k in state) and not all(k.startswith(prefix) for k in own):
-                state = {k.removeprefix(prefix): v for k, v in state.items()}
-    return state
-
-
-def _without_auxiliary(module: nn.Module, state: State) -> State:
-    if not type(module).__module__.startswith("torchvision."):
-        return state
-    absent = tuple(p for p in AUXILIARY if getattr(module, p[:-1], None) is None)
-    return {k: v for k, v in state.items() if not k.startswith(absent)}
-
-
-def _require_same_keys(path: Path, module: nn.Module, state: State, own: State) -> None:
-    missing = [k for k in own if k not in state and not k.endswith(COUNTER)]
-    unexpected = [k for k in state if k not in own]
-    different = [_difference(k, state[k], own[k]) for k in own if k in state and not _fits(state[k], own[k])]
-    problems = {"missing": missing, "unexpected": unexpected, "wrong shape": different}
-    lines = [f"\n  {len(keys)} {what}: {_some(keys)}" for what, keys in problems.items() if keys]
-    if lines:
-        raise _bad(
-            path,
-            f"other weights than {type(module).__name__} has",
-            f"its {len(own)} keys",
-            f"use weights of this very architecture{''.join(lines)}",
-        )
-
-
-def _fits(found: Tensor, expected: Tensor) -> bool:
-    return found.shape == expected.shape and found.is_floating_point() == expected.is_floating_point()
-
-
-def _difference(key: str, found: Tensor, expected: Tensor) -> str:
-    texts = [f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in (found, expected)]
-    return f"{key} (found {texts[0]}, expected {texts[1]})"
-
-
-def _some(keys: list[str]) -> str:
-    more = f" and {len(keys) - LISTED} more" if len(keys) > LISTED else ""
-    return ", ".join(keys[:LISTED]) + more
-
-
-def _require_finite(path: Path, state: State) -> None:
-    bad = [k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())]
-    if bad:
-        raise _bad(
-            path,
-            f"NaN or infinite values in {_some(bad)}",
-            "finite weights",
-            "use a checkpoint that did not diverge",
-        )

@@ -1,6 +1,7 @@
 """Models by spec and weights from files: what loads, and the one error that each bad input gets."""
 
 import os
+import re
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -222,6 +223,87 @@ WRAPPED = {
 }
 
 
+WORDS = ("net", "ema", "model_ema", "weights", "params", "model", "model_state_dict", "generator.ema", "0")
+PARTS = (
+    "",
+    "module.",
+    "backbone.",
+    "encoder.",
+    "_orig_mod.",
+    "model.",
+    "net.0.",
+    "module.backbone._orig_mod.",
+)
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_any_wrapping_is_taken_off_and_said(tmp_path, word):
+    """No word is known: what fits the network is what counts."""
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(4, 3, 3, 3)}}, "param_groups": [{"lr": 0.1}]}
+    for part in PARTS:
+        torch.save(
+            {"epoch": 3, word: prefixed(part), "optimizer": optimizer, "args": None}, tmp_path / "w.pth"
+        )
+        module = net(1)
+        said = load_weights(module, tmp_path / "w.pth")
+        assert same(module, net()), part
+        assert said == f"weights read from what the file calls {word}.{part}*"
+
+
+def test_a_part_of_a_larger_network(tmp_path):
+    content = prefixed("encoder.") | {"projector.weight": torch.zeros(3, 3), "queue": torch.zeros(2)}
+    torch.save({"state_dict": content}, tmp_path / "w.pth")
+    module = net(1)
+    said = load_weights(module, tmp_path / "w.pth")
+    assert same(module, net())
+    assert said == (
+        "weights read from what the file calls state_dict.encoder.*; "
+        "left out: state_dict.projector.weight, state_dict.queue"
+    )
+
+
+def test_weights_of_several_dictionaries(tmp_path):
+    """A larger network, saved part by part."""
+    module = nn.Sequential(OrderedDict(backbone=net(1), head=net(1)))
+    torch.save({"backbone": net().state_dict(), "head": net(2).state_dict()}, tmp_path / "w.pth")
+    assert load_weights(module, tmp_path / "w.pth") is None
+    assert same(module.backbone, net()) and same(module.head, net(2))
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ({"model": net().state_dict(), "ema": net(2).state_dict()}, "model and ema"),
+        ({"q": prefixed("encoder.") | {"momentum." + k: v + 1 for k, v in net().state_dict().items()}}, "q"),
+        (net().state_dict() | {"ema": net(2).state_dict()}, "the outermost dictionary and ema"),
+    ],
+)
+def test_two_sets_of_weights_are_ambiguous(tmp_path, content, where):
+    torch.save(content, tmp_path / "w.pth")
+    module = net(1)
+    with pytest.raises(LoadError, match=rf"two places with different numbers, {where}.* file of their own"):
+        load_weights(module, tmp_path / "w.pth")
+    assert same(module, net(1))
+
+
+def test_the_same_weights_twice_are_not_ambiguous(tmp_path):
+    torch.save({"ema": net().state_dict(), "model": prefixed("module.")}, tmp_path / "w.pth")
+    module = net(1)
+    assert load_weights(module, tmp_path / "w.pth") == "weights read from what the file calls ema.*"
+    assert same(module, net())
+
+
+def test_dictionaries_that_hold_each_other_end(tmp_path):
+    content: dict = {"model": net().state_dict()}
+    for _ in range(60):  # 2 to the 60 paths
+        content = {"a": content, "b": content}
+    content["c"] = content
+    torch.save(content, tmp_path / "w.pth")
+    module = net(1)
+    assert "model.*" in load_weights(module, tmp_path / "w.pth")
+    assert same(module, net())
+
+
 @pytest.mark.parametrize("wrapping", WRAPPED)
 def test_wrappings_are_taken_off(tmp_path, wrapping):
     torch.save(WRAPPED[wrapping], tmp_path / "w.pth")
@@ -300,11 +382,14 @@ NAN = torch.tensor([1.0, float("nan"), 0, 0])
         (changed(conv__bias=NAN), "found NaN or infinite values in conv.bias, expected finite"),
         (changed(bn__running_var=torch.full((4,), torch.inf)), "infinite values in bn.running_var"),
         (changed(conv__bias=torch.full((4,), 1e300, dtype=torch.float64)), "infinite values in conv.bias"),
-        (changed(conv__bias=3), "found entries that are no tensors (conv.bias)"),
-        ({"epoch": 3, "net": net().state_dict()}, "found entries that are no tensors (epoch, net)"),
-        ({}, "found an empty dictionary"),
-        ({"state_dict": [1]}, "found a list"),
-        (torch.zeros(3), "found a Tensor"),
+        (changed(conv__bias=3), "1 missing: conv.bias"),
+        (changed(bn__running_var=torch.tensor([1.0, -1e-3, 1, 1])), "negative variances in bn.running_var"),
+        ({"net": changed(conv__bias=None)}, "1 missing: conv.bias"),
+        ({"net": changed(fc__weight=NAN), "n": 3}, "1 unexpected: fc.weight"),
+        ({"module.x.weight": NAN}, "1 unexpected: module.x.weight"),
+        ({}, "found no named tensors (an empty dictionary)"),
+        ({"state_dict": [1]}, "found no named tensors (state_dict: a list)"),
+        (torch.zeros(3), "found no named tensors (a Tensor)"),
     ],
 )
 def test_other_weights_are_refused_and_nothing_changes(tmp_path, content, message):
@@ -358,9 +443,21 @@ def test_unreadable_files(tmp_path, suffix):
     else:
         save_file(net().state_dict(), path)
     whole = path.read_bytes()
-    for content in (whole[: len(whole) // 2], b"", b"hello, world", b"\x80\x04garbage"):
+    junk = {
+        whole[: len(whole) // 2]: "",
+        b"": "it is empty",
+        b"hello, world": "it is text: 'hello, world'",
+        b"\x80\x04garbage": "",
+        b"\n<!DOCTYPE html><html>": "it is a web page",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:": "`git lfs pull` fetches",
+        b"\x89PNG\r\n\x1a\n": "",
+        bytes(200): "",
+    }
+    for content, said in junk.items():
         path.write_bytes(content)
-        with pytest.raises(LoadError, match="found an unreadable file"):
+        with pytest.raises(LoadError, match="found an unreadable file") as caught:
             load_weights(net(), path)
+        assert said in str(caught.value)
+        assert not re.search("weights_only|torch.load|trust|http", str(caught.value)), caught.value
     with pytest.raises(LoadError, match="found a directory"):
         load_weights(net(), tmp_path)
