@@ -146,7 +146,9 @@ def _best(path: Path, content: Any, own: State) -> Found:
     """The weights behind the prefix that most of the network's tensors stand behind; LoadError if two do."""
     places = dict(_tensors(content))
     if not places:
-        raise _bad(path, f"no named tensors ({_shape_of(content)})", "a state dict", "save model.state_dict()")
+        raise _bad(
+            path, f"no named tensors ({_shape_of(content)})", "a state dict", "save model.state_dict()"
+        )
     scores = _scores(places, own)
     whole = [p for p in scores if _complete(_behind(p, places, own), own)]
     for prefix in whole[1:]:

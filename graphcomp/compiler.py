@@ -84,11 +84,21 @@ class Job:
 
 @dataclass(frozen=True)
 class Source:
-    """A model that was loaded: the program, where its weights came from, and data that belongs to it."""
+    """A model that was loaded.
+
+    Attributes:
+        program: the network.
+        weights: the file that its weights came from, if they came from one.
+        data: spec of data that belongs to it.
+        remarks: what has to be said about its weights, wherever results are shown.
+        trained: False if its weights are known to be random.
+    """
 
     program: Program
     weights: Path | None
     data: str | None
+    remarks: tuple[str, ...] = ()
+    trained: bool = True
 
 
 class State(Record):
@@ -107,6 +117,7 @@ def load_source(
     Raises:
         LoadError: unknown model, unreadable or unfitting weights, NaN weights, no input shape.
         TraceError: a model that cannot be traced, or an input shape that it does not take.
+        VerifyError: weights that no result could be exported with, naming the tensor.
     """
     if is_program_dir(model):
         program = Program.load(model)
@@ -114,19 +125,24 @@ def load_source(
             raise LoadError(
                 f"{model}: found a saved program with --weights or --input-shape, expected neither"
             )
-        return Source(program, None, None)
+        return _checked(Source(program, None, None))
     loaded = load_model(model)
     weights = weights or loaded.default_weights
-    if weights is not None:
-        load_weights(loaded.module, weights)
+    said = load_weights(loaded.module, weights) if weights is not None else loaded.untrained
     shape = input_shape or ((1, *loaded.input_shape) if loaded.input_shape else None)
     if shape is None:
         raise LoadError(f"{model}: found no input shape, expected one; give --input-shape, e.g. 1,3,224,224")
     _check_memory(shape)
     generator = torch.Generator().manual_seed(0)
     program = trace(loaded.module, torch.randn(shape, generator=generator), copy_weights=False)
-    verify.check(program)
-    return Source(program, weights, loaded.default_data)
+    untrained = weights is None and loaded.untrained is not None
+    return _checked(Source(program, weights, loaded.default_data, (said,) if said else (), not untrained))
+
+
+def _checked(source: Source) -> Source:
+    verify.check(source.program)
+    verify.check_outputs(source.program)
+    return source
 
 
 def _check_memory(shape: Sequence[int]) -> None:
@@ -277,6 +293,7 @@ def _report(run: _Run, place: Path, progress: Progress) -> Report:
     return Report(
         model=run.job.model,
         weights=str(run.source.weights) if run.source.weights else None,
+        remarks=list(run.source.remarks),
         data=run.data.description if run.spec != "random" else "random",
         target=run.target.name,
         seed=recipe.seed,
@@ -540,6 +557,7 @@ def evaluate_source(
     return Evaluation(
         model=model,
         weights=str(source.weights) if source.weights else None,
+        remarks=list(source.remarks),
         data=data.description,
         seed=seed,
         snapshot=found,

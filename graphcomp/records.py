@@ -435,6 +435,9 @@ class Evaluation(Record):
     schema_version: Literal[1] = 1
     model: str
     weights: str | None
+    remarks: list[str] = Field(
+        default_factory=list, description="what to know of the weights: random ones, or where in the file"
+    )
     data: str
     seed: int
     snapshot: Snapshot
@@ -454,6 +457,9 @@ class Report(Record):
     schema_version: Literal[1] = 1
     model: str
     weights: str | None
+    remarks: list[str] = Field(
+        default_factory=list, description="what to know of the weights: random ones, or where in the file"
+    )
     data: str
     target: str
     seed: int

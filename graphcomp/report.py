@@ -228,7 +228,8 @@ def summary_table(report: Report) -> Table:
     """The before/after table for a terminal: one row a quantity, one row a batch size."""
     title = Text(f"{report.model}: before and after")
     lines = [Text(line, COLOURS[verdict]) for line, verdict in headlines(report)]
-    said = Text("\n").join([*lines, *map(Text, [*describe_loss(report), *describe_dct(report)])])
+    remarks = [_sentence(remark) for remark in report.remarks]
+    said = Text("\n").join([*lines, *map(Text, [*remarks, *describe_loss(report), *describe_dct(report)])])
     table = Table(title=title, caption=said, box=box.SIMPLE_HEAD, padding=0)
     table.caption_justify = "left"
     table.add_column("", no_wrap=True)
@@ -287,7 +288,8 @@ def robustness_table(report: Report) -> Table | None:
 
 def evaluation_table(found: Evaluation) -> Table:
     """What `graphcomp evaluate` shows."""
-    table = Table(title=Text(found.model), caption=Text(found.data), box=box.SIMPLE_HEAD, padding=0)
+    said = Text("\n".join([found.data, *map(_sentence, found.remarks)]))
+    table = Table(title=Text(found.model), caption=said, box=box.SIMPLE_HEAD, padding=0)
     table.caption_justify = "left"
     table.add_column("")
     table.add_column("", justify="right")
@@ -364,7 +366,12 @@ def group_kept(report: Report) -> list[KeptGroup]:
 
 def notes(report: Report) -> list[str]:
     """What a careful reader should know before quoting a number of this report."""
-    return [*_size_notes(report), *_accuracy_notes(report), *_timing_notes(report)]
+    remarks = [_sentence(remark) for remark in report.remarks]
+    return [*remarks, *_size_notes(report), *_accuracy_notes(report), *_timing_notes(report)]
+
+
+def _sentence(remark: str) -> str:
+    return f"{remark[0].upper()}{remark[1:]}."
 
 
 def _size_notes(report: Report) -> list[str]:

@@ -30,6 +30,7 @@ __all__ = ["LoadedModel", "is_program_dir", "load_model", "load_weights"]
 
 FORMS = "torchvision:NAME, models:NAME, path/to/file.py:factory or a saved program directory"
 PROGRAM_FILE = "program.json"
+RANDOM = "the weights are random: no file was given (--weights), so accuracy says nothing"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ class LoadedModel:
         default_weights: a file with weights that come with the model, not yet loaded.
         name: short name for reports.
         default_data: data spec that belongs to the model.
+        untrained: what to say if no weights are loaded: that these are random; None if they need not be.
     """
 
     module: nn.Module
@@ -49,6 +51,7 @@ class LoadedModel:
     default_weights: Path | None
     name: str
     default_data: str | None = None
+    untrained: str | None = None
 
 
 def is_program_dir(spec: str) -> bool:
@@ -124,7 +127,8 @@ def _torchvision(name: str) -> LoadedModel:
     elif name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": False}
     module = models.get_model(name, **options).eval()
-    return LoadedModel(module, (3, *_evaluation_size(name, module)), None, name)
+    size = _evaluation_size(name, module)
+    return LoadedModel(module, (3, *size), None, name, untrained=RANDOM)
 
 
 def _evaluation_size(name: str, module: nn.Module) -> tuple[int, int]:
@@ -148,7 +152,7 @@ def _bundled(name: str) -> LoadedModel:
         near = _advice(difflib.get_close_matches(name, MODELS, 3), "correct the name")
         raise _bad(f"models:{name}", "no such network", f"one of {', '.join(MODELS)}", near)
     spec = MODELS[name]
-    return LoadedModel(spec.factory().eval(), spec.input_shape, spec.weights, name, spec.data)
+    return LoadedModel(spec.factory().eval(), spec.input_shape, spec.weights, name, spec.data, RANDOM)
 
 
 # --- a user's file ------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from graphcomp.batchnorm import negative_variances
 from graphcomp.dct import DctLayer
 from graphcomp.errors import GraphcompError, VerifyError, first_line
 from graphcomp.program import Program, fresh_inputs, named_tensors, output_tensors, run_on_meta
@@ -25,7 +26,7 @@ def check(program: Program) -> None:
     """Raise VerifyError, naming the place, if the program is not sound.
 
     Checks: the graph is well formed, every shape follows from the inputs, module attributes agree with
-    weights, every tensor is used and finite.
+    weights, every tensor is used and finite, no variance is negative.
     """
     try:
         program.graph.lint()
@@ -42,6 +43,45 @@ def check(program: Program) -> None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise VerifyError(f"{name}: found {bad} NaN or infinite values, expected finite weights")
+    for name in negative_variances(program.module, named_tensors(program.module)):
+        raise VerifyError(f"{name}: found a negative variance, expected 0 or more; the weights are damaged")
+
+
+@torch.no_grad()
+def check_outputs(program: Program) -> None:
+    """Raise VerifyError, naming node and weight, if the outputs for the example inputs are not finite.
+
+    Finite weights are no proof: what overflows on the way would only be found when the result is exported.
+    """
+    if all(bool(t.isfinite().all()) for t in output_tensors(program(*program.example_inputs))):
+        return
+    first = _FirstInfinite(program)
+    first.run(*(x.clone() for x in program.example_inputs))
+    node = "outputs" if first.found is None else first.found.name
+    sizes = {
+        n: float(t.abs().max()) for n, t in program.tensors.items() if t.is_floating_point() and t.numel()
+    }
+    largest = max(sizes, key=lambda n: sizes[n], default=None)
+    cause = f"; of the weights {largest} has the largest, {sizes[largest]:.3g}" if largest else ""
+    raise VerifyError(
+        f"{node}: found NaN or infinity in the outputs, and here first, expected finite numbers for finite "
+        f"inputs{cause}; use weights that did not diverge"
+    )
+
+
+class _FirstInfinite(fx.Interpreter):
+    """Finds the first node whose output is not finite."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program.module)
+        self.found: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run it and look at what it yields."""
+        value = super().run_node(n)
+        if self.found is None and not all(bool(t.isfinite().all()) for t in output_tensors(value)):
+            self.found = n
+        return value
 
 
 def _check_attributes(name: str, module: nn.Module) -> None:

@@ -804,3 +804,28 @@ def test_compile_with_robustness(cli: Cli) -> None:
     assert 'id="robustness"' in Path("o/report.html").read_text()
     message = failing(cli, "compile", *model, "--data", "random", "--robustness", "-o", "p")
     assert "robustness: found data without labels" in message and not Path("p").exists()
+
+
+def test_random_weights_are_said_wherever_accuracy_is(cli: Cli) -> None:
+    """They score a tenth of ten classes, which looks like a result."""
+    rng = np.random.RandomState(0)
+    x = rng.standard_normal((20, 3, 32, 32)).astype(np.float32)
+    np.savez("d.npz", x=x, y=np.arange(20) % 10)
+    said = "The weights are random: no file was given (--weights), so accuracy says nothing."
+    found = cli("evaluate", "models:resnet20", "--data", "npz:d.npz", "--json", "e.json")
+    assert found.code == 0 and said in " ".join(found.out.split())
+    assert Evaluation.model_validate_json(Path("e.json").read_text()).remarks == [
+        said[0].lower() + said[1:-1]
+    ]
+    plain = cli("evaluate", "models:resnet20-digits")
+    assert plain.code == 0 and "random" not in plain.out
+    options = ["--passes", "l1{ratio=0.5}", "--data", "npz:d.npz", "--no-bench", "--target", "cpu-avx2"]
+    found = cli("compile", "models:resnet20", *options, "-o", "o")
+    assert found.code == 0 and said in " ".join(found.out.split())
+    assert said in Path("o/report.html").read_text()
+
+
+def test_where_weights_were_found_is_said(cli: Cli) -> None:
+    torch.save({"net": tiny().state_dict(), "epoch": 3}, "w.pth")
+    found = cli("evaluate", *TINY[:3], "--data", labelled_file(), "--weights", "w.pth")
+    assert found.code == 0 and "Weights read from what the file calls net.*" in found.out

@@ -20,6 +20,7 @@ from graphcomp.surgery import _Surgeon, dropped_rows, legalise
 from graphcomp.verify import (
     TOLERANCE,
     check,
+    check_outputs,
     difference,
     relative_error,
     scrambled,
@@ -28,7 +29,7 @@ from graphcomp.verify import (
 )
 from tests.nets import TRAPS, Net, _block, _conv, _head, scramble
 from tests.removing import Removal, Rows, digest, half, plain_program, random_scores
-from tests.tiny import context, tiny_program
+from tests.tiny import context, tiny, tiny_program, traced
 
 SHAPE = (1, 3, 8, 8)
 FRESH_TOLERANCE = 1e-5  # what is usual for float32
@@ -392,3 +393,23 @@ def test_trained_programs_keep_their_shapes() -> None:
     folded = run_pass(FoldBN(), before, context())[2]
     with pytest.raises(VerifyError, match=r"finetune: found .* after training, expected '%bn0"):
         verify_trained("finetune", before, folded)
+
+
+@pytest.mark.parametrize("name", ["bn0", "bn2"])
+def test_negative_variances_are_named(name: str) -> None:
+    net = tiny()
+    net.get_submodule(name).running_var[3] = -1e-6  # type: ignore[index, operator]
+    with pytest.raises(VerifyError, match=rf"^{name}\.running_var: found a negative variance, expected 0"):
+        check(traced(net, *SHAPE))
+
+
+def test_weights_that_overflow_are_named() -> None:
+    """Each is finite, and so is what the first layers yield."""
+    net = tiny()
+    with torch.no_grad():
+        net.get_submodule("inner").weight.mul_(1e38)  # type: ignore[union-attr, operator]
+    program = traced(net, *SHAPE)
+    check(program)
+    with pytest.raises(VerifyError, match=r"^\w+: found NaN or infinity .* inner\.weight has the largest"):
+        check_outputs(program)
+    check_outputs(tiny_program())
