@@ -32,10 +32,10 @@ from typing import IO, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from graphcomp.errors import DataError
+from graphcomp.images import CROP_FRACTION, DECODED, SUFFIXES, decode, is_image
 
 __all__ = ["Data", "Split", "load_data"]
 
@@ -43,8 +43,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SPLIT_SEED = 0
 RANDOM_SAMPLES = 64
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-CROP_FRACTION = 0.875
 READ = 1000
 """Samples at a time when they are only read."""
 
@@ -734,7 +732,7 @@ def _halved(request: _Request, root: Path) -> Data:
 def _classes(folder: Path) -> list[str]:
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
-        loose = sum(_is_image(p) for p in folder.iterdir())
+        loose = sum(is_image(p) for p in folder.iterdir())
         raise _bad(
             folder,
             f"{loose} images and no class folders",
@@ -742,10 +740,6 @@ def _classes(folder: Path) -> list[str]:
             "move every image into a folder named after its class, or pack the images as npz",
         )
     return classes
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def _image_samples(request: _Request, folder: Path, classes: list[str]) -> tuple[Indices, Fetch]:
@@ -758,12 +752,12 @@ def _images(folder: Path) -> list[Path]:
     """Images of one class; a class that has a folder in train only has none."""
     if not folder.is_dir():
         return []
-    images = sorted(p for p in folder.iterdir() if _is_image(p))
+    images = sorted(p for p in folder.iterdir() if is_image(p))
     if not images:
         raise _bad(
             folder,
             "no images",
-            f"files ending in {', '.join(sorted(IMAGE_SUFFIXES))}",
+            f"files ending in {', '.join(sorted(SUFFIXES))}",
             "add images or remove the folder",
         )
     return images
@@ -774,11 +768,11 @@ def _file_fetch(paths: list[Path], request: _Request) -> Fetch:
     real = cache(lambda i: paths[i].resolve())
 
     def fetch(indices: Indices) -> Tensor:
-        batch = torch.stack([_decode(paths[i], request.shape) for i in indices])
+        batch = torch.stack([decode(paths[i], request.shape) for i in indices])
         return batch.float().div_(255).sub_(mean).div_(std)
 
     def identify(indices: Indices) -> Iterator[bytes]:
-        yield f"{request.shape} {request.mean} {request.std} {CROP_FRACTION}\n".encode()
+        yield f"{request.shape} {request.mean} {request.std} {CROP_FRACTION} {DECODED}\n".encode()
         for i in indices:
             try:
                 status = paths[i].stat()
@@ -789,29 +783,6 @@ def _file_fetch(paths: list[Path], request: _Request) -> Fetch:
             yield f"{real(i)} {status.st_size} {status.st_mtime_ns}\n".encode()
 
     return _Source(fetch, identify, (mean, std), held=False)
-
-
-def _decode(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """The image as uint8 of `shape` (C, H, W)."""
-    channels, height, width = shape
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(_fit(image.convert("RGB" if channels == 3 else "L"), height, width))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _bad(
-            path, f"an unreadable image ({error})", "one that decodes", "replace or remove it"
-        ) from error
-    return torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1)
-
-
-def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The centre, 7/8 of the tighter side, resized; an image that fits stays as it is."""
-    if image.size == (width, height):
-        return image
-    scale = CROP_FRACTION * min(image.width / width, image.height / height)
-    left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
-    box = (left, top, left + scale * width, top + scale * height)
-    return image.resize((width, height), Image.Resampling.BILINEAR, box)
 
 
 _KINDS: dict[str, _Kind] = {
