@@ -420,8 +420,7 @@ def evaluate_command(
     json_file: Annotated[Path | None, typer.Option("--json", help="write the result as JSON")] = None,
 ) -> None:
     """Show how good MODEL is on the evaluation data: top-1 accuracy, or the mean error of values."""
-    from graphcomp.compiler import evaluate_source, load_source
-    from graphcomp.data import load_data
+    from graphcomp.compiler import evaluate_source, load_source, open_data
     from graphcomp.files import write_text
     from graphcomp.recipe import RobustnessOptions
     from graphcomp.report import evaluation_table
@@ -430,7 +429,7 @@ def evaluate_command(
     spec = data or source.data
     if spec is None:
         raise RecipeError("--data: found none, expected labelled data such as cifar10:DIR to evaluate on")
-    loaded = load_data(spec, input_shape=tuple(source.program.example_inputs[0].shape[1:]), seed=seed)
+    loaded = open_data(spec, source.program, seed)
     corruptions = RobustnessOptions().corruptions() if robustness else []
     with _progress() as progress:
         found = evaluate_source(

@@ -30,6 +30,7 @@ from graphcomp.bench import benchmark
 from graphcomp.data import Data, load_data
 from graphcomp.doctor import environment
 from graphcomp.errors import DataError, LoadError, OutputError, RecipeError
+from graphcomp.evaluate import count_outputs, require_classes
 from graphcomp.explanation import TRACED_RUNS, TRACED_SECONDS, explain_bench
 from graphcomp.export import Exports, Stored, export_onnx
 from graphcomp.files import LOCK, atomic_entries, locked, read_record, remove, sweep, unfinished, write_text
@@ -199,9 +200,7 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
     progress("load the model", 0.0)
     source = load_source(job.model, job.weights, job.input_shape)
     spec = job.recipe.data or source.data or "random"
-    data = load_data(
-        spec, input_shape=tuple(source.program.example_inputs[0].shape[1:]), seed=job.recipe.seed
-    )
+    data = open_data(spec, source.program, job.recipe.seed)
     if job.recipe.classes is not None:
         data = data.only(job.recipe.classes)
         source = _restricted(source, job.recipe)
@@ -298,7 +297,7 @@ def _report(run: _Run, place: Path, progress: Progress) -> Report:
         target=run.target.name,
         seed=recipe.seed,
         input_shape=run.job.input_shape,
-        recipe=_effective(run.job, run.spec, run.target.name),
+        recipe=_effective(run.job, run.data.spec, run.target.name),
         baseline=run.state.baseline,
         final=run.steps[-1].after,
         steps=run.steps,
@@ -604,18 +603,32 @@ def compile_program(
 
     Raises:
         RecipeError: no passes, or an unknown target.
+        DataError: a number of classes that is not that of a classifier's outputs.
         PassError: naming the pass, the ones before it and the reason (its cause); `program` is untouched.
     """
     if not passes:
         raise RecipeError("passes: found none, expected at least one")
+    if data is not None:
+        require_classes(program, data)
     result, steps = Pipeline(passes).run(program, Context(find_target(target), data, seed))
     return Compiled(result, steps)
 
 
 def need_data(spec: str | None, program: Program, seed: int) -> Data | None:
     """Load a data spec for a program."""
-    if spec is None:
-        return None
+    return None if spec is None else open_data(spec, program, seed)
+
+
+def open_data(spec: str, program: Program, seed: int) -> Data:
+    """The data that `spec` names, for this program: of its input shape, and with as many classes as outputs.
+
+    Raises:
+        DataError: see `graphcomp.data`; or a number of classes that is not that of a classifier's outputs.
+    """
     if not program.example_inputs:
         raise DataError("the program has no inputs, expected one")
-    return load_data(spec, input_shape=tuple(program.example_inputs[0].shape[1:]), seed=seed)
+    outputs = count_outputs(program)
+    shape = tuple(program.example_inputs[0].shape[1:])
+    data = load_data(spec, input_shape=shape, seed=seed, outputs=outputs)
+    require_classes(program, data)
+    return data

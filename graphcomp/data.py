@@ -4,13 +4,15 @@
 | --- | --- | --- |
 | `digits` | scikit-learn's handwritten digits, 32x32x3 | limit |
 | `imagefolder:DIR` | class folders of images, in DIR, or in DIR/train and DIR/val or DIR/test | all |
-| `cifar10:DIR` | the standard python batches, in DIR or DIR/cifar-10-batches-py | all |
+| `cifar10:DIR` | the standard python batches, in DIR or DIR/cifar-10-batches-py | all but classes |
 | `npz:FILE` | `x`, `y`, or `x_train`, `y_train`, `x_test`, `y_test`; x is uint8 NHWC or float NCHW | all |
 | `random` | standard normal samples without labels | limit |
 
 In `npz` whole numbers as `y` are classes; floats, `[N]` or `[N, k]`, are values to predict (regression).
 
 Options follow a question mark: `?limit=1000&mean=0.485,0.456,0.406&std=0.229,0.224,0.225`.
+`classes` says whose output a folder is (see `graphcomp.classes`); for `npz`, how many classes its labels are
+indices of, where they are not all there: `?classes=1000`.
 uint8 images are scaled to [0, 1] and normalised by mean and std (default: ImageNet's); float data is taken as
 it is unless mean and std are given. `limit` keeps a random part of each split, in proportion to the classes.
 
@@ -23,7 +25,7 @@ import math
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -34,6 +36,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from graphcomp.classes import Folders, folder_classes, how_to_map
 from graphcomp.errors import DataError
 from graphcomp.images import CROP_FRACTION, DECODED, SUFFIXES, decode, is_image
 
@@ -178,6 +181,19 @@ class Data:
         """Whether the labels are values and no classes."""
         return self.eval.regression
 
+    def require_outputs(self, outputs: int) -> None:
+        """DataError unless there are as many classes as a network has outputs: scores would mean nothing."""
+        if not self.labelled or self.regression or self.num_classes in (None, outputs):
+            return
+        kind = _KINDS.get(self.spec.partition("?")[0].partition(":")[0])
+        advice = kind.advice(outputs) if kind is not None else CHOOSE
+        raise _bad(
+            self.spec,
+            f"{self.num_classes} classes",
+            f"{outputs}, the number of the network's outputs",
+            advice,
+        )
+
     def only(self, classes: Sequence[int]) -> "Data":
         """The samples of some classes; label i becomes that of the i-th smallest.
 
@@ -217,6 +233,11 @@ class _Request:
     limit: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    classes: str | None = None
+    outputs: int | None = None
+
+
+CHOOSE = "choose data and network that belong to each other"
 
 
 @dataclass(frozen=True)
@@ -224,6 +245,8 @@ class _Kind:
     load: Callable[[_Request], Data]
     location: str | None
     options: tuple[str, ...]
+    advice: Callable[[int], str] = lambda outputs: CHOOSE
+    """What to do if there are not as many classes as a network has outputs."""
 
     def usage(self, name: str) -> str:
         return f"{name}:{self.location}" if self.location else name
@@ -233,17 +256,18 @@ def _bad(place: object, found: object, expected: str, advice: str) -> DataError:
     return DataError(f"{place}: found {found}, expected {expected}; {advice}")
 
 
-def load_data(spec: str, *, input_shape: tuple[int, ...], seed: int) -> Data:
+def load_data(spec: str, *, input_shape: tuple[int, ...], seed: int, outputs: int | None = None) -> Data:
     """Open the data that `spec` names (see the module's table).
 
     Args:
         spec: the source and its options.
         input_shape: the shape of one sample that the model takes, (C, H, W), without the batch.
         seed: 0 or larger; chooses the samples of `random` and the subset of `limit`, never a split.
+        outputs: of the classifier that the data is for: folders have to say which of them are theirs.
 
     Raises DataError for whatever is missing, empty, damaged or does not fit.
     """
-    request = _parse(spec, input_shape, seed)
+    request = replace(_parse(spec, input_shape, seed), outputs=outputs)
     data = _KINDS[spec.partition("?")[0].partition(":")[0]].load(request)
     for name, split in (("calibration", data.train), ("evaluation", data.eval)):
         if len(split) == 0:
@@ -287,16 +311,22 @@ def _options(spec: str, query: str, known: tuple[str, ...]) -> dict[str, Any]:
             raise _bad(f"data spec {spec!r}", f"option {name!r}", _listed(known), "correct it")
         if name in options:
             raise _bad(f"data spec {spec!r}", f"option {name!r} twice", "it once", "remove one")
-        options[name] = _limit(spec, text) if name == "limit" else _floats(spec, name, text)
+        options[name] = _READERS[name](spec, name, text)
     if ("mean" in options) != ("std" in options):
         raise _bad(f"data spec {spec!r}", "only one of mean and std", "both", "give the other too")
     return options
 
 
-def _limit(spec: str, text: str) -> int:
+def _limit(spec: str, name: str, text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise _bad(f"data spec {spec!r}", f"limit={text!r}", "a whole number from 1", "correct it")
+        raise _bad(f"data spec {spec!r}", f"{name}={text!r}", "a whole number from 1", "correct it")
     return int(text)
+
+
+def _text(spec: str, name: str, text: str) -> str:
+    if not text:
+        raise _bad(f"data spec {spec!r}", f"{name} without a value", "one", "correct it")
+    return text
 
 
 def _floats(spec: str, name: str, text: str) -> tuple[float, ...]:
@@ -308,6 +338,14 @@ def _floats(spec: str, name: str, text: str) -> tuple[float, ...]:
         expected = "positive numbers" if name == "std" else "numbers"
         raise _bad(f"data spec {spec!r}", f"{name}={text!r}", expected, f"e.g. {name}=0.5,0.5,0.5")
     return values
+
+
+_READERS: dict[str, Callable[[str, str, str], Any]] = {
+    "limit": _limit,
+    "mean": _floats,
+    "std": _floats,
+    "classes": _text,
+}
 
 
 # --- sampling -----------------------------------------------------------------------------------------------
@@ -482,11 +520,21 @@ def _npz(request: _Request) -> Data:
         )
     if train.regression != evaluation.regression:
         raise _bad(request.where, "classes in one set and values in the other", "one kind", "convert them")
-    largest = (int(s.labels.max()) for s in (train, evaluation) if len(s))
-    classes = None if train.regression else 1 + max(largest, default=0)
+    largest = max((int(s.labels.max()) for s in (train, evaluation) if len(s)), default=0)
+    classes = None if train.regression else _index_count(request, largest)
     return Data(
         train, evaluation, classes, request.spec, _described(f"{request.where}, {what}", train, evaluation)
     )
+
+
+def _index_count(request: _Request, largest: int) -> int:
+    """How many classes labels are indices of."""
+    if request.classes is None:
+        return largest + 1
+    count = _limit(request.spec, "classes", request.classes)
+    if largest >= count:
+        raise _bad(request.where, f"label {largest}", f"0 to {count - 1} (classes={count})", "correct one")
+    return count
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
@@ -707,29 +755,52 @@ def _separate(request: _Request, root: Path, parts: set[str]) -> Data:
             "train and val (or test)",
             "add the other, or give the folder of class folders itself",
         )
-    classes = _classes(root / "train")
-    if extra := sorted(set(_classes(root / held_out)) - set(classes)):
+    folders = _folders(root / "train")
+    extra = sorted(set(_folders(root / held_out)) - set(folders))
+    if extra and not _is_mapped(request):
         raise _bad(
             root / held_out,
             f"class folder {extra[0]!r}",
             f"only those of {root / 'train'}",
             "make them the same",
         )
+    classes = folder_classes(root, sorted([*folders, *extra]), request.outputs, request.classes)
     train, evaluation = (
-        _whole(*_image_samples(request, root / part, classes)) for part in ("train", held_out)
+        _whole(*_image_samples(request, root / part, classes.index)) for part in ("train", held_out)
     )
-    what = f"{root}, {len(classes)} classes, train and {held_out}"
-    return Data(train, evaluation, len(classes), request.spec, _described(what, train, evaluation))
+    what = f"{root}, {_counted(classes)}, train and {held_out}"
+    return Data(
+        train, evaluation, classes.count, _explicit(request, classes), _described(what, train, evaluation)
+    )
 
 
 def _halved(request: _Request, root: Path) -> Data:
-    classes = _classes(root)
-    train, evaluation = _split(*_image_samples(request, root, classes), 0.5)
-    what = f"{root}, {len(classes)} classes, fixed stratified split into halves"
-    return Data(train, evaluation, len(classes), request.spec, _described(what, train, evaluation))
+    classes = folder_classes(root, _folders(root), request.outputs, request.classes)
+    train, evaluation = _split(*_image_samples(request, root, classes.index), 0.5)
+    what = f"{root}, {_counted(classes)}, fixed stratified split into halves"
+    return Data(
+        train, evaluation, classes.count, _explicit(request, classes), _described(what, train, evaluation)
+    )
 
 
-def _classes(folder: Path) -> list[str]:
+def _counted(classes: Folders) -> str:
+    found = len(classes.index)
+    return f"{classes.count} classes" if found == classes.count else f"{found} of {classes.count} classes"
+
+
+def _explicit(request: _Request, classes: Folders) -> str:
+    """The spec, with the reading of the folders' names in it, if the number of outputs decided about it."""
+    if request.classes is not None or classes.reading == "sorted":
+        return request.spec
+    return f"{request.spec}{'&' if '?' in request.spec else '?'}classes={classes.reading}"
+
+
+def _is_mapped(request: _Request) -> bool:
+    """Whether a file names the folders."""
+    return request.classes not in (None, "sorted", "index")
+
+
+def _folders(folder: Path) -> list[str]:
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         loose = sum(is_image(p) for p in folder.iterdir())
@@ -742,23 +813,24 @@ def _classes(folder: Path) -> list[str]:
     return classes
 
 
-def _image_samples(request: _Request, folder: Path, classes: list[str]) -> tuple[Indices, Fetch]:
-    found = [(p, i) for i, name in enumerate(classes) for p in _images(folder / name)]
+def _image_samples(request: _Request, folder: Path, classes: Mapping[str, int]) -> tuple[Indices, Fetch]:
+    mapped = _is_mapped(request)
+    found = [(p, i) for name, i in classes.items() for p in _images(folder / name, may_be_empty=mapped)]
     labels = np.array([label for _, label in found], dtype=np.int64)
     return labels, _file_fetch([path for path, _ in found], request)
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: Path, *, may_be_empty: bool) -> list[Path]:
     """Images of one class; a class that has a folder in train only has none."""
     if not folder.is_dir():
         return []
     images = sorted(p for p in folder.iterdir() if is_image(p))
-    if not images:
+    if not images and not may_be_empty:
         raise _bad(
             folder,
             "no images",
             f"files ending in {', '.join(sorted(SUFFIXES))}",
-            "add images or remove the folder",
+            "add images, remove the folder, or name it in ?classes=FILE",
         )
     return images
 
@@ -785,10 +857,17 @@ def _file_fetch(paths: list[Path], request: _Request) -> Fetch:
     return _Source(fetch, identify, (mean, std), held=False)
 
 
+def _how_to_count(outputs: int) -> str:
+    return (
+        "if the labels are indices of the network's outputs, of which some are missing, add "
+        f"?classes={outputs}; else correct them"
+    )
+
+
 _KINDS: dict[str, _Kind] = {
     "digits": _Kind(_digits, None, ("limit",)),
-    "imagefolder": _Kind(_imagefolder, "DIR", ("limit", "mean", "std")),
+    "imagefolder": _Kind(_imagefolder, "DIR", ("limit", "mean", "std", "classes"), how_to_map),
     "cifar10": _Kind(_cifar10, "DIR", ("limit", "mean", "std")),
-    "npz": _Kind(_npz, "FILE", ("limit", "mean", "std")),
+    "npz": _Kind(_npz, "FILE", ("limit", "mean", "std", "classes"), _how_to_count),
     "random": _Kind(_random, None, ("limit",)),
 }

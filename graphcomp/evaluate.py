@@ -9,7 +9,7 @@ from torch import Tensor
 
 from graphcomp import distributed
 from graphcomp.calibrate import batch_size
-from graphcomp.data import Split
+from graphcomp.data import Data, Split
 from graphcomp.errors import DataError
 from graphcomp.program import Program, output_tensors
 from graphcomp.records import Accuracy, Drift, MeanError
@@ -33,6 +33,18 @@ def is_classifier(program: Program) -> bool:
     """Whether the program yields one tensor (batch, classes)."""
     value = program.output
     return isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] > 1
+
+
+def count_outputs(program: Program) -> int | None:
+    """How many classes a program knows; None if it is no classifier."""
+    return int(program.output.shape[1]) if is_classifier(program) else None
+
+
+def require_classes(program: Program, data: Data) -> None:
+    """DataError if a classifier has not one output for each class of the data."""
+    outputs = count_outputs(program)
+    if outputs is not None:
+        data.require_outputs(outputs)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from graphcomp.compiler import build
 from graphcomp.data import load_data
 from graphcomp.doctor import cores
 from graphcomp.errors import GraphcompWarning, OutputError, RecipeError
-from graphcomp.evaluate import confusion
+from graphcomp.evaluate import confusion, count_outputs
 from graphcomp.files import LOCK, read_record, write_text
 from graphcomp.program import Program
 from graphcomp.records import Bench, Record, Report, Snapshot
@@ -97,8 +97,10 @@ def _confusion(report: Report, place: Path) -> list[list[int]] | None:
     """Of the network that the run left."""
     program = Program.load(place / "program")
     shape = tuple(program.example_inputs[0].shape[1:])
-    data = load_data(report.recipe["data"], input_shape=shape, seed=report.seed)
-    if report.recipe.get("classes") is not None:
+    some = report.recipe.get("classes") is not None
+    outputs = None if some else count_outputs(program)
+    data = load_data(report.recipe["data"], input_shape=shape, seed=report.seed, outputs=outputs)
+    if some:
         data = data.only(report.recipe["classes"])
     matrix = confusion(program, data.eval)
     return None if matrix is None else matrix.tolist()
