@@ -218,8 +218,22 @@ def _head(text: str | None) -> str | None:
     return text
 
 
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line, whatever its value."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _refuse_idle(context: typer.Context, where: str, options: dict[str, str], advice: str) -> None:
+    """RecipeError if an option stands there that would not change anything; `options`: parameter -> option."""
+    for name, option in options.items():
+        if _given(context, name):
+            raise RecipeError(f"{option}: found it {where}, where it has no effect, expected one; {advice}")
+
+
 @app.command("compile")
 def compile_command(
+    context: typer.Context,
     model: Annotated[str | None, typer.Argument(help="see below; default: the recipe's model")] = None,
     weights: Weights = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="YAML file with passes and options")] = None,
@@ -244,8 +258,8 @@ def compile_command(
     resume: Annotated[bool, typer.Option("--resume", help="go on after the last finished pass")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run's results")] = False,
     bench: Annotated[
-        bool, typer.Option("--bench/--no-bench", help="time the result against the original")
-    ] = True,
+        bool | None, typer.Option("--bench/--no-bench", help="time the result against the original (yes)")
+    ] = None,
     robustness: Annotated[
         bool | None,
         typer.Option(
@@ -261,15 +275,24 @@ def compile_command(
     """Compress MODEL (torchvision:NAME, models:NAME, file.py:factory or a saved program) into OUT."""
     from graphcomp.compiler import Job, build
     from graphcomp.explanation_report import describe
-    from graphcomp.recipe import RobustnessOptions
+    from graphcomp.recipe import BenchOptions, RobustnessOptions
     from graphcomp.report import robustness_table, summary_table
 
+    if resume and overwrite:
+        raise RecipeError(
+            "--resume: found --overwrite as well, expected one of them; leave one out: --resume goes on with "
+            "what an earlier run left, --overwrite throws it away"
+        )
     plan, made = _recipe(recipe, passes)
     changes: dict[str, Any] = {"data": data, "target": target, "seed": seed, "head": _head(head)}
     changes["classes"] = None if classes is None else _class_ids(classes)
     plan = plan.model_copy(update={k: v for k, v in changes.items() if v is not None})
-    if not bench:
-        plan = plan.model_copy(update={"bench": False})
+    if plan.classes is None:
+        advice = "add --classes, or leave it out"
+        _refuse_idle(context, "without --classes", {"head": "--head"}, advice)
+    if bench is not None:
+        timing = (plan.bench or BenchOptions()) if bench else False
+        plan = plan.model_copy(update={"bench": timing})
     if robustness is not None:
         strength = (plan.robustness or RobustnessOptions()) if robustness else False
         plan = plan.model_copy(update={"robustness": strength})
@@ -287,6 +310,10 @@ def compile_command(
     except KeyboardInterrupt as error:
         _interrupted(error)
         raise typer.Exit(130) from None
+    if dct is not None and report.export.dct is None:
+        _warn(
+            "--dct: no layer of the result stores DCT coefficients, so it had no effect; the pass `dct` does"
+        )
     out_console.print(summary_table(report))
     damaged = robustness_table(report)
     if damaged is not None:
@@ -304,8 +331,10 @@ def _recipe(path: Path | None, passes: str | None) -> tuple[Any, list[Any]]:
     from graphcomp.recipe import Recipe, load_recipe, make_passes, parse_passes
 
     if passes is not None and path is not None:
-        recipe = load_recipe(path, PASSES)
-        return recipe, parse_passes(passes, PASSES)
+        raise RecipeError(
+            f"--passes: found --recipe {path} as well, which has passes of its own, expected one of them; "
+            "leave --passes out, or write them into the recipe"
+        )
     if passes is not None:
         return Recipe(passes=[passes]), parse_passes(passes, PASSES)
     if path is None:
@@ -327,6 +356,7 @@ def _or_bundled(path: Path) -> Path:
 
 @app.command("study")
 def study_command(
+    context: typer.Context,
     study: Annotated[
         Path, typer.Argument(help="YAML file: a recipe with placeholders, and a grid of values")
     ],
@@ -352,6 +382,9 @@ def study_command(
 
     path = _or_bundled(study)
     plan = load_study(path, _shape(input_shape), weights=str(weights) if weights else None, data=data)
+    if show:
+        idle = {"resume": "--resume", "workers": "--workers", "out": "--out"}
+        _refuse_idle(context, "with --list, which runs nothing", idle, "leave one out")
     cells = expand(plan, PASSES, str(study))
     if show:
         for cell in cells:
@@ -407,6 +440,7 @@ def inspect_command(
 
 @app.command("evaluate")
 def evaluate_command(
+    context: typer.Context,
     model: Model,
     data: Annotated[
         str | None, typer.Option("--data", help="as for compile; default: what comes with the model")
@@ -429,6 +463,9 @@ def evaluate_command(
     spec = data or source.data
     if spec is None:
         raise RecipeError("--data: found none, expected labelled data such as cifar10:DIR to evaluate on")
+    if not robustness and "limit=" not in spec and not spec.startswith("random"):
+        where = f"with {spec}, all of which is used,"
+        _refuse_idle(context, where, {"seed": "--seed"}, "add --robustness or ?limit=N, or leave it out")
     loaded = open_data(spec, source.program, seed)
     corruptions = RobustnessOptions().corruptions() if robustness else []
     with _progress() as progress:

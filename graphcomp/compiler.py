@@ -10,11 +10,12 @@ Every file appears whole or not at all; after an interruption the last finished 
 Results of an earlier run stay until those of this one are all there. One run at a time works in a directory.
 """
 
+import difflib
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -192,6 +193,9 @@ def build(
 
 def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progress) -> Report:
     clock, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+    job.recipe.require_consistent()
+    if resume and overwrite:
+        raise RecipeError("resume: found overwrite as well, expected one of them; leave one out")
     target = find_target(job.recipe.target)
     if job.recipe.bench is not False:
         options = job.recipe.bench
@@ -405,18 +409,41 @@ def _sweep(out: Path) -> None:
 
 def _matching_state(out: Path, fingerprint: dict[str, Any]) -> State:
     state = read_record(out / "state.json", State, "the state of a run; use --overwrite")
-    for key, value in json.loads(json.dumps(fingerprint)).items():
-        if state.fingerprint.get(key) != value:
+    wanted = json.loads(json.dumps(fingerprint))
+    for key, value in wanted.items():
+        before, now = _differing(key, state.fingerprint.get(key), value)
+        if before or now:
+            shown = [*(f"\n  - {line}" for line in before), *(f"\n  + {line}" for line in now)]
             raise RecipeError(
-                f"--resume: {key}: found {_short(value)}, expected {_short(state.fingerprint.get(key))} as "
-                f"in the interrupted run in {out}; use the same command, or --overwrite"
+                f"--resume: {key}: found {_value(key, now)}, expected {_value(key, before)} as in the "
+                f"interrupted run in {out}; use the same command, or --overwrite"
+                + ("".join(shown) if len(shown) > 2 else "")
             )
     return state
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 80 else f"{text[:77]}..."
+def _value(key: str, lines: Sequence[str]) -> str:
+    return lines[0].removeprefix(f"{key}: ").removeprefix(f"{key}.") if lines else "nothing there"
+
+
+def _differing(key: str, before: Any, now: Any) -> tuple[list[str], list[str]]:
+    """What of a field is another: the values that were, and those that are, each in a line."""
+    old, new = (list(_spelled_out(key, value)) for value in (before, now))
+    changed = list(difflib.unified_diff(old, new, n=0, lineterm=""))[2:]
+    removed, added = ([line[1:] for line in changed if line[0] == sign] for sign in "-+")
+    return removed, added
+
+
+def _spelled_out(place: str, value: Any) -> Iterator[str]:
+    """A line for each value: `passes.l1.ratio: 0.5`. Items have no number: one more moves all behind it."""
+    if isinstance(value, dict) and value:
+        for name, part in value.items():
+            yield from _spelled_out(f"{place}.{name}", part)
+    elif isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        for part in value:
+            yield from _spelled_out(place, part)
+    else:
+        yield f"{place}: {json.dumps(value)}"
 
 
 def _checkpoint(out: Path) -> Callable[[int, Step, Plan, Program], None]:

@@ -107,6 +107,20 @@ class Recipe(BaseModel):
         RobustnessOptions | Literal[False], BeforeValidator(lambda value: {} if value is True else value)
     ] = False
 
+    def require_consistent(self) -> None:
+        """RecipeError if one option contradicts another, or would not change anything beside it."""
+        if self.head != "slice" and self.classes is None:
+            raise RecipeError(
+                f"head: found {self.head} without classes, where it has no effect, expected both or neither; "
+                "add --classes (`classes:` in a recipe), or leave head out"
+            )
+        batches = self.bench.batches if self.bench is not False else ()
+        if not self.export.dynamic_batch and set(batches) - {1}:
+            raise RecipeError(
+                f"export.dynamic_batch: found false with bench.batches {list(batches)}, expected 1, the "
+                "only batch that such a file takes; leave one of them out"
+            )
+
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "export": ExportOptions,

@@ -340,6 +340,7 @@ def _job(
     try:
         # Cells that run side by side would time each other: no timing, unless it is asked for.
         recipe = validated(Recipe, {"bench": False, **fields}, "recipe", {})
+        recipe.require_consistent()
         passes = make_passes(recipe, table)
     except GraphcompError as error:
         raise RecipeError(f"{place}: cell {title}: {error}") from error

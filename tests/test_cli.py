@@ -122,8 +122,8 @@ def test_compile(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_options_on_top_of_a_recipe(cli: Cli, tmp_path: Path, no_export: None) -> None:
-    Path("r.yaml").write_text(f"model: {SPEC}\npasses: [apoz]\nseed: 4\ndata: random\n")
-    arguments = ["--recipe", "r.yaml", "--passes", "random{ratio=0.5}", "--seed", "5", "--target", "cpu-avx2"]
+    Path("r.yaml").write_text(f"model: {SPEC}\npasses: [random: {{ratio: 0.5}}]\nseed: 4\ndata: random\n")
+    arguments = ["--recipe", "r.yaml", "--seed", "5", "--target", "cpu-avx2"]
     found = cli("compile", *arguments, "--data", "random?limit=9", "--input-shape", "1,3,8,8", "-o", "o")
     assert found.code == 130
     state = json.loads(Path("o/state.json").read_text())["fingerprint"]
@@ -829,3 +829,99 @@ def test_where_weights_were_found_is_said(cli: Cli) -> None:
     torch.save({"net": tiny().state_dict(), "epoch": 3}, "w.pth")
     found = cli("evaluate", *TINY[:3], "--data", labelled_file(), "--weights", "w.pth")
     assert found.code == 0 and "Weights read from what the file calls net.*" in " ".join(found.out.split())
+
+
+RECIPE = f"model: {SPEC}\npasses: [fold-bn]\ndata: random\n"
+STUDY = "recipe: {model: models:resnet20, passes: [{l1: {ratio: $r}}], data: random}\ngrid: {r: [0.5]}\n"
+
+EFFECTS: dict[str, dict[str, tuple[list[str], str] | None]] = {
+    "compile": {
+        **dict.fromkeys("--weights --recipe --data --classes --target --seed --input-shape --out".split()),
+        **dict.fromkeys("--bench --robustness --dct".split()),
+        "--passes": (
+            ["--passes", "fold-bn", "--recipe", "r.yaml"],
+            "--passes: found --recipe r.yaml as well",
+        ),
+        "--head": ([SPEC, "--passes", "fold-bn", "--head", "random"], "--head: found it without --classes"),
+        "--resume": ([SPEC, "--passes", "fold-bn", "--resume", "--overwrite"], "--resume: found --overwrite"),
+        "--overwrite": (
+            [SPEC, "--recipe", "r.yaml", "--overwrite", "--resume"],
+            "--resume: found --overwrite",
+        ),
+    },
+    "study": {
+        **dict.fromkeys("--weights --data --input-shape --list".split()),
+        "--resume": (["s.yaml", "--list", "--resume"], "--resume: found it with --list"),
+        "--workers": (["s.yaml", "--list", "--workers", "2"], "--workers: found it with --list"),
+        "--out": (["s.yaml", "--list", "-o", "o"], "--out: found it with --list"),
+    },
+    "inspect": dict.fromkeys("--weights --input-shape --join --json --svg --nodes".split()),
+    "evaluate": {
+        **dict.fromkeys("--data --weights --input-shape --robustness --json".split()),
+        "--seed": (["models:resnet20-digits", "--seed", "1"], "--seed: found it with digits, all of which"),
+    },
+    "bench": dict.fromkeys("--provider --batch --threads --runs --seconds --cuda-graphs --json".split()),
+    "explain": dict.fromkeys("--provider --batch --threads --runs --seconds --json --svg".split()),
+    "calibrate-target": dict.fromkeys("--target --threads --networks --json".split()),
+    "passes": {"--json": None},
+    "doctor": {},
+}
+"""Every option of every command: None if it always has an effect, else arguments where it has none."""
+
+
+def test_every_option_has_an_effect_or_says_when_not() -> None:
+    """A new option has to be thought about: where does it change nothing, and what contradicts it?"""
+    import typer
+
+    commands = typer.main.get_command(command_line.app).commands  # type: ignore[attr-defined]
+    found = {
+        name: {max(p.opts, key=len) for p in command.params if p.opts[0].startswith("-")}
+        for name, command in commands.items()
+    }
+    assert found == {name: set(options) for name, options in EFFECTS.items()}
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [(c, o) for c, options in EFFECTS.items() for o, case in options.items() if case]
+)
+def test_contradictory_options_are_refused(command: str, option: str, cli: Cli) -> None:
+    Path("r.yaml").write_text(RECIPE)
+    Path("s.yaml").write_text(STUDY)
+    case = EFFECTS[command][option]
+    assert case is not None
+    message = failing(cli, command, *case[0])
+    assert case[1] in message and re.search("leave|expected one", message)
+    assert sorted(map(str, Path().iterdir())) == ["r.yaml", "s.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("head: random", "head: found random without classes"),
+        (
+            "export: {dynamic_batch: false}\nbench: {batches: [1, 8]}",
+            "export.dynamic_batch: found false with",
+        ),
+    ],
+)
+def test_contradictions_in_recipes(lines: str, expected: str, cli: Cli) -> None:
+    Path("r.yaml").write_text(f"{RECIPE}{lines}\n")
+    assert expected in failing(cli, "compile", "--recipe", "r.yaml", "--input-shape", "1,3,8,8", "-o", "o")
+    assert not Path("o").exists()
+
+
+@pytest.mark.parametrize(("argument", "expected"), [("--bench", True), ("--no-bench", False), (None, False)])
+def test_bench_on_the_command_line_counts(
+    argument: str | None, expected: bool, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the recipe says the opposite."""
+    jobs: list[compiler.Job] = []
+
+    def stop(job: compiler.Job, *_: object, **__: object) -> None:
+        jobs.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compiler, "build", stop)
+    Path("r.yaml").write_text(f"{RECIPE}bench: false\n")
+    cli("compile", "--recipe", "r.yaml", *([argument] if argument else []))
+    assert (jobs[0].recipe.bench is not False) == expected

@@ -730,3 +730,37 @@ def test_both_files_without_a_benchmark(quick: Job, tmp_path: Path) -> None:
     report = build(dct_job(quick), tmp_path / "out")
     assert report.dense_export is not None and report.dct_bench is None
     assert (tmp_path / "out/model-dense.onnx").stat().st_size == report.dense_export.bytes
+
+
+MANY = {"l1": {"ratio": 0.5, "include": ["*"] * 99}}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "removed", "added"),
+    [
+        (
+            [{"l1": {"ratio": 0.5}}],
+            [{"l1": {"ratio": 0.25}}],
+            ["passes.l1.ratio: 0.5"],
+            ["passes.l1.ratio: 0.25"],
+        ),
+        ([{"fold-bn": {"exclude": []}}, MANY], [MANY], ["passes.fold-bn.exclude: []"], []),
+        ([{"a": {"x": 1}}], [{"a": {"x": 1, "y": {"z": None}}}], [], ["passes.a.y.z: null"]),
+        (3, None, ["passes: 3"], ["passes: null"]),
+        ([1, 2], [1, 2], [], []),
+    ],
+)
+def test_what_is_another_in_a_resumed_run(
+    before: Any, now: Any, removed: list[str], added: list[str]
+) -> None:
+    """Whole, and nothing that is the same."""
+    assert compiler._differing("passes", before, now) == (removed, added)
+
+
+def test_resume_shows_the_difference_and_not_what_is_before_it(quick: Job, finished: Any) -> None:
+    job = replace(quick, passes=[quick.passes[0], L1(ratio=0.25, min_channels=3)])
+    with pytest.raises(RecipeError) as caught:
+        build(job, finished[0], resume=True)
+    assert re.search(r"passes: found l1\.\w+: .*, expected l1\.\w+: .* as in the", str(caught.value))
+    assert "\n  + passes.l1.ratio: 0.25" in str(caught.value) and "fold-bn" not in str(caught.value)
+    assert "..." not in str(caught.value)
