@@ -225,7 +225,7 @@ def _given(context: typer.Context, name: str) -> bool:
 
 
 def _refuse_idle(context: typer.Context, where: str, options: dict[str, str], advice: str) -> None:
-    """RecipeError if an option stands there that would not change anything; `options`: parameter -> option."""
+    """RecipeError if an option stands there that changes nothing; `options`: parameter -> option."""
     for name, option in options.items():
         if _given(context, name):
             raise RecipeError(f"{option}: found it {where}, where it has no effect, expected one; {advice}")

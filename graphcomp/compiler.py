@@ -36,7 +36,7 @@ from graphcomp.explanation import TRACED_RUNS, TRACED_SECONDS, explain_bench
 from graphcomp.export import Exports, Stored, export_onnx
 from graphcomp.files import LOCK, atomic_entries, locked, read_record, remove, sweep, unfinished, write_text
 from graphcomp.head import restrict_head
-from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, Plan, held, work_name
+from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, Plan, check_order, held, work_name
 from graphcomp.program import Program, trace
 from graphcomp.progress import Progress, part, quiet
 from graphcomp.recipe import ExportOptions, Recipe
@@ -213,6 +213,7 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
     threads = job.recipe.bench.threads if job.recipe.bench is not False else 1
     timed = _is_timed_on(target, job.recipe)
     context = Context(target, data, job.recipe.seed, threads=threads, timed=timed)
+    check_order(job.passes, source.program, context, trained=source.trained)
     fingerprint = distributed.on_first(lambda: _fingerprint(job, source.program, spec, data, target.name))
     first = distributed.is_first()
     state = distributed.on_first(lambda: _open(out, fingerprint, resume, overwrite))
@@ -637,7 +638,9 @@ def compile_program(
         raise RecipeError("passes: found none, expected at least one")
     if data is not None:
         require_classes(program, data)
-    result, steps = Pipeline(passes).run(program, Context(find_target(target), data, seed))
+    context = Context(find_target(target), data, seed)
+    check_order(passes, program, context)
+    result, steps = Pipeline(passes).run(program, context)
     return Compiled(result, steps)
 
 

@@ -133,6 +133,43 @@ class Context:
         )
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What is known of a pass's input before any pass runs.
+
+    Attributes:
+        program: the network as it came, but for what the passes before certainly change of its structure.
+        context: the data, and the steps before by name.
+        names: whether layers are still called as in `program`.
+        plain: whether they are still plain convolutions and linear layers, called as often.
+        trained: of every step (0: the run's input), whether its weights can be anything but random.
+    """
+
+    program: Program
+    context: Context
+    names: bool = True
+    plain: bool = True
+    trained: tuple[bool, ...] = (True,)
+
+
+@runtime_checkable
+class Demanding(Protocol):
+    """A pass that not every network, data or place in a recipe suits."""
+
+    def require(self, outlook: Outlook) -> None:
+        """Raise a GraphcompError if the pass cannot work; quickly, and without looking at samples."""
+        ...
+
+
+@runtime_checkable
+class Foreseen(Protocol):
+    """A pass of which is known beforehand what it leaves; of others nothing is, but that it has weights."""
+
+    def foresee(self, outlook: Outlook) -> Outlook:
+        """What holds after the pass, but for the steps: whatever is not certain must not be claimed."""
+        ...
+
+
 class Pass(Protocol):
     """One method. Implementations are frozen dataclasses whose fields are the options."""
 
@@ -302,6 +339,62 @@ class Pipeline:
         except GraphcompError as error:
             before = " > ".join(["trace", *(p.name for p in self.passes[:index])])
             raise PassError(f"pass {pass_.name!r} failed after {before}: {error}") from error
+
+
+def check_order(passes: Sequence[Pass], program: Program, context: Context, *, trained: bool = True) -> None:
+    """Refuse passes that cannot work on this program, with this data or in this order, before any runs.
+
+    Args:
+        passes: in order.
+        program: what the first one gets.
+        context: of the run.
+        trained: False if the program's weights are known to be random.
+
+    Raises:
+        PassError: naming the first such pass, the ones before it, and the reason.
+    """
+    start = replace(context, earlier=(held("input", program),))
+    outlook = Outlook(program, start, trained=(trained,))
+    for index, pass_ in enumerate(passes):
+        if isinstance(pass_, Demanding):
+            try:
+                pass_.require(outlook)
+            except GraphcompError as error:
+                before = " > ".join(["trace", *(p.name for p in passes[:index])])
+                raise PassError(f"pass {pass_.name!r} cannot work after {before}: {error}") from error
+        if index + 1 < len(passes):
+            outlook = _after(pass_, outlook)
+
+
+def _after(pass_: Pass, outlook: Outlook) -> Outlook:
+    after = replace(outlook, names=False, plain=False)
+    if isinstance(pass_, Foreseen):
+        after = pass_.foresee(outlook)
+    trained = after.trained
+    if len(trained) == len(outlook.trained):
+        goes_on = isinstance(pass_, IterativePass) and pass_.iteration is not None
+        trained = (*trained, trained[-1] or goes_on or isinstance(pass_, TrainingPass))
+    steps = (*outlook.context.earlier, held(pass_.name, after.program))
+    return replace(after, context=replace(outlook.context, earlier=steps), trained=trained)
+
+
+def require_data(name: str, context: Context, *, labels: bool = False) -> None:
+    """DataError if a pass that looks at data has none, or none with classes as labels if it needs these."""
+    data = context.data
+    if data is None:
+        raise DataError(f"{name}: found no data, expected samples; give --data")
+    if labels and (not data.labelled or data.regression):
+        found = "data without labels" if not data.labelled else "values as labels"
+        raise DataError(f"{name}: found {found}, expected a class for every sample; give labelled --data")
+
+
+def require_trained(name: str, outlook: Outlook, what: str) -> None:
+    """PassError if decisions would be made by the accuracy of random weights."""
+    if not outlook.trained[-1]:
+        raise PassError(
+            f"{name}: found random weights, expected trained ones, since {what}; give --weights, or train "
+            "first (finetune)"
+        )
 
 
 def held(name: str, program: Program) -> Earlier:

@@ -19,12 +19,12 @@ from graphcomp.batchnorm import normalisations
 from graphcomp.data import Data, Split
 from graphcomp.errors import DataError, PassError
 from graphcomp.evaluate import is_classifier, values_like
-from graphcomp.pipeline import Context, Plan
+from graphcomp.pipeline import Context, Outlook, Plan
 from graphcomp.program import Program
 from graphcomp.records import Training
 from graphcomp.removal import options_of
 from graphcomp.schedule import OPTIONS
-from graphcomp.train import Loss, Metric, TrainOptions, closeness, fit, is_correct
+from graphcomp.train import Loss, Metric, TrainOptions, check_training, closeness, fit, is_correct
 
 STATE = "training.safetensors"
 """Name of the state file in the working directory."""
@@ -73,10 +73,9 @@ class Recovery(TrainOptions):
             DataError: no data, no labels, labels that the network has no output for, too few samples.
             PassError: a network that is no classifier, or has no normalisation to estimate anew.
         """
+        self.require(Outlook(program, context))  # fails now rather than after the training
         data = self._data(program, context)
         train, held_out = self._split(program, data)
-        if self.bn_reestimate:
-            normalisations(program.module)  # fails now rather than after the training
         steps = self.steps(len(train))
         parts = [f"{steps} steps of up to {self.batch} samples at lr {self.lr:g}"] if steps else []
         parts += [f"statistics from {self.bn_reestimate} samples"] if self.bn_reestimate else []
@@ -92,6 +91,18 @@ class Recovery(TrainOptions):
             },
             summary="; ".join(parts),
         )
+
+    def require(self, outlook: Outlook) -> None:
+        """Data, labels, samples, and something to train: see `plan`."""
+        program = outlook.program
+        train, held_out = self._split(program, self._data(program, outlook.context))
+        check_training(program, train, self, held_out)
+        if self.bn_reestimate:
+            normalisations(program.module)
+
+    def foresee(self, outlook: Outlook) -> Outlook:
+        """Structure stays."""
+        return outlook
 
     def simulate(self, program: Program, plan: Plan) -> Program:
         """Refuse: a plan is not enough to train."""

@@ -29,7 +29,7 @@ from graphcomp.channels import ChannelGroup, Channels, JoinPolicy, analyse
 from graphcomp.errors import PassError
 from graphcomp.latency import LatencyCost
 from graphcomp.paying import REVERT, Paying, Revert, group_left_alone, latency_model, paying, stopwatch
-from graphcomp.pipeline import Context, Plan
+from graphcomp.pipeline import Context, Outlook, Plan
 from graphcomp.program import Program
 from graphcomp.records import Kept, Width
 from graphcomp.surgery import Drop, drop_of, dropped_rows, feasible, mask, no_drop, remove
@@ -113,6 +113,10 @@ class RowRemoval:
 
     name: ClassVar[str]
 
+    def foresee(self, outlook: Outlook) -> Outlook:
+        """The same layers, narrower."""
+        return outlook
+
     def simulate(self, program: Program, plan: Plan) -> Program:
         """Zeros where the removed channels are read."""
         channels = analyse(program, plan.decisions["join"])
@@ -173,6 +177,11 @@ class ChannelRemoval(RowRemoval, ABC):
     @abstractmethod
     def judge(self, channels: Channels, groups: Sequence[ChannelGroup], context: Context) -> Judgement:
         """The order of the channels of these groups, and what keeping some of them preserves."""
+
+    def require(self, outlook: Outlook) -> None:
+        """Layers for every glob."""
+        if outlook.names and (self.include != ("*",) or self.exclude):
+            self._candidates(analyse(outlook.program, self._policy))
 
     def plan(self, program: Program, context: Context) -> Plan:
         """Choose the channels; PassError if none can go, unless that is allowed."""
@@ -324,12 +333,7 @@ class ChannelRemoval(RowRemoval, ABC):
         groups: list[ChannelGroup] = []
         kept: list[Kept] = []
         layers = {p for g in channels.groups for p in g.producers}
-        for glob in (*self.include, *self.exclude):
-            if glob != "*" and not any(fnmatch(layer, glob) for layer in layers):
-                raise PassError(
-                    f"include/exclude: found no layer that {glob!r} matches, expected one of "
-                    f"{', '.join(sorted(layers)[:8])}, …"
-                )
+        require_matches((*self.include, *self.exclude), layers)
         for group in channels.groups:
             reason = None
             if group.pinned is not None:
@@ -402,6 +406,16 @@ def only_one(given: Mapping[str, bool], example: str) -> None:
         raise ValueError(f"found both {' and '.join(found)}, expected one of them")
     if not found:
         raise ValueError(f"found neither {' nor '.join(given)}, expected one of them, e.g. {example}")
+
+
+def require_matches(globs: Iterable[str], layers: Iterable[str], place: str = "include/exclude") -> None:
+    """PassError if a glob matches no layer."""
+    known = sorted(layers)
+    for glob in globs:
+        if glob != "*" and not any(fnmatch(layer, glob) for layer in known):
+            raise PassError(
+                f"{place}: found no layer that {glob!r} matches, expected one of {', '.join(known[:8])}, …"
+            )
 
 
 def excluded(paths: Iterable[str], globs: Sequence[str]) -> bool:

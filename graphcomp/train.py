@@ -124,7 +124,7 @@ def fit(
         LoadError: a damaged or foreign state. OutputError: a state that cannot be written.
         KeyboardInterrupt: stopped by the user; the message says how to go on.
     """
-    _check(program, train, options, held_out)
+    check_training(program, train, options, held_out)
     _check_momenta(program, momenta or {})
     task = Task(
         program=program,
@@ -149,7 +149,10 @@ def fit(
         return _finished(loop, progress)
 
 
-def _check(program: Program, train: Split, options: TrainOptions, held_out: Split | None) -> None:
+def check_training(
+    program: Program, train: Split, options: TrainOptions, held_out: Split | None = None
+) -> None:
+    """Refuse what cannot be trained; DataError and PassError as for `fit`."""
     if len(program.example_inputs) != 1:
         raise PassError(
             f"training: found a network with {len(program.example_inputs)} inputs, expected one: data "

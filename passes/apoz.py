@@ -27,7 +27,7 @@ from graphcomp.errors import PassError
 from graphcomp.evaluate import is_classifier
 from graphcomp.passes._prunable import channel_dim, layer_node, relu_after, why_shared
 from graphcomp.passes.finetune import Finetune
-from graphcomp.pipeline import Context, Course, Pass, Plan
+from graphcomp.pipeline import Context, Course, Outlook, Pass, Plan, require_data, require_trained
 from graphcomp.program import Program
 from graphcomp.removal import OPTIONS, RatioRemoval, options_of
 from graphcomp.rounds import lost_points
@@ -79,6 +79,13 @@ class APoZ(RatioRemoval):
         if self.finetune is not None and not self.finetune.held_out:
             raise ValueError("found finetune.held_out=0, expected held-out samples to judge every step by")
         return self
+
+    def require(self, outlook: Outlook) -> None:
+        """Also data; with steps, what the training needs, and an accuracy that says something."""
+        super().require(outlook)
+        require_data(self.name, outlook.context)
+        if self.iteration is not None:
+            self.iteration.require(outlook)
 
     @property
     def iteration(self) -> "Steps | None":
@@ -146,10 +153,15 @@ class Steps:
 
     def plan(self, program: Program, context: Context) -> Plan:
         """Check now that the network can be trained, rather than after the first removal."""
-        if not is_classifier(program):
-            raise PassError(f"{self.name}: found no (batch, classes) output, expected a classifier")
-        self.finetune.plan(program, context)
+        self.require(Outlook(program, context))
         return Plan(name=self.name, options=options_of(self.apoz))
+
+    def require(self, outlook: Outlook) -> None:
+        """A classifier that can be trained, and whose accuracy says something."""
+        if not is_classifier(outlook.program):
+            raise PassError(f"{self.name}: found no (batch, classes) output, expected a classifier")
+        require_trained(self.name, outlook, "accuracy decides how many steps there are")
+        self.finetune.require(outlook)
 
     def next_pass(self, course: Course) -> Pass | None:
         """Remove; train what something was removed from; again, while the last training made up for it."""

@@ -20,7 +20,6 @@ It is kept on disk layer by layer, so that other rates and regions of the same n
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
-from fnmatch import fnmatch
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -39,11 +38,11 @@ from graphcomp.passes._cc_units import Shape, Unit
 from graphcomp.passes._gcro import Slope, curve_cost, solve_rates
 from graphcomp.passes._mshc import Form, Lookahead, least_macs
 from graphcomp.paying import REVERT_FACTORS, Paying, Revert, is_asked, layer_left_alone, paying_factors
-from graphcomp.pipeline import Context, Plan
+from graphcomp.pipeline import Context, Outlook, Plan, require_data
 from graphcomp.program import Program
 from graphcomp.progress import Progress, part
 from graphcomp.records import Kept, Record
-from graphcomp.removal import OPTIONS, Globs, excluded, missed, options_of
+from graphcomp.removal import OPTIONS, Globs, excluded, missed, options_of, require_matches
 
 GRADIENT_PART, TIMED_PART = 0.5, 0.2
 """Of the progress bar: of what is decided without a clock, and of all where times are measured."""
@@ -116,6 +115,16 @@ class CC:
     revert: Annotated[Revert, Field(description=REVERT_FACTORS)] = "auto"
     allow_nothing: Annotated[bool, Field(description="compressing nothing is no error")] = False
 
+    def require(self, outlook: Outlook) -> None:
+        """Labelled data, and layers for every glob."""
+        require_data("gradients", outlook.context, labels=True)
+        if outlook.names:
+            self._layers(outlook.program)
+
+    def foresee(self, outlook: Outlook) -> Outlook:
+        """Some layers become two, the second one in front of the same normalisation."""
+        return replace(outlook, names=False)
+
     def plan(self, program: Program, context: Context) -> Plan:
         """Decide for all layers; PassError if the rate cannot be met, or if nothing is compressed."""
         multiple = self.multiple or context.target.multiple
@@ -165,12 +174,7 @@ class CC:
     def _layers(self, program: Program) -> tuple[list[str], list[Kept]]:
         """The layers to analyse, and why the others are not."""
         found = candidates(program)
-        for glob in (*(self.include or ()), *self.exclude, *self.only):
-            if glob != "*" and not any(fnmatch(name, glob) for name in found):
-                raise PassError(
-                    f"include/exclude/only: found no layer that {glob!r} matches, expected one of "
-                    f"{', '.join(sorted(found)[:8])}, …"
-                )
+        require_matches((*(self.include or ()), *self.exclude, *self.only), found, "include/exclude/only")
         doubts = network_ends(program) | too_large(program, found) if self.include is None else {}
         reasons = {name: self._not_asked(name) or found[name] or doubts.get(name) for name in found}
         kept = [Kept(where=name, reason=reason) for name, reason in reasons.items() if reason]

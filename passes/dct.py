@@ -16,6 +16,7 @@ one. So the order is a decision: a plan holds it, packed, in its `bulk`.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Annotated, ClassVar, Literal, Self, cast
 
@@ -32,10 +33,10 @@ from graphcomp.factor import irreplaceable
 from graphcomp.ordering import Distance, Norm
 from graphcomp.passes._layout import Layout, Strategy, layouts
 from graphcomp.passes._orders import by_chain, by_norm, packed, unpacked
-from graphcomp.pipeline import Context, Plan
+from graphcomp.pipeline import Context, Outlook, Plan
 from graphcomp.program import PASS_KEY, Program, assemble, editable, parts
 from graphcomp.records import Kept, Record
-from graphcomp.removal import OPTIONS, Globs, excluded, options_of
+from graphcomp.removal import OPTIONS, Globs, excluded, options_of, require_matches
 
 
 class Stored(Record):
@@ -92,6 +93,16 @@ class Dct:
             raise ValueError("reorder: found false, expected true for magnitude, whose order is by norm")
         return self
 
+    def require(self, outlook: Outlook) -> None:
+        """Layers for every glob."""
+        if outlook.names and outlook.plain:
+            layers = (t for t, m in outlook.program.called_modules().items() if _is_layer(m))
+            require_matches((*self.include, *self.exclude), layers)
+
+    def foresee(self, outlook: Outlook) -> Outlook:
+        """Some layers become others, that nothing can be folded into."""
+        return replace(outlook, names=False, plain=False)
+
     def plan(self, program: Program, context: Context) -> Plan:
         """Lay out the layers and order their columns; PassError if there is no layer to compress."""
         chosen, kept = self.layout(program)
@@ -143,12 +154,7 @@ class Dct:
     def layout(self, program: Program) -> tuple[list[Layout], list[Kept]]:
         """What every layer becomes, and why the others stay: by shapes alone, in no time."""
         found = {t: m for t, m in program.called_modules().items() if _is_layer(m)}
-        for glob in (*self.include, *self.exclude):
-            if glob != "*" and not any(fnmatch(name, glob) for name in found):
-                raise PassError(
-                    f"include/exclude: found no layer that {glob!r} matches, expected one of "
-                    f"{', '.join(sorted(found)[:8])}, …"
-                )
+        require_matches((*self.include, *self.exclude), found)
         stems = set() if self.stem else _stems(program)
         reasons = {name: self._reason(program, name, stems) for name in found}
         counts = {

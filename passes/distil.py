@@ -35,7 +35,7 @@ from graphcomp.channels import analyse
 from graphcomp.errors import PassError
 from graphcomp.evaluate import is_classifier
 from graphcomp.passes._prunable import prunable_relus
-from graphcomp.pipeline import Context, Plan
+from graphcomp.pipeline import Context, Outlook, Plan
 from graphcomp.program import Program, output_tensors
 from graphcomp.recovery import Lesson, Recovery
 from graphcomp.removal import Globs
@@ -103,6 +103,21 @@ class Distil(Recovery):
         summary = "; ".join([plan.summary, f"teacher: {label}", f"{len(hints)} hint layers"])
         return plan.model_copy(update={"decisions": {**plan.decisions, **decided}, "summary": summary})
 
+    def require(self, outlook: Outlook) -> None:
+        """Also a teacher, and one that has something to teach."""
+        super().require(outlook)
+        names = [earlier.name for earlier in outlook.context.earlier]
+        index = self._step(names)
+        if index is None:
+            self._named(names)
+        elif not outlook.trained[index]:
+            raise PassError(
+                f"teacher: found step {index} ({names[index]}) with random weights, expected a network "
+                "that was trained; give --weights, or train it first (finetune)"
+            )
+        if self.loss == "kl" and not is_classifier(outlook.program):
+            raise _no_classifier()
+
     def lesson(self, program: Program, plan: Plan, context: Context) -> Lesson:
         """The teacher's outputs."""
         label, teacher = self._teacher(context)
@@ -122,8 +137,13 @@ class Distil(Recovery):
         if index is not None:
             label = f"step {index} ({names[index]})" if index else "the run's input"
             return label, context.earlier[index].load()
+        place = self._named(names)
+        return place, Program.load(place)
+
+    def _named(self, names: Sequence[str]) -> str:
+        """The directory of the teacher; PassError if there is none."""
         if isinstance(self.teacher, str) and is_program_dir(self.teacher):
-            return self.teacher, Program.load(self.teacher)
+            return self.teacher
         known = ", ".join(f"{i} {name}" for i, name in enumerate(names)) or "none"
         asked = f"a step {STUDENT!r}" if self.teacher is None else repr(self.teacher)
         raise PassError(
@@ -146,9 +166,7 @@ class Distil(Recovery):
         _require_same_outputs(program, teacher)
         if self.loss == "kl":
             if not is_classifier(program):
-                raise PassError(
-                    "loss=kl: found no (batch, classes) output, expected a classifier; use cosine"
-                )
+                raise _no_classifier()
             return {}
         if self.prediction == 1:
             return {}
@@ -169,6 +187,10 @@ class Distil(Recovery):
                     "set prediction=1"
                 )
         return chosen
+
+
+def _no_classifier() -> PassError:
+    return PassError("loss=kl: found no (batch, classes) output, expected a classifier; use cosine")
 
 
 def _require_same_outputs(program: Program, teacher: Program) -> None:

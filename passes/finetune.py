@@ -23,7 +23,7 @@ from torch import Tensor
 
 from graphcomp.batchnorm import BatchNorm
 from graphcomp.errors import DataError, PassError
-from graphcomp.pipeline import Context, Plan
+from graphcomp.pipeline import Context, Outlook, Plan
 from graphcomp.program import Program
 from graphcomp.recovery import Lesson, Recovery
 from graphcomp.schedule import OPTIONS
@@ -52,6 +52,12 @@ class Finetune(Recovery):
                 "expected keep=last"
             )
         return self
+
+    def require(self, outlook: Outlook) -> None:
+        """Also scales, for `sparsity`, and labels that suit the loss."""
+        super().require(outlook)
+        if self.epochs:
+            self.lesson(outlook.program, Plan(name=self.name), outlook.context)
 
     def lesson(self, program: Program, plan: Plan, context: Context) -> Lesson:
         """The labels."""

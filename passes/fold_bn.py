@@ -7,6 +7,7 @@ Exact in eval mode. Folded networks can be fine-tuned, but no longer have batch 
 mean to train.
 """
 
+from dataclasses import replace
 from typing import Annotated, ClassVar, cast
 
 import torch
@@ -15,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from graphcomp.errors import PassError
-from graphcomp.pipeline import Context, Plan
+from graphcomp.pipeline import Context, Outlook, Plan
 from graphcomp.program import PASS_KEY, Program, editable
 from graphcomp.records import Kept
 from graphcomp.removal import OPTIONS, Globs, excluded, options_of
@@ -33,6 +34,13 @@ class FoldBN:
     exclude: Annotated[
         Globs, Field(description="globs on module paths of normalisations to leave alone")
     ] = ()
+
+    def foresee(self, outlook: Outlook) -> Outlook:
+        """The network without these normalisations; which they are depends on nothing but its structure."""
+        if not outlook.plain:
+            return outlook
+        plan = self.plan(outlook.program, outlook.context)
+        return replace(outlook, program=self.rewrite(outlook.program, plan))
 
     def plan(self, program: Program, context: Context) -> Plan:
         """Find the pairs; a pair needs both modules to be called once and the layer to feed only it."""

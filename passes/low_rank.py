@@ -62,7 +62,7 @@ from graphcomp.paying import (
     paying_factors,
     stopwatch,
 )
-from graphcomp.pipeline import Context, Plan
+from graphcomp.pipeline import Context, Outlook, Plan
 from graphcomp.program import Program
 from graphcomp.records import Kept
 from graphcomp.removal import (
@@ -76,6 +76,7 @@ from graphcomp.removal import (
     missed,
     only_one,
     options_of,
+    require_matches,
 )
 
 
@@ -123,6 +124,15 @@ class LowRank:
         amounts = ("rank", "ratio", "energy", "target")
         only_one({name: getattr(self, name) is not None for name in amounts}, "energy=0.9")
         return self
+
+    def require(self, outlook: Outlook) -> None:
+        """Layers for every glob."""
+        if outlook.names:
+            require_matches((*self.include, *self.exclude), candidates(outlook.program))
+
+    def foresee(self, outlook: Outlook) -> Outlook:
+        """Some layers become two, the second one in front of the same normalisation."""
+        return dataclasses.replace(outlook, names=False)
 
     def plan(self, program: Program, context: Context) -> Plan:
         """Choose ranks; PassError if the target cannot be met, or if nothing gets cheaper. Collective."""
@@ -188,12 +198,7 @@ class LowRank:
     def _layers(self, program: Program, multiple: int) -> tuple[list["_Layer"], list[Kept]]:
         """The layers that can be factored, and why the others cannot."""
         found = candidates(program)
-        for glob in (*self.include, *self.exclude):
-            if glob != "*" and not any(fnmatch(name, glob) for name in found):
-                raise PassError(
-                    f"include/exclude: found no layer that {glob!r} matches, expected one of "
-                    f"{', '.join(sorted(found)[:8])}, …"
-                )
+        require_matches((*self.include, *self.exclude), found)
         layers, kept, at = [], [], planes(program, (name for name, why in found.items() if why is None))
         for name, obstacle in found.items():
             reason = self._not_asked(name) or obstacle

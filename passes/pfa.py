@@ -26,6 +26,7 @@ from graphcomp.allocation import Judgement, Scores
 from graphcomp.calibrate import Covariance, Request
 from graphcomp.channels import ChannelGroup, Channels
 from graphcomp.cost import layer_row, layer_weight
+from graphcomp.errors import PassError
 from graphcomp.labels import Ints, compact, varying
 from graphcomp.passes._norms import norm_scores
 from graphcomp.passes._principal import (
@@ -41,7 +42,7 @@ from graphcomp.passes._principal import (
     removal_order,
     spectrum,
 )
-from graphcomp.pipeline import Context
+from graphcomp.pipeline import Context, Outlook, require_data
 from graphcomp.program import Program
 from graphcomp.records import Spectrum, Width
 from graphcomp.removal import OPTIONS, ChannelRemoval, JoinOption, only_one
@@ -96,6 +97,17 @@ class PFA(ChannelRemoval):
                 f"found norm={self.norm} with selection={self.selection}, expected it with correlation only"
             )
         return self
+
+    def require(self, outlook: Outlook) -> None:
+        """Also data; and for response=bn a normalisation to look behind."""
+        super().require(outlook)
+        require_data(self.name, outlook.context)
+        program = outlook.program
+        if self.response == "bn" and not any(_normalisation(program, n) for n in program.graph.nodes):
+            raise PassError(
+                "response=bn: found no batch normalisation behind a layer, expected at least one; fold-bn "
+                "removes them: run it later, or use response=conv"
+            )
 
     @property
     def share(self) -> float | None:

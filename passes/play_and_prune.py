@@ -28,7 +28,7 @@ from graphcomp.passes._afp import Cut, Epoch, EpochOptions, find_layers
 from graphcomp.passes._prc import Limits, Standing, points, stand
 from graphcomp.passes._prunable import why_shared
 from graphcomp.passes._thresholds import first_thresholds
-from graphcomp.pipeline import Context, Course, Pass, Plan
+from graphcomp.pipeline import Context, Course, Outlook, Pass, Plan, require_trained
 from graphcomp.program import Program
 from graphcomp.records import Kept
 from graphcomp.removal import OPTIONS, Globs, options_of
@@ -88,6 +88,16 @@ class PlayAndPrune:
         return 2 * self.max_epochs
 
     # -------------------------------------------------------------- before the game
+
+    def require(self, outlook: Outlook) -> None:
+        """Labelled data, layers to play on, and an accuracy that says something."""
+        held_out_samples(self.name, outlook.context.data, self.held_out)
+        require_trained(self.name, outlook, "accuracy decides what goes")
+        self._epoch(0.0, 0).require(outlook)
+
+    def foresee(self, outlook: Outlook) -> Outlook:
+        """The same layers, narrower."""
+        return outlook
 
     def plan(self, program: Program, context: Context) -> Plan:
         """Check that the network can be trained, and search the first thresholds (3.4).

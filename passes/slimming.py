@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from graphcomp.allocation import Judgement, Preserved, Scores
 from graphcomp.channels import ChannelGroup, Channels
+from graphcomp.errors import PassError
 from graphcomp.passes._prunable import layer_node
-from graphcomp.pipeline import Context
+from graphcomp.pipeline import Context, Outlook
 from graphcomp.program import Program
 from graphcomp.removal import OPTIONS, RatioRemoval
 
@@ -45,6 +46,18 @@ class Slimming(RatioRemoval):
         Annotated[float, Field(ge=0, lt=1)] | None,
         Field(description="fraction of all judged channels together to remove"),
     ] = None
+
+    def require(self, outlook: Outlook) -> None:
+        """Also a normalisation with scales behind some layer."""
+        super().require(outlook)
+        program = outlook.program
+        if not self.allow_nothing and all(
+            _scales_behind(program, layer) is None for layer in program.called_modules()
+        ):
+            raise PassError(
+                "scales: found no batch normalisation behind a layer, expected at least one; fold-bn removes "
+                "them: run it later"
+            )
 
     def score(self, channels: Channels, context: Context) -> tuple[Scores, dict[str, str]]:
         """The mean |gamma| behind the layers that produce a channel."""

@@ -16,6 +16,7 @@ Drawing changes values, so `simulate` does it, in the wide network and with the 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -30,7 +31,7 @@ from graphcomp.errors import PassError
 from graphcomp.labels import Ints
 from graphcomp.passes._norms import norm_scores
 from graphcomp.passes._prunable import unprunable_layers
-from graphcomp.pipeline import Context, Plan
+from graphcomp.pipeline import Context, Outlook, Plan
 from graphcomp.program import Program, editable
 from graphcomp.records import Kept, Width
 from graphcomp.removal import OPTIONS, Globs, RowRemoval, excluded, options_of
@@ -71,6 +72,15 @@ class Student(RowRemoval):
     seed: Annotated[int | None, Field(ge=0, lt=2**32, description="of init=random; default: the run's")] = (
         None
     )
+
+    def require(self, outlook: Outlook) -> None:
+        """Layers that meet at additions, or for every glob."""
+        if outlook.names:
+            self._narrowed(analyse(outlook.program))
+
+    def foresee(self, outlook: Outlook) -> Outlook:
+        """The same layers, narrower, and with init=random nothing is left of what they had learned."""
+        return outlook if self.init == "slice" else replace(outlook, trained=(*outlook.trained, False))
 
     def plan(self, program: Program, context: Context) -> Plan:
         """Choose the layers and the channels; PassError if there is no such layer."""
