@@ -83,7 +83,7 @@ class APoZ(RatioRemoval):
     def require(self, outlook: Outlook) -> None:
         """Also data; with steps, what the training needs, and an accuracy that says something."""
         super().require(outlook)
-        require_data(self.name, outlook.context)
+        require_data("calibration", outlook.context)
         if self.iteration is not None:
             self.iteration.require(outlook)
 

@@ -101,7 +101,7 @@ class PFA(ChannelRemoval):
     def require(self, outlook: Outlook) -> None:
         """Also data; and for response=bn a normalisation to look behind."""
         super().require(outlook)
-        require_data(self.name, outlook.context)
+        require_data("calibration", outlook.context)
         program = outlook.program
         if self.response == "bn" and not any(_normalisation(program, n) for n in program.graph.nodes):
             raise PassError(

@@ -214,7 +214,7 @@ def test_shared_channels_are_kept_with_the_reason() -> None:
 def test_without_data() -> None:
     with pytest.raises(DataError, match="calibration: found no data, expected samples; give --data"):
         APoZ().plan(tiny_program(), context())
-    with pytest.raises(PassError, match="pass 'apoz' failed after trace: calibration: found") as caught:
+    with pytest.raises(PassError, match="pass 'apoz' cannot work after trace: calibration: found") as caught:
         graphcomp.compile(tiny_program(), "apoz")
     assert isinstance(caught.value.__cause__, DataError)
 

@@ -244,7 +244,7 @@ def test_compile_says_what_is_wrong() -> None:
     with pytest.raises(DataError, match="nothing"):
         graphcomp.compile(program, "fold-bn", data="nothing")
     with pytest.raises(
-        PassError, match="pass 'apoz' failed after trace > fold-bn: calibration: found no data"
+        PassError, match="pass 'apoz' cannot work after trace > fold-bn: calibration: found no data"
     ):
         graphcomp.compile(program, [FoldBN(), APoZ()])
 
