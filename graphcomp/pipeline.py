@@ -142,14 +142,14 @@ class Outlook:
         context: the data, and the steps before by name.
         names: whether layers are still called as in `program`.
         plain: whether they are still plain convolutions and linear layers, called as often.
-        trained: of every step (0: the run's input), whether its weights can be anything but random.
+        untrained: the steps (0: the run's input) whose weights are known to be random.
     """
 
     program: Program
     context: Context
     names: bool = True
     plain: bool = True
-    trained: tuple[bool, ...] = (True,)
+    untrained: frozenset[int] = frozenset()
 
 
 @runtime_checkable
@@ -354,7 +354,7 @@ def check_order(passes: Sequence[Pass], program: Program, context: Context, *, t
         PassError: naming the first such pass, the ones before it, and the reason.
     """
     start = replace(context, earlier=(held("input", program),))
-    outlook = Outlook(program, start, trained=(trained,))
+    outlook = Outlook(program, start, untrained=frozenset() if trained else frozenset({0}))
     for index, pass_ in enumerate(passes):
         if isinstance(pass_, Demanding):
             try:
@@ -370,12 +370,14 @@ def _after(pass_: Pass, outlook: Outlook) -> Outlook:
     after = replace(outlook, names=False, plain=False)
     if isinstance(pass_, Foreseen):
         after = pass_.foresee(outlook)
-    trained = after.trained
-    if len(trained) == len(outlook.trained):
-        goes_on = isinstance(pass_, IterativePass) and pass_.iteration is not None
-        trained = (*trained, trained[-1] or goes_on or isinstance(pass_, TrainingPass))
+    index, untrained = len(outlook.context.earlier), after.untrained
+    trains = isinstance(pass_, TrainingPass) or (
+        isinstance(pass_, IterativePass) and pass_.iteration is not None
+    )
+    if index - 1 in untrained and not trains:
+        untrained |= {index}
     steps = (*outlook.context.earlier, held(pass_.name, after.program))
-    return replace(after, context=replace(outlook.context, earlier=steps), trained=trained)
+    return replace(after, context=replace(outlook.context, earlier=steps), untrained=untrained)
 
 
 def require_data(name: str, context: Context, *, labels: bool = False) -> None:
@@ -390,7 +392,7 @@ def require_data(name: str, context: Context, *, labels: bool = False) -> None:
 
 def require_trained(name: str, outlook: Outlook, what: str) -> None:
     """PassError if decisions would be made by the accuracy of random weights."""
-    if not outlook.trained[-1]:
+    if len(outlook.context.earlier) - 1 in outlook.untrained:
         raise PassError(
             f"{name}: found random weights, expected trained ones, since {what}; give --weights, or train "
             "first (finetune)"

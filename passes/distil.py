@@ -110,7 +110,7 @@ class Distil(Recovery):
         index = self._step(names)
         if index is None:
             self._named(names)
-        elif not outlook.trained[index]:
+        elif index in outlook.untrained:
             raise PassError(
                 f"teacher: found step {index} ({names[index]}) with random weights, expected a network "
                 "that was trained; give --weights, or train it first (finetune)"

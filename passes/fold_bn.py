@@ -39,11 +39,23 @@ class FoldBN:
         """The network without these normalisations; which they are depends on nothing but its structure."""
         if not outlook.plain:
             return outlook
-        plan = self.plan(outlook.program, outlook.context)
-        return replace(outlook, program=self.rewrite(outlook.program, plan))
+        pairs, _ = self._pairs(outlook.program)
+        folded = self.rewrite(outlook.program, Plan(name=self.name, decisions={"pairs": pairs}))
+        return replace(outlook, program=folded)
 
     def plan(self, program: Program, context: Context) -> Plan:
         """Find the pairs; a pair needs both modules to be called once and the layer to feed only it."""
+        pairs, kept = self._pairs(program)
+        return Plan(
+            name=self.name,
+            options=options_of(self),
+            decisions={"pairs": pairs},
+            kept=kept,
+            summary=f"folded {len(pairs)} of {len(pairs) + len(kept)} normalisations",
+        )
+
+    def _pairs(self, program: Program) -> tuple[dict[str, str], list[Kept]]:
+        """Normalisation -> the layer that it is folded into, and why the others are not."""
         pairs: dict[str, str] = {}
         kept: list[Kept] = []
         for node in program.graph.nodes:
@@ -53,13 +65,7 @@ class FoldBN:
                     kept.append(Kept(where=node.target, reason=reason))
                 else:
                     pairs[node.target] = cast(str, node.all_input_nodes[0].target)
-        return Plan(
-            name=self.name,
-            options=options_of(self),
-            decisions={"pairs": pairs},
-            kept=kept,
-            summary=f"folded {len(pairs)} of {len(pairs) + len(kept)} normalisations",
-        )
+        return pairs, kept
 
     def simulate(self, program: Program, plan: Plan) -> Program:
         """Folding changes no value."""

@@ -80,7 +80,8 @@ class Student(RowRemoval):
 
     def foresee(self, outlook: Outlook) -> Outlook:
         """The same layers, narrower, and with init=random nothing is left of what they had learned."""
-        return outlook if self.init == "slice" else replace(outlook, trained=(*outlook.trained, False))
+        drawn = frozenset({len(outlook.context.earlier)} if self.init == "random" else ())
+        return replace(outlook, untrained=outlook.untrained | drawn)
 
     def plan(self, program: Program, context: Context) -> Plan:
         """Choose the layers and the channels; PassError if there is no such layer."""

