@@ -136,18 +136,20 @@ def analyse(program: Program, join: JoinPolicy = "couple") -> Channels:
         join: "couple" ties the operands of every addition; "pad" lets each operand of an addition keep
             channels of its own, to be padded with zeros before the addition.
 
-    Cost: one run of the graph on labels, plus connected components of the couplings; milliseconds.
+    Cost: one run of the graph on labels, plus connected components of the couplings; milliseconds. What is
+    computed from parameters alone gets labels only where an operator with a rule takes it: a label for every
+    element of every weight would cost seconds.
     """
-    from graphcomp.rules import apply_rule
+    from graphcomp.rules import apply_rule, unfollowed
 
-    tracker = Tracker(program, join)
+    tracker = Tracker(program, join, unfollowed(program))
     for node in program.graph.nodes:
         tracker.values[node] = apply_rule(tracker, node)
     return tracker.finish()
 
 
 class Unread:
-    """A parameter or buffer that no operator has used as labels yet."""
+    """A parameter or buffer, or what is computed from some, that no operator has used as labels yet."""
 
 
 @dataclass
@@ -165,6 +167,7 @@ class Tracker:
 
     program: Program
     join: JoinPolicy
+    unfollowed: frozenset[fx.Node] = frozenset()
     values: dict[fx.Node, Any] = field(default_factory=dict)
     counts: dict[fx.Node, list[Tensor]] = field(default_factory=dict)
     entries: dict[fx.Node, tuple[list[Tensor], ...]] = field(default_factory=dict)
@@ -176,6 +179,7 @@ class Tracker:
     rectangular: list[tuple[str, Tensor]] = field(default_factory=list)
     rows: list[tuple[str, Tensor]] = field(default_factory=list)
     joins: list[tuple[fx.Node, int, Tensor, Tensor, Tensor]] = field(default_factory=list)
+    frozen: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     def mint(self, n: int) -> Tensor:
         """n new labels."""
@@ -185,6 +189,12 @@ class Tracker:
     def pin(self, node: fx.Node, labels: Tensor, reason: str) -> None:
         """These labels must stay."""
         self.pins.append((node.name, reason, compact(labels).flatten()))
+
+    def freeze(self, node: fx.Node, source: fx.Node, reason: str) -> None:
+        """What `node` does with a parameter is not followed: all channels that sit on it must stay."""
+        if source.op == "get_attr":
+            tensor = self.program.tensors[cast(str, source.target)]
+            self.frozen.setdefault(id(tensor), (node.name, reason))
 
     def couple(self, node: fx.Node, a: Tensor, b: Tensor) -> None:
         """Labels that meet (broadcast against each other) live or die together."""
@@ -303,6 +313,9 @@ class Tracker:
                 self.pins.append(
                     (site.node, "a layer's weight is also used as a tensor", site.labels.flatten())
                 )
+        for (tensor, _), index in self.site_of.items():
+            if tensor in self.frozen:
+                self.pins.append((*self.frozen[tensor], self.sites[index].labels.flatten()))
         for node, reason, labels in self.pins:
             for channel in np.unique(channel_of[labels.numpy()]).tolist():
                 if channel:

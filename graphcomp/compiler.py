@@ -36,6 +36,7 @@ from graphcomp.explanation import TRACED_RUNS, TRACED_SECONDS, explain_bench
 from graphcomp.export import Exports, Stored, export_onnx
 from graphcomp.files import LOCK, atomic_entries, locked, read_record, remove, sweep, unfinished, write_text
 from graphcomp.head import restrict_head
+from graphcomp.inputs import numbers_of
 from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, Plan, check_order, held, work_name
 from graphcomp.program import Program, trace
 from graphcomp.progress import Progress, part, quiet
@@ -659,6 +660,7 @@ def open_data(spec: str, program: Program, seed: int) -> Data:
         raise DataError("the program has no inputs, expected one")
     outputs = count_outputs(program)
     shape = tuple(program.example_inputs[0].shape[1:])
-    data = load_data(spec, input_shape=shape, seed=seed, outputs=outputs)
+    numbers = numbers_of(program)[0]
+    data = load_data(spec, input_shape=shape, seed=seed, outputs=outputs, numbers=numbers)
     require_classes(program, data)
     return data

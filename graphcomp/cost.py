@@ -50,7 +50,7 @@ def layer_row(program: Program, node: fx.Node) -> LayerRow | None:
     """The row of one node; None if it is no convolution or linear layer with weights of its own."""
     if node.op == "call_module":
         return _module_row(program, node)
-    if node.op != "call_function" or op_name(node) not in ("conv1d", "conv2d", "conv3d", "linear"):
+    if node.op != "call_function" or op_name(program, node) not in ("conv1d", "conv2d", "conv3d", "linear"):
         return None
     weight = cast(fx.Node, node.args[1] if len(node.args) > 1 else node.kwargs["weight"])
     tensor = program.values[weight]
@@ -60,7 +60,7 @@ def layer_row(program: Program, node: fx.Node) -> LayerRow | None:
     groups = int(cast(int, node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)))
     return LayerRow(
         name=node.name,
-        kind=op_name(node),
+        kind=op_name(program, node),
         in_channels=tensor.shape[1] * groups,
         out_channels=tensor.shape[0],
         kernel=tuple(tensor.shape[2:]),

@@ -39,6 +39,7 @@ from torch import Tensor
 from graphcomp.classes import Folders, folder_classes, how_to_map
 from graphcomp.errors import DataError
 from graphcomp.images import CROP_FRACTION, DECODED, SUFFIXES, decode, is_image
+from graphcomp.inputs import Numbers
 
 __all__ = ["Data", "Split", "load_data"]
 
@@ -235,6 +236,7 @@ class _Request:
     std: tuple[float, ...] | None = None
     classes: str | None = None
     outputs: int | None = None
+    numbers: Numbers | None = None
 
 
 CHOOSE = "choose data and network that belong to each other"
@@ -256,7 +258,14 @@ def _bad(place: object, found: object, expected: str, advice: str) -> DataError:
     return DataError(f"{place}: found {found}, expected {expected}; {advice}")
 
 
-def load_data(spec: str, *, input_shape: tuple[int, ...], seed: int, outputs: int | None = None) -> Data:
+def load_data(
+    spec: str,
+    *,
+    input_shape: tuple[int, ...],
+    seed: int,
+    outputs: int | None = None,
+    numbers: Numbers | None = None,
+) -> Data:
     """Open the data that `spec` names (see the module's table).
 
     Args:
@@ -264,10 +273,11 @@ def load_data(spec: str, *, input_shape: tuple[int, ...], seed: int, outputs: in
         input_shape: the shape of one sample that the model takes, (C, H, W), without the batch.
         seed: 0 or larger; chooses the samples of `random` and the subset of `limit`, never a split.
         outputs: of the classifier that the data is for: folders have to say which of them are theirs.
+        numbers: that the samples of `random` consist of; None for standard normal ones.
 
     Raises DataError for whatever is missing, empty, damaged or does not fit.
     """
-    request = replace(_parse(spec, input_shape, seed), outputs=outputs)
+    request = replace(_parse(spec, input_shape, seed), outputs=outputs, numbers=numbers)
     data = _KINDS[spec.partition("?")[0].partition(":")[0]].load(request)
     for name, split in (("calibration", data.train), ("evaluation", data.eval)):
         if len(split) == 0:
@@ -475,20 +485,29 @@ def _digits(request: _Request) -> Data:
 
 def _random(request: _Request) -> Data:
     train, evaluation = (_noise(request, part) for part in (0, 1))
+    what = "standard normal" if request.numbers is None else f"whole ({request.numbers})"
     return Data(
         train,
         evaluation,
         None,
         request.spec,
-        _described(f"standard normal {_sizes(request.shape)} samples without labels", train, evaluation),
+        _described(f"{what} {_sizes(request.shape)} samples without labels", train, evaluation),
     )
 
 
 def _noise(request: _Request, part: int) -> Split:
-    rng = np.random.RandomState([request.seed, part])
-    samples = rng.standard_normal((RANDOM_SAMPLES, *request.shape)).astype(np.float32)
-    split = _whole(np.zeros(RANDOM_SAMPLES, np.int64), _float_fetch(samples, request))
-    return replace(split, labelled=False)
+    rng, shape = np.random.RandomState([request.seed, part]), (RANDOM_SAMPLES, *request.shape)
+    labels = np.zeros(RANDOM_SAMPLES, np.int64)
+    if request.numbers is None:
+        fetch = _float_fetch(rng.standard_normal(shape).astype(np.float32), request)
+        return replace(_whole(labels, fetch), labelled=False)
+    low, high, dtype = request.numbers.low, request.numbers.high, request.numbers.dtype
+    whole = torch.from_numpy(rng.randint(low, high + 1, shape)).to(dtype)
+    fetch = _Source(
+        lambda indices: whole[torch.from_numpy(indices)],
+        lambda indices: _identity(whole.numpy(), indices, request),
+    )
+    return replace(_whole(labels, fetch), labelled=False)
 
 
 def _described(what: str, train: Split, evaluation: Split) -> str:

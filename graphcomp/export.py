@@ -46,10 +46,11 @@ from torch.onnx import ONNXProgram
 
 from graphcomp.errors import BenchError, ExportError, ProviderError, first_line
 from graphcomp.files import atomic_file
+from graphcomp.inputs import fresh_inputs
 from graphcomp.lowering import dct_layers, densified, taking_weights
 from graphcomp.muting import muted
 from graphcomp.onnx_dct import Rebuilt, rebuild_weights
-from graphcomp.program import PASS_KEY, Program, copy_graph, fresh_inputs, named_tensors, output_tensors
+from graphcomp.program import PASS_KEY, Program, copy_graph, named_tensors, output_tensors
 from graphcomp.progress import Progress, quiet
 from graphcomp.records import DctWeights, Export
 from graphcomp.selection import cheapest

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from graphcomp.channels import Channels, analyse
 from graphcomp.errors import AnalysisError, RecipeError, SurgeryError, VerifyError
 from graphcomp.evaluate import is_classifier
+from graphcomp.inputs import fresh_inputs
 from graphcomp.labels import Ints
 from graphcomp.program import Program, editable
 from graphcomp.surgery import no_drop, remove
@@ -88,9 +89,7 @@ def _sliced(program: Program, wanted: Sequence[int]) -> Program:
 
 @torch.no_grad()
 def _check(whole: Program, sliced: Program, wanted: Sequence[int]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    shape = whole.example_inputs[0].shape
-    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    (x,) = fresh_inputs(whole, 1, 0, torch.float64)
     error = relative_error(sliced(x), whole(x)[:, list(wanted)])
     if not error <= TOLERANCE:
         raise VerifyError(

@@ -220,7 +220,7 @@ class _Gatherer:
         if node.op == "call_module":
             return describe_module(self.program.layer(cast(str, node.target)))
         fixed = {"placeholder": "input", "get_attr": "tensor", "output": "output"}
-        return fixed.get(node.op) or op_name(node)
+        return fixed.get(node.op) or op_name(self.program, node)
 
     def segments(self, node: fx.Node) -> list[Segment]:
         """The groups along the one axis on which the labels vary; dimension 1 if they vary nowhere."""

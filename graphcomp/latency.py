@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import nnls
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from graphcomp import cache, doctor
 from graphcomp.channels import Channels
@@ -38,7 +38,7 @@ from graphcomp.liveness import live_of
 from graphcomp.microbench import ACTIVATIONS, Kernel, Timer, measure, race_timer
 from graphcomp.program import Program
 from graphcomp.progress import Progress, quiet
-from graphcomp.rules import op_name
+from graphcomp.rules import CONCATENATIONS, op_name
 from graphcomp.surgery import Drop, no_drop
 from graphcomp.targets import Target
 
@@ -83,41 +83,18 @@ class Call:
 
 # ---------------------------------------------------------------------- the operators of a network
 
-MODULE_OPS: dict[type[nn.Module], str] = {
-    nn.BatchNorm1d: "norm",
-    nn.BatchNorm2d: "norm",
-    nn.BatchNorm3d: "norm",
-    nn.MaxPool2d: "max_pool",
-    nn.AvgPool2d: "avg_pool",
-    nn.AdaptiveAvgPool2d: "avg_pool",
-    nn.AdaptiveMaxPool2d: "max_pool",
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.LeakyReLU: "leaky_relu",
-    nn.Sigmoid: "sigmoid",
-    nn.Tanh: "tanh",
-    nn.Hardsigmoid: "hardsigmoid",
-    nn.ELU: "elu",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-    nn.GELU: "gelu",
-}
-FUNCTION_OPS = {
+LIGHT_OPS = {
     "add": "add",
     "sub": "add",
     "mul": "mul",
-    "cat": "concat",
-    "concat": "concat",
-    "index_select": "move",
-    "pad": "move",
-    "transpose": "shuffle",
-    "permute": "shuffle",
-    "max_pool2d": "max_pool",
-    "avg_pool2d": "avg_pool",
-    "adaptive_avg_pool2d": "avg_pool",
-    "mean": "avg_pool",
+    **dict.fromkeys(CONCATENATIONS, "concat"),
+    **dict.fromkeys(["index_select", "pad", "channel_shuffle"], "move"),
+    **dict.fromkeys(["transpose", "permute"], "shuffle"),
+    **dict.fromkeys(["max_pool2d", "adaptive_max_pool2d"], "max_pool"),
+    **dict.fromkeys(["avg_pool2d", "adaptive_avg_pool2d", "mean"], "avg_pool"),
     "batch_norm": "norm",
 }
+"""Operators without multiplications, by the name that `graphcomp.operators` gives them."""
 FUSABLE = {"relu", "relu6", "leaky_relu", "sigmoid", "tanh", "hardsigmoid"}
 """Activations that the runtime computes inside the convolution, addition or normalisation in front."""
 FREE = {"relu"}
@@ -220,12 +197,8 @@ def _light_op(program: Program, node: fx.Node) -> str | None:
 
 def _op(program: Program, node: fx.Node) -> str | None:
     """The name that an operator without multiplications has here, if it is known."""
-    if node.op == "call_module":
-        return MODULE_OPS.get(type(program.layer(cast(str, node.target))))
-    if node.op in ("call_function", "call_method"):
-        name = op_name(node)
-        return FUNCTION_OPS.get(name, name if name in ACTIVATIONS else None)
-    return None
+    name = op_name(program, node)
+    return LIGHT_OPS.get(name, name if name in ACTIVATIONS else None)
 
 
 def _activation(program: Program, node: fx.Node) -> str:
@@ -255,17 +228,24 @@ def _is_folded(program: Program, norm: fx.Node) -> bool:
 
 def _can_absorb(program: Program, node: fx.Node) -> bool:
     """Whether an activation behind `node` is computed as part of it."""
-    if layer_row(program, node) is not None:
-        return True
+    return layer_row(program, node) is not None or _op(program, node) in ("add", "norm")
+
+
+def _window(program: Program, node: fx.Node) -> tuple[Any, Any]:
+    """Size and stride of a pooling in either form; None where it has none."""
     if node.op == "call_module":
-        return MODULE_OPS.get(type(program.layer(cast(str, node.target)))) == "norm"
-    return FUNCTION_OPS.get(op_name(node)) in ("add", "norm") if node.op != "placeholder" else False
+        module = program.layer(cast(str, node.target))
+        return getattr(module, "kernel_size", None), getattr(module, "stride", None)
+    if op_name(program, node) not in ("max_pool2d", "avg_pool2d"):
+        return None, None
+    given = dict(zip(("kernel_size", "stride"), node.args[1:], strict=False)) | node.kwargs
+    given = fx.node.map_arg(given, program.values.__getitem__)
+    return given.get("kernel_size"), given.get("stride")
 
 
 def _pool(program: Program, node: fx.Node, op: str, before: Sequence[int], after: Sequence[int]) -> Kernel:
-    module = program.modules.get(str(node.target)) if node.op == "call_module" else None
-    size, stride = getattr(module, "kernel_size", None), getattr(module, "stride", None)
-    if size is None:  # adaptive or functional: windows that tile the plane
+    size, stride = _window(program, node)
+    if size is None:  # adaptive, or a mean: windows that tile the plane
         stride = tuple(max(1, b // a) for b, a in zip(before, after, strict=True))
         size = tuple(b - (a - 1) * s for b, a, s in zip(before, after, stride, strict=True))
     size, stride = ((v, v) if isinstance(v, int) else tuple(v) for v in (size, stride or size))

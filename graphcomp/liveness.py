@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from graphcomp.channels import Channels
 from graphcomp.labels import Ints, compact, varying
 from graphcomp.program import Program, acts_in_place, is_read_later
-from graphcomp.rules import CONCATENATIONS, op_name
+from graphcomp.rules import concatenated_axis
 
 Marks = NDArray[np.bool_]
 """One bool a node, in the order of the graph; or one a channel id."""
@@ -138,12 +138,6 @@ class Liveness:
         return next((source for source in sources if len(self._spans_of[source]) > 1), None)
 
 
-def _concatenated_axis(node: fx.Node) -> int | None:
-    """The dim that `torch.cat` was given; None if it is not a plain number."""
-    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
-    return given if isinstance(given, int) else None
-
-
 def _used(program: Program, node: fx.Node) -> list[Tensor]:
     """The parameters and buffers that a node uses."""
     name = str(node.target)
@@ -167,9 +161,7 @@ def _may_idle(channels: Channels, node: fx.Node) -> bool:
 
 def _can_spare(channels: Channels, user: fx.Node, operand: fx.Node) -> bool:
     """Whether a node can be rewritten to do without this operand, once that has no channels."""
-    if user.op != "call_function" or op_name(user) not in CONCATENATIONS:
-        return False
-    labels, axis = channels.values[operand], _concatenated_axis(user)
+    labels, axis = channels.values[operand], concatenated_axis(channels.program, user)
     if not isinstance(labels, Tensor) or axis is None or not axis % labels.ndim:
         return False  # samples are concatenated
     return set(varying(labels)) <= {axis % labels.ndim}

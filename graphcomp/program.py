@@ -27,6 +27,7 @@ from torch.nn.utils import parametrize
 from graphcomp.dct import DctConv2d, DctLayer, DctLinear
 from graphcomp.errors import TraceError
 from graphcomp.lifting import lift_layers
+from graphcomp.operators import ALIASES, OUT_OF_PLACE, follow_type, reshape_out_of_place, spelling
 
 PASS_KEY = "graphcomp_pass"
 """`node.meta` key: the name of the pass that made the node or changed it last."""
@@ -75,9 +76,11 @@ class Program:
         return Program(module, self.example_inputs, self.history)
 
     def to(self, dtype: torch.dtype) -> "Program":
-        """A clone whose floating point tensors have `dtype`."""
+        """A clone that computes in `dtype`: its floating point tensors have it, and its casts follow."""
         inputs = tuple(x.to(dtype) if x.is_floating_point() else x.clone() for x in self.example_inputs)
-        return Program(editable(self).to(dtype), inputs, self.history)
+        root, graph = parts(self)
+        follow_type(graph, dtype)
+        return Program(assemble(self, root, graph).to(dtype), inputs, self.history)
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -157,21 +160,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             m.training = True
 
 
-OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-    operator.ifloordiv: operator.floordiv,
-    operator.imod: operator.mod,
-    operator.ipow: operator.pow,
-    operator.iand: operator.and_,
-    operator.ior: operator.or_,
-    operator.ixor: operator.xor,
-}
-"""`x += y` and its like -> the operator that yields the same value and leaves x alone."""
-
-
 class _Proxy(fx.Proxy):
     """Records `x += y` as what it is; under fx it would be `x + y`, and views of x would miss the change."""
 
@@ -229,6 +217,7 @@ def trace(
     try:
         with evaluating(model):
             graph = tracer.trace(model)
+        reshape_out_of_place(graph)
         eliminate_dead_nodes(graph, model)
         augmented = {n.name for n in graph.nodes if n.target in OUT_OF_PLACE}
         for node in graph.nodes:  # `x += y` becomes `x + y` for now
@@ -300,8 +289,8 @@ def acts_in_place(module: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(module.get_submodule(cast(str, node.target)), "inplace", False))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    in_place = name.endswith("_") or node.target in OUT_OF_PLACE or bool(node.kwargs.get("inplace"))
-    return in_place or name == "_assert"
+    writes = name.endswith("_") and name not in ALIASES  # `and_` does not
+    return writes or node.target in OUT_OF_PLACE or bool(node.kwargs.get("inplace")) or name == "_assert"
 
 
 def same_memory(a: Any, b: Any) -> bool:
@@ -625,19 +614,6 @@ def _run_node(
     return args[0]
 
 
-def fresh_inputs(
-    program: Program, batch: int, seed: int, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, ...]:
-    """Seeded normal inputs of the program's shapes; integer inputs repeat the example."""
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(
-        torch.randn((batch, *x.shape[1:]), generator=generator, dtype=torch.float64).to(dtype)
-        if x.is_floating_point()
-        else x.expand(batch, *x.shape[1:]).clone()
-        for x in program.example_inputs
-    )
-
-
 def output_tensors(output: Any) -> list[Tensor]:
     """All tensors of a network's output, which may be a tensor or nested tuples, lists and dicts."""
     if isinstance(output, Tensor):
@@ -664,9 +640,8 @@ def describe(program: Program, node: fx.Node) -> str:
         return f"{describe_module(program.layer(cast(str, node.target)))} ({args})"
     if node.op == "output":
         return f"output ({args})"
-    name = node.target if isinstance(node.target, str) else node.target.__name__
     extra = "".join(f", {k}={_format_arg(v)}" for k, v in node.kwargs.items())
-    return f"{name} ({args}{extra})"
+    return f"{spelling(node.target)} ({args}{extra})"
 
 
 def _format_arg(arg: Any) -> str:

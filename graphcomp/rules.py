@@ -4,43 +4,33 @@ An operator without a row is opaque: what it touches is pinned and named. Data m
 own: the operator runs on the labels (`MOVES`), here and, on position numbers, in `graphcomp.surgery`.
 """
 
-import builtins
-import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, fx, nn
 
 from graphcomp.channels import Tracker, Unread
 from graphcomp.dct import LAYERS
 from graphcomp.labels import along, canonical, compact, concatenate, varying
+from graphcomp.operators import CASTS, MODULE_NAMES, function_name
 from graphcomp.program import Program, is_read_later
 
 Rule = Callable[[Tracker, fx.Node], Any]
-NAMESPACES = (torch, F, operator, torch.Tensor, torch.special, torch.linalg, torch.fft, math, builtins)
 
 
-def op_name(node: fx.Node) -> str:
-    """The canonical name of a function or method: `relu` for F.relu_, torch.relu and x.relu_()."""
-    target = node.target
-    name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
-    if not isinstance(target, str):
-        if target is torchvision.ops.stochastic_depth:
-            return "stochastic_depth"
-        known = any(getattr(space, name, None) is target for space in NAMESPACES)
-        known |= getattr(target, "__module__", "") in ("torch._C._nn", "torch.nn.functional")
-        if not known:
-            return f"{getattr(target, '__module__', '')}.{name}"
-    if name in INPLACE_OPERATORS:
-        return name[1:]
-    return name.rstrip("_") if not name.startswith("_") else name
+def op_name(program: Program, node: fx.Node) -> str:
+    """The name of the operator that a node calls (`graphcomp.operators`); of other nodes what they are.
 
-
-INPLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior"}
+    It follows from the function, the method or the module's class, never from an attribute's name.
+    """
+    if node.op == "call_module":
+        kind = type(program.layer(cast(str, node.target)))
+        return MODULE_NAMES.get(kind, kind.__name__)
+    return function_name(node.target) if node.op in ("call_function", "call_method") else node.op
 
 
 def apply_rule(tracker: Tracker, node: fx.Node) -> Any:
@@ -56,6 +46,10 @@ def apply_rule(tracker: Tracker, node: fx.Node) -> Any:
     value = tracker.program.values[node]
     if not _holds_tensor(value):
         return _plain(tracker, node, value)
+    if node in tracker.unfollowed:
+        for source in node.all_input_nodes:
+            tracker.freeze(node, source, "a weight is computed from it")
+        return Unread()
     rule = _find_rule(tracker.program, node)
     if rule is None:
         return _opaque(tracker, node)
@@ -74,7 +68,25 @@ def _find_rule(program: Program, node: fx.Node) -> Rule | None:
         if module._forward_hooks or module._forward_pre_hooks:
             return None
         return MODULE_RULES.get(type(module))
-    return FUNCTION_RULES.get(op_name(node))
+    return FUNCTION_RULES.get(op_name(program, node))
+
+
+def unfollowed(program: Program) -> frozenset[fx.Node]:
+    """What is computed from parameters alone and read by nobody who takes labels: weights of functions."""
+    constant: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        sources = node.all_input_nodes
+        if node.op == "get_attr" or node.op.startswith("call_") and sources and constant.issuperset(sources):
+            constant.add(node)
+    followed: set[fx.Node] = set()
+    for node in reversed(program.graph.nodes):
+        if node in constant and any(
+            user in followed if user in constant else _find_rule(program, user) is not None
+            for user in node.users
+            if user.op.startswith("call_")
+        ):
+            followed.add(node)
+    return frozenset(n for n in constant - followed if n.op != "get_attr")
 
 
 def is_move(program: Program, node: fx.Node) -> bool:
@@ -103,8 +115,12 @@ def _input(tracker: Tracker, node: fx.Node) -> Any:
 def _plain(tracker: Tracker, node: fx.Node, value: Any) -> Any:
     """Shapes and numbers: remember which channels a number counts."""
     sources = [s for s in node.all_input_nodes if isinstance(tracker.values[s], Tensor)]
-    name = op_name(node)
+    name = op_name(tracker.program, node)
     counted = [labels for s in node.all_input_nodes for labels in tracker.counts.get(s, ())]
+    if name in ("numel", "stride", "size", "len") or name == "getattr" and node.args[1] == "shape":
+        for source in node.all_input_nodes:
+            if isinstance(tracker.values[source], Unread):
+                tracker.freeze(node, source, "its size is used as a number")
     entries = _entries(tracker, node, value)
     if entries is not None:
         tracker.entries[node] = entries
@@ -140,7 +156,7 @@ def _entries(tracker: Tracker, node: fx.Node, value: Any) -> tuple[list[Tensor],
 
     if not isinstance(value, tuple | list) or not node.args:
         return None
-    name, first = op_name(node), node.args[0]
+    name, first = op_name(tracker.program, node), node.args[0]
     tensor = tracker.values.get(first) if isinstance(first, fx.Node) else None
     if isinstance(tensor, Tensor) and (name == "size" or name == "getattr" and node.args[1] == "shape"):
         return tuple([tensor] if d in varying(tensor) else [] for d in range(tensor.ndim))
@@ -157,7 +173,6 @@ QUERIES = {
     "size",
     "len",
     "dim",
-    "ndimension",
     "numel",
     "is_floating_point",
     "stride",
@@ -168,6 +183,7 @@ QUERIES = {
 
 def _pin_value(tracker: Tracker, node: fx.Node, source: fx.Node, reason: str) -> None:
     value = tracker.values[source]
+    tracker.freeze(node, source, reason)
     for labels in value if isinstance(value, tuple | list) else (value,):
         if isinstance(labels, Tensor):
             tracker.pin(node, labels, reason)
@@ -185,7 +201,7 @@ def _opaque(tracker: Tracker, node: fx.Node, reason: str | None = None) -> Any:
     what = (
         type(tracker.program.layer(cast(str, node.target))).__name__
         if node.op == "call_module"
-        else op_name(node)
+        else op_name(tracker.program, node)
     )
     reason = reason or f"no rule for {what}"
     for source in node.all_input_nodes:
@@ -242,20 +258,21 @@ def _pass(tracker: Tracker, node: fx.Node) -> Any:
 
 def _spatial(tracker: Tracker, node: fx.Node) -> Any:
     """Works on each channel's plane (pooling, resizing)."""
-    if isinstance(tracker.program.values[node], tuple):
-        return _opaque(tracker, node)
-    labels, shape = _x(tracker, node), tracker.shape(node)
+    labels, value = _x(tracker, node), tracker.program.values[node]
     rank = {"1d": 1, "2d": 2, "3d": 3}.get(_what(tracker, node).lower()[-2:], labels.ndim - 2)
     axis = labels.ndim - rank - 1
     if _is_beside(labels, axis):
-        return _slide(tracker, node, labels)
-    return along(tracker.vector(node, labels, axis), axis, shape)
+        return _opaque(tracker, node) if isinstance(value, tuple) else _slide(tracker, node, labels)
+    vector = tracker.vector(node, labels, axis)
+    if isinstance(value, tuple):  # with the positions that maxima were found at
+        return tuple(along(vector, axis, part.shape) for part in value)
+    return along(vector, axis, tracker.shape(node))
 
 
 def _what(tracker: Tracker, node: fx.Node) -> str:
     if node.op == "call_module":
         return type(tracker.program.layer(cast(str, node.target))).__name__
-    return op_name(node)
+    return op_name(tracker.program, node)
 
 
 def _conv(tracker: Tracker, node: fx.Node) -> Any:
@@ -428,7 +445,7 @@ def _softmax(tracker: Tracker, node: fx.Node) -> Tensor:
         module = tracker.program.layer(cast(str, node.target))
         dim = -3 if isinstance(module, nn.Softmax2d) else getattr(module, "dim", None)
     else:
-        dim = _arg(tracker, node, 2 if op_name(node) == "normalize" else 1, "dim", 1)
+        dim = _arg(tracker, node, 2 if op_name(tracker.program, node) == "normalize" else 1, "dim", 1)
     return _mix(tracker, node, labels, _dims(dim, labels.ndim))
 
 
@@ -446,7 +463,7 @@ def _mix(tracker: Tracker, node: fx.Node, labels: Tensor, dims: Sequence[int]) -
 
 def _reduce(tracker: Tracker, node: fx.Node) -> Any:
     """mean, sum, amax …, and max/min/median along an axis, which yield values and indices."""
-    labels, name = _x(tracker, node), op_name(node)
+    labels, name = _x(tracker, node), op_name(tracker.program, node)
     if name in ("max", "min") and any(
         map(tracker.is_tensor, [*node.args[1:], node.kwargs.get("other")])  # may be the first operand again
     ):
@@ -487,7 +504,7 @@ def _couple(tracker: Tracker, node: fx.Node) -> Any:
     """Element-wise on several tensors: labels that meet live or die together."""
     operands = [tracker.labels(a) for a in node.all_input_nodes if tracker.is_tensor(a)]
     shape = tracker.shape(node)
-    if tracker.join == "pad" and op_name(node) == "add":
+    if tracker.join == "pad" and op_name(tracker.program, node) == "add":
         joined = _join(tracker, node, shape)
         if joined is not None:
             return joined
@@ -578,13 +595,12 @@ def _stack(tracker: Tracker, node: fx.Node) -> Any:
 def _pad(tracker: Tracker, node: fx.Node) -> Any:
     """Zeros (or any constant) beside the channels get labels of their own; beside a plane, its channel's."""
     labels = _x(tracker, node)
-    amounts = pad_amounts(tracker.program, node)
-    mode = _arg(tracker, node, 2, "mode", "constant") if node.op != "call_module" else ""
-    if amounts is None or any(isinstance(a, fx.Node) for a in cast(Iterable[Any], _raw_pad(node))):
+    padding = padding_of(tracker.program, node)
+    if padding is None:
         return _opaque(tracker, node)
-    for d, (before, after) in amounts.items():
+    for d, (before, after) in padding.amounts(labels.ndim).items():
         if d in varying(labels):
-            if mode != "constant" or min(before, after) < 0 or len(varying(labels)) > 1:
+            if padding.mode != "constant" or min(before, after) < 0 or len(varying(labels)) > 1:
                 return _opaque(tracker, node)
             parts = [
                 along(tracker.mint(n), d, [*labels.shape[:d], n, *labels.shape[d + 1 :]])
@@ -597,28 +613,48 @@ def _pad(tracker: Tracker, node: fx.Node) -> Any:
     return labels
 
 
-def _raw_pad(node: fx.Node) -> Sequence[Any]:
-    if node.op == "call_module":
-        return ()
-    raw = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad", ())
-    return raw if isinstance(raw, tuple | list) else (raw,)
+@dataclass(frozen=True)
+class Padding:
+    """What a padding operator does, in the arguments of F.pad."""
+
+    flat: tuple[int, ...]
+    mode: str
+    value: float | None
+
+    def amounts(self, ndim: int) -> dict[int, tuple[int, int]]:
+        """Axis -> (before, after), of the axes that are padded."""
+        pairs = zip(self.flat[::2], self.flat[1::2], strict=True)
+        return {ndim - 1 - i: pair for i, pair in enumerate(pairs) if any(pair)}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Pad numbers of positions; 0 beside them, or what the mode repeats."""
+        for d, (before, after) in self.amounts(x.ndim).items():
+            numbers = torch.arange(1.0, x.size(d) + 1, dtype=torch.float64).reshape(1, 1, -1)
+            index = F.pad(numbers, (before, after), self.mode).long().flatten()
+            shape = [len(index) if i == d else 1 for i in range(x.ndim)]
+            x = x.index_select(d, (index - 1).clamp(min=0)) * (index > 0).reshape(shape)
+        return x
 
 
-def pad_amounts(program: Program, node: fx.Node) -> dict[int, tuple[int, int]] | None:
-    """Axis -> (before, after) of a padding operator with literal amounts."""
-    source = cast(fx.Node, node.args[0])
-    ndim = len(program.shape(source) or ())
+def padding_of(program: Program, node: fx.Node) -> Padding | None:
+    """The padding that a node applies; None if its amounts are computed."""
     if node.op == "call_module":
-        raw: Any = program.layer(cast(str, node.target)).padding
-    else:
-        raw = [program.values[a] if isinstance(a, fx.Node) else a for a in _raw_pad(node)]
-    if not all(isinstance(a, int) for a in raw):
+        module = program.layer(cast(str, node.target))
+        mode = next((m for kind, m in _PAD_MODES.items() if isinstance(module, kind)), "constant")
+        return Padding(tuple(module.padding), mode, getattr(module, "value", None))  # type: ignore[arg-type]
+    given = dict(zip(("pad", "mode", "value"), node.args[1:], strict=False)) | node.kwargs
+    raw = given["pad"]
+    flat = tuple(raw) if isinstance(raw, tuple | list) else (raw,)
+    if not all(isinstance(a, int) for a in flat):
         return None
-    return {
-        ndim - 1 - i: (raw[2 * i], raw[2 * i + 1])
-        for i in range(len(raw) // 2)
-        if raw[2 * i] or raw[2 * i + 1]
-    }
+    return Padding(cast(tuple[int, ...], flat), given.get("mode", "constant"), given.get("value"))  # type: ignore[arg-type]
+
+
+_PAD_MODES: dict[type[nn.Module], str] = {
+    nn.modules.padding._ReflectionPadNd: "reflect",
+    nn.modules.padding._ReplicationPadNd: "replicate",
+    nn.modules.padding._CircularPadNd: "circular",
+}
 
 
 # ---------------------------------------------------------------------- data movement
@@ -639,26 +675,35 @@ def move(
         tensor, number: what its argument nodes yield.
     """
 
+    name = op_name(program, node)
+
     def load(source: fx.Node) -> Any:
         value = program.values[source]
         if not _holds_tensor(value):
             return number(source)
         if not isinstance(value, Tensor):
             return tensor(source)
-        if not value.dtype.is_floating_point and source is not node.args[0] and op_name(node) in INDEXERS:
+        if (
+            not value.dtype.is_floating_point
+            and source is not node.args[0]
+            and op_name(program, node) in INDEXERS
+        ):
             if source.op != "get_attr":
                 raise NotMovable
             return program.tensors[cast(str, source.target)]
         return tensor(source)
 
     args, kwargs = fx.node.map_arg(node.args, load), fx.node.map_arg(node.kwargs, load)
+    if name == "pad":
+        padding = padding_of(program, node)
+        if padding is None:
+            raise NotMovable
+        return padding(cast(Tensor, args[0]))
     if node.op == "call_module":
-        return MODULE_MOVES[type(program.layer(cast(str, node.target)))](
-            program.layer(cast(str, node.target)), *args, **kwargs
-        )
-    if any(isinstance(a, torch.dtype) for a in args) and op_name(node) == "view":
+        return MODULE_MOVES[name](program.layer(cast(str, node.target)), *args, **kwargs)
+    if any(isinstance(a, torch.dtype) for a in args) and name == "view":
         raise NotMovable
-    return MOVES[op_name(node)](*args, **kwargs)
+    return MOVES[name](*args, **kwargs)
 
 
 INDEXERS = {"getitem", "index_select"}
@@ -666,6 +711,28 @@ INDEXERS = {"getitem", "index_select"}
 
 def _concatenate(tensors: Sequence[Tensor], dim: int = 0, axis: int | None = None) -> Tensor:
     return concatenate(list(tensors), dim if axis is None else axis)
+
+
+def _concatenation(axis: int) -> Callable[[Sequence[Tensor]], Tensor]:
+    """hstack and its like: a concatenation along a fixed axis, for tensors that have more axes."""
+
+    def concatenated(tensors: Sequence[Tensor]) -> Tensor:
+        if min(t.ndim for t in tensors) <= max(axis, 1):
+            raise NotMovable
+        return concatenate(list(tensors), axis)
+
+    return concatenated
+
+
+def concatenated_axis(program: Program, node: fx.Node) -> int | None:
+    """The axis that operands are concatenated along; None if the node does something else, or computes it."""
+    if node.op != "call_function":
+        return None
+    name = op_name(program, node)
+    if name != "cat":
+        return _STACKS.get(name)
+    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+    return given if isinstance(given, int) else None
 
 
 def _same(x: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -677,7 +744,8 @@ def _shuffle(x: Tensor, groups: int) -> Tensor:
     return x.reshape(b, groups, c // groups, *rest).transpose(1, 2).reshape(b, c, *rest)
 
 
-CONCATENATIONS = ("cat", "concat", "concatenate")
+_STACKS = {"hstack": 1, "column_stack": 1, "vstack": 0, "dstack": 2}
+CONCATENATIONS = ("cat", *_STACKS)
 
 MOVES: dict[str, Callable[..., Any]] = {
     "view": torch.Tensor.reshape,
@@ -686,10 +754,7 @@ MOVES: dict[str, Callable[..., Any]] = {
     "unflatten": torch.unflatten,
     "permute": torch.Tensor.permute,
     "transpose": torch.transpose,
-    "swapaxes": torch.transpose,
-    "swapdims": torch.transpose,
     "movedim": torch.movedim,
-    "moveaxis": torch.movedim,
     "t": torch.t,
     "squeeze": torch.squeeze,
     "unsqueeze": torch.unsqueeze,
@@ -707,20 +772,22 @@ MOVES: dict[str, Callable[..., Any]] = {
     "select": torch.select,
     "index_select": torch.index_select,
     "getitem": operator.getitem,
-    **dict.fromkeys(CONCATENATIONS, _concatenate),
+    "cat": _concatenate,
+    **{name: _concatenation(axis) for name, axis in _STACKS.items()},
     "stack": torch.stack,
     "pixel_shuffle": F.pixel_shuffle,
     "pixel_unshuffle": F.pixel_unshuffle,
     "channel_shuffle": _shuffle,
-    **dict.fromkeys(["contiguous", "clone", "detach", "to", "float", "double", "half", "type_as"], _same),
+    **dict.fromkeys([*CASTS, "to", "type", "type_as"], _same),
+    **dict.fromkeys(["contiguous", "clone", "detach"], _same),
 }
 
-MODULE_MOVES: dict[type[nn.Module], Callable[..., Any]] = {
-    nn.Flatten: lambda m, x: torch.flatten(x, m.start_dim, m.end_dim),
-    nn.Unflatten: lambda m, x: torch.unflatten(x, m.dim, m.unflattened_size),
-    nn.PixelShuffle: lambda m, x: F.pixel_shuffle(x, m.upscale_factor),
-    nn.PixelUnshuffle: lambda m, x: F.pixel_unshuffle(x, m.downscale_factor),
-    nn.ChannelShuffle: lambda m, x: _shuffle(x, m.groups),
+MODULE_MOVES: dict[str, Callable[..., Any]] = {
+    "flatten": lambda m, x: torch.flatten(x, m.start_dim, m.end_dim),
+    "unflatten": lambda m, x: torch.unflatten(x, m.dim, m.unflattened_size),
+    "pixel_shuffle": lambda m, x: F.pixel_shuffle(x, m.upscale_factor),
+    "pixel_unshuffle": lambda m, x: F.pixel_unshuffle(x, m.downscale_factor),
+    "channel_shuffle": lambda m, x: _shuffle(x, m.groups),
 }
 
 # ---------------------------------------------------------------------- the tables
@@ -733,13 +800,13 @@ FUNCTION_RULES: dict[str, Rule] = {
     "pad": _pad,
     **dict.fromkeys(
         """relu relu6 elu selu celu gelu silu mish hardswish hardsigmoid hardtanh leaky_relu logsigmoid
-        softplus softsign tanhshrink sigmoid tanh exp log log1p expm1 sqrt rsqrt square abs neg clamp clip
-        clamp_min clamp_max erf sin cos reciprocal sign round floor ceil hardshrink softshrink threshold
+        softplus softsign tanhshrink sigmoid tanh exp log log1p expm1 sqrt rsqrt square abs neg clamp
+        rrelu clamp_min clamp_max erf sin cos reciprocal sign round floor ceil hardshrink softshrink threshold
         positive dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout stochastic_depth
         logical_not bitwise_not nan_to_num zeros_like ones_like""".split(),
         _pass,
     ),
-    **dict.fromkeys([*_POOLS, "interpolate", "upsample", "lp_pool2d"], _spatial),
+    **dict.fromkeys([*_POOLS, "interpolate", "lp_pool1d", "lp_pool2d", "lp_pool3d"], _spatial),
     "batch_norm": _functional_norm,
     "layer_norm": _layer_norm,
     **dict.fromkeys(["softmax", "log_softmax", "softmin", "cumsum", "cumprod", "normalize"], _softmax),
@@ -749,49 +816,23 @@ FUNCTION_RULES: dict[str, Rule] = {
     "glu": _glu,
     "getattr": _attribute,
     **dict.fromkeys(
-        """add sub mul div truediv true_divide multiply subtract divide pow floordiv maximum minimum fmax fmin
-        where lerp addcmul addcdiv atan2 rsub radd rmul remainder fmod lt le gt ge eq ne logical_and
-        logical_or logical_xor and or""".split(),
+        """add sub mul div pow floordiv maximum minimum fmax fmin where lerp addcmul addcdiv atan2 rsub
+        remainder fmod lt le gt ge eq ne logical_and logical_or logical_xor bitwise_and bitwise_or
+        bitwise_xor""".split(),
         _couple,
     ),
 }
 
-_ACTIVATIONS = [
-    nn.ReLU, nn.ReLU6, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid,
-    nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Tanhshrink, nn.Sigmoid, nn.Tanh,
-    nn.Hardshrink, nn.Softshrink, nn.Threshold, nn.RReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
-    nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
-]  # fmt: skip
-_PLANES = [
-    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
-    nn.AdaptiveMaxPool3d, nn.LPPool1d, nn.LPPool2d, nn.Upsample, nn.UpsamplingBilinear2d,
-    nn.UpsamplingNearest2d,
-]  # fmt: skip
-_CONVOLUTIONS = [
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-]  # fmt: skip
-_NORMS = [
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
-    nn.InstanceNorm3d, nn.PReLU,
-]  # fmt: skip
-_PADS = [
-    nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
-    nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d,
-    nn.ReplicationPad3d,
-]  # fmt: skip
+_LAYERS: dict[str, Rule] = {
+    **dict.fromkeys([f"conv{t}{d}d" for t in ("", "_transpose") for d in (1, 2, 3)], _conv),
+    "linear": _linear,
+    **dict.fromkeys(["batch_norm", "instance_norm", "prelu"], _norm),
+    "group_norm": _group_norm,
+    "identity": _pass,
+}
+"""Modules whose parameters channels sit on; all others are a form of the function with their name."""
 
 MODULE_RULES: dict[type[nn.Module], Rule] = {
-    **dict.fromkeys(_ACTIVATIONS, _pass),
-    **dict.fromkeys(_PLANES, _spatial),
-    **dict.fromkeys(_CONVOLUTIONS, _conv),
-    nn.Linear: _linear,
+    **{kind: _LAYERS.get(name) or FUNCTION_RULES[name] for kind, name in MODULE_NAMES.items()},
     **dict.fromkeys(LAYERS.values(), _computed),
-    **dict.fromkeys(_NORMS, _norm),
-    nn.GroupNorm: _group_norm,
-    nn.LayerNorm: _layer_norm,
-    **dict.fromkeys([nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d], _softmax),
-    nn.GLU: _glu,
-    **dict.fromkeys(MODULE_MOVES, _move),
-    **dict.fromkeys(_PADS, _pad),
 }

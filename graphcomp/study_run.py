@@ -25,6 +25,7 @@ from graphcomp.doctor import cores
 from graphcomp.errors import GraphcompWarning, OutputError, RecipeError
 from graphcomp.evaluate import confusion, count_outputs
 from graphcomp.files import LOCK, read_record, write_text
+from graphcomp.inputs import numbers_of
 from graphcomp.program import Program
 from graphcomp.records import Bench, Record, Report, Snapshot
 from graphcomp.study import Cell, waves
@@ -99,7 +100,13 @@ def _confusion(report: Report, place: Path) -> list[list[int]] | None:
     shape = tuple(program.example_inputs[0].shape[1:])
     some = report.recipe.get("classes") is not None
     outputs = None if some else count_outputs(program)
-    data = load_data(report.recipe["data"], input_shape=shape, seed=report.seed, outputs=outputs)
+    data = load_data(
+        report.recipe["data"],
+        input_shape=shape,
+        seed=report.seed,
+        outputs=outputs,
+        numbers=numbers_of(program)[0],
+    )
     if some:
         data = data.only(report.recipe["classes"])
     matrix = confusion(program, data.eval)

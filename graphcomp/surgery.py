@@ -29,7 +29,7 @@ from graphcomp.program import (
     parts,
     same_memory,
 )
-from graphcomp.rules import CONCATENATIONS, is_move, move, norm_axis, op_name, pad_amounts
+from graphcomp.rules import CONCATENATIONS, is_move, move, norm_axis, op_name, padding_of
 
 Drop = np.ndarray[Any, np.dtype[np.bool_]]
 """Which channels go: one bool a channel id."""
@@ -429,6 +429,10 @@ class _Surgeon:
                 return axis, torch.from_numpy(np.flatnonzero(first))
         return RAGGED
 
+    def op(self, node: fx.Node) -> str:
+        """The name of the operator, by which rewrites are chosen."""
+        return op_name(self.program, node)
+
     def visit(self, node: fx.Node) -> None:
         labels = self.channels.values[node]
         if isinstance(labels, tuple | list) and labels and all(isinstance(x, Tensor) for x in labels):
@@ -518,7 +522,7 @@ class _Surgeon:
 
     def fix(self, node: fx.Node) -> None:
         """Make a data movement node deliver the old tensor with positions deleted."""
-        if op_name(node) == "pad":
+        if self.op(node) == "pad":
             return self.fix_pad(node)
         if _has_ragged(self.cuts[node]):
             return None  # who reads it is bypassed, or `refuse_ragged` will say so
@@ -533,7 +537,7 @@ class _Surgeon:
             if rewrite(node):
                 self.new[node].meta[PASS_KEY] = self.pass_name
                 return None
-        raise self.refusal(node, f"an arrangement of channels that {op_name(node)} cannot reproduce")
+        raise self.refusal(node, f"an arrangement of channels that {self.op(node)} cannot reproduce")
 
     def refusal(self, node: fx.Node, found: str) -> SurgeryError:
         """An error that carries the channels that are in the way."""
@@ -623,7 +627,7 @@ class _Surgeon:
 
     def fix_operands(self, node: fx.Node) -> bool:
         """A concatenation goes on without operands that have no channels left."""
-        if op_name(node) not in CONCATENATIONS or not any(s in self.idle for s in node.all_input_nodes):
+        if self.op(node) not in CONCATENATIONS or not any(s in self.idle for s in node.all_input_nodes):
             return False
         operands, *rest = node.args
         left = tuple(s for s in cast(Sequence[fx.Node], operands) if s not in self.idle)
@@ -634,7 +638,7 @@ class _Surgeon:
 
     def fix_sizes(self, node: fx.Node) -> bool:
         """Sizes in view, reshape, expand and unflatten that are not derived from the tensor itself."""
-        if op_name(node) not in ("view", "reshape", "expand", "unflatten") or node.op == "call_module":
+        if self.op(node) not in ("view", "reshape", "expand", "unflatten") or node.op == "call_module":
             return False
         cut, old = self.cuts[node], self.program.shape(node) or ()
         wanted = _shrunk(old, cut)
@@ -650,7 +654,7 @@ class _Surgeon:
             return [wanted[first + i] if w else s for i, (s, w) in enumerate(zip(sizes, wrong, strict=True))]
 
         args = list(node.args)
-        if op_name(node) == "unflatten":
+        if self.op(node) == "unflatten":
             source = cast(fx.Node, args[0])
             dim = cast(int, args[1]) % len(self.program.shape(source) or ())
             args[2] = tuple(resize(cast(Sequence[Any], args[2]), dim))
@@ -662,7 +666,7 @@ class _Surgeon:
 
     def fix_split(self, node: fx.Node) -> bool:
         """chunk, split and tensor_split become a split into the surviving sizes."""
-        if op_name(node) not in ("chunk", "split", "tensor_split"):
+        if self.op(node) not in ("chunk", "split", "tensor_split"):
             return False
         old = self.program.shape(cast(fx.Node, node.args[0])) or ()
         dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
@@ -676,14 +680,14 @@ class _Surgeon:
 
     def fix_item(self, node: fx.Node) -> bool:
         """x[…] along channels: new bounds, or an index_select in front of the rest of the item."""
-        if op_name(node) not in ("getitem", "select"):
+        if self.op(node) not in ("getitem", "select"):
             return False
         source = cast(fx.Node, node.args[0])
         cut, shape = self.cuts[source], self.program.shape(source) or ()
         if not isinstance(cut, tuple):
             return False
         axis, kept = cut
-        if op_name(node) == "select":
+        if self.op(node) == "select":
             items: list[Any] = [slice(None)] * len(shape)
             given = [*node.args[1:], *(node.kwargs[k] for k in ("dim", "index") if k in node.kwargs)]
             items[cast(int, given[0])] = given[1]
@@ -770,23 +774,22 @@ class _Surgeon:
 
     def fix_pad(self, node: fx.Node) -> None:
         """Padding beside channels shrinks with the channels that it stands for."""
-        labels, amounts = self.channels.values[node], pad_amounts(self.program, node) or {}
-        ndim = labels.ndim
-        cut = self.cuts[node]
-        if not isinstance(cut, tuple) or cut[0] not in amounts:
+        labels, cut = self.channels.values[node], self.cuts[node]
+        padding = padding_of(self.program, node)
+        if padding is None or not isinstance(cut, tuple):
+            return
+        amounts = padding.amounts(labels.ndim)
+        if cut[0] not in amounts:
             return
         axis, kept = cut
         before, after = amounts[axis]
         size = labels.size(axis)
         amounts[axis] = (int((kept < before).sum()), int((kept >= size - after).sum()))
-        flat = [n for d in range(ndim - 1, min(amounts) - 1, -1) for n in amounts.get(d, (0, 0))]
+        flat = [n for d in range(labels.ndim - 1, min(amounts) - 1, -1) for n in amounts.get(d, (0, 0))]
         new = self.new[node]
-        if node.op == "call_module":
-            raise self.refusal(node, "a padding module beside channels")
-        if len(new.args) > 1:
-            new.args = (new.args[0], flat, *new.args[2:])
-        else:
-            new.kwargs = {**new.kwargs, "pad": flat}
+        new.op, new.target = "call_function", F.pad
+        value = () if padding.value is None else (padding.value,)
+        new.args, new.kwargs = (new.args[0], flat, padding.mode, *value), {}
         new.meta[PASS_KEY] = self.pass_name
 
     def pad_join(self, join: Join) -> None:

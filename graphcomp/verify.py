@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 from graphcomp.batchnorm import negative_variances
 from graphcomp.dct import DctLayer
 from graphcomp.errors import GraphcompError, VerifyError, first_line
-from graphcomp.program import Program, fresh_inputs, named_tensors, output_tensors, run_on_meta
+from graphcomp.inputs import fresh_inputs
+from graphcomp.program import Program, named_tensors, output_tensors, run_on_meta
 
 TOLERANCE = 1e3 * torch.finfo(torch.float64).eps
 """Largest relative difference in float64 that counts as equal: room for another order of summation."""
@@ -182,7 +183,7 @@ class _Calibration(fx.Interpreter):
 def difference(a: Program, b: Program, seed: int = 1) -> float:
     """max |a - b| / max |a| over all outputs, on random inputs at batch 1 and (if the network takes it) 3."""
     worst = 0.0
-    dtype = next((t.dtype for t in a.module.parameters() if t.is_floating_point()), torch.float32)
+    dtype = _float_type(a)
     for batch in (1, 3):
         inputs = fresh_inputs(a, batch, seed, dtype)
         try:
@@ -207,10 +208,17 @@ def difference(a: Program, b: Program, seed: int = 1) -> float:
     return worst
 
 
+def _float_type(program: Program) -> torch.dtype:
+    """What a program computes in."""
+    return next((t.dtype for t in program.module.parameters() if t.is_floating_point()), torch.float32)
+
+
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """max |found - expected| / max |expected|; infinite if either is not finite."""
     if not (bool(torch.isfinite(found).all()) and bool(torch.isfinite(expected).all())):
         return float("inf")
+    if not (found.is_floating_point() or found.is_complex()):
+        found, expected = found.double(), expected.double()
     error = (found - expected).abs().max().item()
     scale = expected.abs().max().item()
     return float(error / scale) if scale else float(error)
@@ -218,9 +226,11 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 def _response(program: Program, seed: int) -> float:
     """How much the outputs differ between two inputs, relative to their size."""
-    dtype = next((t.dtype for t in program.module.parameters()), torch.float32)
     with torch.no_grad():
-        one, two = (output_tensors(program(*fresh_inputs(program, 1, s, dtype))) for s in (seed, seed + 1))
+        one, two = (
+            output_tensors(program(*fresh_inputs(program, 1, s, _float_type(program))))
+            for s in (seed, seed + 1)
+        )
     return max(relative_error(a, b) for a, b in zip(one, two, strict=True))
 
 

@@ -51,7 +51,7 @@ def relu_after(program: Program, node: fx.Node | None) -> fx.Node | None:
             return None
         node = users[0]
         module = program.layer(cast(str, node.target)) if node.op == "call_module" else None
-        if isinstance(module, nn.ReLU | nn.ReLU6) or (module is None and op_name(node) in ("relu", "relu6")):
+        if op_name(program, node) in ("relu", "relu6"):
             return node
         if not isinstance(module, nn.modules.batchnorm._BatchNorm | nn.Identity | nn.Dropout):
             return None

@@ -295,7 +295,7 @@ def _normalisation(program: Program, node: fx.Node) -> fx.Node | None:
 def _additions(channels: Channels, group: ChannelGroup) -> Iterator[View]:
     """The additions of activations that all of the group's channels take part in."""
     for node in channels.program.graph.nodes:
-        if node.op == "call_module" or op_name(node) != "add":
+        if op_name(channels.program, node) != "add":
             continue
         operands = [
             a for a in node.all_input_nodes if isinstance(channels.values[a], Tensor) and a.op != "get_attr"

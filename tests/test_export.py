@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from graphcomp import export
 from graphcomp.errors import ExportError, OutputError
 from graphcomp.export import MODULE_PROP, NODE_PROP, PASS_PROP, export_onnx
-from graphcomp.program import PASS_KEY, Program, fresh_inputs, named_tensors, output_tensors, trace
+from graphcomp.inputs import fresh_inputs
+from graphcomp.program import PASS_KEY, Program, named_tensors, output_tensors, trace
 from graphcomp.records import Export
 from tests.nets import TRAPS, scramble
 

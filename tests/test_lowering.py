@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from graphcomp.dct import compressed
+from graphcomp.inputs import fresh_inputs
 from graphcomp.lowering import dct_layers, densified, taking_weights
-from graphcomp.program import Program, assemble, fresh_inputs, parts, trace
+from graphcomp.program import Program, assemble, parts, trace
 from tests.dct_nets import LAYERS, dct_program
 
 

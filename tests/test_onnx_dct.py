@@ -22,10 +22,11 @@ from graphcomp import cost, export, onnx_dct
 from graphcomp.dct import DctLayer, DctLinear, compressed, encode
 from graphcomp.errors import ExportError
 from graphcomp.export import MODULE_PROP, NODE_PROP, PASS_PROP, export_onnx
+from graphcomp.inputs import fresh_inputs
 from graphcomp.lowering import dct_layers, densified, weight_name
 from graphcomp.onnx_dct import rebuild_weights
 from graphcomp.onnxfile import onnx_macs
-from graphcomp.program import Program, fresh_inputs, trace
+from graphcomp.program import Program, trace
 from graphcomp.records import Export
 from tests.dct_nets import LAYERS, dct_program, with_dct
 

@@ -10,11 +10,11 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from graphcomp.errors import TraceError
+from graphcomp.inputs import fresh_inputs
 from graphcomp.program import (
     PASS_KEY,
     Program,
     editable,
-    fresh_inputs,
     output_tensors,
     same_memory,
     trace,

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from graphcomp.channels import Channels, JoinPolicy, analyse
 from graphcomp.cost import macs, params_state
 from graphcomp.errors import SurgeryError
+from graphcomp.inputs import fresh_inputs
 from graphcomp.liveness import live_of
 from graphcomp.models.resnet_cifar import ResNet
-from graphcomp.program import PASS_KEY, Program, fresh_inputs, output_tensors
+from graphcomp.program import PASS_KEY, Program, output_tensors
 from graphcomp.surgery import drop_of, dropped_rows, feasible, legalise, mask, no_drop, remove
 from graphcomp.verify import TOLERANCE, check, difference, relative_error, verify_pass
 from tests.nets import TRAPS, Net, ShuffleUnit, _block, _conv, _head, scramble

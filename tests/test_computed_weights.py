@@ -1,0 +1,130 @@
+"""Weights that a network computes from its parameters: no label an element, and the same channels."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from graphcomp import rules
+from graphcomp.channels import Channels, analyse
+from graphcomp.program import Program
+from graphcomp.surgery import dropped_rows, feasible
+from graphcomp.verify import verify_pass
+from tests.nets import TRAPS, Net, _conv, _head, scramble
+from tests.removing import Removal, exact_program, half, plain_program, random_scores
+
+WIDTH = 64
+
+
+class Standardised(nn.Conv2d):
+    """Each filter has mean 0 and variance 1, by way of a normalisation in training mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(rows, None, None, training=True, momentum=0.0).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class ByMoments(nn.Conv2d):
+    """The same from views, means and divisions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        std = weight.view(weight.size(0), -1).std(dim=1).view(-1, 1, 1, 1) + 1e-5
+        return F.conv2d(x, weight / std.expand_as(weight), self.bias, self.stride, self.padding)
+
+
+class Scaled(nn.Conv2d):
+    """Times a parameter of the row."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.scale = nn.Parameter(torch.rand(self.out_channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * self.scale, self.bias, self.stride, self.padding)
+
+
+class Chunked(nn.Conv2d):
+    """Two halves that change places."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.weight.chunk(2, 1)
+        return F.conv2d(x, torch.cat([b, a], 1), self.bias, self.stride, self.padding)
+
+
+KINDS = [Standardised, ByMoments, Scaled, Chunked]
+
+
+def network(kind: type[nn.Conv2d]) -> Program:
+    def forward(m: Any, x: Tensor) -> Any:
+        x = F.relu(m.stem(x))
+        return m.head(F.relu(m.after(F.relu(m.inner(x)))))
+
+    parts = {"stem": _conv(3, WIDTH), "inner": kind(WIDTH, WIDTH, 3, padding=1)}
+    return plain_program(Net(forward, **parts, after=_conv(WIDTH, WIDTH), head=_head(WIDTH)), 1, 3, 8, 8)
+
+
+def found(channels: Channels) -> list[tuple[Any, ...]]:
+    """What can go, without the ids of channels."""
+    return [
+        (g.name, {k: v.tolist() for k, v in g.producers.items()}, g.readers, g.blocks.tolist(), g.derived)
+        for g in channels.removable
+    ]
+
+
+def every_label(program: Program, patch: pytest.MonkeyPatch) -> Channels:
+    """The analysis that follows every element of every parameter."""
+    with patch.context() as inner:
+        inner.setattr(rules, "unfollowed", lambda program: frozenset())
+        return analyse(program)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_computed_weight_costs_no_label_an_element(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = network(kind)
+    channels = analyse(program)
+    assert len(channels.channel_of) < 10 * WIDTH < WIDTH * WIDTH
+    whole = every_label(program, monkeypatch)
+    assert len(whole.channel_of) > WIDTH * WIDTH
+    assert found(channels) == found(whole)
+    assert [g.name for g in channels.removable] == ["after"]
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_no_trap_is_read_otherwise(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = exact_program(TRAPS[name]())
+    assert found(analyse(program)) == found(every_label(program, monkeypatch))
+
+
+def shared(use: Any) -> Program:
+    """A layer whose weight is also read by something that has no rule."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        x = m.stem(x)
+        return m.head(F.relu(m.conv(x))), use(m, x)
+
+    torch.manual_seed(0)
+    net = Net(forward, stem=_conv(3, 8), conv=_conv(8, 8), head=_head(8))
+    return plain_program(scramble(net, 0), 1, 3, 8, 8)
+
+
+SHARED = {
+    "computed": lambda m, x: F.conv2d(x, m.conv.weight * 2),
+    "as it is": lambda m, x: torch.einsum("bchw,oc->bohw", x, m.conv.weight[:, :, 0, 0]),
+    "by an operator without a rule": lambda m, x: torch.outer(m.conv.bias, m.conv.bias) * x.mean(),
+    "its size": lambda m, x: x.new_ones(m.conv.weight.shape[0]) * x.mean(),
+    "an output": lambda m, x: m.conv.weight,
+}
+
+
+@pytest.mark.parametrize("use", SHARED)
+def test_a_layer_whose_weight_is_read_unseen_keeps_its_channels(use: str) -> None:
+    program = shared(SHARED[use])
+    channels = analyse(program)
+    drop, _ = feasible(channels, half(channels), random_scores(channels))
+    rows = dropped_rows(channels, drop)
+    verify_pass(Removal(), program, rows)
+    assert not rows.keys() & {"conv.weight"}
