@@ -173,8 +173,6 @@ def follow_type(graph: fx.Graph, dtype: torch.dtype) -> None:
             continue
         if node.op == "call_method" and CASTS.get(name, torch.int).is_floating_point:
             node.target, node.args = "to", (*node.args, dtype)
-        if name == "type":
-            node.args, node.kwargs = _map(node.args, _legacy), _map(node.kwargs, _legacy)
         node.args, node.kwargs = (
             _map(given, lambda a: _followed(a, dtype)) for given in (node.args, node.kwargs)
         )
@@ -201,14 +199,20 @@ def reshape_out_of_place(graph: fx.Graph) -> None:
             source = source.args[0]  # an in-place method returns its operand
 
 
+def name_types(graph: fx.Graph) -> None:
+    """Turn `x.type("torch.FloatTensor")`, which is of one device, into `x.type(torch.float32)`, in place."""
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target == "type":
+            node.args, node.kwargs = _map(node.args, _legacy), _map(node.kwargs, _legacy)
+
+
 def _map(value: Any, change: Callable[[Any], Any]) -> Any:
     return fx.node.map_aggregate(value, change)
 
 
 def _legacy(value: Any) -> Any:
-    """The type that "torch.FloatTensor", or that class, stands for."""
-    name = value if isinstance(value, str) else getattr(value, "__qualname__", "")
-    return _LEGACY_TYPES.get(name if name.startswith("torch.") else f"torch.{name}", value)
+    """The type that "torch.FloatTensor" stands for."""
+    return _LEGACY_TYPES.get(value, value) if isinstance(value, str) else value
 
 
 def _followed(value: Any, dtype: torch.dtype) -> Any:

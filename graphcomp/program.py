@@ -27,7 +27,7 @@ from torch.nn.utils import parametrize
 from graphcomp.dct import DctConv2d, DctLayer, DctLinear
 from graphcomp.errors import TraceError
 from graphcomp.lifting import lift_layers
-from graphcomp.operators import ALIASES, OUT_OF_PLACE, follow_type, reshape_out_of_place, spelling
+from graphcomp.operators import ALIASES, OUT_OF_PLACE, follow_type, name_types, reshape_out_of_place, spelling
 
 PASS_KEY = "graphcomp_pass"
 """`node.meta` key: the name of the pass that made the node or changed it last."""
@@ -218,6 +218,7 @@ def trace(
         with evaluating(model):
             graph = tracer.trace(model)
         reshape_out_of_place(graph)
+        name_types(graph)
         eliminate_dead_nodes(graph, model)
         augmented = {n.name for n in graph.nodes if n.target in OUT_OF_PLACE}
         for node in graph.nodes:  # `x += y` becomes `x + y` for now

@@ -638,7 +638,7 @@ class _Surgeon:
 
     def fix_sizes(self, node: fx.Node) -> bool:
         """Sizes in view, reshape, expand and unflatten that are not derived from the tensor itself."""
-        if self.op(node) not in ("view", "reshape", "expand", "unflatten") or node.op == "call_module":
+        if self.op(node) not in ("view", "reshape", "expand", "unflatten"):
             return False
         cut, old = self.cuts[node], self.program.shape(node) or ()
         wanted = _shrunk(old, cut)
@@ -653,7 +653,10 @@ class _Surgeon:
             ]
             return [wanted[first + i] if w else s for i, (s, w) in enumerate(zip(sizes, wrong, strict=True))]
 
-        args = list(node.args)
+        args, target = list(node.args), node.target
+        if node.op == "call_module":
+            module = cast(nn.Unflatten, self.program.layer(cast(str, target)))
+            target, args = torch.unflatten, [*args, module.dim, tuple(module.unflattened_size)]
         if self.op(node) == "unflatten":
             source = cast(fx.Node, args[0])
             dim = cast(int, args[1]) % len(self.program.shape(source) or ())
@@ -662,7 +665,7 @@ class _Surgeon:
             args[1] = tuple(resize(args[1], 0))
         else:
             args[1:] = resize(args[1:], 0)
-        return self.attempt(node, node.target, tuple(args), dict(node.kwargs))
+        return self.attempt(node, target, tuple(args), dict(node.kwargs))
 
     def fix_split(self, node: fx.Node) -> bool:
         """chunk, split and tensor_split become a split into the surviving sizes."""

@@ -383,19 +383,22 @@ def kernels_of(program: Program, i: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-CHUNKS = 6
+SHAPED = {
+    *("cat hstack vstack dstack column_stack stack chunk split tensor_split narrow select getitem".split()),
+    *("view reshape flatten unflatten pixel_shuffle pixel_unshuffle channel_shuffle pad".split()),
+}
+"""Rows whose literals removal rewrites, so that what is exported is not what was traced."""
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_rows_are_exported(chunk: int, tmp_path: Path) -> None:
-    """One way as a function, and all modules: what ONNX Runtime computes is what the program computes."""
+def test_rows_that_are_rewritten_are_exported(tmp_path: Path) -> None:
+    """What ONNX Runtime computes is what the smaller program computes."""
     ways = []
-    for row in [r for r in ROWS if r not in EXAMPLES or EXAMPLES[r].exports][chunk::CHUNKS]:
+    for row in sorted(SHAPED):
         found = branches(row)
-        ways += [w for i, w in enumerate(found) if w.module is not None or i == 0]
+        ways += [way for i, way in enumerate(found) if i == 0 or way.module is not None]
     program = network(ways)
     channels = analyse(program)
     drop, _ = feasible(channels, half(channels), random_scores(channels))
     smaller = remove(program, channels, drop, "test")
-    exported = export_onnx(smaller, tmp_path / "x.onnx", batches=(2,))
+    exported = export_onnx(smaller, tmp_path / "x.onnx", batches=(2,), dynamic_batch=False)
     assert exported.nodes > len(ways)
