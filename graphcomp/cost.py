@@ -50,24 +50,31 @@ def layer_row(program: Program, node: fx.Node) -> LayerRow | None:
     """The row of one node; None if it is no convolution or linear layer with weights of its own."""
     if node.op == "call_module":
         return _module_row(program, node)
-    if node.op != "call_function" or op_name(program, node) not in ("conv1d", "conv2d", "conv3d", "linear"):
+    name = op_name(program, node)
+    if node.op != "call_function" or name not in _FUNCTIONS:
         return None
     weight = cast(fx.Node, node.args[1] if len(node.args) > 1 else node.kwargs["weight"])
     tensor = program.values[weight]
     bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
     extra = program.values[bias].numel() if isinstance(bias, fx.Node) else 0
-    shape = program.shape(node) or ()
     groups = int(cast(int, node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)))
+    out, into = tensor.shape[0], tensor.shape[1] * groups
+    measured = node
+    if "transpose" in name:  # every *input* position multiplies the whole kernel
+        out, into, measured = into, out, cast(fx.Node, node.args[0])
     return LayerRow(
         name=node.name,
-        kind=op_name(program, node),
-        in_channels=tensor.shape[1] * groups,
-        out_channels=tensor.shape[0],
+        kind=name,
+        in_channels=into,
+        out_channels=out,
         kernel=tuple(tensor.shape[2:]),
         groups=groups,
         params=tensor.numel() + extra,
-        macs=tensor.numel() * _positions(shape, tensor.ndim),
+        macs=tensor.numel() * _positions(program.shape(measured) or (), tensor.ndim),
     )
+
+
+_FUNCTIONS = {"linear", *(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))}
 
 
 def layer_weight(program: Program, node: fx.Node) -> Tensor | None:

@@ -121,9 +121,10 @@ def _layer_call(program: Program, node: fx.Node) -> Call | None:
     if not row.kernel:
         return Call(node, source, Kernel("linear", tuple(before[1:-1])), row.in_channels, row.out_channels)
     rank = len(row.kernel)
-    if "Transpose" in row.kind:  # the adjoint of a convolution from its output to its input, as much work
+    is_transposed = "transpose" in row.kind.lower()
+    if is_transposed:  # the adjoint of a convolution from its output to its input, as much work
         before, after = after, before
-    into, out = (row.in_channels, row.out_channels) if "Transpose" not in row.kind else (
+    into, out = (row.in_channels, row.out_channels) if not is_transposed else (
         row.out_channels,
         row.in_channels,
     )  # fmt: skip
