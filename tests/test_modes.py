@@ -21,7 +21,8 @@ from graphcomp.passes.finetune import Finetune
 from graphcomp.passes.fold_bn import FoldBN
 from graphcomp.passes.l1 import L1
 from graphcomp.pipeline import Pipeline
-from graphcomp.program import Program, fresh_inputs, output_tensors
+from graphcomp.inputs import fresh_inputs
+from graphcomp.program import Program, output_tensors
 from graphcomp.robustness import Corruption, robustness
 from graphcomp.verify import check, difference, scrambled, verify_pass
 from tests.learnable import make_data, make_split, normalised_net, weights

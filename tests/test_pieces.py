@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from graphcomp import surgery
 from graphcomp.channels import JoinPolicy, analyse
 from graphcomp.errors import SurgeryError
-from graphcomp.program import Program, fresh_inputs, output_tensors
+from graphcomp.inputs import fresh_inputs
+from graphcomp.program import Program, output_tensors
 from graphcomp.surgery import Drop, feasible, legalise, mask, no_drop, remove
 from graphcomp.verify import TOLERANCE, check, difference, relative_error
 from tests.nets import (
