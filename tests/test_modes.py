@@ -16,12 +16,12 @@ from graphcomp.data import Split
 from graphcomp.evaluate import accuracy, confusion, drift, first_inputs, mean_error, score
 from graphcomp.export import export_onnx
 from graphcomp.gradients import mean_gradients
+from graphcomp.inputs import fresh_inputs
 from graphcomp.network import Mode, Network
 from graphcomp.passes.finetune import Finetune
 from graphcomp.passes.fold_bn import FoldBN
 from graphcomp.passes.l1 import L1
 from graphcomp.pipeline import Pipeline
-from graphcomp.inputs import fresh_inputs
 from graphcomp.program import Program, output_tensors
 from graphcomp.robustness import Corruption, robustness
 from graphcomp.verify import check, difference, scrambled, verify_pass
