@@ -29,6 +29,8 @@ from graphcomp.program import Program
 ELEMENTS = -1
 """Stands for "all dimensions" where an axis is a whole parameter or buffer (role "tensor")."""
 
+WEIGHT_AS_TENSOR = "a layer's weight is also used as a tensor"
+
 Role = Literal["out", "in", "norm", "tensor"]
 JoinPolicy = Literal["couple", "pad"]
 
@@ -179,7 +181,7 @@ class Tracker:
     rectangular: list[tuple[str, Tensor]] = field(default_factory=list)
     rows: list[tuple[str, Tensor]] = field(default_factory=list)
     joins: list[tuple[fx.Node, int, Tensor, Tensor, Tensor]] = field(default_factory=list)
-    frozen: dict[int, tuple[str, str]] = field(default_factory=dict)
+    frozen: set[int] = field(default_factory=set)
 
     def mint(self, n: int) -> Tensor:
         """n new labels."""
@@ -190,11 +192,10 @@ class Tracker:
         """These labels must stay."""
         self.pins.append((node.name, reason, compact(labels).flatten()))
 
-    def freeze(self, node: fx.Node, source: fx.Node, reason: str) -> None:
-        """What `node` does with a parameter is not followed: all channels that sit on it must stay."""
+    def freeze(self, source: fx.Node) -> None:
+        """What is done with a parameter is not followed: all channels that sit on it must stay."""
         if source.op == "get_attr":
-            tensor = self.program.tensors[cast(str, source.target)]
-            self.frozen.setdefault(id(tensor), (node.name, reason))
+            self.frozen.add(id(self.program.tensors[cast(str, source.target)]))
 
     def couple(self, node: fx.Node, a: Tensor, b: Tensor) -> None:
         """Labels that meet (broadcast against each other) live or die together."""
@@ -310,12 +311,11 @@ class Tracker:
         for (tensor, _), index in self.site_of.items():
             if tensor in whole and len([k for k in self.site_of if k[0] == tensor]) > 1:
                 site = self.sites[index]
-                self.pins.append(
-                    (site.node, "a layer's weight is also used as a tensor", site.labels.flatten())
-                )
+                self.pins.append((site.node, WEIGHT_AS_TENSOR, site.labels.flatten()))
         for (tensor, _), index in self.site_of.items():
             if tensor in self.frozen:
-                self.pins.append((*self.frozen[tensor], self.sites[index].labels.flatten()))
+                site = self.sites[index]
+                self.pins.append((site.node, WEIGHT_AS_TENSOR, site.labels.flatten()))
         for node, reason, labels in self.pins:
             for channel in np.unique(channel_of[labels.numpy()]).tolist():
                 if channel:

@@ -48,7 +48,7 @@ def apply_rule(tracker: Tracker, node: fx.Node) -> Any:
         return _plain(tracker, node, value)
     if node in tracker.unfollowed:
         for source in node.all_input_nodes:
-            tracker.freeze(node, source, "a weight is computed from it")
+            tracker.freeze(source)
         return Unread()
     rule = _find_rule(tracker.program, node)
     if rule is None:
@@ -120,7 +120,7 @@ def _plain(tracker: Tracker, node: fx.Node, value: Any) -> Any:
     if name in ("numel", "stride", "size", "len") or name == "getattr" and node.args[1] == "shape":
         for source in node.all_input_nodes:
             if isinstance(tracker.values[source], Unread):
-                tracker.freeze(node, source, "its size is used as a number")
+                tracker.freeze(source)
     entries = _entries(tracker, node, value)
     if entries is not None:
         tracker.entries[node] = entries
@@ -183,7 +183,7 @@ QUERIES = {
 
 def _pin_value(tracker: Tracker, node: fx.Node, source: fx.Node, reason: str) -> None:
     value = tracker.values[source]
-    tracker.freeze(node, source, reason)
+    tracker.freeze(source)
     for labels in value if isinstance(value, tuple | list) else (value,):
         if isinstance(labels, Tensor):
             tracker.pin(node, labels, reason)
