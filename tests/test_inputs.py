@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graphcomp.channels import analyse
-from graphcomp.compiler import data_of
+from graphcomp.compiler import open_data
 from graphcomp.export import export_onnx
 from graphcomp.inputs import Numbers, fresh_inputs, numbers_of
 from graphcomp.program import Program, trace
@@ -133,12 +133,12 @@ def test_floats_are_drawn_as_ever() -> None:
 
 def test_random_data_and_exports_take_token_ids(tmp_path: Path) -> None:
     program = tokens(*RANGES["embedding"][:2])
-    data = data_of("random?limit=16", program, 0)
+    data = open_data("random?limit=16", program, 0)
     ((x, _),) = data.train.batches(64)
     assert x.dtype == torch.int64 and 0 <= int(x.min()) < int(x.max()) < SIZE
     assert "0 to 49" in data.description
     program(x)
-    assert data.train.fingerprint() == data_of("random?limit=16", program, 0).train.fingerprint()
+    assert data.train.fingerprint() == open_data("random?limit=16", program, 0).train.fingerprint()
     assert export_onnx(program, tmp_path / "x.onnx", batches=(2,)).nodes
 
 
