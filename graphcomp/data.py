@@ -39,7 +39,7 @@ from torch import Tensor
 from graphcomp.classes import Folders, folder_classes, how_to_map
 from graphcomp.errors import DataError
 from graphcomp.images import CROP_FRACTION, DECODED, SUFFIXES, decode, is_image
-from graphcomp.inputs import Numbers
+from graphcomp.ranges import Numbers
 
 __all__ = ["Data", "Split", "load_data"]
 

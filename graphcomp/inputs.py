@@ -7,7 +7,6 @@ with whole numbers, on tensors that are filled with one of them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,28 +14,12 @@ import torch
 from torch import Tensor, fx
 
 from graphcomp.program import Program
+from graphcomp.ranges import Numbers
 
 MOST = 2**20
 """A network that takes this number takes any."""
 
 BYTE = 255
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """The whole numbers that an input may hold: `low` to `high`, both included."""
-
-    dtype: torch.dtype
-    low: int
-    high: int
-
-    def __str__(self) -> str:
-        return f"{self.low} to {self.high}"
-
-    def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """Each as likely as any other."""
-        found = torch.randint(self.low, self.high + 1, tuple(shape), generator=generator)
-        return found.to(self.dtype)
 
 
 def fresh_inputs(

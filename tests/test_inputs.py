@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from graphcomp.channels import analyse
 from graphcomp.compiler import open_data
 from graphcomp.export import export_onnx
-from graphcomp.inputs import Numbers, fresh_inputs, numbers_of
+from graphcomp.inputs import fresh_inputs, numbers_of
+from graphcomp.ranges import Numbers
 from graphcomp.program import Program, trace
 from graphcomp.surgery import dropped_rows, feasible
 from graphcomp.verify import difference, verify_pass
