@@ -13,8 +13,8 @@ from graphcomp.channels import analyse
 from graphcomp.compiler import open_data
 from graphcomp.export import export_onnx
 from graphcomp.inputs import fresh_inputs, numbers_of
-from graphcomp.ranges import Numbers
 from graphcomp.program import Program, trace
+from graphcomp.ranges import Numbers
 from graphcomp.surgery import dropped_rows, feasible
 from graphcomp.verify import difference, verify_pass
 from tests.nets import Net, _conv, _head
