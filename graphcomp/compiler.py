@@ -264,6 +264,7 @@ def _deliver(run: _Run, progress: Progress) -> Report:
     with atomic_entries(out) as place:
         progress("save the program", 0.72)
         run.program.save(place / "program")
+        progress("export the baseline", 0.74)
         report = _report(run, place, progress)
         write_report(report, place)
     if report.dense_export is None:

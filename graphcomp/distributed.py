@@ -16,6 +16,7 @@ On CPUs the processes talk by gloo. With a GPU for each process of a machine the
 talk by nccl; that path **has not yet been run**.
 """
 
+import copy
 import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator
@@ -173,7 +174,8 @@ class _Failed:
     @classmethod
     def of(cls, error: Exception) -> "_Failed":
         try:
-            pickle.loads(pickle.dumps(error))
+            pickle.dumps(error)
+            copy.copy(error)  # made anew as unpickling does
         except Exception:  # whatever an exception of somebody else's does in its __reduce__ or __init__
             return cls(
                 DistributedError(f"process 0: found {type(error).__name__}: {error}, expected no error")

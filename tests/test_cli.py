@@ -585,7 +585,7 @@ def test_full_disk(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(os, "fsync", fsync)
         message = failing(cli, "compile", *TINY, "--passes", "fold-bn", "-o", "o")
     assert "state.json: found 'No space left on device'" in message and "free some space" in message
-    assert list(Path("o").iterdir()) == []
+    assert not Path("o").exists()
 
 
 def test_output_that_is_taken(cli: Cli, compiled: Path) -> None:
@@ -745,8 +745,8 @@ def test_study(cli: Cli) -> None:
 
 def test_study_lists_its_cells(cli: Cli) -> None:
     Path("s.yaml").write_text(STUDY)
-    found = cli("study", "s.yaml", "--list", "-o", "o")
-    assert found.code == 0 and not Path("o").exists()
+    found = cli("study", "s.yaml", "--list")
+    assert found.code == 0 and not Path("out").exists()
     assert [line[:-8] for line in found.out.split()] == ["ratio=0.5_where=inner-", "ratio=0.5_where=absent-"]
 
 
@@ -832,7 +832,7 @@ def test_where_weights_were_found_is_said(cli: Cli) -> None:
 
 
 RECIPE = f"model: {SPEC}\npasses: [fold-bn]\ndata: random\n"
-STUDY = "recipe: {model: models:resnet20, passes: [{l1: {ratio: $r}}], data: random}\ngrid: {r: [0.5]}\n"
+ONE_CELL = "recipe: {model: models:resnet20, passes: [{l1: {ratio: $r}}], data: random}\ngrid: {r: [0.5]}\n"
 
 EFFECTS: dict[str, dict[str, tuple[list[str], str] | None]] = {
     "compile": {
@@ -886,7 +886,7 @@ def test_every_option_has_an_effect_or_says_when_not() -> None:
 )
 def test_contradictory_options_are_refused(command: str, option: str, cli: Cli) -> None:
     Path("r.yaml").write_text(RECIPE)
-    Path("s.yaml").write_text(STUDY)
+    Path("s.yaml").write_text(ONE_CELL)
     case = EFFECTS[command][option]
     assert case is not None
     message = failing(cli, command, *case[0])

@@ -19,7 +19,7 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
-from graphcomp import storage
+from graphcomp import files, storage
 from graphcomp.errors import LoadError, OutputError
 from graphcomp.files import atomic_directory, write_text
 from graphcomp.program import PASS_KEY, Program, editable, named_tensors, output_tensors, trace
@@ -813,6 +813,7 @@ def test_a_failed_swap_restores_the_older_directory(directory: Path, monkeypatch
             raise OSError(5, "Input/output error")
         return rename(self, target)
 
+    monkeypatch.setattr(files, "_exchanged", lambda one, other: False)
     monkeypatch.setattr(Path, "rename", fail_once)
     with (
         pytest.raises(OutputError, match="Input/output error"),
