@@ -26,6 +26,7 @@ from pydantic_core import PydanticKnownError
 from graphcomp import closing, distributed
 from graphcomp.allocation import Allocation, Cost, Judgement, Scores, Strategy, cost_of, round_up
 from graphcomp.channels import ChannelGroup, Channels, JoinPolicy, analyse
+from graphcomp.constants import Shift, shifts
 from graphcomp.errors import PassError
 from graphcomp.latency import LatencyCost
 from graphcomp.paying import REVERT, Paying, Revert, group_left_alone, latency_model, paying, stopwatch
@@ -207,17 +208,19 @@ class ChannelRemoval(RowRemoval, ABC):
                 f"found no channel to remove ({reasons}), expected some; set allow_nothing to accept"
             )
         reached = self._reached(channels, drop, met, paid)
+        lost = shifts(channels, drop)
         return Plan(
             name=self.name,
             options=options_of(self),
             decisions={"join": self._policy, "rows": dropped_rows(channels, drop)},
             kept=kept,
-            summary=_summary(channels, drop) + missed(**reached.get("target", {})),
+            summary=_summary(channels, drop) + _moved(lost) + missed(**reached.get("target", {})),
             evidence={
                 "multiple": multiple,
                 "groups": self._widths(allocation, shares, wanted, drop),
                 **reached,
                 **met,
+                **_moved_evidence(lost),
                 **paid.evidence("groups", lambda group: group.name),
             },
         )
@@ -450,6 +453,23 @@ def _summary(channels: Channels, drop: Drop) -> str:
     return f"removed {int(drop.sum())} of {total} coupled channels in {len(lost)} of {len(groups)} groups" + (
         f", {whole} of them whole" if whole else ""
     )
+
+
+def _moved(lost: Sequence[Shift]) -> str:
+    """What the summary adds where removed channels held constants: see `graphcomp.constants`."""
+    if not lost:
+        return ""
+    border = [s.layer for s in lost if not s.exact]
+    more = ", …" if len(border) > 3 else ""
+    doubt = f", but for the padded borders of {', '.join(border[:3])}{more}" if border else ""
+    return f"; what was constant of them went into the biases of {len(lost)} layers{doubt}"
+
+
+def _moved_evidence(lost: Sequence[Shift]) -> dict[str, Any]:
+    if not lost:
+        return {}
+    border = [s.layer for s in lost if not s.exact]
+    return {"constants": {s.layer: s.channels for s in lost}, "inexact_at_the_border": border}
 
 
 def missed(of: str = "", asked: float = 1.0, reached: float = 0.0) -> str:

@@ -94,6 +94,12 @@ def is_move(program: Program, node: fx.Node) -> bool:
     return node.op.startswith("call_") and _find_rule(program, node) in (_move, _stack, _pad)
 
 
+def kind_of(program: Program, node: fx.Node) -> str | None:
+    """What a called node does, by the name of its rule: `conv`, `pass`, `move`, …; None if it is opaque."""
+    rule = _find_rule(program, node)
+    return None if rule is None else rule.__name__.strip("_")
+
+
 def _holds_tensor(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return any(map(_holds_tensor, value))

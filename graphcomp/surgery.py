@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from graphcomp.channels import ELEMENTS, Axis, Channels, Join, Unread
+from graphcomp.constants import Shift, shifts
 from graphcomp.errors import SurgeryError, TraceError
 from graphcomp.labels import Ints, along, compact, varying
 from graphcomp.liveness import live_of
@@ -172,14 +173,24 @@ def _with_operands(channels: Channels, ids: Iterable[int]) -> Drop:
 
 
 def mask(program: Program, channels: Channels, drop: Drop) -> Program:
-    """Zeros where removed channels are read: in the columns of readers, and before padded joins."""
+    """Zeros where removed channels are read: in the columns of readers, and before padded joins.
+
+    What readers lose with channels that hold a constant goes into their biases (`graphcomp.constants`), so
+    that it is lossless to remove filters of zeros. Readers without a bias get one.
+    """
+    lost = shifts(channels, drop)
     replaced: dict[str, Tensor] = {}
+    for shift in lost:
+        bias = program.tensors.get(f"{shift.layer}.bias")
+        if bias is not None:
+            replaced[f"{shift.layer}.bias"] = bias.detach() + shift.amount.to(bias)
     for axis in channels.axes:
         if axis.reads and drop[axis.channels].any():
             (name, dim), *_ = axis.tensors
             old = replaced.get(name, program.tensors[name])
             replaced[name] = _zero(old.detach().clone(), dim, drop[axis.channels], axis.groups)
     root, graph = parts(program, replaced)
+    _add_biases(program, root, lost)
     new = dict(zip(program.graph.nodes, graph.nodes, strict=True))
     for join in channels.joins:
         for position, operand in enumerate(join.operands):
@@ -187,6 +198,17 @@ def mask(program: Program, channels: Channels, drop: Drop) -> Program:
                 shape = program.shape(join.node) or ()
                 _insert_mask(root, graph, new[join.node], position, join, ~drop[operand], shape)
     return Program(assemble(program, root, graph), program.example_inputs, program.history)
+
+
+def _add_biases(program: Program, root: nn.Module, lost: Sequence[Shift]) -> None:
+    """Biases for readers that have none; one where a layer goes by several names."""
+    made: dict[int, nn.Parameter] = {}
+    for shift in lost:
+        old = program.layer(shift.layer)
+        if getattr(old, "bias", None) is None:
+            weight = cast(nn.Parameter, old.weight)
+            bias = nn.Parameter(shift.amount.to(weight), requires_grad=weight.requires_grad)
+            root.get_submodule(shift.layer)._parameters["bias"] = made.setdefault(id(old), bias)
 
 
 def _zero(weight: Tensor, dim: int, gone: Drop, groups: int) -> Tensor:
