@@ -156,12 +156,16 @@ class _Run:
         return _made(value, sure)
 
     def same(self, node: fx.Node) -> Known:
-        """Pooling and resizing: a constant plane stays what it is; padded with zeros, only zeros do."""
+        """Pooling and resizing: a constant plane stays what it is, or gets a pattern at a padded border."""
         x, shape = self.first(node), self.program.shape(node) or ()
         planes = range(2 if len(shape) > 2 else 1, len(shape))
         if any(t.size(d) > 1 for t in (x.value, x.sure) for d in planes) or len(shape) != x.value.ndim:
             raise NotMovable
-        return x if _keeps_constants(self.program, node) else Known(x.value, x.sure & (x.value == 0))
+        if _keeps_constants(self.program, node):
+            return x
+        source = self.program.shape(self.source(node)) or ()
+        plane = x.value.expand([n if d in planes else x.value.size(d) for d, n in enumerate(source)])
+        return _made(compact(canonical(self.run(node, plane.contiguous()))), x.sure)
 
     def move(self, node: fx.Node) -> Any:
         """The operator itself, on values and on where they are known."""

@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import operator
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,11 +22,14 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from graphcomp.dct import DctConv2d, DctLayer, DctLinear
-from graphcomp.errors import TraceError
+from graphcomp.errors import GraphcompWarning, TraceError
 from graphcomp.lifting import lift_layers
 from graphcomp.operators import ALIASES, OUT_OF_PLACE, follow_type, name_types, reshape_out_of_place, spelling
 
@@ -200,18 +204,25 @@ def trace(
     """Trace `model` in eval mode with `torch.fx.symbolic_trace` into a Program.
 
     Args:
-        model: left as it is. Weights behind `torch.nn.utils.parametrize` or the old weight norm are baked in.
+        model: left as it is. Computed weights (`torch.nn.utils.parametrize`, and the hooks of pruning,
+            spectral norm and weight norm) are baked in; with a GraphcompWarning if training on would differ.
         example_inputs: one tensor an input; only the first sample of each is kept.
         copy_weights: False shares the tensors with `model`, for callers that drop the model.
 
     Raises:
         TraceError: naming the module and source line that fx cannot follow, or the node whose shape
-            cannot be derived from the example inputs.
+            cannot be derived from the example inputs; a program of torch.export; hooks on the network itself.
     """
+    _refuse_exported(model)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     if copy_weights or any(_is_parametrized(m) for m in model.modules()):
         model = _copied(model)
         _bake_parametrizations(model)
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise TraceError(
+            f"{type(model).__name__}: found forward hooks on the network itself, which no trace sees, "
+            "expected none; move what they do into forward, or remove them"
+        )
     tracer = _Tracer()
     _check_names(model)
     try:
@@ -319,17 +330,61 @@ def _copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, cast(dict[int, Any], computed))
 
 
+_WEIGHT_HOOKS = (prune.BasePruningMethod, SpectralNorm, WeightNorm)
+"""Hooks of torch that compute a parameter anew at every call."""
+
+
+def _weight_hooks(module: nn.Module) -> list[Any]:
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, _WEIGHT_HOOKS)]
+
+
 def _is_parametrized(module: nn.Module) -> bool:
-    return parametrize.is_parametrized(module) or hasattr(module, "weight_g")
+    return parametrize.is_parametrized(module) or bool(_weight_hooks(module))
 
 
 def _bake_parametrizations(model: nn.Module) -> None:
     """Replace computed weights by their values: exact in eval mode, and then the analysis can see them."""
-    for module in model.modules():
+    lost: dict[str, list[str]] = {}
+    for path, module in model.named_modules():
         if parametrize.is_parametrized(module):
             _bake(module)
-        elif hasattr(module, "weight_g") and hasattr(module, "weight_v"):
-            nn.utils.remove_weight_norm(module)
+        for hook in _weight_hooks(module):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
+                lost.setdefault("masks of nn.utils.prune", []).append(path)
+            elif isinstance(hook, SpectralNorm):
+                nn.utils.remove_spectral_norm(module, hook.name)
+                lost.setdefault("spectral_norm", []).append(path)
+            else:
+                nn.utils.remove_weight_norm(module, hook.name)
+    for what, paths in lost.items():
+        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        warnings.warn(
+            f"{', '.join(paths[:3])}{more}: found {what}; the weights that they yield are baked in, and "
+            "training on moves these freely",
+            GraphcompWarning,
+            stacklevel=3,
+        )
+
+
+def _refuse_exported(model: Any) -> None:
+    """TraceError for what holds operators of ATen instead of layers: nothing in it could be compressed."""
+    found = None if isinstance(model, nn.Module) else type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        found = "a TorchScript module"
+    elif isinstance(model, nn.Module) and any(map(_is_exported, model.modules())):
+        found = "a program of torch.export"
+    if found is not None:
+        raise TraceError(
+            f"{type(model).__name__}: found {found}, which has no layers any more, expected a "
+            "torch.nn.Module; give the module that it was made from"
+        )
+
+
+def _is_exported(module: nn.Module) -> bool:
+    graph = getattr(module, "graph", None)
+    nodes = graph.nodes if isinstance(graph, fx.Graph) else ()
+    return any(isinstance(n.target, OpOverload) and n.target.namespace == "aten" for n in nodes)
 
 
 def _bake(module: nn.Module) -> None:

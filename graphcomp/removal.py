@@ -33,6 +33,7 @@ from graphcomp.paying import REVERT, Paying, Revert, group_left_alone, latency_m
 from graphcomp.pipeline import Context, Outlook, Plan
 from graphcomp.program import Program
 from graphcomp.records import Kept, Width
+from graphcomp.rules import opaque_layers
 from graphcomp.surgery import Drop, drop_of, dropped_rows, feasible, mask, no_drop, remove
 
 OPTIONS = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -349,6 +350,7 @@ class ChannelRemoval(RowRemoval, ABC):
                 kept.append(Kept(where=group.name, reason=reason))
             elif group.producers and not group.derived:
                 groups.append(group)
+        kept += [Kept(where=layer, reason=why) for layer, why in opaque_layers(channels.program).items()]
         return groups, kept
 
 

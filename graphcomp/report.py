@@ -229,7 +229,9 @@ def summary_table(report: Report) -> Table:
     title = Text(f"{report.model}: before and after")
     lines = [Text(line, COLOURS[verdict]) for line, verdict in headlines(report)]
     remarks = [_sentence(remark) for remark in report.remarks]
-    said = Text("\n").join([*lines, *map(Text, [*remarks, *describe_loss(report), *describe_dct(report)])])
+    unknown = [] if quality(report.final) else [_why_no_accuracy(report)]
+    notes = [*unknown, *remarks, *describe_loss(report), *describe_dct(report)]
+    said = Text("\n").join([*lines, *map(Text, notes)])
     table = Table(title=title, caption=said, box=box.SIMPLE_HEAD, padding=0)
     table.caption_justify = "left"
     table.add_column("", no_wrap=True)
@@ -695,6 +697,7 @@ def render_html(report: Report) -> str:
         "ms": _ms,
         "ratio": _ratio,
         "quality": quality,
+        "why_no_accuracy": _why_no_accuracy,
         "range": range_text,
         "short": _short,
         "value": value_text,

@@ -65,7 +65,7 @@ def apply_rule(tracker: Tracker, node: fx.Node) -> Any:
 def _find_rule(program: Program, node: fx.Node) -> Rule | None:
     if node.op == "call_module":
         module = program.layer(cast(str, node.target))
-        if module._forward_hooks or module._forward_pre_hooks:
+        if _is_hooked(module):
             return None
         return MODULE_RULES.get(type(module))
     return FUNCTION_RULES.get(op_name(program, node))
@@ -87,6 +87,10 @@ def unfollowed(program: Program) -> frozenset[fx.Node]:
         ):
             followed.add(node)
     return frozenset(n for n in constant - followed if n.op != "get_attr")
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def is_move(program: Program, node: fx.Node) -> bool:
@@ -199,17 +203,36 @@ def _pin_value(tracker: Tracker, node: fx.Node, source: fx.Node, reason: str) ->
 
 def _computed(tracker: Tracker, node: fx.Node) -> Any:
     """Its weight is not there to be cut: pin what goes in and what comes out."""
-    return _opaque(tracker, node, "its weight is stored as coefficients")
+    return _opaque(tracker, node, COEFFICIENTS)
+
+
+def _why_opaque(program: Program, node: fx.Node) -> str:
+    if node.op != "call_module":
+        return f"no rule for {op_name(program, node)}"
+    layer = program.layer(cast(str, node.target))
+    name = type(layer).__name__
+    return f"{name} has forward hooks" if _is_hooked(layer) else f"no rule for {name}"
+
+
+def opaque_layers(program: Program) -> dict[str, str]:
+    """Layers with parameters that no rule follows -> why: their channels are in no group, and stay."""
+    found = {}
+    for node in program.graph.nodes:
+        if node.op == "call_module" and any(True for _ in program.layer(node.target).parameters()):
+            rule = _find_rule(program, node)
+            if rule is None:
+                found[node.target] = _why_opaque(program, node)
+            elif rule is _computed:
+                found[node.target] = COEFFICIENTS
+    return found
+
+
+COEFFICIENTS = "its weight is stored as coefficients"
 
 
 def _opaque(tracker: Tracker, node: fx.Node, reason: str | None = None) -> Any:
     """No rule: pin what goes in and what comes out."""
-    what = (
-        type(tracker.program.layer(cast(str, node.target))).__name__
-        if node.op == "call_module"
-        else op_name(tracker.program, node)
-    )
-    reason = reason or f"no rule for {what}"
+    reason = reason or _why_opaque(tracker.program, node)
     for source in node.all_input_nodes:
         _pin_value(tracker, node, source, reason)
 

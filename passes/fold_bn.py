@@ -22,6 +22,7 @@ from graphcomp.records import Kept
 from graphcomp.removal import OPTIONS, Globs, excluded, options_of
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
+AS_ARITHMETIC = "it is written as arithmetic or a function, not as a layer"
 Foldable = (nn.modules.conv._ConvNd, nn.Linear)
 
 
@@ -65,6 +66,7 @@ class FoldBN:
                     kept.append(Kept(where=node.target, reason=reason))
                 else:
                     pairs[node.target] = cast(str, node.all_input_nodes[0].target)
+        kept += [Kept(where=name, reason=AS_ARITHMETIC) for name in _written_out(program)]
         return pairs, kept
 
     def simulate(self, program: Program, plan: Plan) -> Program:
@@ -91,6 +93,12 @@ class FoldBN:
         return Program(module, program.example_inputs, program.history)
 
 
+def _written_out(program: Program) -> list[str]:
+    """Normalisations that are no layers (a FrozenBatchNorm2d, for one): what holds their statistics."""
+    read = (str(n.target) for n in program.graph.nodes if n.op == "get_attr")
+    return list(dict.fromkeys(t.rpartition(".")[0] or t for t in read if t.endswith("running_var")))
+
+
 def _obstacle(program: Program, node: fx.Node) -> str | None:
     """Why a normalisation cannot be folded."""
     norm = cast(BatchNorm, program.layer(cast(str, node.target)))
@@ -104,6 +112,8 @@ def _obstacle(program: Program, node: fx.Node) -> str | None:
         return f"{type(layer).__name__} in front of it, not a convolution or linear layer"
     if isinstance(layer, nn.Linear) and len(program.shape(source) or ()) != 2:
         return "its channels are not the linear layer's outputs"
+    if any(m._forward_hooks or m._forward_pre_hooks for m in (layer, norm)):
+        return "one of the two has forward hooks"
     if len(source.users) > 1:
         return f"{source.target} feeds other nodes too"
     calls = [n.target for n in program.graph.nodes if n.op == "call_module"]

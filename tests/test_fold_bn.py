@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from graphcomp.errors import PassError
 from graphcomp.passes import FoldBN
@@ -269,3 +270,12 @@ def test_refuses_the_plan_of_another_program(pairs: dict[str, str]) -> None:
         PassError, match=f"^{norm}: found no normalisation to fold into {layer}, expected a plan"
     ):
         FoldBN().rewrite(tiny_program(), plan)
+
+
+def test_a_frozen_normalisation_is_named() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), FrozenBatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    plan, _ = fold(traced(net, 1, 3, 4, 4))
+    assert [(k.where, k.reason) for k in plan.kept] == [
+        ("1", "it is written as arithmetic or a function, not as a layer")
+    ]
+    assert plan.summary == "folded 1 of 2 normalisations"
