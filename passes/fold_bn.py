@@ -7,6 +7,7 @@ Exact in eval mode. Folded networks can be fine-tuned, but no longer have batch 
 mean to train.
 """
 
+import operator
 from dataclasses import replace
 from typing import Annotated, ClassVar, cast
 
@@ -94,9 +95,15 @@ class FoldBN:
 
 
 def _written_out(program: Program) -> list[str]:
-    """Normalisations that are no layers (a FrozenBatchNorm2d, for one): what holds their statistics."""
-    read = (str(n.target) for n in program.graph.nodes if n.op == "get_attr")
-    return list(dict.fromkeys(t.rpartition(".")[0] or t for t in read if t.endswith("running_var")))
+    """Normalisations that are no layers: what holds their statistics, or the product with a computed scale.
+
+    A FrozenBatchNorm2d computes scale and shift from buffers alone, so that only these are in the graph.
+    """
+    read = [n for n in program.graph.nodes if n.op == "get_attr"]
+    held = [str(n.target).rpartition(".")[0] for n in read if str(n.target).endswith(".running_var")]
+    scales = [n for n in read if str(n.target).startswith("_tensor_constant")]
+    products = [user.name for n in scales for user in n.users if user.target is operator.mul]
+    return list(dict.fromkeys([*held, *products]))
 
 
 def _obstacle(program: Program, node: fx.Node) -> str | None:

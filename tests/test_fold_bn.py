@@ -276,6 +276,6 @@ def test_a_frozen_normalisation_is_named() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), FrozenBatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
     plan, _ = fold(traced(net, 1, 3, 4, 4))
     assert [(k.where, k.reason) for k in plan.kept] == [
-        ("1", "it is written as arithmetic or a function, not as a layer")
+        ("mul", "it is written as arithmetic or a function, not as a layer")
     ]
     assert plan.summary == "folded 1 of 2 normalisations"
