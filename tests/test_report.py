@@ -6,17 +6,23 @@ import os
 import re
 import types
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
+import torch
 from pydantic import BaseModel
 from rich.console import Console
+from torch import Tensor, nn
 
 from graphcomp import records, report
 from graphcomp.errors import LoadError, OutputError
+from graphcomp.evaluate import drift
+from tests.nets import Net
 from tests.test_explanation import recorded_explanation
+from tests.tiny import SHAPE, traced
 
 SCHEMA_DOC = Path(__file__).parent.parent / "docs" / "report-schema.md"
 ENVIRONMENT = records.Environment(
@@ -577,11 +583,46 @@ def test_without_a_measurement_the_report_says_so(missing: records.Bench | None)
 )
 def test_without_accuracy_the_report_says_why(data: str, agreement: float | None, reason: str) -> None:
     bare = snapshot(BEFORE.layers)
-    drift = records.Drift(relative_l2=0.1, top1_agreement=agreement)
-    step = STEP.model_copy(update={"after": bare, "drift": drift})
-    shown = Page(report.render_html(make(data=data, baseline=bare, final=bare, steps=[step]))).shown()
-    assert f"Accuracy was not measured: {reason}." in shown
+    moved = records.Drift(relative_l2=0.1, top1_agreement=agreement)
+    step = STEP.model_copy(update={"after": bare, "drift": moved})
+    found = make(data=data, baseline=bare, final=bare, steps=[step])
+    shown = Page(report.render_html(found)).shown()
+    assert shown.count(f"Accuracy was not measured: {reason}.") == 2  # in the tile, and among the notes
     assert "top-1 accuracy, %" not in shown
+    assert f"Accuracy was not measured: {reason}." in " ".join(terminal(found).split())
+
+
+def terminal(found: records.Report) -> str:
+    console = Console(width=100, record=True, file=io.StringIO())
+    with console.file:
+        console.print(report.summary_table(found))
+    return console.export_text()
+
+
+def test_with_accuracy_nothing_says_that_it_is_missing() -> None:
+    assert "Accuracy was not measured" not in terminal(make()) + report.render_html(make())
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        pytest.param(lambda x: (x.flatten(1), x.mean((1, 2))), id="two outputs"),
+        pytest.param(lambda x: x, id="dense targets"),
+        pytest.param(lambda x: x.mean((1, 2, 3)), id="a value"),
+    ],
+)
+def test_networks_that_are_no_classifiers_are_told_by_what_they_yield(
+    outputs: Callable[[Tensor], Any],
+) -> None:
+    program = traced(Net(lambda m, x: outputs(m.conv(x)), conv=nn.Conv2d(3, 4, 1)), *SHAPE)
+    bare = snapshot(BEFORE.layers)
+    step = STEP.model_copy(
+        update={"after": bare, "drift": drift(program, program, [torch.ones(2, *SHAPE[1:])])}
+    )
+    found = make(data="npz:x.npz", baseline=bare, final=bare, steps=[step])
+    reason = "Accuracy was not measured: the outputs are not those of a classifier."
+    assert reason in " ".join(terminal(found).split())
+    assert Page(report.render_html(found)).shown().count(reason) == 2
 
 
 def test_a_run_without_passes_layers_or_change_says_so() -> None:

@@ -64,10 +64,12 @@ def test_errors_of_values() -> None:
     assert "MACs gone, % Mean absolute error Against the original Seconds" in only
     assert "0.5 70 700 30.00 0.25 [0.24, 0.26] mean error 25.0 % larger 1.5" in only
     assert "Accuracy" not in only and "its labels are values" in only
+    assert "Confusion" not in only
     both = shown((second, classes), (first, values))
     assert "MACs gone, % Accuracy (top-1) Mean absolute error Against the original" in both
     assert "70.00 % [60.4, 78.1] not measured 20.0 points less accurate 1.5" in both
     assert "not measured 0.25 [0.24, 0.26] mean error 25.0 % larger 1.5" in both
+    assert "Confusion matrices" in both
 
 
 def test_escaped(page: str) -> None:
