@@ -3,9 +3,9 @@
     W_gamma,i = the largest of layer i's norms such that C(without the filters up to it) >= C - delta0
 
 by bisection over the sorted norms. Filters are lost as a removal would lose them, by what reads their
-channels: a normalisation's shift is lost as well. A layer's threshold is kept by content (`graphcomp.cache`):
-a search that is interrupted, even by kill -9, goes on at the layer where it was, and a game by other rules
-needs none.
+channels: a normalisation's shift is lost as well, but for filters of zeros, whose shift the readers' biases
+take up (`graphcomp.constants`). A layer's threshold is kept by content (`graphcomp.cache`): a search that is
+interrupted, even by kill -9, goes on at the layer where it was, and a game by other rules needs none.
 """
 
 from collections.abc import Mapping

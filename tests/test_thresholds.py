@@ -17,7 +17,7 @@ from graphcomp.passes._afp import find_layers
 from graphcomp.passes._prc import points
 from graphcomp.passes._thresholds import first_threshold, first_thresholds
 from graphcomp.program import Program
-from graphcomp.surgery import mask, no_drop
+from graphcomp.surgery import mask, no_drop, remove
 from graphcomp.train import TrainOptions, fit
 from tests.learnable import make_split, normalised_net
 from tests.tiny import seeded, traced
@@ -32,15 +32,15 @@ def taught() -> Program:
     return fit(normalised_net(), make_split(), options).program
 
 
-def gate() -> tuple[Program, Split]:
-    """Two classes by the sign of one pixel. Channel 0 carries it; 1 is a constant that class 1 needs, from a
-    filter of zeros and a shift of 5 behind the normalisation; 2 is noise.
+def gate(weight: float) -> tuple[Program, Split]:
+    """Two classes by the sign of one pixel. Channel 0 carries it; 1 is what class 1 needs, from a filter of
+    `weight` and a shift of 5 behind the normalisation; 2 is noise.
     """
     net = nn.Sequential(
         nn.Conv2d(1, 3, 1, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(3, 2)
     )
     with torch.no_grad():
-        cast(Tensor, net[0].weight).copy_(torch.tensor([1.0, 0.0, 0.5]).view(3, 1, 1, 1))
+        cast(Tensor, net[0].weight).copy_(torch.tensor([1.0, weight, 0.5]).view(3, 1, 1, 1))
         cast(Tensor, net[1].bias).copy_(torch.tensor([0.0, 5.0, -100.0]))
         cast(Tensor, net[4].weight).copy_(torch.tensor([[100.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
         cast(Tensor, net[4].bias).zero_()
@@ -50,16 +50,29 @@ def gate() -> tuple[Program, Split]:
 
 
 def test_t3_8_the_shift_behind_a_normalisation_is_lost_as_well() -> None:
-    """T3.8, T0.5: the filter of zeros is not free; zeros in its weights alone would find it so."""
-    program, judges = gate()
+    """T3.8, T0.5: the small filter is not free; zeros in its weights alone would find it so."""
+    program, judges = gate(0.25)
     channels = analyse(program)
     layer = find_layers(channels)["0"]
-    assert layer.norms.tolist() == [1.0, 0.0, 0.5]
+    assert layer.norms.tolist() == [1.0, 0.25, 0.5]
     assert points(accuracy(program, judges)) == 100.0
     assert first_threshold(channels, layer, judges, 0.1) == 0.0
     program.tensors["4.bias"].data[1] = 5.0  # now nothing depends on the constant
     assert first_threshold(channels, layer, judges, 0.1) == 0.5
     assert first_threshold(channels, layer, judges, 100.0) == 0.5  # one filter stays, whatever may be lost
+
+
+def test_a_filter_of_zeros_is_free() -> None:
+    """Its shift goes into the biases of those who read it, when it is removed and when it is judged."""
+    program, judges = gate(0.0)
+    channels = analyse(program)
+    layer = find_layers(channels)["0"]
+    assert first_threshold(channels, layer, judges, 0.0) == 0.5
+    drop = no_drop(channels)
+    drop[layer.channels[layer.norms <= 0.5]] = True
+    masked = mask(program, channels, drop)
+    smaller = remove(masked, analyse(masked), drop, "test")
+    assert points(accuracy(smaller, judges)) == points(accuracy(program, judges)) == 100.0
 
 
 def test_thresholds_are_the_largest_that_cost_no_more(taught: Program) -> None:
