@@ -9,15 +9,17 @@ from torch import Tensor, nn
 
 from graphcomp import distributed
 from graphcomp.errors import PassError
+from graphcomp.frozen import FrozenBatchNorm2d
 from graphcomp.program import Program, editable
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def normalisations(module: nn.Module) -> dict[str, BatchNorm]:
-    """The batch normalisations with running statistics, by dotted path; PassError if there is none."""
+    """Those with running statistics that are not frozen, by dotted path; PassError if there is none."""
     every = ((n, m) for n, m in module.named_modules() if isinstance(m, BatchNorm))
-    found = {name: norm for name, norm in every if norm.running_mean is not None}
+    moving = ((n, m) for n, m in every if not isinstance(m, FrozenBatchNorm2d))
+    found = {name: norm for name, norm in moving if norm.running_mean is not None}
     if not found:
         raise PassError(
             "bn_reestimate: found no batch normalisation with running statistics, expected at least one; "
@@ -163,5 +165,5 @@ class SyncedBatchNorm(BatchNorm):
 def synchronise(module: nn.Module) -> None:
     """Make all batch normalisations below `module` share their statistics between processes, in place."""
     for norm in module.modules():
-        if isinstance(norm, BatchNorm):
+        if isinstance(norm, BatchNorm) and not isinstance(norm, FrozenBatchNorm2d):
             norm.__class__ = SyncedBatchNorm

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import fx, nn
 
+from graphcomp.frozen import FrozenBatchNorm2d
+
 NAMESPACES = (torch, F, operator, torch.Tensor, torch.special, torch.linalg, torch.fft, math, builtins)
 
 OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
@@ -85,7 +87,7 @@ MODULE_NAMES: dict[type[nn.Module], str] = {
     nn.GLU: "glu", nn.LayerNorm: "layer_norm", nn.GroupNorm: "group_norm", nn.PReLU: "prelu",
     nn.BatchNorm1d: "batch_norm", nn.BatchNorm2d: "batch_norm", nn.BatchNorm3d: "batch_norm",
     nn.SyncBatchNorm: "batch_norm", nn.InstanceNorm1d: "instance_norm", nn.InstanceNorm2d: "instance_norm",
-    nn.InstanceNorm3d: "instance_norm",
+    nn.InstanceNorm3d: "instance_norm", FrozenBatchNorm2d: "batch_norm",
     nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d", nn.ConvTranspose1d: "conv_transpose1d",
     nn.ConvTranspose2d: "conv_transpose2d", nn.ConvTranspose3d: "conv_transpose3d", nn.Linear: "linear",
     nn.Flatten: "flatten", nn.Unflatten: "unflatten", nn.PixelShuffle: "pixel_shuffle",

@@ -30,6 +30,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from graphcomp.dct import DctConv2d, DctLayer, DctLinear
 from graphcomp.errors import GraphcompWarning, TraceError
+from graphcomp.frozen import FrozenBatchNorm2d, as_layers, holds_frozen
 from graphcomp.lifting import lift_layers
 from graphcomp.operators import ALIASES, OUT_OF_PLACE, follow_type, name_types, reshape_out_of_place, spelling
 
@@ -184,7 +185,7 @@ class _Tracer(fx.Tracer):
         self.path = ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, DctLayer) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, DctLayer | FrozenBatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -206,6 +207,7 @@ def trace(
     Args:
         model: left as it is. Computed weights (`torch.nn.utils.parametrize`, and the hooks of pruning,
             spectral norm and weight norm) are baked in; with a GraphcompWarning if training on would differ.
+            Frozen batch normalisations become layers (`graphcomp.frozen`).
         example_inputs: one tensor an input; only the first sample of each is kept.
         copy_weights: False shares the tensors with `model`, for callers that drop the model.
 
@@ -215,9 +217,10 @@ def trace(
     """
     _refuse_exported(model)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    if copy_weights or any(_is_parametrized(m) for m in model.modules()):
+    if copy_weights or holds_frozen(model) or any(_is_parametrized(m) for m in model.modules()):
         model = _copied(model)
         _bake_parametrizations(model)
+        as_layers(model)
     if model._forward_hooks or model._forward_pre_hooks:
         raise TraceError(
             f"{type(model).__name__}: found forward hooks on the network itself, which no trace sees, "
@@ -575,7 +578,7 @@ def run_on_meta(
 
 _SHAPE_KEEPING = """BatchNorm1d BatchNorm2d BatchNorm3d LayerNorm ReLU ReLU6 SiLU GELU ELU LeakyReLU Hardswish
     Hardsigmoid Sigmoid Tanh Softmax Dropout Identity"""
-SAME_SHAPE = {getattr(nn, name) for name in _SHAPE_KEEPING.split()}
+SAME_SHAPE = {FrozenBatchNorm2d, *(getattr(nn, name) for name in _SHAPE_KEEPING.split())}
 SAME_SHAPE_FUNCTIONS = {
     F.relu,
     F.relu6,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from graphcomp.dct import LAYERS as COEFFICIENT_LAYERS
 from graphcomp.dct import DctLayer
 from graphcomp.errors import LoadError
+from graphcomp.frozen import FrozenBatchNorm2d
 from graphcomp.program import named_tensors
 from graphcomp.saved_grammar import is_attribute, is_path, module_at
 from graphcomp.saved_records import CONTAINER, ModuleRecord, TensorRecord
@@ -50,7 +51,8 @@ def layers() -> dict[str, tuple[type[nn.Module], Schema]]:
         if hasattr(nn, name):
             cls = getattr(nn, name)
             table[name] = (cls, _constructor_schema(cls))
-    return table | {n: (c, _constructor_schema(c)) for n, c in COEFFICIENT_LAYERS.items()}
+    ours = {**COEFFICIENT_LAYERS, FrozenBatchNorm2d.__name__: FrozenBatchNorm2d}
+    return table | {n: (c, _constructor_schema(c)) for n, c in ours.items()}
 
 
 def _constructor_schema(cls: type[nn.Module]) -> Schema:

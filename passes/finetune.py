@@ -23,6 +23,7 @@ from torch import Tensor
 
 from graphcomp.batchnorm import BatchNorm
 from graphcomp.errors import DataError, PassError
+from graphcomp.frozen import FrozenBatchNorm2d
 from graphcomp.pipeline import Context, Outlook, Plan
 from graphcomp.program import Program
 from graphcomp.recovery import Lesson, Recovery
@@ -82,7 +83,11 @@ def with_sparsity(loss: Loss, program: Program, strength: float) -> Loss:
     Raises:
         PassError: if there is no batch normalisation.
     """
-    norms = [name for name, module in program.modules.items() if isinstance(module, BatchNorm)]
+    norms = [
+        name
+        for name, module in program.modules.items()
+        if isinstance(module, BatchNorm) and not isinstance(module, FrozenBatchNorm2d)
+    ]
     scales = [f"{name}.weight" for name in norms if f"{name}.weight" in program.tensors]
     if not scales:
         raise PassError(

@@ -16,6 +16,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, fx, nn
 
+from graphcomp.accounting import Concern
 from graphcomp.errors import PassError
 from graphcomp.pipeline import Context, Outlook, Plan
 from graphcomp.program import PASS_KEY, Program, editable
@@ -32,6 +33,7 @@ class FoldBN:
     """Merge batch normalisation into the layer in front of it; what cannot be merged is named in the plan."""
 
     name: ClassVar[str] = "fold-bn"
+    concern: ClassVar[Concern] = "normalisations"
 
     exclude: Annotated[
         Globs, Field(description="globs on module paths of normalisations to leave alone")
@@ -97,13 +99,18 @@ class FoldBN:
 def _written_out(program: Program) -> list[str]:
     """Normalisations that are no layers: what holds their statistics, or the product with a computed scale.
 
-    A FrozenBatchNorm2d computes scale and shift from buffers alone, so that only these are in the graph.
+    Some compute scale and shift from buffers alone, so that only these are in the graph.
     """
     read = [n for n in program.graph.nodes if n.op == "get_attr"]
     held = [str(n.target).rpartition(".")[0] for n in read if str(n.target).endswith(".running_var")]
     scales = [n for n in read if str(n.target).startswith("_tensor_constant")]
-    products = [user.name for n in scales for user in n.users if user.target is operator.mul]
-    return list(dict.fromkeys([*held, *products]))
+    products = [user for n in scales for user in n.users if user.target is operator.mul]
+    shifted = [p.name for p in products if any(_shifts(user, scales) for user in p.users)]
+    return list(dict.fromkeys([*held, *shifted]))
+
+
+def _shifts(node: fx.Node, constants: list[fx.Node]) -> bool:
+    return node.target is operator.add and any(c in node.all_input_nodes for c in constants)
 
 
 def _obstacle(program: Program, node: fx.Node) -> str | None:

@@ -272,8 +272,15 @@ def test_refuses_the_plan_of_another_program(pairs: dict[str, str]) -> None:
         FoldBN().rewrite(tiny_program(), plan)
 
 
-def test_a_frozen_normalisation_is_named() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), FrozenBatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+class Rectified(FrozenBatchNorm2d):
+    """Not the normalisation alone, so that it is traced through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+def test_a_normalisation_that_is_written_as_arithmetic_is_named() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), Rectified(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
     plan, _ = fold(traced(net, 1, 3, 4, 4))
     assert [(k.where, k.reason) for k in plan.kept] == [
         ("mul", "it is written as arithmetic or a function, not as a layer")

@@ -25,6 +25,7 @@ from graphcomp.channels import analyse
 from graphcomp.cost import macs
 from graphcomp.dct import LAYERS
 from graphcomp.export import export_onnx
+from graphcomp.frozen import FrozenBatchNorm2d
 from graphcomp.latency import LIGHT_OPS, calls
 from graphcomp.microbench import ACTIVATIONS
 from graphcomp.operators import ALIASES, MODULE_NAMES, function_name
@@ -202,6 +203,7 @@ MODULES: dict[type[nn.Module], tuple[Any, ...]] = {
     nn.GroupNorm: (WIDTH, WIDTH),
     nn.PReLU: (WIDTH,),
     **dict.fromkeys([nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm], (WIDTH,)),
+    FrozenBatchNorm2d: (WIDTH,),
     **dict.fromkeys([nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d], (WIDTH,)),
     **dict.fromkeys([nn.Conv1d, nn.Conv2d, nn.Conv3d], (WIDTH, 4, 1)),
     **dict.fromkeys([nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d], (WIDTH, 4, 1)),

@@ -44,7 +44,10 @@ def test_a_program_computes_what_its_model_does(name: str) -> None:
     program = trace(module, torch.zeros(shape))
     (x,) = fresh_inputs(program, 2, 3)
     for found, expected in zip(output_tensors(program(x)), output_tensors(module(x.clone())), strict=True):
-        assert torch.equal(found, expected)
+        if name == "frozen-batchnorm":  # a layer that adds up in another order: see tests/test_frozen.py
+            torch.testing.assert_close(found, expected)
+        else:
+            assert torch.equal(found, expected)
 
 
 AUGMENTED = {
