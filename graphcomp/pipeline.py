@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from graphcomp import calibrate, distributed, verify
+from graphcomp.accounting import Concern, unaccounted
 from graphcomp.calibrate import Request, Statistic
 from graphcomp.cost import snapshot
 from graphcomp.data import Data
@@ -271,6 +272,16 @@ class Strategy(Protocol):
 
 
 @runtime_checkable
+class Concerned(Protocol):
+    """A pass that says what it works on; the pipeline adds to `kept` what it neither changes nor keeps."""
+
+    @property
+    def concern(self) -> Concern:
+        """See `graphcomp.accounting`; a class variable of most."""
+        ...
+
+
+@runtime_checkable
 class IterativePass(Pass, Protocol):
     """A pass that may go over several rounds."""
 
@@ -411,7 +422,9 @@ def run_pass(pass_: Pass, program: Program, context: Context, index: int = 0) ->
     if strategy is not None:
         from graphcomp.rounds import run_rounds
 
-        return run_rounds(strategy, program, context, index)
+        step, plan, result = run_rounds(strategy, program, context, index)
+        kept = _all_kept(pass_, program, result, step.kept)
+        return step.model_copy(update={"kept": kept}), plan.model_copy(update={"kept": kept}), result
     started = time.perf_counter()
     tell = context.progress
     tell(f"{pass_.name}: plan", 0.0)
@@ -431,6 +444,7 @@ def run_pass(pass_: Pass, program: Program, context: Context, index: int = 0) ->
         error = verify.verify_pass(pass_, program, plan, context.seed)
     else:
         error = verify.verify_trained(pass_.name, program, result)
+    plan = plan.model_copy(update={"kept": _all_kept(pass_, program, result, plan.kept)})
     result = replace(result, history=(*program.history, plan.model_dump(mode="json", exclude={"bulk"})))
     tell(f"{pass_.name}: evaluate", 0.8)
     changed, after = context.drift(program, simulated), context.snapshot(result)
@@ -440,6 +454,12 @@ def run_pass(pass_: Pass, program: Program, context: Context, index: int = 0) ->
     if training is not None:
         step = step.model_copy(update={"summary": training.summary, "training": training})
     return step, plan, result
+
+
+def _all_kept(pass_: Pass, before: Program, after: Program, kept: list[Kept]) -> list[Kept]:
+    """What a pass left alone, with what it does not say itself."""
+    more = unaccounted(pass_.concern, before, after, kept) if isinstance(pass_, Concerned) else []
+    return [*kept, *more]
 
 
 def step_of(index: int, plan: Plan, **facts: Any) -> Step:

@@ -14,6 +14,7 @@ from typing import ClassVar, Self
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass as options_dataclass
 
+from graphcomp.accounting import Concern
 from graphcomp.augment import Augmentation, find_augmentation
 from graphcomp.batchnorm import normalisations
 from graphcomp.data import Data, Split
@@ -50,6 +51,7 @@ class Recovery(TrainOptions):
     """Base of the passes that train; `lesson` is theirs to write."""
 
     name: ClassVar[str]
+    concern: ClassVar[Concern] = "parameters"
 
     @property
     def needs_labels(self) -> bool:

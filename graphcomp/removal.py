@@ -24,6 +24,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticKnownError
 
 from graphcomp import closing, distributed
+from graphcomp.accounting import Concern
 from graphcomp.allocation import Allocation, Cost, Judgement, Scores, Strategy, cost_of, round_up
 from graphcomp.channels import ChannelGroup, Channels, JoinPolicy, analyse
 from graphcomp.constants import Shift, shifts
@@ -134,6 +135,7 @@ class RowRemoval:
 class ChannelRemoval(RowRemoval, ABC):
     """Base of the passes that remove channels. Derived classes add what a target is solved by."""
 
+    concern: ClassVar[Concern] = "channels"
     record: ClassVar[type[Width]] = Width
 
     target: Annotated[

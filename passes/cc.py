@@ -27,6 +27,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, fx
 
 from graphcomp import distributed
+from graphcomp.accounting import Concern
 from graphcomp.cost import layer_row, macs
 from graphcomp.decompose import Factor, read_factors
 from graphcomp.errors import DataError, PassError
@@ -75,6 +76,7 @@ class CC:
     """Decide about channels and ranks of every layer together, under one global rate (Li et al. 2021)."""
 
     name: ClassVar[str] = "cc"
+    concern: ClassVar[Concern] = "weights"
 
     rate: Annotated[float, Field(ge=0, lt=1, description="of the network's MACs, that go")]
     only: Annotated[

@@ -26,6 +26,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from graphcomp import distributed
+from graphcomp.accounting import Concern
 from graphcomp.cost import layer_row
 from graphcomp.dct import Basis, DctLayer, compressed, decode, encode, narrowest, spectrum
 from graphcomp.errors import PassError
@@ -57,6 +58,7 @@ class Dct:
     """Store weights as low DCT frequencies of reordered columns: smaller, not faster (Ulicny et al. 2020)."""
 
     name: ClassVar[str] = "dct"
+    concern: ClassVar[Concern] = "weights"
 
     rate: Annotated[
         float, Field(gt=0, description="r: 1/r of the coefficients stay; progressive-r: 1 + rate * rho")

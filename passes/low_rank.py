@@ -29,6 +29,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from graphcomp import closing, distributed
+from graphcomp.accounting import Concern
 from graphcomp.allocation import Preserved, fewest, largest
 from graphcomp.cost import macs, params_trainable
 from graphcomp.decompose import (
@@ -85,6 +86,7 @@ class LowRank:
     """Split layers into thinner ones by singular values (SVD, spatial 3x1 + 1x3, or Tucker-2)."""
 
     name: ClassVar[str] = "low-rank"
+    concern: ClassVar[Concern] = "weights"
 
     rank: Annotated[
         Annotated[int, Field(ge=1)] | None, Field(description="the same for every layer, of tucker2 both")

@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from graphcomp.accounting import Concern
 from graphcomp.channels import analyse
 from graphcomp.errors import PassError
 from graphcomp.passes._afp import Cut, Epoch, EpochOptions, find_layers
@@ -40,6 +41,7 @@ class PlayAndPrune:
     """Train and remove filters epoch by epoch, as fast as the accuracy allows (Singh et al. 2019)."""
 
     name: ClassVar[str] = "play-and-prune"
+    concern: ClassVar[Concern] = "channels"
     keeps_momenta: ClassVar[bool] = True
 
     eps: Annotated[

@@ -25,6 +25,7 @@ from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from graphcomp.accounting import Concern
 from graphcomp.allocation import Allocation, Judgement
 from graphcomp.channels import ChannelGroup, Channels, analyse, layer_name
 from graphcomp.errors import PassError
@@ -54,6 +55,7 @@ class Student(RowRemoval):
     """Make the layers narrow that residual additions hold together: a student for `distil`."""
 
     name: ClassVar[str] = "student"
+    concern: ClassVar[Concern] = "channels"
 
     fraction: Annotated[
         float,

@@ -75,7 +75,8 @@ def test_every_stage_at_the_fraction(option: str, fraction: Any, widths: list[in
             inner = result.layer(f"layer{stage}.{block}.conv1", nn.Conv2d)
             assert inner.out_channels == 8 * 2**stage  # prunable layers stay whole
     assert plan.evidence["layers"]["layer3.1.conv2"] == [64, widths[2]]
-    assert {k.where for k in plan.kept} == {f"layer{s}.{b}.conv1" for s in (1, 2, 3) for b in (0, 1)}
+    whole = {f"layer{s}.{b}.conv1" for s in (1, 2, 3) for b in (0, 1)}
+    assert {k.where for k in plan.kept} == {*whole, "linear"}
 
 
 def test_slice_keeps_the_largest_filters() -> None:
