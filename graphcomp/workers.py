@@ -65,7 +65,7 @@ def run_tasks(
         tasks: by name; for more than one worker, and for Ray, they have to be picklable.
         engine: `local`, or `ray`: a running cluster that `RAY_ADDRESS` names, else a local one.
         workers: tasks at a time. One on `local`: in this process. Ray counts cores instead.
-        threads: of each task.
+        threads: of each task; on Ray no more than the largest node has cores, or it would never begin.
         told: how far a task is; not called by Ray.
 
     Raises:
@@ -252,6 +252,7 @@ def _on_ray(
 ) -> Generator[tuple[str, Result | Failure]]:
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
+    threads = min(threads, _largest(ray) or threads)
     remote = ray.remote(num_cpus=threads, max_retries=0)(_far)
     running = {remote.remote(task, threads, Path.cwd()): name for name, task in tasks.items()}
     try:
@@ -267,6 +268,11 @@ def _on_ray(
             ray.cancel(reference)  # as by Ctrl-C; those that can be resumed save their state
         if running:
             ray.wait(list(running), num_returns=len(running), timeout=PATIENCE)
+
+
+def _largest(ray: Any) -> int:
+    """The cores of the node that has most; 0 while none has any (they may come on demand)."""
+    return max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
 
 
 def _far(task: Task[Result], threads: int, folder: Path) -> Result | Failure:
