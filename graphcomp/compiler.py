@@ -142,6 +142,22 @@ def load_source(
     return _checked(Source(program, weights, loaded.default_data, (said,) if said else (), not untrained))
 
 
+def data_of(job: Job, source: Source) -> tuple[str, Data]:
+    """The spec of a job's data, and the data: of the recipe's classes only, if it names some.
+
+    Raises:
+        DataError: see `open_data` and `Data.only`.
+    """
+    spec = job.recipe.data or source.data or "random"
+    data = open_data(spec, source.program, job.recipe.seed)
+    return spec, data if job.recipe.classes is None else data.only(job.recipe.classes)
+
+
+def digests(data: Data) -> dict[str, str]:
+    """Hashes of the samples, by which work on them is recognised (`Split.fingerprint`)."""
+    return {"train": data.train.fingerprint(), "eval": data.eval.fingerprint()}
+
+
 def _checked(source: Source) -> Source:
     verify.check(source.program)
     verify.check_outputs(source.program)
@@ -204,10 +220,8 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
         distributed.on_first(partial(_prove, options.provider or target.provider, options.cuda_graphs))
     progress("load the model", 0.0)
     source = load_source(job.model, job.weights, job.input_shape)
-    spec = job.recipe.data or source.data or "random"
-    data = open_data(spec, source.program, job.recipe.seed)
+    spec, data = data_of(job, source)
     if job.recipe.classes is not None:
-        data = data.only(job.recipe.classes)
         source = _restricted(source, job.recipe)
     if job.recipe.robustness is not False:
         require_images(data.eval, source.program.example_inputs[0].shape[1:])  # fails now, as `probe` does
@@ -363,7 +377,7 @@ def _fingerprint(job: Job, program: Program, spec: str, data: Data, target: str)
         "input_shape": [list(x.shape) for x in program.example_inputs],
         "passes": [{p.name: options_of(p)} for p in job.passes],
         "data": spec,
-        "samples": {"train": data.train.fingerprint(), "eval": data.eval.fingerprint()},
+        "samples": digests(data),
         "classes": job.recipe.classes,
         "target": target,
         "seed": job.recipe.seed,

@@ -22,6 +22,7 @@ import itertools
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -31,8 +32,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from graphcomp import __version__
-from graphcomp.compiler import Job, load_source
-from graphcomp.errors import GraphcompError, RecipeError
+from graphcomp.compiler import Job, data_of, digests, load_source
+from graphcomp.errors import GraphcompError, GraphcompWarning, RecipeError
 from graphcomp.factor import candidates
 from graphcomp.recipe import PassTable, Recipe, make_passes, read_yaml, validated
 
@@ -109,7 +110,7 @@ class Cell:
     Attributes:
         name: of its directory.
         labels: what it is on every axis, as text.
-        key: hash of everything that decides its result, but for the data's content.
+        key: hash of everything that decides its result: recipe, weights, model and samples.
         job: the run.
     """
 
@@ -160,24 +161,27 @@ def expand(study: Study, table: PassTable, place: str = "study") -> list[Cell]:
     """
     shape = study.input_shape
     layers = _remembered(lambda model: list(candidates(load_source(model, input_shape=shape).program)))
-    digests = _remembered(_digest)
+    digest, samples = _remembered(_digest), _remembered(_samples, _what_chooses_samples)
     cells: dict[str, Cell] = {}
     for grid in study.grid:
         for labels, recipe in _combinations(study.recipe, grid, layers, place):
             job = _job(labels, recipe, table, shape, place)
-            cell = _cell(labels, job, digests)
+            cell = _cell(labels, job, digest, samples)
             cells.pop(cell.name, None)  # stands where the last table has it
             cells[cell.name] = cell
     return list(cells.values())
 
 
-def _remembered(function: Callable[[str], Any]) -> Callable[[str], Any]:
-    known: dict[str, Any] = {}
+def _remembered(
+    function: Callable[[Any], Any], by: Callable[[Any], Any] = lambda argument: argument
+) -> Callable[[Any], Any]:
+    known: dict[Any, Any] = {}
 
-    def remembered(argument: str) -> Any:
-        if argument not in known:
-            known[argument] = function(argument)
-        return known[argument]
+    def remembered(argument: Any) -> Any:
+        key = by(argument)
+        if key not in known:
+            known[key] = function(argument)
+        return known[key]
 
     return remembered
 
@@ -349,10 +353,15 @@ def _job(
     return Job(recipe.model, recipe, passes, Path(recipe.weights) if recipe.weights else None, shape)
 
 
-def _cell(labels: Mapping[str, str], job: Job, digest: Callable[[str], str]) -> Cell:
+def _cell(
+    labels: Mapping[str, str],
+    job: Job,
+    digest: Callable[[str], str],
+    samples: Callable[[Job], dict[str, str]],
+) -> Cell:
     model = job.model.rpartition(":")[0] if ".py:" in job.model else job.model
     files = [digest(str(job.weights or "")), digest(model)]
-    content = [job.recipe.model_dump(mode="json"), job.input_shape, files, __version__]
+    content = [job.recipe.model_dump(mode="json"), job.input_shape, files, samples(job), __version__]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     text = "_".join(f"{axis}={label}" for axis, label in labels.items())
     name = re.sub(r"[^\w.=,+-]+", "-", text)[:LONGEST_NAME]
@@ -370,6 +379,22 @@ def _digest(path: str) -> str:
         digest.update(f"{file.relative_to(place)}\n".encode())
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _samples(job: Job) -> dict[str, str]:
+    """Hashes of a job's samples; none if its network or its data cannot be loaded (an error of the run)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GraphcompWarning)  # the run says it again
+        try:
+            return digests(data_of(job, load_source(job.model, job.weights, job.input_shape))[1])
+        except GraphcompError:
+            return {}
+
+
+def _what_chooses_samples(job: Job) -> tuple[Any, ...]:
+    """Jobs that differ in nothing else have the same samples."""
+    recipe = job.recipe
+    return job.model, job.weights, job.input_shape, recipe.data, recipe.seed, recipe.classes
 
 
 def waves(cells: Sequence[Cell]) -> list[list[Cell]]:

@@ -7,7 +7,7 @@
     OUT/cells/NAME.json       its result; written last, and with it the cell is finished
     OUT/cells/NAME.error.txt  instead: why it failed
 
-Names end with a hash of the cell's recipe, weights and model: with another recipe it is another cell.
+Names end with a hash of the cell's recipe, weights, model and samples: with others it is another cell.
 """
 
 import warnings
@@ -43,7 +43,7 @@ class CellResult(Record):
 
     name: str
     labels: dict[str, str] = Field(description="what the cell is on every axis of the grid")
-    key: str = Field(description="hash of recipe, weights and model")
+    key: str = Field(description="hash of recipe, weights, model and samples")
     data: str
     baseline: Snapshot
     final: Snapshot

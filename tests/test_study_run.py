@@ -2,17 +2,21 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from graphcomp import compiler, gradients, study_run
 from graphcomp.compiler import build
 from graphcomp.errors import LoadError, OutputError, RecipeError
+from graphcomp.interruption import KEY
 from graphcomp.passes import PASSES
+from graphcomp.program import Program
 from graphcomp.records import Export
 from graphcomp.study import Cell, Study, expand
 from graphcomp.study_report import write_results
@@ -188,10 +192,76 @@ def test_interrupted_in_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checkpoint.stat().st_mtime_ns == before
 
 
+def test_stopped_in_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the pool: the cell's process saves its state, and not one step of it is taken again."""
+    exact = {"precision": "float32", "layout": "contiguous"}
+    training = {"epochs": 30, "batch": "$batch", "lr": 0.01, **exact}
+    (cell,) = found = cells([{"finetune": training}], {"batch": [4]})
+    monkeypatch.setattr(study_run, "cores", lambda: 1)
+
+    def stop(name: str, message: str, fraction: float) -> None:
+        if re.search(r"epoch \[[1-9]\d*/30]", message):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(found, OUT, workers=2, told=stop)
+    assert finished(found, OUT) == {}
+    (file,) = (OUT / "cells" / cell.name / "checkpoints" / "running").rglob("*.safetensors")
+    with safe_open(file, framework="pt") as state:
+        facts = json.loads(state.metadata()[KEY])["facts"]
+    told: list[int] = []
+
+    def listen(name: str, message: str, fraction: float) -> None:
+        told.extend(int(n) for n in re.findall(r"epoch \[(\d+)/", message))
+
+    again = run_study(found, OUT, told=listen)
+    whole = run_study(found, Path("whole"))
+    (a,), (b,) = again.results.values(), whole.results.values()
+    assert a.model_dump(exclude={"seconds"}) == b.model_dump(exclude={"seconds"})
+    programs = [Program.load(out / "cells" / cell.name / "program") for out in (OUT, Path("whole"))]
+    assert programs[0].fingerprint() == programs[1].fingerprint()
+    record, other = (
+        json.loads((out / "cells" / cell.name / "report.json").read_text())["steps"][0]["training"]
+        for out in (OUT, Path("whole"))
+    )
+    steps = other["epochs"][-1]["steps"]
+    assert 0 < facts["at"] < steps
+    # Epochs carry the time that they took: those before the stop are the same ones, and no others.
+    assert record["epochs"][: len(facts["rows"])] == facts["rows"]
+    assert (record["resumed"], record["epochs"][-1]["steps"]) == (1, steps)
+    assert told and min(told) >= len(facts["rows"])
+
+
 def test_another_recipe_is_another_cell() -> None:
     first, second = removals(0.5), cells([{"l1": {"ratio": "$ratio", "join": "pad"}}], {"ratio": [0.5]})
     run_study(first, OUT)
     assert finished(second, OUT) == {} and list(finished(first, OUT)) == [first[0].name]
+
+
+def test_other_samples_are_another_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their content, of those that the cell sees: a finished cell knows nothing of other ones."""
+
+    def asked() -> list[Cell]:
+        return [*removals(0.5), *cells([{"l1": {"ratio": "$ratio"}}], {"ratio": [0.5]}, classes=[0, 2])]
+
+    first, file = asked(), dict(np.load("d.npz"))
+    before = run_study(first, OUT).results
+    runs = built(monkeypatch)
+    np.savez("d.npz", **file)  # written anew, and the same
+    assert asked() == first and run_study(asked(), OUT).results == before and not runs
+    left = np.setdiff1d(np.arange(40), np.flatnonzero(file["y_test"] == 1)[:5])  # five of class 1 go
+    np.savez("d.npz", **{**file, "x_test": file["x_test"][left], "y_test": file["y_test"][left]})
+    changed, same = asked()
+    assert changed.name != first[0].name and same == first[1]
+    after = run_study([changed, same], OUT).results
+    assert runs == [(changed.name, False)]
+    assert np.array(after[changed.name].confusion).sum(1).tolist() == [10, 5, 10, 10]
+
+
+def test_samples_that_cannot_be_read_are_the_cells_own_failure() -> None:
+    (good,), (bad,) = removals(0.5), cells([{"l1": {"ratio": "$ratio"}}], {"ratio": [0.5]}, data="npz:e.npz")
+    outcome = run_study([good, bad], OUT)
+    assert list(outcome.results) == [good.name] and "e.npz" in outcome.failures[bad.name].message
 
 
 def test_a_damaged_result() -> None:
