@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from graphcomp.batchnorm import negative_variances
 from graphcomp.errors import LoadError, first_line
+from graphcomp.files import is_dir, is_file
 
 __all__ = ["load_weights"]
 
@@ -71,8 +72,8 @@ def _bad(place: object, found: str, expected: str, advice: str) -> LoadError:
 
 
 def _read(path: Path) -> Any:
-    if not path.is_file():
-        found = "a directory" if path.is_dir() else "no such file"
+    if not is_file(path):
+        found = "a directory" if is_dir(path) else "no such file"
         raise _bad(path, found, "a file of weights", "correct the path")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)

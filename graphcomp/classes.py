@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from graphcomp.errors import DataError, first_line
+from graphcomp.files import is_file
 
 __all__ = ["Folders", "folder_classes", "how_to_map"]
 
@@ -145,7 +146,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _from_file(path: Path, names: Sequence[str], place: object) -> dict[str, int]:
-    if not path.is_file():
+    if not is_file(path):
         raise _bad(f"?classes={path}", "no such file", "sorted, index or a file", "correct the path")
     try:
         known = _read(path)

@@ -25,6 +25,7 @@ from rich.text import Text
 
 from graphcomp import distributed
 from graphcomp.errors import DistributedError, GraphcompError, GraphcompWarning, RecipeError
+from graphcomp.files import is_file
 
 app = typer.Typer(
     name="graphcomp",
@@ -347,7 +348,7 @@ def _recipe(path: Path | None, passes: str | None) -> tuple[Any, list[Any]]:
 
 def _or_bundled(path: Path) -> Path:
     """`models/demo.yaml` is there in every folder."""
-    if path.exists() or path.parts[:1] != ("models",):
+    if is_file(path) or path.parts[:1] != ("models",):
         return path
     import graphcomp.models
 

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from graphcomp.classes import Folders, folder_classes, how_to_map
 from graphcomp.errors import DataError
+from graphcomp.files import is_dir, is_file
 from graphcomp.images import CROP_FRACTION, DECODED, SUFFIXES, decode, is_image
 from graphcomp.ranges import Numbers
 
@@ -557,7 +558,7 @@ def _index_count(request: _Request, largest: int) -> int:
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    if not path.is_file():
+    if not is_file(path):
         raise _bad(path, "no such file", "an .npz file", "correct the path")
     try:
         with path.open("rb") as file:
@@ -636,10 +637,10 @@ def _cifar10(request: _Request) -> Data:
 
 
 def _cifar_folder(where: Path) -> Path:
-    folder = where / CIFAR_FOLDER if (where / CIFAR_FOLDER).is_dir() else where
-    missing = tuple(n for n in CIFAR_TRAIN + CIFAR_TEST if not (folder / n).is_file())
+    folder = where / CIFAR_FOLDER if is_dir(where / CIFAR_FOLDER) else where
+    missing = tuple(n for n in CIFAR_TRAIN + CIFAR_TEST if not is_file(folder / n))
     if missing:
-        found = f"no {', '.join(missing)}" if where.is_dir() else "no such directory"
+        found = f"no {', '.join(missing)}" if is_dir(where) else "no such directory"
         raise _bad(
             folder,
             found,
@@ -752,7 +753,7 @@ class _BatchUnpickler(pickle.Unpickler):
 
 def _imagefolder(request: _Request) -> Data:
     root = Path(request.where)
-    if not root.is_dir():
+    if not is_dir(root):
         raise _bad(root, "no such directory", "class folders of images", "correct the path")
     if len(request.shape) != 3 or request.shape[0] not in (1, 3):
         raise _bad(
@@ -761,7 +762,7 @@ def _imagefolder(request: _Request) -> Data:
             "1xHxW or 3xHxW for images",
             "use npz",
         )
-    parts = {name for name in ("train", "val", "test") if (root / name).is_dir()}
+    parts = {name for name in ("train", "val", "test") if is_dir(root / name)}
     return _separate(request, root, parts) if parts else _halved(request, root)
 
 
@@ -841,7 +842,7 @@ def _image_samples(request: _Request, folder: Path, classes: Mapping[str, int]) 
 
 def _images(folder: Path, *, may_be_empty: bool) -> list[Path]:
     """Images of one class; a class that has a folder in train only has none."""
-    if not folder.is_dir():
+    if not is_dir(folder):
         return []
     images = sorted(p for p in folder.iterdir() if is_image(p))
     if not images and not may_be_empty:

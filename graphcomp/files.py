@@ -38,6 +38,20 @@ _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 _TRIES = 100
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False too where there cannot be one, as for names that are too long."""
+    with suppress(OSError, ValueError):
+        return path.is_file()
+    return False
+
+
+def is_dir(path: Path) -> bool:
+    """Whether there is such a directory; False too where there cannot be one."""
+    with suppress(OSError, ValueError):
+        return path.is_dir()
+    return False
+
+
 @contextmanager
 def atomic_directory(final: Path, replaces: Callable[[Path], bool]) -> Iterator[Path]:
     """A new directory beside `final` that becomes `final` if the body ends well, and else is removed.
@@ -231,9 +245,10 @@ def locked(directory: Path) -> Iterator[None]:
         OutputError: another process works there (the message says which), or nothing can be written.
     """
     directory = directory.resolve()
-    if directory.exists() and not directory.is_dir():
-        raise OutputError(f"{directory}: found a file, expected a directory; choose another place")
-    absent = [p for p in (directory, *directory.parents) if not p.exists()]
+    with _as_output_error(directory):
+        if directory.exists() and not directory.is_dir():
+            raise OutputError(f"{directory}: found a file, expected a directory; choose another place")
+        absent = [p for p in (directory, *directory.parents) if not p.exists()]
     try:
         with _as_output_error(directory):
             directory.mkdir(parents=True, exist_ok=True)

@@ -256,10 +256,10 @@ def trace(
 def _check_names(model: nn.Module) -> None:
     """torch.fx writes names between quotes into the source that it compiles."""
     for path, _ in chain(model.named_modules(), model.named_parameters(), model.named_buffers()):
-        if not path.isprintable() or set(path) & set("\"'\\"):
+        if not path.isprintable() or set(path) & set('"\\'):
             raise TraceError(
                 f"{type(model).__name__}: found a module or tensor called {path!r}, expected names "
-                "without quotes, backslashes and control characters; rename it"
+                "without double quotes, backslashes and control characters; rename it"
             )
 
 

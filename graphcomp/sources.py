@@ -25,6 +25,7 @@ from torch import nn
 
 from graphcomp.checkpoints import load_weights
 from graphcomp.errors import LoadError
+from graphcomp.files import is_dir, is_file
 
 __all__ = ["LoadedModel", "is_program_dir", "load_model", "load_weights"]
 
@@ -56,7 +57,7 @@ class LoadedModel:
 
 def is_program_dir(spec: str) -> bool:
     """Whether `spec` is a directory that a Program was saved in."""
-    return (Path(spec) / PROGRAM_FILE).is_file()
+    return is_file(Path(spec) / PROGRAM_FILE)
 
 
 def _bad(place: object, found: str, expected: str, advice: str) -> LoadError:
@@ -82,9 +83,9 @@ def load_model(spec: str) -> LoadedModel:
 def _what(spec: str) -> str:
     if is_program_dir(spec):
         return "a saved program"
-    if Path(spec).is_dir():
+    if is_dir(Path(spec)):
         return f"a directory without {PROGRAM_FILE}"
-    return "a file without ':factory'" if Path(spec).is_file() else "no such thing"
+    return "a file without ':factory'" if is_file(Path(spec)) else "no such thing"
 
 
 def _near_spec(spec: str) -> str:
@@ -159,7 +160,7 @@ def _bundled(name: str) -> LoadedModel:
 
 
 def _from_file(path: Path, name: str) -> LoadedModel:
-    if not path.is_file():
+    if not is_file(path):
         raise _bad(path, "no such file", "a Python file", "correct the path")
     with _user_code(path):
         made = _factory(_import(path), path, name)

@@ -345,7 +345,7 @@ def test_a_wrong_input_shape_names_the_node() -> None:
         trace(small(), torch.zeros(1, 4, 8, 8))
 
 
-@pytest.mark.parametrize("name", ['a"b', "a'b", "a\\b", "a\nb", "a\x1b[31m", "a\0b"])
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "a\x1b[31m", "a\0b"])
 @pytest.mark.parametrize("what", ["module", "parameter", "buffer"])
 def test_names_that_do_not_fit_between_quotes(name: str, what: str) -> None:
     net = nn.Sequential(nn.Linear(2, 2))
@@ -356,6 +356,6 @@ def test_names_that_do_not_fit_between_quotes(name: str, what: str) -> None:
         net[0].register_parameter(name, nn.Parameter(tensor))
     else:
         net[0].register_buffer(name, tensor)
-    with pytest.raises(TraceError, match="expected names without quotes") as caught:
+    with pytest.raises(TraceError, match="expected names without double quotes") as caught:
         trace(net, torch.ones(1, 2))
     assert str(caught.value).isprintable()
