@@ -24,16 +24,16 @@ from rows import DOCS, Row, Rows, table, timed
 from section import replace_section
 
 import graphcomp
-from graphcomp.compiler import load_source
-from graphcomp.confusion import class_statistics
-from graphcomp.cost import macs, params_trainable
-from graphcomp.data import Data, load_data
-from graphcomp.decompose import Factor
-from graphcomp.evaluate import confusion, wilson
-from graphcomp.factor import candidates
+from graphcomp.compiler.compiler import load_source
+from graphcomp.data.sources import Data, load_data
+from graphcomp.factors.decompose import Factor
+from graphcomp.factors.surgery import candidates
+from graphcomp.ir.program import Program
+from graphcomp.measure.classes import class_statistics
+from graphcomp.measure.cost import macs, params_trainable
+from graphcomp.measure.evaluate import confusion, wilson
 from graphcomp.passes import CC
-from graphcomp.program import Program
-from graphcomp.study import Regions, blocks_of, regions
+from graphcomp.study.grid import Regions, blocks_of, regions
 
 BEGIN, END = "<!-- cc: begin, written by benchmarks/cc_regions.py --render -->", "<!-- cc: end -->"
 NAME = "cc-regions"

@@ -32,12 +32,12 @@ from rows import DOCS, OUT, Row, Rows, table
 from section import replace_section
 
 import graphcomp
-from graphcomp.compiler import load_source
-from graphcomp.cost import params_order, params_trainable
-from graphcomp.data import Data, load_data
-from graphcomp.evaluate import accuracy, wilson
-from graphcomp.program import Program
-from graphcomp.svg import style
+from graphcomp.compiler.compiler import load_source
+from graphcomp.data.sources import Data, load_data
+from graphcomp.ir.program import Program
+from graphcomp.measure.cost import params_order, params_trainable
+from graphcomp.measure.evaluate import accuracy, wilson
+from graphcomp.report.plots import style
 
 BEGIN, END = "<!-- dct: begin, written by benchmarks/dct_curves.py --render -->", "<!-- dct: end -->"
 PLOTS = DOCS.parent / "plots"

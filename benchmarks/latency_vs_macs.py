@@ -27,16 +27,16 @@ from rows import DOCS, OUT, Row, Rows, table
 from section import replace_section
 
 import graphcomp
-from graphcomp.bench import Times, in_turn, ratio_interval
-from graphcomp.channels import analyse
-from graphcomp.compiler import load_source
-from graphcomp.cost import macs
-from graphcomp.data import Data, load_data
-from graphcomp.evaluate import accuracy
+from graphcomp.channels.analysis import analyse
+from graphcomp.channels.surgery import legalise, no_drop
+from graphcomp.compiler.compiler import load_source
+from graphcomp.data.sources import Data, load_data
+from graphcomp.ir.program import Program
+from graphcomp.measure.cost import macs
+from graphcomp.measure.evaluate import accuracy
 from graphcomp.passes import PASSES
-from graphcomp.program import Program
-from graphcomp.records import Interval
-from graphcomp.surgery import legalise, no_drop
+from graphcomp.records.records import Interval
+from graphcomp.runtime.bench import Times, in_turn, ratio_interval
 
 GOALS = (0.8, 0.65, 0.5)
 COUNTERS = ("macs", "latency")

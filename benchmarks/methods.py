@@ -24,12 +24,12 @@ from rows import DOCS, Row, Rows, table, timed
 from section import replace_section
 
 import graphcomp
-from graphcomp.compiler import load_source
-from graphcomp.cost import macs, snapshot
-from graphcomp.data import Data, load_data
-from graphcomp.evaluate import accuracy
-from graphcomp.program import Program
-from graphcomp.records import Snapshot
+from graphcomp.compiler.compiler import load_source
+from graphcomp.data.sources import Data, load_data
+from graphcomp.ir.program import Program
+from graphcomp.measure.cost import macs, snapshot
+from graphcomp.measure.evaluate import accuracy
+from graphcomp.records.records import Snapshot
 
 ENERGIES = (0.99, 0.98, 0.97, 0.96, 0.95, 0.93, 0.90, 0.80)
 PFA_PAPER = {

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import graphcomp
-from graphcomp.doctor import environment
-from graphcomp.program import Program
+from graphcomp.ir.program import Program
+from graphcomp.runtime.doctor import environment
 
 Row = dict[str, Any]
 OUT = Path(__file__).parent.parent / "out"

@@ -86,16 +86,16 @@ def file_of(variant: str, name: str) -> Path:
 
 def export(module: nn.Module, file: Path) -> Result:
     """Trace and export: the same for every variant."""
-    from graphcomp.program import trace
+    from graphcomp.ir.program import trace
 
     return export_program(trace(module, image(NATIVE), copy_weights=False), file)
 
 
 def export_program(program: Any, file: Path) -> Result:
     """Write the ONNX file of a program."""
-    from graphcomp.cost import macs
-    from graphcomp.export import export_onnx
-    from graphcomp.targets import find_target
+    from graphcomp.measure.cost import macs
+    from graphcomp.onnx.export import export_onnx
+    from graphcomp.runtime.targets import find_target
 
     made = export_onnx(program, file, batches=(1, 2), provider=find_target("auto").provider)
     return {"macs": macs(program), "bytes": made.bytes, "cleanup": made.cleanup}
@@ -110,7 +110,7 @@ def theirs(rounded: bool) -> Callable[[str, Path], Result]:
     """Torch-Pruning at the smallest ratio that leaves no more than the MACs asked for."""
 
     def made(name: str, file: Path) -> Result:
-        from graphcomp.targets import find_target
+        from graphcomp.runtime.targets import find_target
 
         round_to = find_target("auto").multiple if rounded else None
         goal = MACS * macs_of(build(name))
@@ -135,8 +135,8 @@ def their_pruned(name: str, ratio: float, round_to: int | None) -> nn.Module:
 
 def macs_of(module: nn.Module) -> int:
     """For one image."""
-    from graphcomp.cost import macs
-    from graphcomp.program import trace
+    from graphcomp.ir.program import trace
+    from graphcomp.measure.cost import macs
 
     return macs(trace(module, image(NATIVE), copy_weights=False))
 
@@ -146,7 +146,7 @@ def ours(options: str) -> Callable[[str, Path], Result]:
 
     def made(name: str, file: Path) -> Result:
         import graphcomp
-        from graphcomp.program import trace
+        from graphcomp.ir.program import trace
 
         program = trace(build(name), image(NATIVE), copy_weights=False)
         compiled = graphcomp.compile(program, f"l1{{{options}}}")
@@ -216,7 +216,7 @@ def timed(name: str, batch: int, seconds: float, runs: int) -> Result:
     """All variants side by side: times, and what dense and Torch-Pruning's take of them."""
     import numpy as np
 
-    from graphcomp.bench import in_turn, ratio_interval
+    from graphcomp.runtime.bench import in_turn, ratio_interval
 
     files = [file_of(variant, name) for variant in MAKERS]
     turns = dict(zip(MAKERS, in_turn(files, batch=batch, seconds=seconds, runs=runs), strict=True))

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 
 import graphcomp
-from graphcomp.augment import CropAndFlip
-from graphcomp.data import load_data
-from graphcomp.evaluate import accuracy
+from graphcomp.data.augment import CropAndFlip
+from graphcomp.data.sources import load_data
+from graphcomp.measure.evaluate import accuracy
 from graphcomp.models import MODELS
-from graphcomp.train import TrainOptions, fit
+from graphcomp.train.training import TrainOptions, fit
 
 CLASSIFIER = "classifier."
 

@@ -1,4 +1,4 @@
-"""Training throughput of `graphcomp.train` beside a bare PyTorch loop on the same work.
+"""Training throughput of `train.training` beside a bare PyTorch loop on the same work.
 
 Both train a ResNet of CIFAR's size with SGD and momentum, step by step in turn in one process (A B B A), so
 that what else the machine does falls on both alike. The bare loop is the shortest that learns: its batches
@@ -22,16 +22,16 @@ from section import replace_section
 from torch import Tensor
 
 from graphcomp import trace
-from graphcomp.augment import CropAndFlip
-from graphcomp.bench import ratio_interval
-from graphcomp.data import Indices, Split
-from graphcomp.doctor import environment
+from graphcomp.data.augment import CropAndFlip
+from graphcomp.data.sources import Indices, Split
 from graphcomp.models.resnet_cifar import ResNet
-from graphcomp.network import LAYOUTS, Mode
-from graphcomp.records import Interval
-from graphcomp.train import TrainOptions, cross_entropy, is_correct
-from graphcomp.train_loop import Loop
-from graphcomp.train_options import Task
+from graphcomp.records.records import Interval
+from graphcomp.runtime.bench import ratio_interval
+from graphcomp.runtime.doctor import environment
+from graphcomp.train.loop import Loop
+from graphcomp.train.network import LAYOUTS, Mode
+from graphcomp.train.options import Task
+from graphcomp.train.training import TrainOptions, cross_entropy, is_correct
 
 DOCS = Path(__file__).parent.parent / "docs" / "results.md"
 BEGIN, END = (

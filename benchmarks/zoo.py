@@ -215,7 +215,7 @@ def guarded(work: Callable[[], Result]) -> Result:
 
 def half(channels: Any) -> tuple[Any, Any]:
     """Drop half of every removable group by the L1 norm of the producing rows: (drop, score)."""
-    from graphcomp.surgery import no_drop
+    from graphcomp.channels.surgery import no_drop
 
     drop, score = no_drop(channels), np.zeros(len(channels.channel_of))
     for axis in channels.axes:
@@ -233,8 +233,8 @@ def half(channels: Any) -> tuple[Any, Any]:
 
 def halved(program: Any, channels: Any) -> tuple[Any, Any, dict[str, str]]:
     """(smaller program, drop, what was kept because it cannot be removed exactly)."""
+    from graphcomp.channels.surgery import feasible, legalise, remove
     from graphcomp.errors import SurgeryError
-    from graphcomp.surgery import feasible, legalise, remove
 
     wanted, score = half(channels)
     drop = legalise(channels, wanted, score)
@@ -247,8 +247,8 @@ def halved(program: Any, channels: Any) -> tuple[Any, Any, dict[str, str]]:
 
 def ours_timed(name: str) -> dict[str, float]:
     """CPU seconds of one trace + analysis + removal."""
-    from graphcomp.channels import analyse
-    from graphcomp.program import trace
+    from graphcomp.channels.analysis import analyse
+    from graphcomp.ir.program import trace
 
     model, x = build(name), image(NATIVE)
     gc.collect()
@@ -265,9 +265,9 @@ def ours_timed(name: str) -> dict[str, float]:
 
 def ours_exact(name: str) -> Result:
     """What can be removed, and whether removing half of it changes what the masked network computes."""
-    from graphcomp.channels import analyse
-    from graphcomp.program import trace
-    from graphcomp.surgery import drop_of, dropped_rows, mask, remove
+    from graphcomp.channels.analysis import analyse
+    from graphcomp.channels.surgery import drop_of, dropped_rows, mask, remove
+    from graphcomp.ir.program import trace
 
     program = trace(lively(name), image(check_pixels(name)).double(), copy_weights=False)
     facts: Result = {"params": params(program.module), "nodes": len(program.graph.nodes)}
@@ -297,9 +297,9 @@ def census(channels: Any) -> Result:
 
 def ours_onnx(name: str) -> Result:
     """Parity of the exported ONNX file with the smaller program."""
-    from graphcomp.channels import analyse
-    from graphcomp.export import export_onnx
-    from graphcomp.program import trace
+    from graphcomp.channels.analysis import analyse
+    from graphcomp.ir.program import trace
+    from graphcomp.onnx.export import export_onnx
 
     program = trace(build(name), image(check_pixels(name)), copy_weights=False)
     smaller, _, _ = halved(program, analyse(program))
@@ -456,8 +456,8 @@ def warm_up(engine: str) -> None:
     if engine == THEIRS:
         their_pruner(Toy().eval(), image(16)).step()
     else:
-        from graphcomp.channels import analyse
-        from graphcomp.program import trace
+        from graphcomp.channels.analysis import analyse
+        from graphcomp.ir.program import trace
 
         program = trace(Toy(), image(16), copy_weights=False)
         halved(program, analyse(program))
@@ -629,7 +629,7 @@ def save(results: Result) -> None:
 
 def describe(theirs: Path | None, known: Mapping[str, str]) -> Result:
     """Machine, versions (on top of those known from earlier runs) and date."""
-    from graphcomp.doctor import environment
+    from graphcomp.runtime.doctor import environment
 
     here = environment()
     shown = ("torch", "torchvision", "onnxruntime-gpu", "onnxruntime")

@@ -6,11 +6,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from graphcomp import bench, compiler, explanation, export, records
-from graphcomp.data import Data
+from graphcomp.compiler import compiler
+from graphcomp.data.sources import Data
 from graphcomp.errors import RecipeError
-from graphcomp.pipeline import Pass
-from graphcomp.program import Program, trace
+from graphcomp.explanation import explanation
+from graphcomp.ir.program import Program, trace
+from graphcomp.onnx import export
+from graphcomp.pipeline.pipeline import Pass
+from graphcomp.records import records
+from graphcomp.runtime import bench
 
 
 def compile(
@@ -35,8 +39,8 @@ def compile(
     Raises:
         RecipeError: an unknown pass or option. PassError: a pass that failed. TraceError, DataError.
     """
+    from graphcomp.compiler.recipe import parse_passes
     from graphcomp.passes import PASSES
-    from graphcomp.recipe import parse_passes
 
     if not isinstance(model, Program):
         if example_inputs is None:
@@ -50,17 +54,17 @@ def compile(
 
 
 def export_onnx(program: Program, path: str | Path, **options: Any) -> records.Export:
-    """Write a program as ONNX and check that ONNX Runtime computes the same; see `graphcomp.export`."""
+    """Write a program as ONNX and check that ONNX Runtime computes the same; see `onnx.export`."""
     return export.export_onnx(program, Path(path), **options)
 
 
 def benchmark(base: str | Path, new: str | Path, **options: Any) -> records.Bench:
-    """Time two ONNX files against each other; see `graphcomp.bench`."""
+    """Time two ONNX files against each other; see `runtime.bench`."""
     return bench.benchmark(Path(base), Path(new), **options)
 
 
 def explain(base: str | Path, new: str | Path, **options: Any) -> records.Explanation:
-    """Why `new` is not as much faster as it is smaller; see `graphcomp.explanation`."""
+    """Why `new` is not as much faster as it is smaller; see `explanation.explanation`."""
     return explanation.explain(Path(base), Path(new), **options)
 
 

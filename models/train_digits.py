@@ -1,6 +1,6 @@
 """Train the bundled ResNet-20 on scikit-learn's digits: `python -m graphcomp.models.train_digits`.
 
-Sees only the train split of `graphcomp.data`'s `digits` (80 %, fixed), shifted by up to two pixels. The last
+Sees only the train split of `data.sources`'s `digits` (80 %, fixed), shifted by up to two pixels. The last
 epoch is kept, so the accuracy on the evaluation split chose nothing. A few minutes on one CPU thread.
 
 The scales of the normalisations carry an l1 term (network slimming, Liu et al. 2017), so that the network
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from graphcomp.data import Split, load_data
+from graphcomp.data.sources import Split, load_data
 from graphcomp.models.resnet_cifar import ResNet
 
 SHIFT = 2

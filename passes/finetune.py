@@ -2,7 +2,7 @@
 
     minimise over the weights   (1 / N) sum_n  l(f(a(x_n)), y_n) + weight decay + sparsity * sum |gamma|
 
-with augmentation a, by SGD with momentum or AdamW, at the rates of `graphcomp.schedule`. The loss l is
+with augmentation a, by SGD with momentum or AdamW, at the rates of `train.schedule`. The loss l is
 cross-entropy (labels smoothed if asked for) for classes, and a distance, l1 by default, for labels that are
 values. Shapes stay, frozen parameters and integers too; normalisations track new statistics.
 
@@ -21,14 +21,14 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from graphcomp.batchnorm import BatchNorm
+from graphcomp.bases.training import Lesson, Recovery
 from graphcomp.errors import DataError, PassError
-from graphcomp.frozen import FrozenBatchNorm2d
-from graphcomp.pipeline import Context, Outlook, Plan
-from graphcomp.program import Program
-from graphcomp.recovery import Lesson, Recovery
-from graphcomp.schedule import OPTIONS
-from graphcomp.train import Distance, Loss, Seen, cross_entropy, value_loss
+from graphcomp.ir.frozen import FrozenBatchNorm2d
+from graphcomp.ir.program import Program
+from graphcomp.pipeline.pipeline import Context, Outlook, Plan
+from graphcomp.train.normalisation import BatchNorm
+from graphcomp.train.schedule import OPTIONS
+from graphcomp.train.training import Distance, Loss, Seen, cross_entropy, value_loss
 
 
 @dataclass(frozen=True, config=OPTIONS)

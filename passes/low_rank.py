@@ -13,7 +13,7 @@ whole. Ranks are rounded up to what the target's kernels compute anyway. A targe
 by predicted times, unless said otherwise, and corrected by measured ones; layers that it would not make
 faster stay as well. Layers that would not get cheaper stay, and the plan says by how much: an svd pays below
 R = n c k / (c k + n) (METHODS 1.1). Where the run measures times, so do layers that would get slower
-(`revert`, see `graphcomp.paying`). Needs no data. 1x1 convolutions and linear layers have no kernel to split,
+(`revert`, see `budget.revert`). Needs no data. 1x1 convolutions and linear layers have no kernel to split,
 so all kinds are svd there.
 """
 
@@ -28,45 +28,8 @@ import numpy as np
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from graphcomp import closing, distributed
-from graphcomp.accounting import Concern
-from graphcomp.allocation import Preserved, fewest, largest
-from graphcomp.cost import macs, params_trainable
-from graphcomp.decompose import (
-    Plane,
-    break_even,
-    energies,
-    full_ranks,
-    params_after,
-    rank_text,
-    ranks,
-    unfold,
-)
-from graphcomp.errors import PassError
-from graphcomp.factor import (
-    Factor,
-    Kind,
-    can_be,
-    candidates,
-    layer_macs,
-    planes,
-    read_factors,
-    rewrite,
-    simulate,
-)
-from graphcomp.factor_latency import LayerClock
-from graphcomp.paying import (
-    REVERT_FACTORS,
-    Revert,
-    latency_model,
-    layer_left_alone,
-    paying_factors,
-    stopwatch,
-)
-from graphcomp.pipeline import Context, Outlook, Plan
-from graphcomp.program import Program
-from graphcomp.records import Kept
-from graphcomp.removal import (
+from graphcomp.base import distributed
+from graphcomp.bases.removal import (
     OPTIONS,
     TARGET,
     Asked,
@@ -79,6 +42,44 @@ from graphcomp.removal import (
     options_of,
     require_matches,
 )
+from graphcomp.budget import latency
+from graphcomp.budget.allocation import Preserved, fewest, largest
+from graphcomp.budget.factors import LayerClock
+from graphcomp.budget.revert import (
+    REVERT_FACTORS,
+    Revert,
+    latency_model,
+    layer_left_alone,
+    paying_factors,
+    stopwatch,
+)
+from graphcomp.errors import PassError
+from graphcomp.factors.decompose import (
+    Plane,
+    break_even,
+    energies,
+    full_ranks,
+    params_after,
+    rank_text,
+    ranks,
+    unfold,
+)
+from graphcomp.factors.surgery import (
+    Factor,
+    Kind,
+    can_be,
+    candidates,
+    layer_macs,
+    planes,
+    read_factors,
+    rewrite,
+    simulate,
+)
+from graphcomp.ir.program import Program
+from graphcomp.measure.cost import macs, params_trainable
+from graphcomp.pipeline.accounting import Concern
+from graphcomp.pipeline.pipeline import Context, Outlook, Plan
+from graphcomp.records.records import Kept
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -273,15 +274,15 @@ class LowRank:
             factors = list(self._chosen(layers, energies, clock)[0].values())
             return watch.race(rewrite(simulate(program, factors), factors, self.name))
 
-        trials = closing.close(asked, propose, left, measure)
+        trials = latency.close(asked, propose, left, measure)
         if not trials:
             least = left(dict.fromkeys(layers, 0.0))
             raise PassError(
                 f"target latency: found {least:.3f} of the time left at the lowest ranks (rounded up to "
                 f"the multiple), expected {asked}; ask for less, include more layers, or set multiple=1"
             )
-        chosen = closing.best(trials, asked)
-        return chosen.choice, {"latency": closing.evidence(asked, trials, chosen, context.threads)}
+        chosen = latency.best(trials, asked)
+        return chosen.choice, {"latency": latency.evidence(asked, trials, chosen, context.threads)}
 
     def _reached(self, program: Program, made: Mapping["_Layer", Factor]) -> dict[str, Any]:
         """What was asked for, and what part is left with these factors; nothing without a target."""

@@ -27,13 +27,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from graphcomp.allocation import Judgement, Preserved, Scores
-from graphcomp.channels import ChannelGroup, Channels
+from graphcomp.bases.prunable import layer_node
+from graphcomp.bases.removal import OPTIONS, RatioRemoval
+from graphcomp.budget.allocation import Judgement, Preserved, Scores
+from graphcomp.channels.analysis import ChannelGroup, Channels
 from graphcomp.errors import PassError
-from graphcomp.passes._prunable import layer_node
-from graphcomp.pipeline import Context, Outlook
-from graphcomp.program import Program
-from graphcomp.removal import OPTIONS, RatioRemoval
+from graphcomp.ir.program import Program
+from graphcomp.pipeline.pipeline import Context, Outlook
 
 
 @dataclass(frozen=True, config=OPTIONS)

@@ -25,18 +25,18 @@ from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from graphcomp.accounting import Concern
-from graphcomp.allocation import Allocation, Judgement
-from graphcomp.channels import ChannelGroup, Channels, analyse, layer_name
+from graphcomp.bases.norms import norm_scores
+from graphcomp.bases.prunable import unprunable_layers
+from graphcomp.bases.removal import OPTIONS, Globs, RowRemoval, excluded, options_of
+from graphcomp.budget.allocation import Allocation, Judgement
+from graphcomp.channels.analysis import ChannelGroup, Channels, analyse, layer_name
+from graphcomp.channels.labels import Ints
+from graphcomp.channels.surgery import Drop, drop_of, dropped_rows, feasible
 from graphcomp.errors import PassError
-from graphcomp.labels import Ints
-from graphcomp.passes._norms import norm_scores
-from graphcomp.passes._prunable import unprunable_layers
-from graphcomp.pipeline import Context, Outlook, Plan
-from graphcomp.program import Program, editable
-from graphcomp.records import Kept, Width
-from graphcomp.removal import OPTIONS, Globs, RowRemoval, excluded, options_of
-from graphcomp.surgery import Drop, drop_of, dropped_rows, feasible
+from graphcomp.ir.program import Program, editable
+from graphcomp.pipeline.accounting import Concern
+from graphcomp.pipeline.pipeline import Context, Outlook, Plan
+from graphcomp.records.records import Kept, Width
 
 Norm = nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm
 Layer = nn.modules.conv._ConvNd | nn.Linear

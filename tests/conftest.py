@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from graphcomp.cache import VARIABLE
+from graphcomp.base.cache import VARIABLE
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -6,8 +6,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from graphcomp.dct import compressed
-from graphcomp.program import Program, assemble, parts, trace
+from graphcomp.ir.coefficients import compressed
+from graphcomp.ir.program import Program, assemble, parts, trace
 from tests.nets import scramble
 
 

@@ -1,7 +1,7 @@
 """Two networks whose gap between theory and practice has every part, and traces of them that were recorded.
 
 `python -m tests.explaining` records them again, on a machine with AVX-512: `tests/traces/*.json` hold what
-`graphcomp.profiling` reads, times included.
+`explanation.profiling` reads, times included.
 """
 
 import json
@@ -14,10 +14,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from graphcomp import onnxfile, profiling, records
-from graphcomp.attribution import Kernel, attribute
-from graphcomp.bench import random_inputs
-from graphcomp.profiling import Node, Profile
+from graphcomp.explanation import profiling
+from graphcomp.explanation.attribution import Kernel, attribute
+from graphcomp.explanation.profiling import Node, Profile
+from graphcomp.records import records
+from graphcomp.runtime import onnxfile
+from graphcomp.runtime.bench import random_inputs
 
 TRACES = Path(__file__).parent / "traces"
 ENVIRONMENT = records.Environment(

@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, seed, settings
 from torch import Tensor, nn
 
-from graphcomp import saved_bounds, saved_grammar, storage
 from graphcomp.errors import LoadError
-from graphcomp.program import Program, trace
+from graphcomp.ir.program import Program, trace
+from graphcomp.ir.saved import bounds, grammar, storage
 
 SECONDS = 2.0
 MEMORY = 1 << 30
@@ -145,7 +145,7 @@ def _foreign(source: Any, file: str) -> bool:
 
 
 def _is_method(name: str) -> bool:
-    return name in saved_grammar.methods()
+    return name in grammar.methods()
 
 
 # ---- programs to begin with ------------------------------------------------------------------------------
@@ -365,11 +365,11 @@ def _other_call(draw: Draw, d: Document) -> None:
         node = draw(st.sampled_from([n for n in d["nodes"] if n["op"].startswith("call")]))
     before = [n["name"] for n in d["nodes"][: d["nodes"].index(node)]]
     if draw(st.booleans()):
-        target = draw(st.sampled_from(sorted(saved_grammar.functions())))
-        schema = saved_grammar.functions()[target][1]
+        target = draw(st.sampled_from(sorted(grammar.functions())))
+        schema = grammar.functions()[target][1]
     else:
-        target = draw(st.sampled_from(sorted(saved_grammar.methods())))
-        schema = saved_grammar.methods()[target]
+        target = draw(st.sampled_from(sorted(grammar.methods())))
+        schema = grammar.methods()[target]
     count = draw(st.integers(max(1, schema.least), max(1, schema.least, min(3, len(schema.places)))))
     args: list[Any] = [{"node": draw(st.sampled_from(before))}]
     for _ in range(count - 1):
@@ -487,7 +487,7 @@ def fuzz(examples: int, chosen: int | None, directory: Path) -> Counter[str]:
     seeds = originals(directory)
     watch, place, counts = Watch(), directory / "mutated", Counter[str]()
     place.mkdir()
-    saved_bounds.ELEMENTS = 1 << 24  # what runs here shall be small
+    bounds.ELEMENTS = 1 << 24  # what runs here shall be small
 
     def write(document: Document, weights: bytes) -> None:
         (place / storage.PROGRAM_FILE).write_text(json.dumps(document))

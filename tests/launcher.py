@@ -20,16 +20,18 @@ from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from graphcomp import calibrate, cli, distributed, gradients
-from graphcomp.cache import VARIABLE
-from graphcomp.calibrate import Covariance, Request, Statistic
-from graphcomp.closing import Stopwatch
-from graphcomp.data import Data
+from graphcomp.base import distributed
+from graphcomp.base.cache import VARIABLE
+from graphcomp.budget.latency import Stopwatch
+from graphcomp.budget.revert import stopwatch
+from graphcomp.cli import app
+from graphcomp.data.sources import Data
 from graphcomp.errors import DataError, DistributedError, GraphcompError
+from graphcomp.ir.program import Program
+from graphcomp.measure import calibrate, gradients
+from graphcomp.measure.calibrate import Covariance, Request, Statistic
 from graphcomp.passes import L1, LowRank
-from graphcomp.paying import stopwatch
-from graphcomp.pipeline import Context, Pass, Plan, run_pass
-from graphcomp.program import Program
+from graphcomp.pipeline.pipeline import Context, Pass, Plan, run_pass
 from tests.stopwatch import Machine
 from tests.tiny import SPEC, context, random_data, tiny_program, traced
 
@@ -205,7 +207,7 @@ def cached() -> list[int]:
 
 def graphcomp(*arguments: str) -> None:
     sys.argv = ["graphcomp", *arguments]
-    cli.main()
+    app.main()
 
 
 def compiles() -> None:

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from graphcomp.data import Data, Split
-from graphcomp.program import Program
+from graphcomp.data.sources import Data, Split
+from graphcomp.ir.program import Program
 from tests.tiny import traced
 
 CLASSES, SHAPE = 4, (3, 8, 8)

@@ -1,6 +1,6 @@
 """CC by the letter of METHODS 1.1 to 1.4: whole matrices, a full singular value decomposition at every turn.
 
-Slow, and without any of the closed forms that `graphcomp.passes._cc_units` and `_mshc` rest on.
+Slow, and without any of the closed forms that `passes.cc.units` and `_mshc` rest on.
 """
 
 from collections.abc import Sequence

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from graphcomp.channels import Channels, JoinPolicy, analyse
-from graphcomp.labels import Ints
-from graphcomp.program import Program, named_tensors, trace
-from graphcomp.surgery import Drop, drop_of, mask, no_drop, remove
+from graphcomp.channels.analysis import Channels, JoinPolicy, analyse
+from graphcomp.channels.labels import Ints
+from graphcomp.channels.surgery import Drop, drop_of, mask, no_drop, remove
+from graphcomp.ir.program import Program, named_tensors, trace
 from tests.nets import Built, scramble
 
 JOINS: tuple[JoinPolicy, ...] = get_args(JoinPolicy)

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from graphcomp.evaluate import wilson
+from graphcomp.measure.evaluate import wilson
 from graphcomp.passes import PASSES
-from graphcomp.records import Accuracy, LayerRow, MeanError, Snapshot
-from graphcomp.study import Cell, Study, expand
-from graphcomp.study_run import CellResult
+from graphcomp.records.records import Accuracy, LayerRow, MeanError, Snapshot
+from graphcomp.study.grid import Cell, Study, expand
+from graphcomp.study.run import CellResult
 
 NAMES = ("cat", "dog", "owl")
 MATRIX = [[8, 2, 0], [1, 9, 0], [3, 3, 4]]

@@ -8,9 +8,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from graphcomp.channels import analyse
+from graphcomp.channels.analysis import analyse
+from graphcomp.ir.program import Program
 from graphcomp.models import MODELS
-from graphcomp.passes._afp import (
+from graphcomp.passes.play_and_prune.afp import (
     Cut,
     Epoch,
     EpochOptions,
@@ -19,10 +20,9 @@ from graphcomp.passes._afp import (
     find_layers,
     penalised,
 )
-from graphcomp.pipeline import Plan, run_pass
-from graphcomp.program import Program
-from graphcomp.train import Seen, cross_entropy
-from graphcomp.verify import TOLERANCE
+from graphcomp.pipeline.pipeline import Plan, run_pass
+from graphcomp.pipeline.verify import TOLERANCE
+from graphcomp.train.training import Seen, cross_entropy
 from tests.learnable import SHAPE, make_data, normalised_net
 from tests.tiny import context, seeded, tiny_program, traced
 

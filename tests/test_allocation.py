@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from graphcomp.allocation import (
+from graphcomp.budget.allocation import (
     Allocation,
     Counter,
     Judgement,
@@ -19,12 +19,12 @@ from graphcomp.allocation import (
     largest,
     round_up,
 )
-from graphcomp.channels import ChannelGroup, analyse
-from graphcomp.cost import macs, params_trainable
+from graphcomp.channels.analysis import ChannelGroup, analyse
+from graphcomp.channels.liveness import live_of
+from graphcomp.channels.surgery import feasible, legalise, no_drop, remove
 from graphcomp.errors import TraceError
-from graphcomp.liveness import live_of
-from graphcomp.program import Program
-from graphcomp.surgery import feasible, legalise, no_drop, remove
+from graphcomp.ir.program import Program
+from graphcomp.measure.cost import macs, params_trainable
 from tests.nets import TRAPS
 from tests.removing import half, half_and_whole, random_scores
 from tests.tiny import seeded, tiny_program, traced
@@ -475,7 +475,7 @@ def test_losses_add_up() -> None:
 
 def test_a_layer_counts_for_more_than_its_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     """However much it saves, it stays where what it computes counts for enough."""
-    monkeypatch.setattr("graphcomp.allocation.DEPTH", 1e6)
+    monkeypatch.setattr("graphcomp.budget.allocation.DEPTH", 1e6)
     made = dense(min_channels=0)
     cost = cost_of("macs", made.channels)
     goal = 0.7 * cost(no_drop(made.channels))

@@ -11,17 +11,17 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 import graphcomp
-from graphcomp.channels import analyse
-from graphcomp.data import Data, Split
+from graphcomp.channels.analysis import analyse
+from graphcomp.compiler.recipe import parse_passes
+from graphcomp.data.sources import Data, Split
 from graphcomp.errors import DataError, PassError
+from graphcomp.ir.program import Program
 from graphcomp.models import MODELS
 from graphcomp.passes import PASSES, APoZ, Finetune
 from graphcomp.passes.apoz import beyond_sigma
-from graphcomp.pipeline import Context, Course, run_pass
-from graphcomp.program import Program
-from graphcomp.recipe import parse_passes
-from graphcomp.train import TrainOptions, fit
-from graphcomp.verify import TOLERANCE
+from graphcomp.pipeline.pipeline import Context, Course, run_pass
+from graphcomp.pipeline.verify import TOLERANCE
+from graphcomp.train.training import TrainOptions, fit
 from tests.learnable import make_data, make_split, same
 from tests.nets import Net, scramble
 from tests.tiny import context, random_data, seeded, tiny_program, traced
@@ -99,7 +99,7 @@ def test_t2_2_batch_size_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> Non
     program, data = conv_net(), random_data(3, 8, 8, samples=150)
     found = []
     for size in (7, 64, 150):
-        monkeypatch.setattr("graphcomp.calibrate.BATCHES", (size, size))
+        monkeypatch.setattr("graphcomp.measure.calibrate.BATCHES", (size, size))
         found.append(scores(program, data, "0"))
     assert found[0] == found[1] == found[2]
 

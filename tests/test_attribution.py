@@ -6,10 +6,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-from graphcomp import onnxfile
-from graphcomp.attribution import Kernel, attribute
 from graphcomp.errors import BenchError
-from graphcomp.profiling import Node, Operator, Profile
+from graphcomp.explanation.attribution import Kernel, attribute
+from graphcomp.explanation.profiling import Node, Operator, Profile
+from graphcomp.runtime import onnxfile
 from tests.explaining import NETS, kernels, recorded
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import v2
 
-from graphcomp.augment import CropAndFlip, ResizedCropAndFlip, Unchanged, find_augmentation
+from graphcomp.data.augment import CropAndFlip, ResizedCropAndFlip, Unchanged, find_augmentation
 from graphcomp.errors import DataError
 
 

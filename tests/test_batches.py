@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphcomp import distributed
-from graphcomp.augment import Augmentation, CropAndFlip, Unchanged
-from graphcomp.batches import Batches, Piece, ahead, noise_seed, part
+from graphcomp.base import distributed
+from graphcomp.data.augment import Augmentation, CropAndFlip, Unchanged
+from graphcomp.train.batches import Batches, Piece, ahead, noise_seed, part
 from tests.learnable import make_split
 
 

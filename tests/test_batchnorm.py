@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from graphcomp.batchnorm import SyncedBatchNorm, normalisations, reestimate, synchronise
 from graphcomp.errors import PassError
+from graphcomp.ir.program import Program
 from graphcomp.passes import FoldBN
-from graphcomp.pipeline import run_pass
-from graphcomp.program import Program
+from graphcomp.pipeline.pipeline import run_pass
+from graphcomp.train.normalisation import SyncedBatchNorm, normalisations, reestimate, synchronise
 from tests.learnable import make_split, normalised_net, plain_net, weights
 from tests.tiny import context, traced
 

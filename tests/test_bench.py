@@ -10,9 +10,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
-from graphcomp import bench, records, session
-from graphcomp.bench import Budget, Samples, benchmark, ratio_interval, verdict
 from graphcomp.errors import BenchError, ProviderError
+from graphcomp.records import records
+from graphcomp.runtime import bench, session
+from graphcomp.runtime.bench import Budget, Samples, benchmark, ratio_interval, verdict
 
 QUICK = {"runs": 12, "seconds": 0.2, "warmup_runs": 1, "warmup_seconds": 0.0}
 IDLE = Budget(runs=12, seconds=60)

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from graphcomp import cache
-from graphcomp.cache import VARIABLE, folder, identity, key, load, place, store
+from graphcomp.base import cache
+from graphcomp.base.cache import VARIABLE, folder, identity, key, load, place, store
 from graphcomp.errors import GraphcompWarning
 
 TENSORS = {
@@ -20,7 +20,7 @@ TENSORS = {
     "half": torch.randn(4).bfloat16(),
     "flags": torch.tensor([True, False]),
 }
-HERE = "graphcomp.cache"
+HERE = "graphcomp.base.cache"
 KEY = key(HERE, what="test")
 
 
@@ -66,7 +66,7 @@ def test_key_names_everything() -> None:
 
 def test_code_and_versions_are_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of ours the code that computes the entry, and no version: that stays while the code changes."""
-    keys = [key(HERE, a=1), key("graphcomp.calibrate", a=1)]
+    keys = [key(HERE, a=1), key("graphcomp.measure.calibrate", a=1)]
     with monkeypatch.context() as patch:
         patch.setattr(cache, "__version__", "0.0.0")
         assert key(HERE, a=1) == keys[0]

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp import calibrate
-from graphcomp.cache import VARIABLE
-from graphcomp.calibrate import BATCHES, Covariance, Request, Zeros, batch_size, collect, watch
-from graphcomp.data import Split
+from graphcomp.base.cache import VARIABLE
+from graphcomp.data.sources import Split
 from graphcomp.errors import AnalysisError, DataError
-from graphcomp.program import Program
+from graphcomp.ir.program import Program
+from graphcomp.measure import calibrate
+from graphcomp.measure.calibrate import BATCHES, Covariance, Request, Zeros, batch_size, collect, watch
 from tests.nets import Net, scramble
 from tests.tiny import seeded, traced
 
@@ -419,7 +419,7 @@ def test_cached_by_content(
     x[7, 1, 2, 3] += 1e-3
     collect(program, split(x), REQUESTS)
     collect(program, split(x), REQUESTS, samples=19)
-    monkeypatch.setattr("graphcomp.cache.digest_of", lambda module: "another")
+    monkeypatch.setattr("graphcomp.base.cache.digest_of", lambda module: "another")
     collect(program, split(x), REQUESTS)
     assert passes == [REQUESTS] * 5
     collect(program, split(x), REQUESTS, samples=20)

@@ -11,20 +11,20 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from graphcomp.cache import VARIABLE
-from graphcomp.closing import Stopwatch
-from graphcomp.cost import layer_rows, macs, params_trainable
-from graphcomp.data import Data, load_data
-from graphcomp.decompose import decompose, read_factors
+from graphcomp.base.cache import VARIABLE
+from graphcomp.budget.latency import Stopwatch
+from graphcomp.compiler.models import load_model, load_weights
+from graphcomp.data.sources import Data, load_data
 from graphcomp.errors import DataError, PassError
-from graphcomp.factor import layer_macs, region
+from graphcomp.factors.decompose import decompose, read_factors
+from graphcomp.factors.surgery import layer_macs, region
+from graphcomp.ir.program import Program, trace
+from graphcomp.ir.saved.storage import load
+from graphcomp.measure.cost import layer_rows, macs, params_trainable
 from graphcomp.passes import CC
-from graphcomp.passes.cc import Allocated, network_ends, too_large
-from graphcomp.pipeline import Context, Plan, run_pass
-from graphcomp.program import Program, trace
-from graphcomp.sources import load_model, load_weights
-from graphcomp.storage import load
-from graphcomp.verify import TOLERANCE
+from graphcomp.passes.cc.cc import Allocated, network_ends, too_large
+from graphcomp.pipeline.pipeline import Context, Plan, run_pass
+from graphcomp.pipeline.verify import TOLERANCE
 from tests.learnable import SHAPE, make_data, normalised_net
 from tests.removing import digest
 from tests.stopwatch import Machine
@@ -248,7 +248,7 @@ def test_what_is_given_up_too_much_is_handed_back(
     program, data = resnet
     pass_ = replace(PAPER, rate=0.4, multiple=8)
     with_it = pass_.plan(program, context(data))
-    monkeypatch.setattr("graphcomp.passes.cc.hand_back", lambda layers, goals, forms: forms)
+    monkeypatch.setattr("graphcomp.passes.cc.cc.hand_back", lambda layers, goals, forms: forms)
     without = pass_.plan(program, context(data))
     removed = [sum(r.macs * r.reached for r in rows(p)) for p in (with_it, without)]
     assert 0.4 * macs(program) <= removed[0] < removed[1]

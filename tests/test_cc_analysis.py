@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from graphcomp.passes import _cc_analysis
-from graphcomp.passes._cc_analysis import Analysis
-from graphcomp.passes._gcro import fit_exponential, removal_curve
-from graphcomp.passes._mshc import Search, first_form, least_macs
+from graphcomp.passes.cc import analysis
+from graphcomp.passes.cc.analysis import Analysis
+from graphcomp.passes.cc.gcro import fit_exponential, removal_curve
+from graphcomp.passes.cc.mshc import Search, first_form, least_macs
 from tests.naive_cc import weights
 
 
@@ -14,9 +14,9 @@ from tests.naive_cc import weights
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was computed."""
     seen: list[str] = []
-    curve, search = _cc_analysis.removal_curve, _cc_analysis.Search
-    monkeypatch.setattr(_cc_analysis, "removal_curve", lambda *a: (seen.append("curve"), curve(*a))[1])
-    monkeypatch.setattr(_cc_analysis, "Search", lambda *a: (seen.append("search"), search(*a))[1])
+    curve, search = analysis.removal_curve, analysis.Search
+    monkeypatch.setattr(analysis, "removal_curve", lambda *a: (seen.append("curve"), curve(*a))[1])
+    monkeypatch.setattr(analysis, "Search", lambda *a: (seen.append("search"), search(*a))[1])
     return seen
 
 

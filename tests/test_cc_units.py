@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from graphcomp.passes._cc_units import Remainder, Shape
+from graphcomp.passes.cc.units import Remainder, Shape
 from tests.naive_cc import Naive, weights
 
 TOY_W = torch.tensor([[2.0, 1, 0], [0, 1, 3]], dtype=torch.float64)

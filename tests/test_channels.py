@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from graphcomp.channels import Channels, JoinPolicy, analyse
+from graphcomp.channels.analysis import Channels, JoinPolicy, analyse
+from graphcomp.ir.program import Program, trace
 from graphcomp.models.resnet_cifar import ResNet
-from graphcomp.program import Program, trace
 from tests.nets import TRAPS, Net, ShuffleUnit
 from tests.removing import JOINS, plain_program, rows_of
 

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from graphcomp.classes import folder_classes
-from graphcomp.compiler import compile_program, load_source, open_data
-from graphcomp.data import load_data
+from graphcomp.compiler.compiler import compile_program, load_source, open_data
+from graphcomp.data.classes import folder_classes
+from graphcomp.data.sources import load_data
 from graphcomp.errors import DataError
-from graphcomp.evaluate import accuracy
+from graphcomp.measure.evaluate import accuracy
 from graphcomp.passes import FoldBN
 from tests.tiny import traced
 

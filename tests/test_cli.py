@@ -18,15 +18,16 @@ import torch
 from safetensors.torch import save_file
 
 import graphcomp
-from graphcomp import cli as command_line
-from graphcomp import compiler, doctor
-from graphcomp.doctor import Finding
+from graphcomp.cli import app as command_line
+from graphcomp.compiler import compiler
 from graphcomp.errors import GraphcompWarning, ProviderError
 from graphcomp.passes import L1, PASSES, FoldBN
-from graphcomp.pipeline import Context, Plan
-from graphcomp.records import Bench, Evaluation, Explanation
-from graphcomp.report import read_report
-from graphcomp.session import probe
+from graphcomp.pipeline.pipeline import Context, Plan
+from graphcomp.records.records import Bench, Evaluation, Explanation
+from graphcomp.report.report import read_report
+from graphcomp.runtime import doctor
+from graphcomp.runtime.doctor import Finding
+from graphcomp.runtime.session import probe
 from tests.test_bench import write
 from tests.tiny import SPEC, seeded, tiny
 
@@ -696,7 +697,7 @@ def test_errors_of_the_machine(error: Exception, cli: Cli, monkeypatch: pytest.M
 
 def test_traceback_with_debug(tmp_path: Path) -> None:
     """In a process of its own, as a user runs it; without `--debug`, see `failing`."""
-    command = [sys.executable, "-c", "from graphcomp.cli import main; main()"]
+    command = [sys.executable, "-c", "from graphcomp.cli.app import main; main()"]
     arguments = ["compile", *TINY, "--passes", "fold-bm", "-o", "o", "--debug"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
@@ -754,7 +755,7 @@ def test_study_interrupted(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("graphcomp.study_run.build", stop)
+    monkeypatch.setattr("graphcomp.study.run.build", stop)
     Path("s.yaml").write_text(STUDY)
     found = cli("study", "s.yaml", "--workers", "1", "-o", "o")
     assert found.code == 130

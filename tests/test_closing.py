@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from torch import nn
 
-from graphcomp.closing import NEAR, ROUNDS, Stopwatch, Trial, best, close
-from graphcomp.cost import macs
+from graphcomp.budget.latency import NEAR, ROUNDS, Stopwatch, Trial, best, close
 from graphcomp.errors import GraphcompWarning, PassError, ProviderError
+from graphcomp.measure.cost import macs
 from graphcomp.passes.l1 import L1
 from graphcomp.passes.low_rank import LowRank
-from graphcomp.passes.pfa import PFA
-from graphcomp.pipeline import run_pass
-from graphcomp.targets import TARGETS
+from graphcomp.passes.pfa.pfa import PFA
+from graphcomp.pipeline.pipeline import run_pass
+from graphcomp.runtime.targets import TARGETS
 from tests.stopwatch import Machine
 from tests.tiny import context, random_data, seeded, tiny_program, traced
 

@@ -23,19 +23,20 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from graphcomp import compiler, export
-from graphcomp import files as graphcomp_files
-from graphcomp.compiler import Job, build, load_source
+from graphcomp.base import files as graphcomp_files
+from graphcomp.base.files import atomic_file
+from graphcomp.compiler import compiler
+from graphcomp.compiler.compiler import Job, build, load_source
+from graphcomp.compiler.recipe import Recipe, load_recipe, make_passes
 from graphcomp.errors import LoadError, OutputError, PassError, RecipeError, VerifyError
-from graphcomp.files import atomic_file
+from graphcomp.ir.program import Program
+from graphcomp.onnx import export
 from graphcomp.passes import L1, PASSES, FoldBN
-from graphcomp.pipeline import Plan
-from graphcomp.program import Program
-from graphcomp.recipe import Recipe, load_recipe, make_passes
-from graphcomp.records import Export, Report, Step
-from graphcomp.report import read_report
-from graphcomp.targets import TARGETS
-from graphcomp.verify import difference
+from graphcomp.pipeline.pipeline import Plan
+from graphcomp.pipeline.verify import difference
+from graphcomp.records.records import Export, Report, Step
+from graphcomp.report.report import read_report
+from graphcomp.runtime.targets import TARGETS
 from tests.tiny import SHAPE, SPEC, seeded, tiny
 
 __all__ = ["seeded"]

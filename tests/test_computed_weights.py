@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphcomp import rules
-from graphcomp.channels import Channels, analyse
-from graphcomp.program import Program
-from graphcomp.surgery import dropped_rows, feasible
-from graphcomp.verify import verify_pass
+from graphcomp.channels import rules
+from graphcomp.channels.analysis import Channels, analyse
+from graphcomp.channels.surgery import dropped_rows, feasible
+from graphcomp.ir.program import Program
+from graphcomp.pipeline.verify import verify_pass
 from tests.nets import TRAPS, Net, _conv, _head, scramble
 from tests.removing import Removal, exact_program, half, plain_program, random_scores
 

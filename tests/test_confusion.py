@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from graphcomp.confusion import class_statistics, largest_confusions
+from graphcomp.measure.classes import class_statistics, largest_confusions
 
 MATRIX = [[8, 1, 1, 0], [0, 5, 2, 3], [0, 0, 4, 0], [5, 0, 5, 0]]
 

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from hypothesis import Phase, given, settings
 from torch import Tensor, nn
 
-from graphcomp.channels import Channels, analyse
-from graphcomp.constants import Shift, constants, shifts
+from graphcomp.channels.analysis import Channels, analyse
+from graphcomp.channels.constants import Shift, constants, shifts
+from graphcomp.channels.surgery import Drop, feasible, mask, no_drop, remove
+from graphcomp.ir.program import Program, editable, trace
 from graphcomp.passes.l1 import L1
-from graphcomp.pipeline import run_pass
-from graphcomp.program import Program, editable, trace
-from graphcomp.surgery import Drop, feasible, mask, no_drop, remove
-from graphcomp.verify import TOLERANCE, check, difference
+from graphcomp.pipeline.pipeline import run_pass
+from graphcomp.pipeline.verify import TOLERANCE, check, difference
 from tests.nets import TRAPS, Net, Spec, build, random_cnn, scramble
 from tests.removing import exact_program, half, random_scores, rows_of
 from tests.test_random_nets import RANDOM

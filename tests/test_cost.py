@@ -8,13 +8,13 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from graphcomp.channels import analyse
-from graphcomp.cost import layer_rows, macs, params_state, params_trainable, snapshot
+from graphcomp.channels.analysis import analyse
+from graphcomp.channels.surgery import remove
+from graphcomp.ir.program import Program, trace
+from graphcomp.measure.cost import layer_rows, macs, params_state, params_trainable, snapshot
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.models.vgg_cifar import VGG16
-from graphcomp.program import Program, trace
-from graphcomp.records import Accuracy
-from graphcomp.surgery import remove
+from graphcomp.records.records import Accuracy
 from tests.nets import TRAPS
 from tests.removing import half, plain_program
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from graphcomp.cost import layer_rows, macs, params_dct, params_order, params_state, params_trainable
-from graphcomp.dct import (
+from graphcomp.errors import LoadError, PassError, VerifyError
+from graphcomp.ir.coefficients import (
     Basis,
     DctConv2d,
     DctLayer,
@@ -27,9 +27,9 @@ from graphcomp.dct import (
     narrowest,
     spectrum,
 )
-from graphcomp.errors import LoadError, PassError, VerifyError
-from graphcomp.program import Program, trace
-from graphcomp.verify import check, scrambled
+from graphcomp.ir.program import Program, trace
+from graphcomp.measure.cost import layer_rows, macs, params_dct, params_order, params_state, params_trainable
+from graphcomp.pipeline.verify import check, scrambled
 from tests.tiny import seeded, traced
 
 __all__ = ["seeded"]

@@ -14,19 +14,19 @@ from hypothesis import HealthCheck, given, settings
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from graphcomp.channels import analyse
-from graphcomp.compiler import load_source
-from graphcomp.cost import macs, params_dct, params_state, params_trainable
-from graphcomp.data import load_data
-from graphcomp.dct import DctLayer, decode, encode, spectrum
+from graphcomp.channels.analysis import analyse
+from graphcomp.compiler.compiler import load_source
+from graphcomp.data.sources import load_data
 from graphcomp.errors import PassError
-from graphcomp.evaluate import accuracy
-from graphcomp.ordering import chain
+from graphcomp.ir.coefficients import DctLayer, decode, encode, spectrum
+from graphcomp.ir.program import Program, trace
+from graphcomp.measure.cost import macs, params_dct, params_state, params_trainable
+from graphcomp.measure.evaluate import accuracy
 from graphcomp.passes import L1, Dct, Finetune, FoldBN, LowRank
-from graphcomp.passes._layout import Strategy
-from graphcomp.pipeline import Pipeline, Plan, run_pass
-from graphcomp.program import Program, trace
-from graphcomp.verify import TOLERANCE, difference
+from graphcomp.passes.dct.layout import Strategy
+from graphcomp.passes.dct.ordering import chain
+from graphcomp.pipeline.pipeline import Pipeline, Plan, run_pass
+from graphcomp.pipeline.verify import TOLERANCE, difference
 from tests.learnable import make_data, normalised_net
 from tests.nets import TRAPS, Spec, build, random_cnn
 from tests.removing import digest, exact_program
@@ -111,7 +111,7 @@ def test_g4_1_counts_of_mobilenet_v2(
     monkeypatch: pytest.MonkeyPatch, mobilenet: Program, rate: float, trainable: int, params: int, state: int
 ) -> None:
     """By the counters of the network that comes out; the other rates are in `test_layout`."""
-    monkeypatch.setattr("graphcomp.passes._orders.chain", unordered)
+    monkeypatch.setattr("graphcomp.passes.dct.orders.chain", unordered)
     pass_ = Dct(rate=rate, strategy="progressive-r", **MOBILENET)  # type: ignore[arg-type]
     plan = pass_.plan(mobilenet, context())
     result = pass_.rewrite(mobilenet, plan)

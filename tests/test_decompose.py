@@ -8,7 +8,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from graphcomp.decompose import (
+from graphcomp.errors import SurgeryError
+from graphcomp.factors.decompose import (
     Factor,
     Kind,
     approximate,
@@ -23,7 +24,6 @@ from graphcomp.decompose import (
     read_factors,
     unfold,
 )
-from graphcomp.errors import SurgeryError
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SHAPES = [(6, 5, 3, 3), (4, 9, 2, 5), (12, 2, 3, 1), (3, 40, 1, 3)]

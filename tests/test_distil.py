@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp.compiler import Job, build, compile_program
-from graphcomp.data import Data
+from graphcomp.compiler.compiler import Job, build, compile_program
+from graphcomp.compiler.recipe import Recipe, parse_passes
+from graphcomp.data.sources import Data
 from graphcomp.errors import DataError, PassError
+from graphcomp.ir.program import Program
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.passes import L1, PASSES, Distil, Finetune, Student
 from graphcomp.passes.distil import cosine_distance, cosine_loss, hinton
-from graphcomp.pipeline import Pipeline, Plan, TrainingPass, held, run_pass
-from graphcomp.program import Program
-from graphcomp.recipe import Recipe, parse_passes
-from graphcomp.records import Step
-from graphcomp.train import Seen
+from graphcomp.pipeline.pipeline import Pipeline, Plan, TrainingPass, held, run_pass
+from graphcomp.records.records import Step
+from graphcomp.train.training import Seen
 from tests.learnable import SHAPE, exact_data, make_data, plain_net, weights
 from tests.processes import in_processes
 from tests.tiny import SPEC, context, random_data, seeded, tiny_program, traced

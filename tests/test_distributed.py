@@ -16,16 +16,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from graphcomp import distributed
-from graphcomp.cache import VARIABLE
-from graphcomp.closing import Stopwatch
-from graphcomp.data import load_data
+from graphcomp.base import distributed
+from graphcomp.base.cache import VARIABLE
+from graphcomp.budget.latency import Stopwatch
+from graphcomp.compiler.recipe import parse_passes
+from graphcomp.data.sources import load_data
 from graphcomp.errors import DistributedError
+from graphcomp.ir.program import Program
 from graphcomp.passes import PASSES, APoZ, FoldBN
-from graphcomp.pipeline import Pipeline, run_pass
-from graphcomp.program import Program
-from graphcomp.recipe import parse_passes
-from graphcomp.verify import difference
+from graphcomp.pipeline.pipeline import Pipeline, run_pass
+from graphcomp.pipeline.verify import difference
 from tests.launcher import (
     CC,
     IMPOSSIBLE,

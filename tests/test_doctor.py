@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from graphcomp import doctor
 from graphcomp.errors import ProviderError
-from graphcomp.session import PROVIDERS
+from graphcomp.runtime import doctor
+from graphcomp.runtime.session import PROVIDERS
 
 
 def test_environment_names_machine_and_versions() -> None:

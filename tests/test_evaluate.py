@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp.data import Split
+from graphcomp.data.sources import Split
 from graphcomp.errors import DataError
-from graphcomp.evaluate import (
+from graphcomp.ir.program import Program
+from graphcomp.measure.evaluate import (
     accuracy,
     confusion,
     drift,
@@ -21,7 +22,6 @@ from graphcomp.evaluate import (
     values_like,
     wilson,
 )
-from graphcomp.program import Program
 from tests.nets import Net
 from tests.tiny import seeded, traced
 
@@ -75,7 +75,7 @@ def test_accuracy() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 5, 99])
 def test_accuracy_does_not_depend_on_the_batch(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphcomp.evaluate.BATCH", size)
+    monkeypatch.setattr("graphcomp.measure.evaluate.BATCH", size)
     seen: list[int] = []
     found = accuracy(identity(), split(LOGITS, [0, 1, 0, 0, 2]), seen.append)
     assert found is not None and found.top1 == 3 / 5
@@ -170,7 +170,7 @@ def test_confusion() -> None:
 
 def test_confusion_by_counting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several batches, the last one smaller."""
-    monkeypatch.setattr("graphcomp.evaluate.batch_size", lambda program: 7)
+    monkeypatch.setattr("graphcomp.measure.evaluate.batch_size", lambda program: 7)
     x, y = torch.randn(40, 5), torch.randint(0, 5, (40,))
     counted = torch.zeros(5, 5, dtype=torch.int64)
     for row, label in zip(x, y, strict=True):
@@ -217,7 +217,7 @@ def test_mean_error_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch
     x, y = torch.randn(17, 3), torch.randn(17, 3)
     found = []
     for size in (1, 5, 17):
-        monkeypatch.setattr("graphcomp.evaluate.batch_size", lambda program, size=size: size)
+        monkeypatch.setattr("graphcomp.measure.evaluate.batch_size", lambda program, size=size: size)
         error = mean_error(identity(), values(x, y))
         assert error is not None
         found.append(error.mae)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 import graphcomp
-from graphcomp import explanation
-from graphcomp.attribution import Kernel, Source
 from graphcomp.errors import BenchError
-from graphcomp.explanation import KINDS, explain, explain_bench, split
-from graphcomp.profiling import Node, Operator, Profile
-from graphcomp.records import ExplainedRow, Explanation
+from graphcomp.explanation import explanation
+from graphcomp.explanation.attribution import Kernel, Source
+from graphcomp.explanation.explanation import KINDS, explain, explain_bench, split
+from graphcomp.explanation.profiling import Node, Operator, Profile
+from graphcomp.records.records import ExplainedRow, Explanation
 from tests.explaining import base, bench, kernels, pruned, recorded, timing
 
 QUICK: dict[str, Any] = {"runs": 12, "seconds": 0.2, "traced_runs": 8, "traced_seconds": 0.2}

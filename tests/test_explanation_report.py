@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from graphcomp.explanation_report import (
+from graphcomp.records.records import Explanation, Gather, GatherForm, Interval
+from graphcomp.report.explanation import (
     describe,
     describe_gathers,
     label_of,
@@ -21,7 +22,6 @@ from graphcomp.explanation_report import (
     waterfall_file,
     waterfall_svg,
 )
-from graphcomp.records import Explanation, Gather, GatherForm, Interval
 from tests.test_explanation import conv, explained, light, recorded_explanation, reorder
 
 

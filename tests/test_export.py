@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 from torch import Tensor, nn
 
-from graphcomp import export
 from graphcomp.errors import ExportError, OutputError
-from graphcomp.export import MODULE_PROP, NODE_PROP, PASS_PROP, export_onnx
-from graphcomp.inputs import fresh_inputs
-from graphcomp.program import PASS_KEY, Program, named_tensors, output_tensors, trace
-from graphcomp.records import Export
+from graphcomp.ir.inputs import fresh_inputs
+from graphcomp.ir.program import PASS_KEY, Program, named_tensors, output_tensors, trace
+from graphcomp.onnx import export
+from graphcomp.onnx.export import MODULE_PROP, NODE_PROP, PASS_PROP, export_onnx
+from graphcomp.records.records import Export
 from tests.nets import TRAPS, scramble
 
 HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul"}

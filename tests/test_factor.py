@@ -17,11 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor, fx, nn
 
 import graphcomp
-from graphcomp.channels import analyse
-from graphcomp.cost import layer_rows, macs, params_trainable
-from graphcomp.decompose import compose, decompose, full_ranks
+from graphcomp.channels.analysis import analyse
 from graphcomp.errors import SurgeryError
-from graphcomp.factor import (
+from graphcomp.factors.decompose import compose, decompose, full_ranks
+from graphcomp.factors.surgery import (
     Factor,
     Kind,
     approximate,
@@ -35,10 +34,11 @@ from graphcomp.factor import (
     rewrite,
     simulate,
 )
+from graphcomp.ir.program import PASS_KEY, Program
+from graphcomp.measure.cost import layer_rows, macs, params_trainable
 from graphcomp.passes import L1, LowRank
-from graphcomp.pipeline import Plan, run_pass
-from graphcomp.program import PASS_KEY, Program
-from graphcomp.verify import TOLERANCE, check, difference, verify_pass
+from graphcomp.pipeline.pipeline import Plan, run_pass
+from graphcomp.pipeline.verify import TOLERANCE, check, difference, verify_pass
 from tests.nets import TRAPS, Net, Spec, build, random_cnn
 from tests.removing import digest, exact_program, plain_program
 from tests.tiny import context, seeded, tiny_program

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp.decompose import Factor
-from graphcomp.factor import Kind, rewrite, simulate
-from graphcomp.factor_latency import FactorCost, LayerClock, factored
-from graphcomp.latency import LatencyModel, calls
-from graphcomp.microbench import Kernel
+from graphcomp.budget.factors import FactorCost, LayerClock, factored
+from graphcomp.budget.model import LatencyModel, calls
+from graphcomp.factors.decompose import Factor
+from graphcomp.factors.surgery import Kind, rewrite, simulate
+from graphcomp.ir.program import Program
 from graphcomp.models import MODELS
-from graphcomp.program import Program
-from graphcomp.targets import TARGETS
+from graphcomp.runtime.kernel import Kernel
+from graphcomp.runtime.targets import TARGETS
 from tests.stopwatch import Machine
 from tests.tiny import seeded, tiny_program, traced
 

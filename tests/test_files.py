@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from graphcomp import files
-from graphcomp.errors import LoadError, OutputError
-from graphcomp.files import (
+from graphcomp.base import files
+from graphcomp.base.files import (
     LOCK,
     atomic_directory,
     atomic_entries,
@@ -30,6 +29,7 @@ from graphcomp.files import (
     sweep,
     write_texts,
 )
+from graphcomp.errors import LoadError, OutputError
 
 
 @pytest.mark.parametrize(

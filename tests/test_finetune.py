@@ -15,18 +15,18 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from graphcomp.compiler import Job, build, load_source
-from graphcomp.data import Data, Split, load_data
+from graphcomp.bases.training import STATE
+from graphcomp.compiler.compiler import Job, build, load_source
+from graphcomp.compiler.recipe import Recipe, parse_passes
+from graphcomp.data.sources import Data, Split, load_data
 from graphcomp.errors import DataError, PassError, VerifyError
-from graphcomp.evaluate import mean_error
+from graphcomp.ir.program import Program
+from graphcomp.measure.evaluate import mean_error
 from graphcomp.passes import L1, PASSES, Finetune, FoldBN
-from graphcomp.pipeline import Context, Pipeline, Plan, TrainingPass, run_pass
-from graphcomp.program import Program
-from graphcomp.recipe import Recipe, parse_passes
-from graphcomp.records import Report, Training
-from graphcomp.recovery import STATE
-from graphcomp.targets import find_target
-from graphcomp.train import Seen, cross_entropy
+from graphcomp.pipeline.pipeline import Context, Pipeline, Plan, TrainingPass, run_pass
+from graphcomp.records.records import Report, Training
+from graphcomp.runtime.targets import find_target
+from graphcomp.train.training import Seen, cross_entropy
 from tests.learnable import CLASSES, SHAPE, arrays, make_data, normalised_net, same, weights
 from tests.tiny import SPEC, context, random_data, seeded, tiny_program, traced
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from graphcomp.errors import PassError
+from graphcomp.ir.program import PASS_KEY, Program
 from graphcomp.passes import FoldBN
-from graphcomp.pipeline import Plan, run_pass
-from graphcomp.program import PASS_KEY, Program
-from graphcomp.verify import TOLERANCE, difference, verify_pass
+from graphcomp.pipeline.pipeline import Plan, run_pass
+from graphcomp.pipeline.verify import TOLERANCE, difference, verify_pass
 from tests.nets import Net, scramble
 from tests.tiny import context, seeded, tiny_program, traced
 

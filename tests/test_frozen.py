@@ -9,14 +9,14 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d as Torchvisions
 
-from graphcomp.batchnorm import normalisations, synchronise
-from graphcomp.channels import analyse
+from graphcomp.channels.analysis import analyse
 from graphcomp.errors import PassError
-from graphcomp.export import export_onnx
-from graphcomp.frozen import FrozenBatchNorm2d
+from graphcomp.ir.frozen import FrozenBatchNorm2d
+from graphcomp.ir.program import Program, trace
+from graphcomp.onnx.export import export_onnx
 from graphcomp.passes import L1, FoldBN
-from graphcomp.program import Program, trace
-from graphcomp.verify import TOLERANCE, difference, relative_error, verify_pass
+from graphcomp.pipeline.verify import TOLERANCE, difference, relative_error, verify_pass
+from graphcomp.train.normalisation import normalisations, synchronise
 from tests.nets import scramble
 from tests.tiny import context, traced
 from tests.training import trained

@@ -24,9 +24,14 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from safetensors.torch import save_file
 
-from graphcomp import bench, cli, compiler, doctor, explanation, staircase, study_run
+from graphcomp.budget import staircase
+from graphcomp.cli import app
+from graphcomp.compiler import compiler
 from graphcomp.errors import GraphcompError
+from graphcomp.explanation import explanation
 from graphcomp.passes import PASSES
+from graphcomp.runtime import bench, doctor
+from graphcomp.study import run
 from tests.test_bench import write
 from tests.tiny import SPEC, tiny, tiny_program
 
@@ -34,7 +39,7 @@ EXAMPLES = int(os.environ.get("GRAPHCOMP_FUZZ", "0"))
 LONGEST = 10.0
 """Seconds of the processor until an answer."""
 
-COMMANDS: dict[str, Any] = vars(typer.main.get_command(cli.app))["commands"]
+COMMANDS: dict[str, Any] = vars(typer.main.get_command(app.app))["commands"]
 
 # ---- what is tried ----------------------------------------------------------------------------------------
 
@@ -232,10 +237,10 @@ def ready(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseExc
         sys.exit(1)
 
     monkeypatch.chdir(place)
-    monkeypatch.setattr(cli, "_fail", fail)
+    monkeypatch.setattr(app, "_fail", fail)
     for module, name in (
         (compiler.Pipeline, "run"), (bench, "benchmark"), (explanation, "explain"), (staircase, "calibrate"),
-        (study_run, "run_study"), (doctor, "diagnose"),
+        (run, "run_study"), (doctor, "diagnose"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, accept)
     with warnings.catch_warnings():
@@ -264,7 +269,7 @@ def attempt(place: Path, arguments: list[str], recipe: str, study: str, errors: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["graphcomp", *arguments])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            app.main()
     assert time.process_time() - begun < LONGEST
     assert stop.value.code in (0, 1, 2, None)
     assert all(isinstance(error, GraphcompError) for error in errors), errors

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp.attribution import Kernel, Source
-from graphcomp.decompose import Factor
-from graphcomp.explanation import explain_bench, split
-from graphcomp.export import export_onnx
-from graphcomp.factor import rewrite, simulate
-from graphcomp.gathers import Picked, find_gathers, price
-from graphcomp.profiling import Node, Operator, Profile
-from graphcomp.program import Program
+from graphcomp.explanation.attribution import Kernel, Source
+from graphcomp.explanation.explanation import explain_bench, split
+from graphcomp.explanation.gathers import Picked, find_gathers, price
+from graphcomp.explanation.profiling import Node, Operator, Profile
+from graphcomp.factors.decompose import Factor
+from graphcomp.factors.surgery import rewrite, simulate
+from graphcomp.ir.program import Program
+from graphcomp.onnx.export import export_onnx
 from tests.explaining import bench, timing
 from tests.tiny import seeded, traced
 

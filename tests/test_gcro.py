@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphcomp.errors import PassError
-from graphcomp.passes._gcro import OFFICIAL_CLIP, Fit, fit_exponential, removal_curve, solve_rates
+from graphcomp.passes.cc.gcro import OFFICIAL_CLIP, Fit, fit_exponential, removal_curve, solve_rates
 from tests.naive_cc import curve, weights
 from tests.test_cc_units import SHAPES, TOY_G, TOY_W
 

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphcomp import gradients
-from graphcomp.data import Split
+from graphcomp.data.sources import Split
 from graphcomp.errors import AnalysisError, DataError
-from graphcomp.gradients import batch_size, mean_gradients
-from graphcomp.program import Program
+from graphcomp.ir.program import Program
+from graphcomp.measure import gradients
+from graphcomp.measure.gradients import batch_size, mean_gradients
 from tests.learnable import SHAPE, exact, make_split, normalised_net, plain_net
 from tests.processes import in_processes
 from tests.removing import digest

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from graphcomp.compiler.classes import restrict_head
 from graphcomp.errors import AnalysisError, RecipeError
-from graphcomp.head import restrict_head
+from graphcomp.ir.program import Program
 from graphcomp.models import MODELS
-from graphcomp.program import Program
 from tests.tiny import seeded, tiny, tiny_program, traced
 
 __all__ = ["seeded"]

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp import saved_bounds, storage
-from graphcomp.cli import main
+from graphcomp.cli.app import main
 from graphcomp.errors import LoadError
-from graphcomp.program import Program, trace
-from graphcomp.saved_grammar import functions, is_own_name, methods
-from graphcomp.saved_modules import layers
+from graphcomp.ir.program import Program, trace
+from graphcomp.ir.saved import bounds, storage
+from graphcomp.ir.saved.grammar import functions, is_own_name, methods
+from graphcomp.ir.saved.modules import layers
 from tests.hostile import Attending, Document, Small, within
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures itself in /proc")
@@ -389,9 +389,9 @@ def test_honest_programs_are_far_from_every_bound(
     originals: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thousandth of the elements and a tenth of the kernels are enough."""
-    monkeypatch.setattr(saved_bounds, "ELEMENTS", saved_bounds.ELEMENTS // 1000)
-    monkeypatch.setattr(saved_bounds, "KERNELS_PER_NODE", saved_bounds.KERNELS_PER_NODE // 10)
-    monkeypatch.setattr(saved_bounds, "KERNELS", 0)
+    monkeypatch.setattr(bounds, "ELEMENTS", bounds.ELEMENTS // 1000)
+    monkeypatch.setattr(bounds, "KERNELS_PER_NODE", bounds.KERNELS_PER_NODE // 10)
+    monkeypatch.setattr(bounds, "KERNELS", 0)
     for place in originals.values():
         with within():
             Program.load(place)

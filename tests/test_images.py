@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from graphcomp.data.images import FORMATS, OTHERS, SUFFIXES, decode, is_image
 from graphcomp.errors import DataError
-from graphcomp.images import FORMATS, OTHERS, SUFFIXES, decode, is_image
 
 HEIGHT, WIDTH = 24, 32
 SHAPE = (3, HEIGHT, WIDTH)

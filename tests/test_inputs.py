@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphcomp.channels import analyse
-from graphcomp.compiler import open_data
-from graphcomp.export import export_onnx
-from graphcomp.inputs import fresh_inputs, numbers_of
-from graphcomp.program import Program, trace
-from graphcomp.ranges import Numbers
-from graphcomp.surgery import dropped_rows, feasible
-from graphcomp.verify import difference, verify_pass
+from graphcomp.channels.analysis import analyse
+from graphcomp.channels.surgery import dropped_rows, feasible
+from graphcomp.compiler.compiler import open_data
+from graphcomp.ir.inputs import fresh_inputs, numbers_of
+from graphcomp.ir.program import Program, trace
+from graphcomp.ir.ranges import Numbers
+from graphcomp.onnx.export import export_onnx
+from graphcomp.pipeline.verify import difference, verify_pass
 from tests.nets import Net, _conv, _head
 from tests.removing import Removal, half, random_scores
 

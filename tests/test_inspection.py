@@ -13,11 +13,20 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import graphcomp
-from graphcomp import inspection
-from graphcomp.channels import JoinPolicy
-from graphcomp.cost import params_trainable
+from graphcomp.channels.analysis import JoinPolicy
 from graphcomp.errors import OutputError
-from graphcomp.inspection import Coupling, Group, Inspection, Pin, inspect, render, write_json, write_svg
+from graphcomp.inspection import inspection
+from graphcomp.inspection.inspection import (
+    Coupling,
+    Group,
+    Inspection,
+    Pin,
+    inspect,
+    render,
+    write_json,
+    write_svg,
+)
+from graphcomp.measure.cost import params_trainable
 from tests.nets import TRAPS
 
 SVG = "{http://www.w3.org/2000/svg}"

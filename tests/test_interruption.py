@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from graphcomp import interruption
+from graphcomp.base import stopping
+from graphcomp.base.stopping import load_state, save_state, stoppable
 from graphcomp.errors import LoadError, OutputError
-from graphcomp.interruption import load_state, save_state, stoppable
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_signal_that_nobody_looked_at_is_not_lost() -> None:
 
 def test_an_echo_is_no_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([10.0, 10.5, 12.0])
-    monkeypatch.setattr(interruption.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: next(times))
     seen = list[int]()
     with pytest.raises(KeyboardInterrupt), stoppable():
         for count in (1, 2, 3):

@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp.channels import Channels, analyse
-from graphcomp.cost import macs, params_trainable
+from graphcomp.channels.analysis import Channels, analyse
+from graphcomp.channels.surgery import drop_of, dropped_rows, mask, remove
+from graphcomp.ir.program import Program
+from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.models import MODELS
 from graphcomp.passes import L1
-from graphcomp.pipeline import run_pass
-from graphcomp.program import Program
-from graphcomp.surgery import drop_of, dropped_rows, mask, remove
-from graphcomp.verify import TOLERANCE, difference, scrambled
+from graphcomp.pipeline.pipeline import run_pass
+from graphcomp.pipeline.verify import TOLERANCE, difference, scrambled
 from tests.nets import Net
 from tests.tiny import context, seeded, tiny_program, traced
 

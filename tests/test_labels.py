@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from graphcomp.labels import along, canonical, compact, components, concatenate, varying
+from graphcomp.channels.labels import along, canonical, compact, components, concatenate, varying
 
 
 def full(vector: list[int], axis: int, shape: tuple[int, ...]) -> Tensor:

@@ -12,10 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from graphcomp.cache import VARIABLE
-from graphcomp.channels import analyse
-from graphcomp.errors import TraceError
-from graphcomp.latency import (
+from graphcomp.base.cache import VARIABLE
+from graphcomp.budget.model import (
     CACHES,
     MOST_POINTS,
     LatencyCost,
@@ -27,10 +25,12 @@ from graphcomp.latency import (
     fit,
     form_of,
 )
-from graphcomp.microbench import Kernel
-from graphcomp.paying import latency_model
-from graphcomp.surgery import feasible, legalise, no_drop, remove
-from graphcomp.targets import TARGETS
+from graphcomp.budget.revert import latency_model
+from graphcomp.channels.analysis import analyse
+from graphcomp.channels.surgery import feasible, legalise, no_drop, remove
+from graphcomp.errors import TraceError
+from graphcomp.runtime.kernel import Kernel
+from graphcomp.runtime.targets import TARGETS
 from tests.nets import TRAPS
 from tests.removing import half, half_and_whole, random_scores
 from tests.stopwatch import Machine, staircase
@@ -266,7 +266,7 @@ def test_everything_is_measured_with_cold_caches(monkeypatch: Any) -> None:
         asked.append((provider, threads, cold))
         return Machine()
 
-    monkeypatch.setattr("graphcomp.latency.race_timer", timer)
+    monkeypatch.setattr("graphcomp.budget.model.race_timer", timer)
     LatencyModel(AVX2, threads=2, cold=1 << 20).predict(traced(Light(), 1, 3, 8, 8))
     assert asked == [("cpu", 2, 1 << 20)]
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from graphcomp.layer_pairs import owner, pair_layers
-from graphcomp.records import LayerRow
+from graphcomp.records.records import LayerRow
+from graphcomp.report.layer_pairs import owner, pair_layers
 
 
 def layer(name: str, into: int = 3, out: int = 8, macs: int = 1) -> LayerRow:

@@ -9,7 +9,7 @@ import torchvision
 from pydantic import ValidationError
 from torch import nn
 
-from graphcomp.passes._layout import Layout, Strategy, divisor, layouts
+from graphcomp.passes.dct.layout import Layout, Strategy, divisor, layouts
 
 
 def counted(net: nn.Module, pattern: str) -> dict[str, int]:

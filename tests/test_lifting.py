@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graphcomp.ir.program import Program, trace
 from graphcomp.passes.fold_bn import FoldBN
-from graphcomp.pipeline import Context, run_pass
-from graphcomp.program import Program, trace
-from graphcomp.targets import TARGETS
+from graphcomp.pipeline.pipeline import Context, run_pass
+from graphcomp.runtime.targets import TARGETS
 from tests.nets import Net, NormAct, SameConv, scramble
 
 

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphcomp.channels import Channels, JoinPolicy, analyse
-from graphcomp.cost import macs
-from graphcomp.liveness import live_of
-from graphcomp.surgery import Drop, dropped_rows, legalise, mask, no_drop, remove
-from graphcomp.verify import TOLERANCE, difference
+from graphcomp.channels.analysis import Channels, JoinPolicy, analyse
+from graphcomp.channels.liveness import live_of
+from graphcomp.channels.surgery import Drop, dropped_rows, legalise, mask, no_drop, remove
+from graphcomp.measure.cost import macs
+from graphcomp.pipeline.verify import TOLERANCE, difference
 from tests.nets import TRAPS
 from tests.removing import JOINS, Removal, exact_program, half_and_whole, random_scores
 

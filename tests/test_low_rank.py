@@ -10,14 +10,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from graphcomp.cost import macs, params_trainable
 from graphcomp.errors import PassError
-from graphcomp.factor import Factor, Kind, layer_macs, planes
+from graphcomp.factors.surgery import Factor, Kind, layer_macs, planes
+from graphcomp.ir.program import Program, trace
+from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.models import MODELS
 from graphcomp.passes import LowRank
-from graphcomp.pipeline import Plan, run_pass
-from graphcomp.program import Program, trace
-from graphcomp.verify import TOLERANCE, difference
+from graphcomp.pipeline.pipeline import Plan, run_pass
+from graphcomp.pipeline.verify import TOLERANCE, difference
 from tests.removing import digest
 from tests.tiny import context, seeded, tiny_program, traced
 
@@ -228,7 +228,7 @@ def test_the_graph_is_scanned_once_a_plan(monkeypatch: pytest.MonkeyPatch) -> No
         scans.append(1)
         return planes(program, layers)
 
-    for module in ("graphcomp.passes.low_rank", "graphcomp.factor"):
+    for module in ("graphcomp.passes.low_rank", "graphcomp.factors.surgery"):
         monkeypatch.setattr(f"{module}.planes", counting)
     LowRank(target={"macs": 0.7}, multiple=1, allocation="greedy").plan(tiny_program(), context())
     assert len(scans) == 1

@@ -5,10 +5,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from graphcomp.dct import compressed
-from graphcomp.inputs import fresh_inputs
-from graphcomp.lowering import dct_layers, densified, taking_weights
-from graphcomp.program import Program, assemble, parts, trace
+from graphcomp.ir.coefficients import compressed
+from graphcomp.ir.inputs import fresh_inputs
+from graphcomp.ir.program import Program, assemble, parts, trace
+from graphcomp.onnx.lowering import dct_layers, densified, taking_weights
 from tests.dct_nets import LAYERS, dct_program
 
 

@@ -8,8 +8,8 @@ import onnx
 import pytest
 
 from graphcomp.errors import BenchError
-from graphcomp.microbench import ACTIVATIONS, Kernel, build, measure, race_timer
-from graphcomp.session import open_session
+from graphcomp.runtime.kernel import ACTIVATIONS, Kernel, build, measure, race_timer
+from graphcomp.runtime.session import open_session
 
 CONV = Kernel("conv", (10, 9), (3, 3), (2, 2), (1, 1), (1, 1, 1, 1))
 KERNELS = {

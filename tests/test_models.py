@@ -7,13 +7,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, fx, nn
 
-from graphcomp.data import load_data
+from graphcomp.compiler.models import load_weights
+from graphcomp.data.sources import load_data
 from graphcomp.models import MODELS
 from graphcomp.models.preact_resnet import PreActResNet
 from graphcomp.models.resnet_cifar import PaddedShortcut, ResNet
 from graphcomp.models.train_digits import SHIFT, accuracy, shifted
 from graphcomp.models.vgg_cifar import VGG16
-from graphcomp.sources import load_weights
 
 PARAMETERS = {
     "resnet20": 269_722,

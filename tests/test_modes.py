@@ -9,22 +9,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphcomp.batchnorm import reestimate
-from graphcomp.calibrate import Covariance, Request, collect
-from graphcomp.compiler import Source, compile_program, evaluate_source
-from graphcomp.data import Split
-from graphcomp.evaluate import accuracy, confusion, drift, first_inputs, mean_error, score
-from graphcomp.export import export_onnx
-from graphcomp.gradients import mean_gradients
-from graphcomp.inputs import fresh_inputs
-from graphcomp.network import Mode, Network
+from graphcomp.compiler.compiler import Source, compile_program, evaluate_source
+from graphcomp.data.sources import Split
+from graphcomp.ir.inputs import fresh_inputs
+from graphcomp.ir.program import Program, output_tensors
+from graphcomp.measure.calibrate import Covariance, Request, collect
+from graphcomp.measure.damage import Corruption, robustness
+from graphcomp.measure.evaluate import accuracy, confusion, drift, first_inputs, mean_error, score
+from graphcomp.measure.gradients import mean_gradients
+from graphcomp.onnx.export import export_onnx
 from graphcomp.passes.finetune import Finetune
 from graphcomp.passes.fold_bn import FoldBN
 from graphcomp.passes.l1 import L1
-from graphcomp.pipeline import Pipeline
-from graphcomp.program import Program, output_tensors
-from graphcomp.robustness import Corruption, robustness
-from graphcomp.verify import check, difference, scrambled, verify_pass
+from graphcomp.pipeline.pipeline import Pipeline
+from graphcomp.pipeline.verify import check, difference, scrambled, verify_pass
+from graphcomp.train.network import Mode, Network
+from graphcomp.train.normalisation import reestimate
 from tests.learnable import make_data, make_split, normalised_net, weights
 from tests.tiny import context, seeded
 

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from graphcomp.channels import analyse
+from graphcomp.channels.analysis import analyse
+from graphcomp.channels.surgery import drop_of, remove
 from graphcomp.errors import PassError
-from graphcomp.momenta import cut_momenta
+from graphcomp.ir.program import Program
 from graphcomp.passes import L1
-from graphcomp.program import Program
-from graphcomp.surgery import drop_of, remove
-from graphcomp.train import TrainOptions, fit
+from graphcomp.pipeline.momenta import cut_momenta
+from graphcomp.train.training import TrainOptions, fit
 from tests.learnable import make_split, normalised_net, same
 from tests.tiny import context, seeded
 from tests.training import options

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from graphcomp.passes import _mshc
-from graphcomp.passes._cc_units import Remainder, Shape, Unit
-from graphcomp.passes._mshc import (
+from graphcomp.passes.cc import mshc
+from graphcomp.passes.cc.mshc import (
     Form,
     Search,
     first_form,
@@ -15,6 +14,7 @@ from graphcomp.passes._mshc import (
     step_back,
     step_size,
 )
+from graphcomp.passes.cc.units import Remainder, Shape, Unit
 from tests.naive_cc import Naive, search, weights
 from tests.test_cc_units import SHAPES, TOY_G, TOY_W
 
@@ -55,7 +55,7 @@ def test_g1_3_closed_form_is_the_double_loop(shape: tuple[int, ...]) -> None:
 def test_batches_of_candidates(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     state = Remainder(*weights(4, 6, 3, 3))
     expected = importances(state, 0.9)
-    monkeypatch.setattr(_mshc, "CHUNK", chunk)
+    monkeypatch.setattr(mshc, "CHUNK", chunk)
     torch.testing.assert_close(importances(state, 0.9), expected, rtol=1e-12, atol=0)
 
 
@@ -72,7 +72,7 @@ def test_held_lookahead() -> None:
         cut[:, j] = 0
         triples = torch.einsum("ar,rcx->racx", state.left, cut)
         last = float((state.importance * triples.square()).sum())
-        assert float(_mshc.channel_spectra(state)[j]) - last == pytest.approx(float(gap), rel=1e-9)
+        assert float(mshc.channel_spectra(state)[j]) - last == pytest.approx(float(gap), rel=1e-9)
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])

@@ -10,7 +10,7 @@ from io import StringIO
 
 import pytest
 
-from graphcomp.muting import _hooks, muted
+from graphcomp.base.muting import _hooks, muted
 
 SAYS: dict[str, Callable[[str], object]] = {
     "print": print,

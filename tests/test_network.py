@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graphcomp.errors import AnalysisError
-from graphcomp.network import Mode, Network, with_watched
-from graphcomp.program import Program
-from graphcomp.verify import relative_error
+from graphcomp.ir.program import Program
+from graphcomp.pipeline.verify import relative_error
+from graphcomp.train.network import Mode, Network, with_watched
 from tests.learnable import normalised_net, plain_net, same, weights
 from tests.tiny import tiny_program, traced
 

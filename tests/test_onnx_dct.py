@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 from torch import nn
 
-from graphcomp import cost, export, onnx_dct
-from graphcomp.dct import DctLayer, DctLinear, compressed, encode
 from graphcomp.errors import ExportError
-from graphcomp.export import MODULE_PROP, NODE_PROP, PASS_PROP, export_onnx
-from graphcomp.inputs import fresh_inputs
-from graphcomp.lowering import dct_layers, densified, weight_name
-from graphcomp.onnx_dct import rebuild_weights
-from graphcomp.onnxfile import onnx_macs
-from graphcomp.program import Program, trace
-from graphcomp.records import Export
+from graphcomp.ir.coefficients import DctLayer, DctLinear, compressed, encode
+from graphcomp.ir.inputs import fresh_inputs
+from graphcomp.ir.program import Program, trace
+from graphcomp.measure import cost
+from graphcomp.onnx import export, weights
+from graphcomp.onnx.export import MODULE_PROP, NODE_PROP, PASS_PROP, export_onnx
+from graphcomp.onnx.lowering import dct_layers, densified, weight_name
+from graphcomp.onnx.weights import rebuild_weights
+from graphcomp.records.records import Export
+from graphcomp.runtime.onnxfile import onnx_macs
 from tests.dct_nets import LAYERS, dct_program, with_dct
 
 # 1, primes, powers of two, 3*2^k, 9*2^k, 5*2^k, 25*2^k, odd: whatever a layer's N / g may be.
@@ -161,26 +162,26 @@ def test_rebuilt_weights_are_the_layers(opset: int) -> None:
     layers = [one for columns in LENGTHS for one in kinds(columns)]
     found = rebuilt(layers, opset)
     for one, weight in zip(layers, found, strict=True):
-        way = onnx_dct._transform(one.rows, one.columns, one.terms)
-        assert_same_weights([one], [weight], roundings=4 if isinstance(way, onnx_dct._Dft) else 1)
+        way = weights._transform(one.rows, one.columns, one.terms)
+        assert_same_weights([one], [weight], roundings=4 if isinstance(way, weights._Dft) else 1)
 
 
 def test_every_way_to_transform_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = 60
-    ways = [*(onnx_dct._Einsum(a, columns // a) for a in onnx_dct._divisors(columns)), onnx_dct._Dft(columns)]
+    ways = [*(weights._Einsum(a, columns // a) for a in weights._divisors(columns)), weights._Dft(columns)]
     assert len(ways) == 13
     for way in ways:
-        monkeypatch.setattr(onnx_dct, "_transform", lambda *_, way=way: way)
+        monkeypatch.setattr(weights, "_transform", lambda *_, way=way: way)
         layers = [layer(columns), layer(columns, 3, 7), layer(columns, 2, 1), layer(columns, reordered=False)]
-        assert_same_weights(layers, rebuilt(layers), roundings=4 if isinstance(way, onnx_dct._Dft) else 1)
+        assert_same_weights(layers, rebuilt(layers), roundings=4 if isinstance(way, weights._Dft) else 1)
 
 
 def test_long_rows_take_the_einsum_and_large_primes_the_dft_operator() -> None:
     for columns in (4096, 9216, 147456, 512000, 589824):
-        way = onnx_dct._transform(4, columns, columns // 8)
-        assert isinstance(way, onnx_dct._Einsum)
+        way = weights._transform(4, columns, columns // 8)
+        assert isinstance(way, weights._Einsum)
         assert 2 < way.inner < way.outer < columns / 2
-    assert onnx_dct._transform(4, 10007, 1000) == onnx_dct._Dft(10007)
+    assert weights._transform(4, 10007, 1000) == weights._Dft(10007)
 
 
 def test_t4_2_the_inverse_permutation_is_stored() -> None:
@@ -221,12 +222,12 @@ def test_what_layers_have_in_common_is_made_once() -> None:
 
 def unpacked(places: Sequence[NDArray[Any]]) -> tuple[list[NDArray[Any]], list[int]]:
     """The orders as ONNX Runtime unpacks them, and the bytes that they take."""
-    build = onnx_dct._Nodes()
-    made = [onnx_dct._unpacked(build, f"o{i}", p) for i, p in enumerate(places)]
+    build = weights._Nodes()
+    made = [weights._unpacked(build, f"o{i}", p) for i, p in enumerate(places)]
     return run(build, [name for name, _ in made]), [size for _, size in made]
 
 
-def run(build: onnx_dct._Nodes, names: Sequence[str]) -> list[NDArray[Any]]:
+def run(build: weights._Nodes, names: Sequence[str]) -> list[NDArray[Any]]:
     nodes = [*build.nodes, *(helper.make_node("Cast", [n], [f"y{i}"], to=7) for i, n in enumerate(names))]
     outputs = [helper.make_tensor_value_info(f"y{i}", TensorProto.INT64, None) for i in range(len(names))]
     graph = helper.make_graph(nodes, "order", [], outputs, build.initializers)
@@ -240,7 +241,7 @@ BITS |= {524288: 20, 589824: 20, 2**20 + 8: 24}
 
 @pytest.mark.parametrize(("count", "bits"), BITS.items())
 def test_order_takes_these_bits_a_column(count: int, bits: int) -> None:
-    low, high = onnx_dct._packed(np.random.default_rng(0).permutation(count))
+    low, high = weights._packed(np.random.default_rng(0).permutation(count))
     assert 8 * (low.nbytes + (high.bytes.nbytes if high else 0)) == bits * count
 
 
@@ -260,10 +261,10 @@ def test_any_places_come_back(places: list[int], shift: int) -> None:
     np.testing.assert_array_equal(found, array)
 
 
-@pytest.mark.parametrize("way", [onnx_dct._Dft(9), onnx_dct._Dft(16), onnx_dct._Einsum(3, 5)], ids=repr)
-def test_the_original_order_is_generated(way: onnx_dct._Einsum | onnx_dct._Dft) -> None:
-    build = onnx_dct._Nodes()
-    (found,) = run(build, [onnx_dct._generated(build, way)])
+@pytest.mark.parametrize("way", [weights._Dft(9), weights._Dft(16), weights._Einsum(3, 5)], ids=repr)
+def test_the_original_order_is_generated(way: weights._Einsum | weights._Dft) -> None:
+    build = weights._Nodes()
+    (found,) = run(build, [weights._generated(build, way)])
     np.testing.assert_array_equal(found, way.place(np.arange(way.length)))
     assert sorted(found) == list(range(way.length))
 
@@ -396,8 +397,8 @@ def test_weights_that_would_be_computed_at_every_run_are_refused(
 ) -> None:
     program = trace(nn.Sequential(nn.Linear(8, 8)).eval(), torch.randn(1, 8))
 
-    def not_constant(model: ModelProto, layers: Any) -> onnx_dct.Rebuilt:
-        return onnx_dct.Rebuilt([model.graph.node[-1].name], {}, onnx_dct.StoredBytes())
+    def not_constant(model: ModelProto, layers: Any) -> weights.Rebuilt:
+        return weights.Rebuilt([model.graph.node[-1].name], {}, weights.StoredBytes())
 
     monkeypatch.setattr(export, "rebuild_weights", not_constant)
     with pytest.raises(ExportError, match=r"found it among the nodes .* at every run \(1 in all\).*'dense'"):

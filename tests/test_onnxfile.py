@@ -6,9 +6,9 @@ import onnx
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from graphcomp import onnxfile
 from graphcomp.errors import BenchError
-from graphcomp.onnxfile import onnx_macs
+from graphcomp.runtime import onnxfile
+from graphcomp.runtime.onnxfile import onnx_macs
 
 Dims = list[int | str]
 

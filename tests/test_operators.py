@@ -20,19 +20,19 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from graphcomp.allocation import cost_of
-from graphcomp.channels import analyse
-from graphcomp.cost import macs
-from graphcomp.dct import LAYERS
-from graphcomp.export import export_onnx
-from graphcomp.frozen import FrozenBatchNorm2d
-from graphcomp.latency import LIGHT_OPS, calls
-from graphcomp.microbench import ACTIVATIONS
-from graphcomp.operators import ALIASES, MODULE_NAMES, function_name
-from graphcomp.program import Program, describe, trace
-from graphcomp.rules import FUNCTION_RULES, MODULE_RULES, op_name
-from graphcomp.surgery import dropped_rows, feasible, remove
-from graphcomp.verify import check, verify_pass
+from graphcomp.budget.allocation import cost_of
+from graphcomp.budget.model import LIGHT_OPS, calls
+from graphcomp.channels.analysis import analyse
+from graphcomp.channels.rules import FUNCTION_RULES, MODULE_RULES, op_name
+from graphcomp.channels.surgery import dropped_rows, feasible, remove
+from graphcomp.ir.coefficients import LAYERS
+from graphcomp.ir.frozen import FrozenBatchNorm2d
+from graphcomp.ir.operators import ALIASES, MODULE_NAMES, function_name
+from graphcomp.ir.program import Program, describe, trace
+from graphcomp.measure.cost import macs
+from graphcomp.onnx.export import export_onnx
+from graphcomp.pipeline.verify import check, verify_pass
+from graphcomp.runtime.kernel import ACTIVATIONS
 from tests.removing import Removal, half, random_scores
 
 WIDTH, PLANE = 8, 6

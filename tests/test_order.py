@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from graphcomp.compiler import compile_program
-from graphcomp.data import Data, load_data
+from graphcomp.compiler.compiler import compile_program
+from graphcomp.compiler.recipe import parse_passes
+from graphcomp.data.sources import Data, load_data
 from graphcomp.errors import GraphcompError, PassError
+from graphcomp.ir.program import Program
 from graphcomp.passes import PASSES
-from graphcomp.pipeline import Demanding, Foreseen, check_order
-from graphcomp.program import Program
-from graphcomp.recipe import parse_passes
+from graphcomp.pipeline.pipeline import Demanding, Foreseen, check_order
 from tests.tiny import SHAPE, context, random_data, seeded, tiny_program
 
 __all__ = ["seeded"]
@@ -118,7 +118,7 @@ def test_what_runs_is_not_refused_and_what_is_refused_does_not_run(
         except PassError as error:
             refused = str(error)
         with monkeypatch.context() as patch:
-            patch.setattr("graphcomp.compiler.check_order", lambda *_: None)
+            patch.setattr("graphcomp.compiler.compiler.check_order", lambda *_: None)
             try:
                 compile_program(program, passes, data=data["classes"], target="cpu-avx2")
                 failed = None

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from graphcomp import ordering
 from graphcomp.errors import PassError
-from graphcomp.ordering import Distance, Norm, chain
+from graphcomp.passes.dct import ordering
+from graphcomp.passes.dct.ordering import Distance, Norm, chain
 
 Floats = NDArray[np.float64]
 DISTANCES: tuple[Distance, ...] = get_args(Distance)

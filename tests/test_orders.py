@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphcomp import cache
+from graphcomp.base import cache
 from graphcomp.errors import PassError
-from graphcomp.ordering import chain
-from graphcomp.passes import _orders
-from graphcomp.passes._layout import Layout
-from graphcomp.passes._orders import by_chain, by_norm, packed, unpacked
+from graphcomp.passes.dct import orders
+from graphcomp.passes.dct.layout import Layout
+from graphcomp.passes.dct.ordering import chain
+from graphcomp.passes.dct.orders import by_chain, by_norm, packed, unpacked
 
 
 def layout(columns: int, rows: int = 4) -> Layout:
@@ -45,8 +45,8 @@ def test_a_chain_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(x.shape)
         return chain(x, *options)
 
-    monkeypatch.setattr(_orders, "chain", counted)
-    monkeypatch.setattr(_orders, "CACHED", 100)
+    monkeypatch.setattr(orders, "chain", counted)
+    monkeypatch.setattr(orders, "CACHED", 100)
     w = weight(120)
     first = by_chain(w, layout(120), "euclidean", "l2")
     assert torch.equal(by_chain(w, layout(120).model_copy(update={"terms": 60}), "euclidean", "l2"), first)

@@ -11,15 +11,20 @@ from typing import Any
 import pytest
 
 import graphcomp
-from graphcomp import doctor, errors, passes
+from graphcomp import errors, passes
 from graphcomp.errors import GraphcompError
+from graphcomp.runtime import doctor
 
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGE_FILES = sorted(
     p for folder in ("graphcomp", "passes", "models") for p in (ROOT / folder).glob("*.py")
 )
-FRONTS = {"graphcomp.api", "graphcomp.cli", "graphcomp.sources"}  # what offers the methods and networks
+FRONTS = {
+    "graphcomp.api",
+    "graphcomp.cli.app",
+    "graphcomp.compiler.models",
+}  # what offers the methods and networks
 
 
 PARTS = "graphcomp.passes._"
@@ -179,27 +184,27 @@ def test_arrows_point_one_way(arrow: tuple[str, ...]) -> None:
 
 def test_the_foundation_stands_alone() -> None:
     assert reachable("graphcomp.errors") == set()
-    assert reachable("graphcomp.records") == set()
-    assert reachable("graphcomp.dct") == {"graphcomp.errors"}
-    assert reachable("graphcomp.lifting") == set()
-    assert reachable("graphcomp.frozen") == set()
-    assert reachable("graphcomp.operators") == {"graphcomp.frozen"}
-    assert reachable("graphcomp.program") == {
-        "graphcomp.dct",
+    assert reachable("graphcomp.records.records") == set()
+    assert reachable("graphcomp.ir.coefficients") == {"graphcomp.errors"}
+    assert reachable("graphcomp.ir.lifting") == set()
+    assert reachable("graphcomp.ir.frozen") == set()
+    assert reachable("graphcomp.ir.operators") == {"graphcomp.ir.frozen"}
+    assert reachable("graphcomp.ir.program") == {
+        "graphcomp.ir.coefficients",
         "graphcomp.errors",
-        "graphcomp.frozen",
-        "graphcomp.lifting",
-        "graphcomp.operators",
+        "graphcomp.ir.frozen",
+        "graphcomp.ir.lifting",
+        "graphcomp.ir.operators",
     }
-    users = [name for name, tree in TREES.items() if "graphcomp.cli" in imported(tree, lazy=True)]
+    users = [name for name, tree in TREES.items() if "graphcomp.cli.app" in imported(tree, lazy=True)]
     assert users == ["graphcomp.__main__"]
 
 
 def test_import_cycles_are_found() -> None:
     """The helper sees what it is for."""
-    tree = ast.parse("from graphcomp import verify\ndef f():\n    import graphcomp.cli\n")
-    assert imported(tree, lazy=False) == {"graphcomp.verify"}
-    assert imported(tree, lazy=True) == {"graphcomp.verify", "graphcomp.cli"}
+    tree = ast.parse("from graphcomp import verify\ndef f():\n    import graphcomp.cli.app\n")
+    assert imported(tree, lazy=False) == {"graphcomp.pipeline.verify"}
+    assert imported(tree, lazy=True) == {"graphcomp.pipeline.verify", "graphcomp.cli.app"}
 
 
 # ---------------------------------------------------------------------- safety
@@ -251,8 +256,8 @@ def test_unsafe_calls_are_found(text: str) -> None:
 def test_unpickling_is_restricted_where_it_happens() -> None:
     """The only pickles are CIFAR's batches, read by an Unpickler that allows no class but arrays'."""
     users = [name for name, tree in TREES.items() if unpicklers(tree)]
-    assert users == ["graphcomp.data"]
-    kinds = [n for n in ast.walk(TREES["graphcomp.data"]) if isinstance(n, ast.ClassDef)]
+    assert users == ["graphcomp.data.sources"]
+    kinds = [n for n in ast.walk(TREES["graphcomp.data.sources"]) if isinstance(n, ast.ClassDef)]
     (unpickler,) = [k for k in kinds if "pickle.Unpickler" in [ast.unparse(b) for b in k.bases]]
     assert "find_class" in [f.name for f in unpickler.body if isinstance(f, ast.FunctionDef)]
 

@@ -8,7 +8,8 @@ import jinja2
 import pytest
 from markupsafe import Markup
 
-from graphcomp import page, svg
+from graphcomp.report import html as page
+from graphcomp.report import plots
 from tests.test_explanation import recorded_explanation
 from tests.test_report import Page, make, report, with_rounds, with_spectra
 from tests.test_study_report import page as study_page
@@ -76,7 +77,7 @@ def test_every_figure_has_a_form_for_a_phone(pages: list[str]) -> None:
         for figure in figures:
             widths = dict(re.findall(r'<div class="(wide|narrow)"><svg[^>]*viewBox="0 0 ([\d.]+)', figure))
             assert {kind: float(width) for kind, width in widths.items()} == {
-                "wide": 72 * svg.WIDE, "narrow": pytest.approx(72 * svg.NARROW),
+                "wide": 72 * plots.WIDE, "narrow": pytest.approx(72 * plots.NARROW),
             }  # fmt: skip
         (narrow,) = re.findall(r"\(max-width: 640px\) \{\n.*?\n\}\n", page._read("page.css"), re.S)
         assert "figure .wide { display: none; }" in narrow and "min-width: 720px" not in html
@@ -114,7 +115,7 @@ def test_everything_can_be_read_in_light_and_dark(pages: list[str]) -> None:
             ("ink", "soft", "accent", "good", "mixed", "bad"), ("page", "panel", "said", "warned")
         ):
             assert contrast(colours[text], colours[ground]) >= 4.5, (name, text, ground)
-        drawn = ("plot-ink", *(f"plot-{c[1:].lower()}" for c in (svg.AFTER, svg.THEORY, svg.FASTER)))
+        drawn = ("plot-ink", *(f"plot-{c[1:].lower()}" for c in (plots.AFTER, plots.THEORY, plots.FASTER)))
         for line in drawn:
             assert contrast(colours[line], colours["page"]) >= 3, (name, line)
 
@@ -124,5 +125,5 @@ def test_plots_take_their_colours_from_the_page(pages: list[str]) -> None:
     for html in pages:
         for plot in re.findall(r"<svg.*?</svg>", html, re.S):
             fixed = {colour.lower() for colour in re.findall(r"#[0-9a-fA-F]{6}\b", plot)}
-            assert not fixed & {"#000000", "#ffffff", *(colour.lower() for colour in svg.DARK)}
+            assert not fixed & {"#000000", "#ffffff", *(colour.lower() for colour in plots.DARK)}
             assert "var(--plot-" in plot

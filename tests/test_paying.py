@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 from torch import nn
 
-from graphcomp.channels import analyse
-from graphcomp.closing import Stopwatch
-from graphcomp.cost import macs
-from graphcomp.decompose import Factor
+from graphcomp.budget.latency import Stopwatch
+from graphcomp.budget.revert import Paying, layer_left_alone, paying_factors, restore
+from graphcomp.channels.analysis import analyse
+from graphcomp.channels.surgery import no_drop
 from graphcomp.errors import PassError, ProviderError
-from graphcomp.factor import rewrite, simulate
+from graphcomp.factors.decompose import Factor
+from graphcomp.factors.surgery import rewrite, simulate
+from graphcomp.ir.program import Program
+from graphcomp.measure.cost import macs
 from graphcomp.passes.l1 import L1
 from graphcomp.passes.low_rank import LowRank
-from graphcomp.paying import Paying, layer_left_alone, paying_factors, restore
-from graphcomp.pipeline import Context, Plan, run_pass
-from graphcomp.program import Program
-from graphcomp.surgery import no_drop
-from graphcomp.verify import TOLERANCE
+from graphcomp.pipeline.pipeline import Context, Plan, run_pass
+from graphcomp.pipeline.verify import TOLERANCE
 from tests.removing import digest
 from tests.stopwatch import Machine
 from tests.tiny import context, seeded, traced

@@ -9,20 +9,20 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor, fx, nn
 
-from graphcomp.calibrate import Covariance, Request
-from graphcomp.channels import analyse
-from graphcomp.cost import macs, params_trainable
-from graphcomp.data import Data, Split
+from graphcomp.channels.analysis import analyse
+from graphcomp.compiler.recipe import parse_passes
+from graphcomp.data.sources import Data, Split
 from graphcomp.errors import DataError, PassError, RecipeError
+from graphcomp.ir.program import Program
+from graphcomp.measure.calibrate import Covariance, Request
+from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.models import MODELS
 from graphcomp.passes import PASSES, PFA
-from graphcomp.passes._principal import spectrum
-from graphcomp.passes.pfa import View, group_covariance
-from graphcomp.pipeline import Context, Plan, run_pass
-from graphcomp.program import Program
-from graphcomp.recipe import parse_passes
-from graphcomp.records import Spectrum
-from graphcomp.verify import TOLERANCE, difference, verify_pass
+from graphcomp.passes.pfa.pfa import View, group_covariance
+from graphcomp.passes.pfa.principal import spectrum
+from graphcomp.pipeline.pipeline import Context, Plan, run_pass
+from graphcomp.pipeline.verify import TOLERANCE, difference, verify_pass
+from graphcomp.records.records import Spectrum
 from tests.nets import TRAPS, Net, Spec, build, random_cnn, scramble
 from tests.tiny import context, seeded, tiny_program, traced
 

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from graphcomp import surgery
-from graphcomp.channels import JoinPolicy, analyse
+from graphcomp.channels import surgery
+from graphcomp.channels.analysis import JoinPolicy, analyse
+from graphcomp.channels.surgery import Drop, feasible, legalise, mask, no_drop, remove
 from graphcomp.errors import SurgeryError
-from graphcomp.inputs import fresh_inputs
-from graphcomp.program import Program, output_tensors
-from graphcomp.surgery import Drop, feasible, legalise, mask, no_drop, remove
-from graphcomp.verify import TOLERANCE, check, difference, relative_error
+from graphcomp.ir.inputs import fresh_inputs
+from graphcomp.ir.program import Program, output_tensors
+from graphcomp.pipeline.verify import TOLERANCE, check, difference, relative_error
 from tests.nets import (
     ASSERTIONS,
     READS,

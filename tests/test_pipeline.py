@@ -8,16 +8,17 @@ import torch
 from torch import nn
 
 import graphcomp
-from graphcomp import Context, Pipeline, Plan, Program, calibrate
-from graphcomp.cache import VARIABLE
-from graphcomp.calibrate import Request
-from graphcomp.cost import macs, params_trainable
+from graphcomp import Context, Pipeline, Plan, Program
+from graphcomp.base.cache import VARIABLE
 from graphcomp.errors import DataError, PassError, RecipeError, VerifyError
+from graphcomp.ir.program import editable
+from graphcomp.measure import calibrate
+from graphcomp.measure.calibrate import Request
+from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.passes import L1, APoZ, FoldBN
-from graphcomp.pipeline import plan_file, run_pass
-from graphcomp.program import editable
-from graphcomp.records import Step
-from graphcomp.verify import TOLERANCE, difference
+from graphcomp.pipeline.pipeline import plan_file, run_pass
+from graphcomp.pipeline.verify import TOLERANCE, difference
+from graphcomp.records.records import Step
 from tests.tiny import context, random_data, seeded, tiny, tiny_program
 
 __all__ = ["seeded"]

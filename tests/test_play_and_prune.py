@@ -10,17 +10,17 @@ import pytest
 from pydantic import ValidationError
 from torch import Tensor
 
+from graphcomp.compiler.recipe import parse_passes
 from graphcomp.errors import DataError, PassError
-from graphcomp.evaluate import accuracy
+from graphcomp.ir.program import Program
+from graphcomp.measure.evaluate import accuracy
 from graphcomp.passes import PASSES, PlayAndPrune
-from graphcomp.passes._afp import EpochOptions
-from graphcomp.passes._prc import points
-from graphcomp.pipeline import Context, Course, Plan, run_pass
-from graphcomp.program import Program
-from graphcomp.recipe import parse_passes
-from graphcomp.records import Step
-from graphcomp.rounds import held_out_samples
-from graphcomp.train import Seen, TrainOptions, cross_entropy, fit
+from graphcomp.passes.play_and_prune.afp import EpochOptions
+from graphcomp.passes.play_and_prune.prc import points
+from graphcomp.pipeline.pipeline import Context, Course, Plan, run_pass
+from graphcomp.pipeline.rounds import held_out_samples
+from graphcomp.records.records import Step
+from graphcomp.train.training import Seen, TrainOptions, cross_entropy, fit
 from tests.learnable import make_data, make_split, normalised_net, same
 from tests.tiny import context, random_data, seeded, tiny_program
 
@@ -183,7 +183,7 @@ def test_a_game_stopped_and_resumed(taught: Program, tmp_path: Path, monkeypatch
         return loss
 
     with monkeypatch.context() as patch:
-        patch.setattr("graphcomp.passes._afp.cross_entropy", stopping)
+        patch.setattr("graphcomp.passes.play_and_prune.afp.cross_entropy", stopping)
         with pytest.raises(KeyboardInterrupt, match=r"stopped after step 2 of 4"):
             run_pass(game(), taught, where())
     assert sorted(p.name for p in (tmp_path / "01-play-and-prune" / "rounds").iterdir()) == [

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from graphcomp.allocation import fewest
-from graphcomp.passes._principal import (
+from graphcomp.budget.allocation import fewest
+from graphcomp.passes.pfa.principal import (
     MAPS,
     Bools,
     Map,

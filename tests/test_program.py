@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from graphcomp.errors import TraceError
-from graphcomp.inputs import fresh_inputs
-from graphcomp.program import (
+from graphcomp.ir.inputs import fresh_inputs
+from graphcomp.ir.program import (
     PASS_KEY,
     Program,
     editable,

@@ -5,7 +5,8 @@ from typing import get_args
 import pytest
 from matplotlib.figure import Figure
 
-from graphcomp.quality import (
+from graphcomp.records.records import Accuracy, MeanError, Snapshot
+from graphcomp.report.scores import (
     Score,
     Verdict,
     change,
@@ -19,7 +20,6 @@ from graphcomp.quality import (
     score_text,
     spread,
 )
-from graphcomp.records import Accuracy, MeanError, Snapshot
 
 GOOD = Accuracy(top1=0.75, samples=8, low=0.409, high=0.929)
 CLOSE = MeanError(mae=0.012341, samples=8, low=0.01, high=0.0147)

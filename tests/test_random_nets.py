@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from graphcomp.allocation import cost_of
-from graphcomp.channels import Channels, JoinPolicy, analyse
-from graphcomp.cost import macs
+from graphcomp.budget.allocation import cost_of
+from graphcomp.channels.analysis import Channels, JoinPolicy, analyse
+from graphcomp.channels.surgery import Drop, drop_of, dropped_rows, feasible, legalise, mask, remove
 from graphcomp.errors import SurgeryError
-from graphcomp.program import Program
-from graphcomp.surgery import Drop, drop_of, dropped_rows, feasible, legalise, mask, remove
-from graphcomp.verify import TOLERANCE, check, difference
+from graphcomp.ir.program import Program
+from graphcomp.measure.cost import macs
+from graphcomp.pipeline.verify import TOLERANCE, check, difference
 from tests.nets import Spec, build, random_cnn
 from tests.removing import Removal, exact_program, half, half_and_whole, random_scores
 

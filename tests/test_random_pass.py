@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from graphcomp.channels import analyse
+from graphcomp.channels.analysis import analyse
 from graphcomp.passes import Random
-from graphcomp.pipeline import run_pass
-from graphcomp.verify import TOLERANCE
+from graphcomp.pipeline.pipeline import run_pass
+from graphcomp.pipeline.verify import TOLERANCE
 from tests.tiny import context, tiny_program
 
 

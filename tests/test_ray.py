@@ -14,12 +14,12 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from graphcomp import compiler
+from graphcomp.base.workers import Tell, run_tasks
+from graphcomp.compiler import compiler
 from graphcomp.passes import PASSES
-from graphcomp.records import Export
-from graphcomp.study import Cell, Study, expand
-from graphcomp.study_run import run_study
-from graphcomp.workers import Tell, run_tasks
+from graphcomp.records.records import Export
+from graphcomp.study.grid import Cell, Study, expand
+from graphcomp.study.run import run_study
 from tests.learnable import arrays
 from tests.test_workers import check_failures, divide, done, double, fail, train
 from tests.tiny import SPEC

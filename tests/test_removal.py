@@ -18,17 +18,17 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from graphcomp.allocation import Scores
-from graphcomp.channels import Channels, analyse
-from graphcomp.cost import macs, params_trainable
+from graphcomp.bases.removal import OPTIONS, ChannelRemoval, RatioRemoval, options_of
+from graphcomp.budget.allocation import Scores
+from graphcomp.channels.analysis import Channels, analyse
+from graphcomp.compiler.recipe import parse_passes
 from graphcomp.errors import PassError, RecipeError, SurgeryError
-from graphcomp.export import export_onnx
+from graphcomp.ir.program import Program
+from graphcomp.measure.cost import macs, params_trainable
+from graphcomp.onnx.export import export_onnx
 from graphcomp.passes import L1, PASSES, FoldBN, Random
-from graphcomp.pipeline import Context, Plan, run_pass
-from graphcomp.program import Program
-from graphcomp.recipe import parse_passes
-from graphcomp.removal import OPTIONS, ChannelRemoval, RatioRemoval, options_of
-from graphcomp.verify import TOLERANCE, difference, verify_pass
+from graphcomp.pipeline.pipeline import Context, Plan, run_pass
+from graphcomp.pipeline.verify import TOLERANCE, difference, verify_pass
 from tests.nets import TRAPS, scramble
 from tests.tiny import context, seeded, tiny_program, traced
 
@@ -468,8 +468,8 @@ def test_plans_replay_in_a_fresh_process(tmp_path: Path) -> None:
         import sys, torch
         from pathlib import Path
         from graphcomp.passes import FoldBN, L1, Random
-        from graphcomp.pipeline import Plan
-        from graphcomp.program import Program
+        from graphcomp.pipeline.pipeline import Plan
+        from graphcomp.ir.program import Program
         out = Path(sys.argv[1])
         program = Program.load(out / "before")
         for file in sorted(out.glob("*.json")):

@@ -17,9 +17,10 @@ from pydantic import BaseModel
 from rich.console import Console
 from torch import Tensor, nn
 
-from graphcomp import records, report
 from graphcomp.errors import LoadError, OutputError
-from graphcomp.evaluate import drift
+from graphcomp.measure.evaluate import drift
+from graphcomp.records import records
+from graphcomp.report import report
 from tests.nets import Net
 from tests.test_explanation import recorded_explanation
 from tests.tiny import SHAPE, traced

@@ -16,9 +16,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import graphcomp
-from graphcomp import cli, compiler
-from graphcomp.records import Export, Report
-from graphcomp.report import read_report
+from graphcomp.cli import app
+from graphcomp.compiler import compiler
+from graphcomp.records.records import Export, Report
+from graphcomp.report.report import read_report
 from tests.tiny import SPEC, seeded, tiny
 
 __all__ = ["seeded"]
@@ -110,7 +111,7 @@ def saved() -> str:
 def graphcomp_says(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sys, "argv", ["graphcomp", *arguments])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        app.main()
     assert not stop.value.code
 
 

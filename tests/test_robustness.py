@@ -8,11 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp.data import Split, load_data
+from graphcomp.data.sources import Split, load_data
 from graphcomp.errors import DataError
-from graphcomp.evaluate import accuracy
-from graphcomp.records import Accuracy, MeanError
-from graphcomp.robustness import NUMBERS, Corruption, black_and_white, corrupted, require_images, robustness
+from graphcomp.measure.damage import (
+    NUMBERS,
+    Corruption,
+    black_and_white,
+    corrupted,
+    require_images,
+    robustness,
+)
+from graphcomp.measure.evaluate import accuracy
+from graphcomp.records.records import Accuracy, MeanError
 from tests.learnable import SHAPE, make_split, normalised_net
 from tests.tiny import random_data, seeded, traced
 

@@ -15,22 +15,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphcomp.cache import VARIABLE
-from graphcomp.channels import analyse
-from graphcomp.compiler import Job, build
-from graphcomp.data import Data, Indices
+from graphcomp.base.cache import VARIABLE
+from graphcomp.bases.removal import RowRemoval
+from graphcomp.channels.analysis import analyse
+from graphcomp.channels.surgery import dropped_rows, no_drop
+from graphcomp.compiler.compiler import Job, build
+from graphcomp.compiler.recipe import Recipe
+from graphcomp.data.sources import Data, Indices
 from graphcomp.errors import DataError, LoadError, PassError
-from graphcomp.evaluate import accuracy
+from graphcomp.ir.program import Program
+from graphcomp.measure.evaluate import accuracy
 from graphcomp.passes import APoZ, Finetune, PlayAndPrune
-from graphcomp.pipeline import Context, Course, Pass, Pipeline, Plan, run_pass
-from graphcomp.program import Program
-from graphcomp.recipe import Recipe
-from graphcomp.records import Accuracy, Report, Round, Snapshot, Step
-from graphcomp.removal import RowRemoval
-from graphcomp.rounds import held_out_samples, lost_points, removed_channels, round_rows, run_rounds
-from graphcomp.surgery import dropped_rows, no_drop
-from graphcomp.train import Seen, cross_entropy
-from graphcomp.verify import TOLERANCE, difference
+from graphcomp.pipeline.pipeline import Context, Course, Pass, Pipeline, Plan, run_pass
+from graphcomp.pipeline.rounds import held_out_samples, lost_points, removed_channels, round_rows, run_rounds
+from graphcomp.pipeline.verify import TOLERANCE, difference
+from graphcomp.records.records import Accuracy, Report, Round, Snapshot, Step
+from graphcomp.train.training import Seen, cross_entropy
 from tests.learnable import SHAPE, arrays, exact_data, make_data, normalised_net, same, weights
 from tests.processes import in_processes
 from tests.tiny import SPEC, context, random_data, seeded

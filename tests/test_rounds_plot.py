@@ -4,9 +4,9 @@ import pytest
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
-from graphcomp.records import Round, Step
-from graphcomp.rounds_plot import MOST_NAMED, Removals, removals, removed_figure, rounds_figure
-from graphcomp.svg import svg
+from graphcomp.records.records import Round, Step
+from graphcomp.report.plots import svg
+from graphcomp.report.rounds import MOST_NAMED, Removals, removals, removed_figure, rounds_figure
 from tests.test_report import STEP, with_rounds
 
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch.optim import lr_scheduler
 
-from graphcomp.schedule import Schedule
+from graphcomp.train.schedule import Schedule
 
 
 def rates(steps: int, **options: object) -> list[float]:

@@ -12,12 +12,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from graphcomp import export, selection
 from graphcomp.errors import ProviderError
-from graphcomp.export import export_onnx
+from graphcomp.onnx import export, selection
+from graphcomp.onnx.export import export_onnx
+from graphcomp.onnx.selection import FORMS, POLICIES, cheapest, find_sites
 from graphcomp.passes import L1
-from graphcomp.pipeline import run_pass
-from graphcomp.selection import FORMS, POLICIES, cheapest, find_sites
+from graphcomp.pipeline.pipeline import run_pass
 from tests.tiny import context, seeded, tiny_program
 
 __all__ = ["seeded"]

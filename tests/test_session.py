@@ -5,8 +5,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from graphcomp import cache, session
+from graphcomp.base import cache
 from graphcomp.errors import BenchError, GraphcompWarning, ProviderError
+from graphcomp.runtime import session
 
 
 def has_cuda() -> bool:

@@ -8,15 +8,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from graphcomp.channels import analyse
+from graphcomp.channels.analysis import analyse
+from graphcomp.compiler.recipe import parse_passes
 from graphcomp.errors import PassError
+from graphcomp.ir.program import Program
 from graphcomp.passes import PASSES, Finetune, Slimming
 from graphcomp.passes.finetune import with_sparsity
-from graphcomp.pipeline import Pipeline, run_pass
-from graphcomp.program import Program
-from graphcomp.recipe import parse_passes
-from graphcomp.train import Seen
-from graphcomp.verify import TOLERANCE
+from graphcomp.pipeline.pipeline import Pipeline, run_pass
+from graphcomp.pipeline.verify import TOLERANCE
+from graphcomp.train.training import Seen
 from tests.learnable import SHAPE, make_data, normalised_net, plain_net
 from tests.tiny import context, seeded, tiny_program, traced
 

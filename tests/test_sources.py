@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from graphcomp.compiler.models import is_program_dir, load_model, load_weights
 from graphcomp.errors import LoadError
 from graphcomp.models import MODELS
-from graphcomp.sources import is_program_dir, load_model, load_weights
 
 # --- torchvision and models
 

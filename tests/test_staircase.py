@@ -5,9 +5,9 @@ import json
 import pytest
 from rich.console import Console
 
+from graphcomp.budget.staircase import GRID, STAIRS, WIDTHS, Error, calibrate, median, tables
 from graphcomp.errors import ProviderError, RecipeError
-from graphcomp.staircase import GRID, STAIRS, WIDTHS, Error, calibrate, median, tables
-from graphcomp.targets import TARGETS
+from graphcomp.runtime.targets import TARGETS
 from tests.stopwatch import Machine, staircase
 
 

@@ -19,10 +19,11 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
-from graphcomp import files, storage
+from graphcomp.base import files
+from graphcomp.base.files import atomic_directory, write_text
 from graphcomp.errors import LoadError, OutputError
-from graphcomp.files import atomic_directory, write_text
-from graphcomp.program import PASS_KEY, Program, editable, named_tensors, output_tensors, trace
+from graphcomp.ir.program import PASS_KEY, Program, editable, named_tensors, output_tensors, trace
+from graphcomp.ir.saved import storage
 from tests import nets
 
 ROOT = Path(__file__).parent.parent
@@ -263,7 +264,7 @@ def test_loads_in_a_fresh_interpreter_without_the_models_source(
     out = run_python(
         """
         import importlib.util, sys, torch
-        from graphcomp.program import Program
+        from graphcomp.ir.program import Program
         assert importlib.util.find_spec("secret_model") is None
         program = Program.load(sys.argv[1])
         print(program(*program.example_inputs).detach().double().tolist())
@@ -570,7 +571,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
             "math.__loader__",
             "torchvision.models.get_model",
             "torchvision.io.read_file",
-            "graphcomp.program.Program.load",
+            "graphcomp.ir.program.Program.load",
             "",
         )
     },

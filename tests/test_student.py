@@ -8,16 +8,16 @@ import torchvision
 from pydantic import ValidationError
 from torch import nn
 
-from graphcomp.cost import params_trainable
+from graphcomp.compiler.recipe import parse_passes
 from graphcomp.errors import PassError
+from graphcomp.ir.program import Program
+from graphcomp.measure.cost import params_trainable
 from graphcomp.models import MODELS
 from graphcomp.models.preact_resnet import PreActResNet
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.passes import PASSES, Student
-from graphcomp.pipeline import Pass, run_pass
-from graphcomp.program import Program
-from graphcomp.recipe import parse_passes
-from graphcomp.verify import TOLERANCE
+from graphcomp.pipeline.pipeline import Pass, run_pass
+from graphcomp.pipeline.verify import TOLERANCE
 from tests.tiny import context, seeded, tiny_program, traced
 
 __all__ = ["seeded"]

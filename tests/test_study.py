@@ -8,7 +8,7 @@ import pytest
 import graphcomp.models
 from graphcomp.errors import RecipeError
 from graphcomp.passes import CC, PASSES, Finetune
-from graphcomp.study import (
+from graphcomp.study.grid import (
     Cell,
     Regions,
     Study,

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from graphcomp.study_plots import MOST_LINES, chosen_rates, distinct_rates, draw, lines_along, plotted_axes
-from graphcomp.study_table import Findings
+from graphcomp.study.plots import MOST_LINES, chosen_rates, distinct_rates, draw, lines_along, plotted_axes
+from graphcomp.study.table import Findings
 from tests.studying import cells, result, with_error
 
 

@@ -5,14 +5,14 @@ import io
 import pytest
 from rich.console import Console
 
-from graphcomp.study_progress import CellProgress
-from graphcomp.workers import Failure
+from graphcomp.base.workers import Failure
+from graphcomp.study.progress import CellProgress
 
 
 def test_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a terminal: a line a cell, with an estimate from those that have ended."""
     now = [0.0]
-    monkeypatch.setattr("graphcomp.study_progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("graphcomp.study.progress.time.monotonic", lambda: now[0])
     text = io.StringIO()
     with CellProgress(Console(file=text), 3) as shown:
         shown.told("a", "l1: plan", 0.5)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from graphcomp.study_report import render_html, shade, write_results
-from graphcomp.study_run import Outcome
-from graphcomp.workers import Failure
+from graphcomp.base.workers import Failure
+from graphcomp.study.page import render_html, shade, write_results
+from graphcomp.study.run import Outcome
 from tests.studying import NAMES, cells, result, with_error
 from tests.test_report import bench, timing
 

@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from graphcomp import compiler, gradients, study_run
-from graphcomp.compiler import build
+from graphcomp.base.stopping import KEY
+from graphcomp.compiler import compiler
+from graphcomp.compiler.compiler import build
 from graphcomp.errors import LoadError, OutputError, RecipeError
-from graphcomp.interruption import KEY
+from graphcomp.ir.program import Program
+from graphcomp.measure import gradients
 from graphcomp.passes import PASSES
-from graphcomp.program import Program
-from graphcomp.records import Export
-from graphcomp.study import Cell, Study, expand
-from graphcomp.study_report import write_results
-from graphcomp.study_run import CellResult, Outcome, finished, in_order, prepare, run_study, workers_for
+from graphcomp.records.records import Export
+from graphcomp.study import run
+from graphcomp.study.grid import Cell, Study, expand
+from graphcomp.study.page import write_results
+from graphcomp.study.run import CellResult, Outcome, finished, in_order, prepare, run_study, workers_for
 from tests.learnable import arrays
 from tests.tiny import SPEC, seeded
 
@@ -55,7 +57,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
         runs.append((out.name, options["resume"]))
         return build(job, out, **options)
 
-    monkeypatch.setattr(study_run, "build", counting)
+    monkeypatch.setattr(run, "build", counting)
     return runs
 
 
@@ -154,7 +156,7 @@ def test_a_failure_is_one_cells_own(monkeypatch: pytest.MonkeyPatch) -> None:
         error.unlink()
         return outcome.results[found[0].name]
 
-    monkeypatch.setattr(study_run, "run_cell", mended)
+    monkeypatch.setattr(run, "run_cell", mended)
     again = run_study(found, OUT)
     assert set(again.results) == {cell.name for cell in found} and not again.failures
 
@@ -197,7 +199,7 @@ def test_stopped_in_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = {"precision": "float32", "layout": "contiguous"}
     training = {"epochs": 30, "batch": "$batch", "lr": 0.01, **exact}
     (cell,) = found = cells([{"finetune": training}], {"batch": [4]})
-    monkeypatch.setattr(study_run, "cores", lambda: 1)
+    monkeypatch.setattr(run, "cores", lambda: 1)
 
     def stop(name: str, message: str, fraction: float) -> None:
         if re.search(r"epoch \[[1-9]\d*/30]", message):
@@ -290,7 +292,7 @@ def test_prepare() -> None:
 
 def test_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the cores, never more than cells; where time is measured, one."""
-    monkeypatch.setattr(study_run, "cores", lambda: 8)
+    monkeypatch.setattr(run, "cores", lambda: 8)
     found = removals(0.1, 0.2, 0.3, 0.4, 0.5)
     assert [workers_for(found, n) for n in (None, 2, 99)] == [4, 2, 5]
     timed = cells(["l1{ratio=$ratio}"], {"ratio": [0.5, 0.6]}, bench={"runs": 5})
@@ -307,7 +309,7 @@ def test_threads_of_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append((len(tasks), threads))
         yield from ()
 
-    monkeypatch.setattr(study_run, "cores", lambda: 8)
-    monkeypatch.setattr(study_run, "run_tasks", run_tasks)
+    monkeypatch.setattr(run, "cores", lambda: 8)
+    monkeypatch.setattr(run, "run_tasks", run_tasks)
     assert run_study(removals(0.1, 0.2, 0.3, 0.4, 0.5), OUT, workers=3) == Outcome()
     assert seen == [(1, 8), (4, 2)]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from graphcomp.study_run import Outcome
-from graphcomp.study_table import Findings, as_csv, layer_rates, table, write_parquet
-from graphcomp.workers import Failure
+from graphcomp.base.workers import Failure
+from graphcomp.study.run import Outcome
+from graphcomp.study.table import Findings, as_csv, layer_rates, table, write_parquet
 from tests.studying import MATRIX, NAMES, cells, result, snapshot, with_error
 from tests.test_report import bench, timing
 

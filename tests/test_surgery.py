@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from graphcomp.channels import Channels, JoinPolicy, analyse
-from graphcomp.cost import macs, params_state
+from graphcomp.channels.analysis import Channels, JoinPolicy, analyse
+from graphcomp.channels.liveness import live_of
+from graphcomp.channels.surgery import drop_of, dropped_rows, feasible, legalise, mask, no_drop, remove
 from graphcomp.errors import SurgeryError
-from graphcomp.inputs import fresh_inputs
-from graphcomp.liveness import live_of
+from graphcomp.ir.inputs import fresh_inputs
+from graphcomp.ir.program import PASS_KEY, Program, output_tensors
+from graphcomp.measure.cost import macs, params_state
 from graphcomp.models.resnet_cifar import ResNet
-from graphcomp.program import PASS_KEY, Program, output_tensors
-from graphcomp.surgery import drop_of, dropped_rows, feasible, legalise, mask, no_drop, remove
-from graphcomp.verify import TOLERANCE, check, difference, relative_error, verify_pass
+from graphcomp.pipeline.verify import TOLERANCE, check, difference, relative_error, verify_pass
 from tests.nets import TRAPS, Net, ShuffleUnit, _block, _conv, _head, scramble
 from tests.removing import (
     JOINS,

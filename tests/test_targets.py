@@ -2,10 +2,10 @@
 
 import pytest
 
-from graphcomp import doctor
 from graphcomp.errors import RecipeError
-from graphcomp.session import PROVIDERS
-from graphcomp.targets import TARGETS, find_target
+from graphcomp.runtime import doctor
+from graphcomp.runtime.session import PROVIDERS
+from graphcomp.runtime.targets import TARGETS, find_target
 
 
 def test_table() -> None:

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp.cache import VARIABLE
-from graphcomp.channels import analyse
-from graphcomp.data import Split
-from graphcomp.evaluate import accuracy
-from graphcomp.passes import _thresholds
-from graphcomp.passes._afp import find_layers
-from graphcomp.passes._prc import points
-from graphcomp.passes._thresholds import first_threshold, first_thresholds
-from graphcomp.program import Program
-from graphcomp.surgery import mask, no_drop, remove
-from graphcomp.train import TrainOptions, fit
+from graphcomp.base.cache import VARIABLE
+from graphcomp.channels.analysis import analyse
+from graphcomp.channels.surgery import mask, no_drop, remove
+from graphcomp.data.sources import Split
+from graphcomp.ir.program import Program
+from graphcomp.measure.evaluate import accuracy
+from graphcomp.passes.play_and_prune import thresholds
+from graphcomp.passes.play_and_prune.afp import find_layers
+from graphcomp.passes.play_and_prune.prc import points
+from graphcomp.passes.play_and_prune.thresholds import first_threshold, first_thresholds
+from graphcomp.train.training import TrainOptions, fit
 from tests.learnable import make_split, normalised_net
 from tests.tiny import seeded, traced
 
@@ -101,7 +101,7 @@ def test_thresholds_are_the_largest_that_cost_no_more(taught: Program) -> None:
 def judged(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
     """The programs whose accuracy is measured."""
     seen: list[Program] = []
-    monkeypatch.setattr(_thresholds, "accuracy", lambda p, *a, **o: (seen.append(p), accuracy(p, *a, **o))[1])
+    monkeypatch.setattr(thresholds, "accuracy", lambda p, *a, **o: (seen.append(p), accuracy(p, *a, **o))[1])
     return seen
 
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphcomp.augment import CropAndFlip
-from graphcomp.batches import Batches, noise_seed
+from graphcomp.data.augment import CropAndFlip
 from graphcomp.errors import DataError, PassError
-from graphcomp.program import Program, trace
-from graphcomp.train import Seen, TrainOptions, cross_entropy, fit
-from graphcomp.train_loop import Average
+from graphcomp.ir.program import Program, trace
+from graphcomp.train.batches import Batches, noise_seed
+from graphcomp.train.loop import Average
+from graphcomp.train.training import Seen, TrainOptions, cross_entropy, fit
 from tests.learnable import gap, make_split, normalised_net, plain_net, same, weights
 from tests.processes import in_processes
 from tests.training import Stops, options, trained

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphcomp import train_loop
-from graphcomp.augment import CropAndFlip
-from graphcomp.channels import analyse
-from graphcomp.data import Split
+from graphcomp.channels.analysis import analyse
+from graphcomp.channels.surgery import feasible, remove
+from graphcomp.data.augment import CropAndFlip
+from graphcomp.data.sources import Split
 from graphcomp.errors import LoadError, PassError
-from graphcomp.program import output_tensors
-from graphcomp.surgery import feasible, remove
-from graphcomp.train import Fitted, Seen, cross_entropy, fit
-from graphcomp.train_loop import Average, make_optimizer
-from graphcomp.verify import check
+from graphcomp.ir.program import output_tensors
+from graphcomp.pipeline.verify import check
+from graphcomp.train import loop
+from graphcomp.train.loop import Average, make_optimizer
+from graphcomp.train.training import Fitted, Seen, cross_entropy, fit
 from tests.learnable import make_split, normalised_net, plain_net, same
 from tests.nets import TRAPS
 from tests.removing import exact_program, half, random_scores
@@ -141,7 +141,7 @@ def test_a_finished_state_costs_nothing(tmp_path: Path) -> None:
 def test_saved_at_every_epoch_and_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A death without a word loses at most the running epoch, or less if that is long."""
     for seconds, at in ((1e9, 4), (0.0, 6)):
-        monkeypatch.setattr(train_loop, "SAVE_SECONDS", seconds)
+        monkeypatch.setattr(loop, "SAVE_SECONDS", seconds)
         state, left = tmp_path / f"state{at}", [6]
 
         def dies(seen: Seen, left: list[int] = left) -> Tensor:

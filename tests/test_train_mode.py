@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp import train_mode
-from graphcomp.augment import Unchanged
-from graphcomp.network import Mode
-from graphcomp.program import Program
-from graphcomp.records import ModeTrial
-from graphcomp.train import fit
-from graphcomp.train_mode import choose_mode, fastest, measure
-from graphcomp.train_options import Task, TrainOptions, cross_entropy, is_correct
+from graphcomp.data.augment import Unchanged
+from graphcomp.ir.program import Program
+from graphcomp.records.records import ModeTrial
+from graphcomp.train import mode
+from graphcomp.train.mode import choose_mode, fastest, measure
+from graphcomp.train.network import Mode
+from graphcomp.train.options import Task, TrainOptions, cross_entropy, is_correct
+from graphcomp.train.training import fit
 from tests.learnable import make_split, normalised_net, same, weights
 from tests.tiny import traced
 
@@ -78,7 +78,7 @@ def test_what_does_not_run_is_no_choice() -> None:
 
 def counted(monkeypatch: pytest.MonkeyPatch, *times: float | None) -> list[int]:
     calls: list[int] = []
-    monkeypatch.setattr(train_mode, "measure", lambda task, modes: calls.append(1) or trials(*times))
+    monkeypatch.setattr(mode, "measure", lambda task, modes: calls.append(1) or trials(*times))
     return calls
 
 

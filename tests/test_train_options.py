@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from graphcomp.network import Mode
-from graphcomp.train_options import Seen, TrainOptions, cross_entropy, is_correct
+from graphcomp.train.network import Mode
+from graphcomp.train.options import Seen, TrainOptions, cross_entropy, is_correct
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from graphcomp import rules, surgery, verify
-from graphcomp.channels import JoinPolicy, analyse
+from graphcomp.channels import rules, surgery
+from graphcomp.channels.analysis import JoinPolicy, analyse
+from graphcomp.channels.surgery import _Surgeon, dropped_rows, legalise
 from graphcomp.errors import VerifyError
+from graphcomp.ir.program import Program, named_tensors, trace
 from graphcomp.passes import FoldBN
-from graphcomp.pipeline import run_pass
-from graphcomp.program import Program, named_tensors, trace
-from graphcomp.surgery import _Surgeon, dropped_rows, legalise
-from graphcomp.verify import (
+from graphcomp.pipeline import verify
+from graphcomp.pipeline.pipeline import run_pass
+from graphcomp.pipeline.verify import (
     TOLERANCE,
     check,
     check_outputs,

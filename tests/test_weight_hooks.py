@@ -11,9 +11,9 @@ from torch.nn.utils import parametrizations, prune
 
 from graphcomp import compile
 from graphcomp.errors import GraphcompWarning, TraceError
+from graphcomp.ir.program import Program, trace
 from graphcomp.passes.fold_bn import FoldBN
 from graphcomp.passes.l1 import L1
-from graphcomp.program import Program, trace
 from tests.tiny import context
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

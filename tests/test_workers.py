@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from graphcomp import interruption, workers
+from graphcomp.base import stopping, workers
+from graphcomp.base.stopping import stoppable
+from graphcomp.base.workers import EVERY, Engine, Tell, run_tasks
 from graphcomp.errors import DataError, RecipeError
-from graphcomp.interruption import stoppable
-from graphcomp.workers import EVERY, Engine, Tell, run_tasks
 
 # ---------------------------------------------------------------------- tasks
 
@@ -137,7 +137,7 @@ def test_a_task_that_is_stopped_may_talk_until_it_has_saved(tmp_path: Path) -> N
 def test_a_task_that_nobody_listens_to_is_asked_to_stop_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """As by Ctrl-C, which it may hear at the end of its step; asked again it would end at once."""
     monkeypatch.setattr(workers, "EVERY", 0.0)
-    monkeypatch.setattr(interruption, "TWICE", -1.0)  # no signal is taken for an echo
+    monkeypatch.setattr(stopping, "TWICE", -1.0)  # no signal is taken for an echo
     ours, theirs = Pipe()
     tell, heard = workers._Telling(theirs), list[bool]()
     tell("heard", 0.0)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp.data import Data, load_data
-from graphcomp.pipeline import Context
-from graphcomp.program import Program, trace
-from graphcomp.targets import TARGETS
+from graphcomp.data.sources import Data, load_data
+from graphcomp.ir.program import Program, trace
+from graphcomp.pipeline.pipeline import Context
+from graphcomp.runtime.targets import TARGETS
 
 SPEC = f"{Path(__file__)}:tiny"
 SHAPE = (1, 3, 8, 8)

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from graphcomp.program import Program
-from graphcomp.train import Seen, TrainOptions, cross_entropy, fit
+from graphcomp.ir.program import Program
+from graphcomp.train.training import Seen, TrainOptions, cross_entropy, fit
 from tests.learnable import make_split, normalised_net
 
 

@@ -1,0 +1,1 @@
+"""Which channels are coupled, which may go, and how they go exactly."""

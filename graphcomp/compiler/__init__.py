@@ -1,0 +1,1 @@
+"""From a model and a recipe to a directory that can be deployed, checked and resumed."""

@@ -1,0 +1,246 @@
+"""Where models come from: `load_model(spec)` builds a network, `load_weights` (of `checkpoints`) fills it.
+
+| spec | what it builds |
+| --- | --- |
+| `torchvision:NAME` | a classification or segmentation network of torchvision, untrained |
+| `models:NAME` | a network of `graphcomp.models.MODELS` |
+| `path/to/file.py:factory` | what `factory()` in that file returns |
+
+A saved program directory is not built here: ask `is_program_dir`, then use `Program.load`.
+"""
+
+import difflib
+import hashlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from graphcomp.base.files import is_dir, is_file
+from graphcomp.compiler.checkpoints import load_weights
+from graphcomp.errors import LoadError
+
+__all__ = ["LoadedModel", "is_program_dir", "load_model", "load_weights"]
+
+FORMS = "torchvision:NAME, models:NAME, path/to/file.py:factory or a saved program directory"
+PROGRAM_FILE = "program.json"
+RANDOM = "the weights are random: no file was given (--weights), so accuracy says nothing"
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A network in eval mode, with fresh weights, and what is known about it.
+
+    Attributes:
+        module: the network.
+        input_shape: shape of one sample (C, H, W), without the batch; None if only the user knows.
+        default_weights: a file with weights that come with the model, not yet loaded.
+        name: short name for reports.
+        default_data: data spec that belongs to the model.
+        untrained: what to say if no weights are loaded: that these are random; None if they need not be.
+    """
+
+    module: nn.Module
+    input_shape: tuple[int, ...] | None
+    default_weights: Path | None
+    name: str
+    default_data: str | None = None
+    untrained: str | None = None
+
+
+def is_program_dir(spec: str) -> bool:
+    """Whether `spec` is a directory that a Program was saved in."""
+    return is_file(Path(spec) / PROGRAM_FILE)
+
+
+def _bad(place: object, found: str, expected: str, advice: str) -> LoadError:
+    return LoadError(f"{place}: found {found}, expected {expected}; {advice}")
+
+
+def load_model(spec: str) -> LoadedModel:
+    """Build the network that `spec` names (see the module's table), in eval mode.
+
+    Raises LoadError for an unknown form or name, and for anything that fails inside a user's file.
+    """
+    source, _, name = spec.partition(":")
+    if source == "torchvision":
+        return _torchvision(name)
+    if source == "models":
+        return _bundled(name)
+    path, _, factory = spec.rpartition(":")
+    if path.endswith(".py"):
+        return _from_file(Path(path), factory)
+    raise _bad(f"model {spec!r}", _what(spec), FORMS, _near_spec(spec))
+
+
+def _what(spec: str) -> str:
+    if is_program_dir(spec):
+        return "a saved program"
+    if is_dir(Path(spec)):
+        return f"a directory without {PROGRAM_FILE}"
+    return "a file without ':factory'" if is_file(Path(spec)) else "no such thing"
+
+
+def _near_spec(spec: str) -> str:
+    from graphcomp.models import MODELS
+
+    known = [*(f"models:{n}" for n in MODELS), *(f"torchvision:{n}" for n in _torchvision_names())]
+    bare = [k for k in known if k.partition(":")[2] == spec]
+    return _advice(bare or difflib.get_close_matches(spec, known, 3), "give one of these forms")
+
+
+def _advice(near: list[str], otherwise: str) -> str:
+    return f"did you mean {' or '.join(near)}?" if near else otherwise
+
+
+# --- torchvision --------------------------------------------------------------------------------------------
+
+
+def _torchvision_names() -> list[str]:
+    from torchvision import models
+
+    return [*models.list_models(module=models), *models.list_models(module=models.segmentation)]
+
+
+def _torchvision(name: str) -> LoadedModel:
+    """Training-only auxiliary heads are left out, and nothing is downloaded.
+
+    Like torchvision without weights, inception and googlenet take their input as it is: with torchvision's
+    own weights, normalise by mean and std 0.5.
+    """
+    from torchvision import models
+
+    if name not in (names := _torchvision_names()):
+        near = _advice(
+            difflib.get_close_matches(name, names, 3), "see torchvision's documentation for the names"
+        )
+        raise _bad(f"torchvision:{name}", "no such network", "a classification or segmentation network", near)
+    options: dict[str, Any] = {"weights": None}
+    if name in models.list_models(module=models.segmentation):
+        options["weights_backbone"] = None
+    elif name in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": False}
+    module = models.get_model(name, **options).eval()
+    size = _evaluation_size(name, module)
+    return LoadedModel(module, (3, *size), None, name, untrained=RANDOM)
+
+
+def _evaluation_size(name: str, module: nn.Module) -> tuple[int, int]:
+    """The image size that torchvision evaluates the network at, or the only one that it takes."""
+    from torchvision.models import get_model_weights
+
+    if isinstance(size := getattr(module, "image_size", None), int):
+        return size, size
+    transform = get_model_weights(name).DEFAULT.transforms()
+    size = (getattr(transform, "crop_size", None) or transform.resize_size)[0]
+    return size, size
+
+
+# --- graphcomp.models ---------------------------------------------------------------------------------------
+
+
+def _bundled(name: str) -> LoadedModel:
+    from graphcomp.models import MODELS
+
+    if name not in MODELS:
+        near = _advice(difflib.get_close_matches(name, MODELS, 3), "correct the name")
+        raise _bad(f"models:{name}", "no such network", f"one of {', '.join(MODELS)}", near)
+    spec = MODELS[name]
+    return LoadedModel(spec.factory().eval(), spec.input_shape, spec.weights, name, spec.data, RANDOM)
+
+
+# --- a user's file ------------------------------------------------------------------------------------------
+
+
+def _from_file(path: Path, name: str) -> LoadedModel:
+    if not is_file(path):
+        raise _bad(path, "no such file", "a Python file", "correct the path")
+    with _user_code(path):
+        made = _factory(_import(path), path, name)
+        module = made if isinstance(made, nn.Module) else made()
+    if not isinstance(module, nn.Module):
+        raise _bad(
+            f"{path}:{name}", f"a {type(module).__name__}", "a torch.nn.Module", f"return one from {name}()"
+        )
+    return LoadedModel(module.eval(), None, None, f"{path.stem}:{name}")
+
+
+def _import(path: Path) -> ModuleType:
+    name = f"graphcomp_user_{hashlib.sha256(bytes(path.resolve())).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # the suffix is .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and torch.fx look modules up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _factory(module: ModuleType, path: Path, name: str) -> Any:
+    made = getattr(module, name, None)
+    if callable(made):
+        return made
+    own = [
+        n
+        for n, v in vars(module).items()
+        if callable(v) and getattr(v, "__module__", None) == module.__name__
+    ]
+    found = f"{name!r} that cannot be called" if hasattr(module, name) else f"no {name!r}"
+    near = _advice(
+        difflib.get_close_matches(name, own, 3), f"it has {', '.join(own) or 'no functions or classes'}"
+    )
+    raise _bad(path, found, "a function or class without required arguments", near)
+
+
+@contextmanager
+def _user_code(path: Path) -> Iterator[None]:
+    """Run user code as `python FILE` would: with its folder importable. What fails becomes a LoadError.
+
+    Modules beside the file are forgotten afterwards, so that another file finds its own neighbours.
+    """
+    folder, before = str(path.resolve().parent), set(sys.modules)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    except LoadError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _bad(
+            _place(path, error), f"{type(error).__name__}: {error}", "a file that loads", "correct it there"
+        ) from error
+    finally:
+        with suppress(ValueError):  # user code may have taken it out itself
+            sys.path.remove(folder)
+        for name in [n for n in set(sys.modules) - before if n.partition(".")[0] not in before]:
+            if _is_beside(name, Path(folder)):
+                del sys.modules[name]
+
+
+def _is_beside(module: str, folder: Path) -> bool:
+    """Whether an imported module is a file or a package in `folder`, not just below it (a .venv, say)."""
+    origin = Path(getattr(sys.modules[module], "__file__", None) or "/")
+    top = module.partition(".")[0]
+    return origin.is_relative_to(folder) and Path(origin.relative_to(folder).parts[0]).stem == top
+
+
+def _place(path: Path, error: BaseException) -> str:
+    """File and line of the innermost frame of the user's own folder."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    folder = str(path.resolve().parent)
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if str(Path(f.filename).resolve().parent) == folder
+    ]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else str(path)

@@ -1,0 +1,1 @@
+"""Why a network is not as much faster as it is smaller."""

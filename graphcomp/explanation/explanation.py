@@ -1,0 +1,407 @@
+"""Why a network is not as much faster as it is smaller: theory against practice, operator by operator.
+
+Theory says `T_base r` with r = MACs_new / MACs_base; practice says `T_new`: both measured by
+`runtime.bench`, without a trace. The gap `T_new - r T_base` is split with the times of operators from two
+traces of other runs (`explanation.profiling`), matched between the files by module (`attribution`). A
+layer that was factored is the group of its factors. Below, t is an operator's time, m its MACs, c the MACs it
+carries out: whole blocks of channels included. Every part is a difference that begins where the one before
+it ended:
+
+- **theory** of a convolution or matrix product: `t_base m_new / m_base`. Of any other operator, which has no
+  MACs: t_base by the ratio of elements that it reads and writes. 0 for what the base does not have, except
+  for a multiplication without a counterpart: its MACs at the average rate of the base.
+- **padding**: `t_base (c_new / c_base - m_new / m_base)`: blocks that are partly filled, at the base's rate.
+- **kernel**: `t_new - t_base c_new / c_base` where the operator computes in another way than in the base
+  (blocked -> plain: the runtime leaves its blocked layout, and multiplies images made of columns).
+- **intensity**: the same difference where it computes in the same way. Fewer operations for each byte that
+  moves, and fixed costs of an operator: what is left when work shrinks and nothing else changes.
+- **fusion**: the time of operators that run by themselves but are computed inside of another one in the base
+  or do not occur there; less the theory of those that stood alone in the base and are fused now.
+- **layout**: `t_new - theory` of operators that compute nothing: Reorder, Pad, Gather, Slice, Transpose, and
+  convolutions that only pick channels (`onnx.selection`; called Select), whatever they multiply.
+- **mix**: the sum of theories less r times the sum of base times. It is there without any fault of the new
+  network: the time of the base is not spread like its MACs, so that removing half of them never was half of
+  the time.
+- **host**: what is left: `(T_new - sum t_new) - r (T_base - sum t_base)`. Time between operators does not
+  shrink with MACs. This part closes the sum: whatever the traces get wrong ends in it, too, so it is shown by
+  itself, beside the times outside of operators that it comes from (`TracedFile`).
+
+Operators cannot take longer together than the run that they are part of. Where they seem to in one of the
+files, tracing costs more there than it does on the chain that its cost was measured on: that cost is raised,
+for all operators of both files alike, as far as needed and to twice as much at most. Nothing else is scaled.
+
+All but *host* and *mix* is known by operator and pass. The parts sum to the gap exactly; the interval of the
+gap is that of the speedup. TensorRT runs a network as one operator: there is nothing to split, and it is
+refused.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import cast, get_args
+
+from graphcomp.base.progress import Progress, quiet
+from graphcomp.errors import BenchError
+from graphcomp.explanation.attribution import Kernel, attribute
+from graphcomp.explanation.gathers import Picked, find_gathers, price
+from graphcomp.explanation.profiling import Profile, trace_pair
+from graphcomp.ir.program import Program
+from graphcomp.records.records import (
+    BatchTiming,
+    Bench,
+    ExplainedRow,
+    Explanation,
+    Interval,
+    Part,
+    PartKind,
+    TracedFile,
+)
+from graphcomp.runtime import onnxfile
+from graphcomp.runtime.bench import benchmark, check_inputs, random_inputs
+from graphcomp.runtime.session import Provider
+from graphcomp.runtime.targets import TARGETS
+
+__all__ = ["KINDS", "explain", "explain_bench", "split"]
+
+KINDS: tuple[PartKind, ...] = get_args(PartKind)
+LAYOUT = frozenset(
+    {"ReorderInput", "ReorderOutput", "Transpose", "Pad", "Slice", "Split", "Concat", "Reshape", "Flatten"}
+    | {"Gather", "GatherND", "GatherElements", "ScatterND", "ScatterElements", "Squeeze", "Unsqueeze"}
+    | {"Expand", "Tile", "Identity", "Cast", "MemcpyFromHost", "MemcpyToHost"}
+)
+"""Operators that move data and compute nothing."""
+
+TRACED_RUNS, TRACED_SECONDS = 100, 5.0
+TIMED_SHARE = 0.65
+"""Of the progress; tracing has the rest."""
+
+
+def explain(
+    base: Path,
+    new: Path,
+    *,
+    provider: Provider = "cpu",
+    batch: int = 1,
+    threads: int = 1,
+    runs: int = 200,
+    seconds: float = 10.0,
+    traced_runs: int = TRACED_RUNS,
+    traced_seconds: float = TRACED_SECONDS,
+    seed: int = 0,
+    progress: Progress = quiet,
+) -> Explanation:
+    """Time two ONNX files against each other, trace both, and split the gap between theory and practice.
+
+    Args:
+        base, new: files that take the same inputs; with the metadata of `export_onnx`, parts have passes.
+        provider, threads: where.
+        batch: samples a run.
+        runs, seconds: of the benchmark, see `runtime.bench.benchmark`.
+        traced_runs, traced_seconds: of the traces, see `explanation.profiling.trace_pair`.
+        seed: of the inputs.
+        progress: told what is going on.
+
+    Raises:
+        BenchError: a file cannot be read, the two differ in their inputs or have no layer in common, or a
+            trace does not say where time went. ProviderError: the provider does not work here.
+    """
+    bench = benchmark(
+        base,
+        new,
+        provider=provider,
+        batches=(batch,),
+        threads=threads,
+        runs=runs,
+        seconds=seconds,
+        seed=seed,
+        progress=lambda what, fraction: progress(what, TIMED_SHARE * fraction),
+    )
+    found = explain_bench(
+        bench,
+        (base, new),
+        traced_runs=traced_runs,
+        traced_seconds=traced_seconds,
+        seed=seed,
+        progress=lambda what, fraction: progress(what, TIMED_SHARE + (1 - TIMED_SHARE) * fraction),
+    )
+    return found.model_copy(update={"bench": bench})
+
+
+def explain_bench(
+    bench: Bench,
+    files: tuple[Path, Path],
+    *,
+    traced_runs: int = TRACED_RUNS,
+    traced_seconds: float = TRACED_SECONDS,
+    seed: int = 0,
+    progress: Progress = quiet,
+    program: Program | None = None,
+) -> Explanation:
+    """`explain` for files that were timed before, at the first batch size of that benchmark.
+
+    With the `program` that the second file was exported from, it also says what picking channels costs.
+    """
+    read = onnxfile.read(files[0]), onnxfile.read(files[1])
+    check_inputs(*read)
+    provider, timing = cast(Provider, bench.provider), bench.batches[0]
+    feeds = random_inputs(read[0], timing.batch, seed)
+    profiles = trace_pair(
+        read, feeds, provider, bench.threads, runs=traced_runs, seconds=traced_seconds, tell=progress
+    )
+    multiple = TARGETS["cuda-tf32"].multiple if bench.tf32 else 1
+    base, new = (attribute(f, p, timing.batch, multiple) for f, p in zip(read, profiles, strict=True))
+    return split(bench, timing, (base, new), profiles, find_gathers(program) if program else [])
+
+
+def split(
+    bench: Bench,
+    timing: BatchTiming,
+    kernels: tuple[Sequence[Kernel], Sequence[Kernel]],
+    profiles: tuple[Profile, Profile],
+    picked: Sequence[Picked] = (),
+) -> Explanation:
+    """The gap of a benchmark's row in its parts.
+
+    Args:
+        bench, timing: one row of a benchmark.
+        kernels: operators of base and candidate.
+        profiles: that they come from.
+        picked: selections of the candidate's program.
+
+    Raises:
+        BenchError: if the two have no layer in common.
+    """
+    measured, speedup = timing.quoted_ms, timing.quoted
+    extra = _more_cost(measured, kernels, profiles)
+    kernels = _without(kernels[0], extra), _without(kernels[1], extra)
+    base, new = (
+        TracedFile(
+            measured_ms=ms,
+            operators_ms=sum(k.ms for k in side),
+            trace_cost_ms=profile.cost_ms + extra,
+            traced_run_ms=profile.run_ms,
+            runs=profile.runs,
+            operators=len(side),
+            busy=profile.busy,
+        )
+        for ms, side, profile in zip(measured, kernels, profiles, strict=True)
+    )
+    rows = _Matching(*kernels).rows()
+    share = 1 / timing.theoretical
+    outside = [side.measured_ms - side.operators_ms for side in (base, new)]
+    whole = {
+        "mix": sum(row.theory_ms for row in rows) - share * base.operators_ms,
+        "host": outside[1] - share * outside[0],
+    }
+    return Explanation(
+        provider=bench.provider,
+        threads=bench.threads,
+        batch=timing.batch,
+        clock="CPU" if timing.busy else "wall",
+        theoretical=timing.theoretical,
+        speedup=speedup,
+        theory_ms=share * base.measured_ms,
+        gap=Interval(
+            value=new.measured_ms - share * base.measured_ms,
+            low=new.measured_ms * (1 - share * speedup.high),
+            high=new.measured_ms * (1 - share * speedup.low),
+        ),
+        base=base,
+        new=new,
+        parts=[_part(kind, rows, whole.get(kind)) for kind in KINDS],
+        rows=rows,
+        gathers=price(picked, kernels[1], measured[1]),
+    )
+
+
+def _more_cost(
+    measured: Sequence[float],
+    kernels: tuple[Sequence[Kernel], Sequence[Kernel]],
+    profiles: tuple[Profile, Profile],
+) -> float:
+    """Milliseconds an operator that tracing costs beyond what was measured on the chain."""
+    excess = ((sum(k.ms for k in side) - ms) / len(side) for ms, side in zip(measured, kernels, strict=True))
+    return min(max(0.0, *excess), profiles[0].cost_ms)
+
+
+def _without(kernels: Sequence[Kernel], extra: float) -> list[Kernel]:
+    return [replace(k, operator=replace(k.operator, ms=max(0.0, k.operator.ms - extra))) for k in kernels]
+
+
+def _part(kind: PartKind, rows: Iterable[ExplainedRow], whole: float | None) -> Part:
+    by_pass: dict[str, float] = defaultdict(float)
+    if whole is not None:
+        by_pass[""] = whole
+    for row in rows:
+        if kind in row.parts:
+            by_pass[row.made_by or ""] += row.parts[kind]
+    return Part(kind=kind, ms=sum(by_pass.values()), by_pass=dict(by_pass))
+
+
+# ---------------------------------------------------------------------- which operator answers to which
+
+
+@dataclass
+class _Pair:
+    """Operators of the base and those that took their place."""
+
+    base: list[Kernel] = field(default_factory=list)
+    new: list[Kernel] = field(default_factory=list)
+
+
+class _Matching:
+    """Rows of two lists of operators; every operator is in one row."""
+
+    def __init__(self, base: Sequence[Kernel], new: Sequence[Kernel]) -> None:
+        self.base, self.new = base, new
+        self.heavy = [k for k in base if k.macs]
+        self.inside = {s.key: (s.elements, k.made_by) for k in new for s in k.sources if s is not k.main}
+
+    def rows(self) -> list[ExplainedRow]:
+        """In the order of the candidate; what is gone comes last."""
+        made = [self.heavy_row(pair) for pair in self.heavy_pairs()]
+        pairs = {id(pair.new[0]): row for pair, row in made if pair.new}
+        gone = [row for pair, row in made if not pair.new]
+        light = _Light(self)
+        rows = []
+        for kernel in self.new:
+            if id(kernel) in pairs:
+                rows.append(pairs[id(kernel)])
+            elif not kernel.macs:
+                rows.append(light.row(kernel))
+        return [*rows, *gone, *light.gone()]
+
+    def heavy_pairs(self) -> list[_Pair]:
+        """Multiplications by fx node where both files have it, the others by module and its factors."""
+        new = [k for k in self.new if k.macs]
+        keys = {_key(k): k for k in self.heavy}
+        pairs = {_key(k): _Pair([keys[_key(k)]], [k]) for k in new if _key(k) in keys}
+        picked = {_key(k): _Pair([], [k]) for k in new if k.selects and _key(k) not in keys}
+        if not pairs and not any(_within(k, b) for k in new for b in self.heavy):
+            raise BenchError(
+                "layers: found none that both files have by the same name, expected exports of one network "
+                "before and after; compare files that graphcomp wrote, or of one exporter"
+            )
+        groups: dict[str, _Pair] = defaultdict(_Pair)
+        for kernel in self.heavy:
+            if _key(kernel) not in pairs:
+                groups[kernel.layer].base.append(kernel)
+        for kernel in new:
+            if _key(kernel) not in pairs | picked:
+                parent = next((b.layer for b in self.heavy if _within(kernel, b)), kernel.layer)
+                groups[parent].new.append(kernel)
+        return [*pairs.values(), *picked.values(), *groups.values()]
+
+    def heavy_row(self, pair: _Pair) -> tuple[_Pair, ExplainedRow]:
+        """Theory by MACs, padding by what is carried out, the rest by the form."""
+        base = pair.base or self.heavy
+        ms, macs, computed = sum(k.ms for k in base), sum(k.macs for k in base), sum(k.computed for k in base)
+        forms = {k.form for k in base}
+        parts: dict[PartKind, float] = defaultdict(float)
+        for kernel in pair.new:
+            if kernel.selects and not pair.base:
+                parts["layout"] += kernel.ms - ms * kernel.macs / macs
+                continue
+            parts["padding"] += ms * (kernel.computed / computed - kernel.macs / macs)
+            changed: PartKind = "intensity" if kernel.form in forms else "kernel"
+            parts[changed] += kernel.ms - ms * kernel.computed / computed
+        theory = ms * sum(k.macs for k in pair.new) / macs
+        return pair, _row(pair.base, pair.new, theory, parts)
+
+
+def _key(kernel: Kernel) -> str:
+    return kernel.main.key if kernel.main is not None else kernel.operator.node.name
+
+
+def _within(kernel: Kernel, base: Kernel) -> bool:
+    """Whether an operator is a factor of a layer."""
+    return kernel.layer.startswith(f"{base.layer}.")
+
+
+class _Light:
+    """Rows of operators without MACs."""
+
+    def __init__(self, matching: _Matching) -> None:
+        self.matching = matching
+        self.of: dict[tuple[str, str], list[Kernel]] = defaultdict(list)
+        for kernel in matching.base:
+            for key in () if kernel.macs else self.keys(kernel):
+                self.of[key].append(kernel)
+        self.used: set[int] = set()
+
+    def keys(self, kernel: Kernel) -> list[tuple[str, str]]:
+        """What it is known by: its exported nodes; what the runtime added, by the value that it moves."""
+        return [("node", s.key) for s in kernel.sources] or [(kernel.operator.node.op, kernel.carries)]
+
+    def row(self, new: Kernel) -> ExplainedRow:
+        """One operator of the candidate beside that of the base, if it has one of its own."""
+        base = next((b for key in self.keys(new) for b in self.of[key] if id(b) not in self.used), None)
+        if base is None:
+            kind: PartKind = "layout" if _moves(new) else "fusion"
+            return _row([], [new], 0.0, {kind: new.ms})
+        self.used.add(id(base))
+        theory = base.ms * _ratio(_elements(base), _elements(new))
+        kind = "layout" if _moves(new) else "intensity" if new.form == base.form else "kernel"
+        return _row([base], [new], theory, {kind: new.ms - theory})
+
+    def gone(self) -> list[ExplainedRow]:
+        """Operators of the base that the candidate has not: fused now, or no more."""
+        rows = []
+        for base in self.matching.base:
+            if base.macs or id(base) in self.used:
+                continue
+            inside = self.matching.inside
+            after = None if base.main is None or _moves(base) else inside.get(base.main.key)
+            theory = 0.0 if after is None else base.ms * _ratio(_elements(base), after[0])
+            row = _row([base], [], theory, {} if after is None else {"fusion": -theory})
+            rows.append(row if after is None else row.model_copy(update={"made_by": after[1]}))
+        return rows
+
+
+def _moves(kernel: Kernel) -> bool:
+    return kernel.operator.node.op in LAYOUT
+
+
+def _elements(kernel: Kernel) -> int:
+    """What it reads and writes: of the network, or of memory where the network knows nothing of it."""
+    if kernel.main is not None:
+        return kernel.main.elements
+    shapes = (*kernel.operator.inputs, *kernel.operator.outputs)
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _ratio(base: int, new: int) -> float:
+    """As much as before where nothing is known."""
+    return new / base if base and new else 1.0
+
+
+def _row(
+    base: Sequence[Kernel], new: Sequence[Kernel], theory: float, parts: dict[PartKind, float]
+) -> ExplainedRow:
+    some = new or base
+    return ExplainedRow(
+        layer=(base[0] if some[0].macs and base else some[0]).layer,
+        base_operators=list(map(_name, base)),
+        new_operators=list(map(_name, new)),
+        base_form=_forms(base),
+        new_form=_forms(new),
+        made_by=next((k.made_by for k in some if k.made_by is not None), None),
+        base_ms=sum(k.ms for k in base),
+        new_ms=sum(k.ms for k in new),
+        theory_ms=theory,
+        base_macs=sum(k.macs for k in base),
+        new_macs=sum(k.macs for k in new),
+        base_computed=sum(k.computed for k in base),
+        new_computed=sum(k.computed for k in new),
+        parts=dict(parts),
+    )
+
+
+def _name(kernel: Kernel) -> str:
+    return "Select" if kernel.selects else kernel.operator.node.op
+
+
+def _forms(kernels: Sequence[Kernel]) -> str:
+    return " + ".join(dict.fromkeys(k.form for k in kernels))

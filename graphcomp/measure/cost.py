@@ -1,0 +1,152 @@
+"""What a program costs: parameters and multiply-accumulates, one function a counter.
+
+`macs` counts `n * c/groups * k * oh * ow` for every call of a convolution or linear layer at batch 1, and
+nothing for bias, normalisation, activation and pooling. Percentages are always new / old of one counter.
+"""
+
+import math
+from typing import cast
+
+from torch import Tensor, fx, nn
+
+from graphcomp.channels.rules import op_name
+from graphcomp.ir.coefficients import DctConv2d, DctLayer
+from graphcomp.ir.program import Program, named_tensors
+from graphcomp.records.records import Accuracy, LayerRow, MeanError, Snapshot
+
+
+def params_trainable(program: Program) -> int:
+    """Elements of all parameters that training would change, tied ones once."""
+    return sum(p.numel() for p in program.module.parameters() if p.requires_grad)
+
+
+def params_state(program: Program) -> int:
+    """Elements of all parameters and buffers, tied ones once."""
+    return sum(t.numel() for t in {id(t): t for t in named_tensors(program.module).values()}.values())
+
+
+def params_order(program: Program) -> int:
+    """Elements of the orders of coefficient layers: stored as integers, never trained (METHODS 4.6)."""
+    layers = {m for m in program.called_modules().values() if isinstance(m, DctLayer)}
+    return sum(m.index.numel() for m in layers if m.index is not None)
+
+
+def params_dct(program: Program) -> int:
+    """Trainable parameters and order parameters: the size of a network as METHODS 0.2 and 4.6 count it."""
+    return params_trainable(program) + params_order(program)
+
+
+def macs(program: Program) -> int:
+    """Multiply-accumulates of convolutions and linear layers for one sample."""
+    return sum(row.macs for row in layer_rows(program))
+
+
+def layer_rows(program: Program) -> list[LayerRow]:
+    """One row a call of a convolution or linear layer, in graph order."""
+    return [row for node in program.graph.nodes if (row := layer_row(program, node)) is not None]
+
+
+def layer_row(program: Program, node: fx.Node) -> LayerRow | None:
+    """The row of one node; None if it is no convolution or linear layer with weights of its own."""
+    if node.op == "call_module":
+        return _module_row(program, node)
+    name = op_name(program, node)
+    if node.op != "call_function" or name not in _FUNCTIONS:
+        return None
+    weight = cast(fx.Node, node.args[1] if len(node.args) > 1 else node.kwargs["weight"])
+    tensor = program.values[weight]
+    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    extra = program.values[bias].numel() if isinstance(bias, fx.Node) else 0
+    groups = int(cast(int, node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)))
+    out, into = tensor.shape[0], tensor.shape[1] * groups
+    measured = node
+    if "transpose" in name:  # every *input* position multiplies the whole kernel
+        out, into, measured = into, out, cast(fx.Node, node.args[0])
+    return LayerRow(
+        name=node.name,
+        kind=name,
+        in_channels=into,
+        out_channels=out,
+        kernel=tuple(tensor.shape[2:]),
+        groups=groups,
+        params=tensor.numel() + extra,
+        macs=tensor.numel() * _positions(program.shape(measured) or (), tensor.ndim),
+    )
+
+
+_FUNCTIONS = {"linear", *(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))}
+
+
+def layer_weight(program: Program, node: fx.Node) -> Tensor | None:
+    """The weight of a node that `layer_row` has a row for; None if the network computes it."""
+    if node.op == "call_module":
+        return program.tensors.get(f"{node.target}.weight")
+    weight = cast(fx.Node, node.args[1] if len(node.args) > 1 else node.kwargs["weight"])
+    return program.tensors[cast(str, weight.target)] if weight.op == "get_attr" else None
+
+
+def _module_row(program: Program, node: fx.Node) -> LayerRow | None:
+    target = cast(str, node.target)
+    module = program.layer(target)
+    if isinstance(module, DctLayer):
+        return _coefficient_row(program, node, module)
+    if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+        return None
+    weight: Tensor = program.tensors[f"{target}.weight"]
+    measured = node
+    if isinstance(module, nn.modules.conv._ConvNd):
+        into, out, kernel, groups = module.in_channels, module.out_channels, module.kernel_size, module.groups
+        if module.transposed:  # every *input* position multiplies the whole kernel
+            measured = cast(fx.Node, node.args[0])
+    else:
+        into, out, kernel, groups = module.in_features, module.out_features, (), 1
+    return LayerRow(
+        name=target,
+        kind=type(module).__name__,
+        in_channels=into,
+        out_channels=out,
+        kernel=tuple(kernel),
+        groups=groups,
+        params=weight.numel() + (module.bias.numel() if module.bias is not None else 0),
+        macs=weight.numel() * _positions(program.shape(measured) or (), weight.ndim),
+    )
+
+
+def _coefficient_row(program: Program, node: fx.Node, layer: DctLayer) -> LayerRow:
+    """The parameters that are stored (orders included), the MACs of the weight that they stand for."""
+    out, into, *kernel = layer.weight_shape
+    groups = layer.groups if isinstance(layer, DctConv2d) else 1
+    stored = (layer.coefficients, layer.index, layer.bias)
+    return LayerRow(
+        name=cast(str, node.target),
+        kind=type(layer).__name__,
+        in_channels=into * groups,
+        out_channels=out,
+        kernel=tuple(kernel),
+        groups=groups,
+        params=sum(tensor.numel() for tensor in stored if tensor is not None),
+        macs=math.prod(layer.weight_shape) * _positions(program.shape(node) or (), len(layer.weight_shape)),
+    )
+
+
+def _positions(shape: tuple[int, ...], weight_ndim: int) -> int:
+    """Output positions that share the weight: the plane of a convolution, the tokens of a linear layer."""
+    spatial = shape[len(shape) - (weight_ndim - 2) :] if weight_ndim > 2 else shape[1:-1]
+    count = 1
+    for size in spatial:
+        count *= size
+    return count
+
+
+def snapshot(program: Program, accuracy: Accuracy | None = None, error: MeanError | None = None) -> Snapshot:
+    """All counters of a program."""
+    rows = layer_rows(program)
+    return Snapshot(
+        params_trainable=params_trainable(program),
+        params_state=params_state(program),
+        params_order=params_order(program),
+        macs=sum(row.macs for row in rows),
+        accuracy=accuracy,
+        error=error,
+        layers=rows,
+    )

@@ -1,0 +1,214 @@
+"""How good a program is: accuracy or mean error with its interval, and drift between two programs."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphcomp.base import distributed
+from graphcomp.data.sources import Data, Split
+from graphcomp.errors import DataError
+from graphcomp.ir.program import Program, output_tensors
+from graphcomp.measure.calibrate import batch_size
+from graphcomp.records.records import Accuracy, Drift, MeanError
+
+BATCH = 250
+NORMAL_95 = 1.959964
+"""Standard deviations on each side of the mean that hold 95 % of a normal distribution."""
+
+
+def wilson(correct: int, total: int, z: float = NORMAL_95) -> tuple[float, float]:
+    """The Wilson score interval of a proportion (95 % by default)."""
+    if total == 0:
+        return 0.0, 1.0
+    p = correct / total
+    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def is_classifier(program: Program) -> bool:
+    """Whether the program yields one tensor (batch, classes)."""
+    value = program.output
+    return isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] > 1
+
+
+def count_outputs(program: Program) -> int | None:
+    """How many classes a program knows; None if it is no classifier."""
+    return int(program.output.shape[1]) if is_classifier(program) else None
+
+
+def require_classes(program: Program, data: Data) -> None:
+    """DataError if a classifier has not one output for each class of the data."""
+    outputs = count_outputs(program)
+    if outputs is not None:
+        data.require_outputs(outputs)
+
+
+@torch.no_grad()
+def accuracy(
+    program: Program, split: Split, progress: Callable[[int], None] | None = None, *, shared: bool = False
+) -> Accuracy | None:
+    """Top-1 accuracy on a split; None without labels, for values, or for a network that is no classifier.
+
+    Args:
+        program: the network.
+        split: labelled samples.
+        progress: told the size of each batch.
+        shared: every process calls this and looks at its share of the samples (see `distributed`).
+
+    Raises:
+        DataError: if the split is empty or has labels that the network has no output for.
+    """
+    if not split.labelled or not is_classifier(program):
+        return None
+    if not len(split):
+        raise DataError("evaluation data: found no samples, expected at least one")
+    if split.regression:
+        return None
+    batch = batch_size(program)
+    part = split.subset(distributed.share(len(split), batch)) if shared else split
+    correct = torch.zeros((), dtype=torch.int64)
+    for x, y in part.batches(batch):
+        logits = program(x)
+        require_outputs(logits, y)
+        correct += (logits.argmax(1) == y).sum()
+        if progress:
+            progress(len(y))
+    if shared:
+        distributed.all_reduce([correct])
+    low, high = wilson(int(correct), len(split))
+    return Accuracy(top1=int(correct) / len(split), samples=len(split), low=low, high=high)
+
+
+def score(program: Program, split: Split, *, shared: bool = False) -> Accuracy | MeanError | None:
+    """Accuracy for classes, the mean error for values; see these. None where neither says anything."""
+    return accuracy(program, split, shared=shared) or mean_error(program, split, shared=shared)
+
+
+@torch.no_grad()
+def mean_error(
+    program: Program, split: Split, progress: Callable[[int], None] | None = None, *, shared: bool = False
+) -> MeanError | None:
+    """Mean absolute error on a split whose labels are values; None without labels, or for classes.
+
+    Args:
+        program: the network.
+        split: samples with values.
+        progress: told the size of each batch.
+        shared: every process calls this and looks at its share of the samples (see `distributed`).
+
+    Raises:
+        DataError: if the split is empty, or the network does not yield one number for each value.
+    """
+    if not split.regression:
+        return None
+    if not len(split):
+        raise DataError("evaluation data: found no samples, expected at least one")
+    batch = batch_size(program)
+    part = split.subset(distributed.share(len(split), batch)) if shared else split
+    sums = torch.zeros(2, dtype=torch.float64)  # of errors, of their squares
+    for x, y in part.batches(batch):
+        errors = absolute_errors(program(x), y).double()
+        sums += torch.stack([errors.sum(), errors.square().sum()])
+        if progress:
+            progress(len(y))
+    if shared:
+        distributed.all_reduce([sums])
+    mean, square = (sums / len(split)).tolist()
+    half = NORMAL_95 * math.sqrt(max(square - mean * mean, 0.0) / len(split))
+    return MeanError(mae=mean, samples=len(split), low=max(0.0, mean - half), high=mean + half)
+
+
+def absolute_errors(outputs: Any, labels: Tensor) -> Tensor:
+    """|output - label| of each sample, the mean over its values; shape (n,). See `values_like`."""
+    errors: Tensor = (outputs - values_like(outputs, labels)).abs()
+    return errors.reshape(len(errors), -1).mean(1)
+
+
+def values_like(outputs: Any, labels: Tensor) -> Tensor:
+    """Labels in the shape and type of the outputs: `[n]` for outputs `[n, 1]`, which would broadcast.
+
+    Raises:
+        DataError: if the network does not yield one number for each value.
+    """
+    if not isinstance(outputs, Tensor) or len(outputs) != len(labels) or outputs.numel() != labels.numel():
+        found = tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise DataError(
+            f"labels: found values of shape {tuple(labels.shape[1:])} for outputs of shape {found}, expected "
+            "one number for each; check that the data belongs to this network"
+        )
+    return labels.reshape(outputs.shape).to(outputs)
+
+
+def require_outputs(logits: Tensor, labels: Tensor) -> None:
+    """DataError if the network has no output for some label."""
+    if int(labels.max()) >= logits.shape[1]:
+        raise DataError(
+            f"labels: found class {int(labels.max())}, expected classes below {logits.shape[1]}, the number "
+            "of the network's outputs; check that the data belongs to this network"
+        )
+
+
+@torch.no_grad()
+def confusion(program: Program, split: Split, progress: Callable[[int], None] | None = None) -> Tensor | None:
+    """How often each class was taken for which one; None as for `accuracy`, which is its trace's share.
+
+    Args:
+        program: the network.
+        split: labelled samples.
+        progress: told the size of each batch.
+
+    Returns:
+        int64 (classes, classes), a row for each true class, a column for each predicted one.
+
+    Raises:
+        DataError: as for `accuracy`.
+    """
+    if not split.labelled or not is_classifier(program):
+        return None
+    if not len(split):
+        raise DataError("evaluation data: found no samples, expected at least one")
+    if split.regression:
+        return None
+    pairs: list[Tensor] = []
+    classes = 0
+    for x, y in split.batches(batch_size(program)):
+        logits = program(x)
+        require_outputs(logits, y)
+        classes = logits.shape[1]
+        pairs.append(y * classes + logits.argmax(1))
+        if progress:
+            progress(len(y))
+    return torch.bincount(torch.cat(pairs), minlength=classes * classes).view(classes, classes)
+
+
+@torch.no_grad()
+def drift(before: Program, after: Program, batches: Iterable[Tensor]) -> Drift:
+    """Relative L2 of the outputs, and the share of samples with the same top-1 class."""
+    difference = norm = 0.0
+    same = total = 0
+    classifier = is_classifier(before)
+    for x in batches:
+        old, new = output_tensors(before(x)), output_tensors(after(x))
+        difference += sum(float((a - b).double().square().sum()) for a, b in zip(old, new, strict=True))
+        norm += sum(float(a.double().square().sum()) for a in old)
+        if classifier:
+            same += int((old[0].argmax(1) == new[0].argmax(1)).sum())
+        total += len(x)
+    ratio = math.sqrt(difference / norm) if norm else math.sqrt(difference)
+    return Drift(relative_l2=ratio, top1_agreement=same / total if classifier and total else None)
+
+
+def first_inputs(split: Split, samples: int) -> list[Tensor]:
+    """The inputs of the first `samples` samples, in batches."""
+    found: list[Tensor] = []
+    left = samples
+    for x, _ in split.batches(BATCH):
+        found.append(x[:left])
+        left -= len(x)
+        if left <= 0:
+            break
+    return found

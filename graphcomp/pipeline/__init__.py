@@ -1,0 +1,1 @@
+"""Passes, plans, and the one check: `rewrite(simulate(p)) == simulate(p)`."""

@@ -1,0 +1,1 @@
+"""What a run writes, as data: reports, plans, timings, explanations."""

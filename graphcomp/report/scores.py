@@ -1,0 +1,143 @@
+"""How good a program is, as reports and studies say it and draw it: accuracy, or the mean error of values.
+
+A result is judged by its speed and its score together: it is not good for being fast alone.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from matplotlib.axes import Axes
+
+from graphcomp.records.records import Accuracy, BatchTiming, MeanError, Snapshot
+
+Score = Accuracy | MeanError
+Change = Literal["lost", "kept", "gained"]
+Verdict = Literal["good", "mixed", "bad", "plain"]
+"""Of speed and score together: `mixed` pays for one with the other, `plain` says nothing either way."""
+
+
+def quality(snapshot: Snapshot) -> Score | None:
+    """Accuracy, or the mean error where labels are values; None if neither was measured."""
+    return snapshot.accuracy or snapshot.error
+
+
+def measure_of(snapshot: Snapshot) -> str:
+    """What `quality` is called."""
+    return "Mean absolute error" if snapshot.error else "Accuracy (top-1)"
+
+
+# ---------------------------------------------------------------------- as text
+
+
+def value_text(score: Score) -> str:
+    """`93.39 %`, or the error in four digits."""
+    return f"{score.mae:.4g}" if isinstance(score, MeanError) else f"{100 * score.top1:.2f} %"
+
+
+def range_text(score: Score) -> str:
+    """The ends of the 95 % interval."""
+    if isinstance(score, MeanError):
+        return f"{score.low:.4g}, {score.high:.4g}"
+    return f"{100 * score.low:.1f}, {100 * score.high:.1f}"
+
+
+def score_text(score: Score | None) -> str:
+    """`93.39 % [92.9, 93.9]`."""
+    return "not measured" if score is None else f"{value_text(score)} [{range_text(score)}]"
+
+
+# ---------------------------------------------------------------------- before and after
+
+
+def change(before: Score | None, after: Score | None) -> Change | None:
+    """What became of the score: lost or gained where it lies outside of the 95 % interval before.
+
+    None if it was not measured on both sides, or not by the same measure.
+    """
+    if isinstance(before, Accuracy) and isinstance(after, Accuracy):
+        worse, better = after.top1 < before.low, after.top1 > before.high
+    elif isinstance(before, MeanError) and isinstance(after, MeanError):
+        worse, better = after.mae > before.high, after.mae < before.low
+    else:
+        return None
+    return "lost" if worse else "gained" if better else "kept"
+
+
+def change_text(before: Score | None, after: Score | None) -> str:
+    """`21.0 points less accurate`; a difference that the interval covers is shown, but not called one."""
+    found = change(before, after)
+    if isinstance(before, Accuracy) and isinstance(after, Accuracy):
+        points = 100 * (after.top1 - before.top1)
+        if found == "kept":
+            within = f"as accurate within its interval ({points:+.2f} points)"
+            return within if points else "equally accurate"
+        decimals = 1 if abs(points) >= 1 else 2
+        return f"{abs(points):.{decimals}f} points {'less' if found == 'lost' else 'more'} accurate"
+    if isinstance(before, MeanError) and isinstance(after, MeanError):
+        part = 100 * (after.mae / before.mae - 1) if before.mae else 0.0
+        if found == "kept":
+            return f"equal in error within its interval ({part:+.1f} %)" if part else "equal in error"
+        by = f"{abs(part):.1f} % " if part else ""
+        return f"mean error {by}{'larger' if found == 'lost' else 'smaller'}"
+    return "accuracy not measured"
+
+
+def judge(speed: str | None, before: Score | None, after: Score | None) -> tuple[str, Verdict]:
+    """Speed and score in words, and how good both together are.
+
+    Args:
+        speed: what a benchmark's verdict begins with: faster, slower, or something else for no difference;
+            None if time was not measured.
+        before, after: of the original and of the result.
+    """
+    found = change(before, after)
+    said = "time not measured" if speed is None else speed
+    word = said.partition(" ")[0]
+    verdict: Verdict = "plain"
+    if word == "faster" and found is not None:
+        verdict = "mixed" if found == "lost" else "good"
+    elif word == "slower":
+        verdict = "mixed" if found == "gained" else "bad"
+    elif found in ("lost", "gained"):
+        verdict = "bad" if found == "lost" else "good"
+    return f"{said}, {change_text(before, after)}", verdict
+
+
+def judge_speed(timing: BatchTiming, before: Score | None, after: Score | None) -> tuple[str, Verdict]:
+    """The same with the speedup: `1.42x faster, 21.0 points less accurate`."""
+    said, verdict = judge(timing.verdict, before, after)
+    value = timing.quoted.value
+    if timing.verdict.startswith("faster"):
+        return f"{value:.2f}x {said}", verdict
+    rest = said.removeprefix(timing.verdict)
+    return f"{timing.verdict} ({value:.2f}x the original's speed){rest}", verdict
+
+
+# ---------------------------------------------------------------------- as plots
+
+
+def plotted(score: Score) -> tuple[float, float, float]:
+    """The value and the ends of its interval; accuracies in per cent."""
+    if isinstance(score, MeanError):
+        return score.mae, score.low, score.high
+    return 100 * score.top1, 100 * score.low, 100 * score.high
+
+
+def spread(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[list[float]]:
+    """Lengths of error bars, below and above; rounding may put an end on the wrong side of its value."""
+    below = [max(value - end, 0.0) for value, end in zip(values, low, strict=True)]
+    return [below, [max(end - value, 0.0) for value, end in zip(values, high, strict=True)]]
+
+
+def draw_scores(ax: Axes, x: Sequence[float], scores: Sequence[Score], **look: Any) -> None:
+    """A line of scores of one kind with their intervals, and the label of the axis.
+
+    Args:
+        ax: to draw on.
+        x, scores: aligned, at least one.
+        look: of matplotlib's `errorbar`.
+    """
+    values, low, high = zip(*map(plotted, scores), strict=True)
+    ax.errorbar(x, values, yerr=spread(values, low, high), **look)
+    what = "mean absolute error" if isinstance(scores[0], MeanError) else "top-1 accuracy, %"
+    ax.set_ylabel(f"{what}\n(bars: 95 % interval)")

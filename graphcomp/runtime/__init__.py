@@ -1,0 +1,1 @@
+"""ONNX Runtime and this machine: targets, sessions, timings."""

@@ -1,0 +1,440 @@
+"""Opening an ONNX Runtime session that cannot fall back to another provider.
+
+Asked for CUDA on a machine without it, the runtime quietly opens a session on the CPU. `open_session` lists
+only the wanted provider, switches every fallback off, asks the session where each node went, and raises
+`ProviderError` unless all convolutions and matrix products are where they were asked to be.
+
+The CUDA and TensorRT paths are written from the runtime's sources and documentation: they have **not yet
+been run on a GPU**. What is tested is that they refuse, by name, on a machine without one.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from graphcomp.base import cache
+from graphcomp.base.muting import muted
+from graphcomp.errors import BenchError, ProviderError
+
+__all__ = [
+    "PROVIDERS",
+    "OpenSession",
+    "Provider",
+    "installed_runtimes",
+    "open_session",
+    "probe",
+    "run_errors",
+]
+
+Provider = Literal["cpu", "cuda", "tensorrt"]
+PROVIDERS: dict[Provider, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# Reduced precision and algorithm search stated rather than inherited, so that the record says what was timed.
+OPTIONS: dict[Provider, dict[str, str]] = {
+    "cpu": {},
+    "cuda": {"device_id": "0", "use_tf32": "1", "cudnn_conv_algo_search": "EXHAUSTIVE"},
+    "tensorrt": {"device_id": "0", "trt_fp16_enable": "0", "trt_int8_enable": "0"},
+}
+ADVICE: dict[Provider, str] = {
+    "cpu": "reinstall onnxruntime",
+    "cuda": "install the NVIDIA driver, CUDA and cuDNN that this onnxruntime-gpu was built for, or use "
+    "provider 'cpu'",
+    "tensorrt": "install the NVIDIA driver and the TensorRT libraries (pip install tensorrt), or use "
+    "provider 'cpu'",
+}
+
+
+ENGINES = "tensorrt"
+"""Kind of the cache's entries that TensorRT writes."""
+TENSORRT = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
+"""Distributions that it comes in."""
+
+
+@dataclass(frozen=True)
+class OpenSession:
+    """A session whose heavy nodes all run on the provider that was asked for.
+
+    `nodes_per_provider` counts nodes as they were assigned, before the provider's own fusions. `tf32` is
+    None on the CPU; on GPUs it is what the options and NVIDIA_TF32_OVERRIDE together allow.
+    """
+
+    session: Any
+    provider: Provider
+    threads: int
+    provider_options: dict[str, str]
+    tf32: bool | None
+    nodes_per_provider: dict[str, int]
+    memcpy_nodes: int
+    load_seconds: float
+    load_cpu_seconds: float
+
+    @property
+    def device(self) -> str:
+        """Where tensors live that are bound without copies: 'cpu' or 'cuda'."""
+        return "cpu" if self.provider == "cpu" else "cuda"
+
+
+def open_session(
+    model: Path | bytes,
+    provider: Provider = "cpu",
+    threads: int = 1,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    cache_key: str | None = None,
+    cuda_graphs: bool = False,
+    dump: Path | None = None,
+    profile: Path | None = None,
+) -> OpenSession:
+    """Open `model` (an ONNX file or its bytes) on `provider` with `threads` intra-op threads.
+
+    `shapes` (input name → shape) fixes TensorRT's optimisation profile; `cache_key` names its engine cache
+    (hash of the model and the shape) in `base.cache`, not used without one. Other providers ignore both.
+    `cuda_graphs` records the launches of one run and replays them, which takes bound inputs and outputs that
+    stay where they are, and a graph that never leaves the GPU; CPUs have none. `dump` receives the graph that
+    the runtime made of the model; with `profile` (how the trace's path begins) every operator of every run is
+    timed, until the session's `end_profiling`: never the runs that are quoted.
+
+    Raises ProviderError if the provider does not work here, does not take every heavy node, copies between
+    host and device inside a recorded graph, or two runtimes are installed; BenchError if the runtime refuses
+    the model or an option is out of range.
+    """
+    if provider not in PROVIDERS:
+        raise BenchError(f"provider: found {provider!r}, expected one of {', '.join(PROVIDERS)}")
+    if threads < 1:
+        raise BenchError(f"threads: found {threads}, expected at least 1; give the number explicitly")
+    graphs = _graph_options(provider, cuda_graphs)
+    ort = _runtime()
+    options = OPTIONS[provider] | graphs | _tensorrt_options(provider, shapes, cache_key)
+    place = str(model) if isinstance(model, Path) else "model"
+    with _quiet(ort, provider):
+        start, cpu_start = time.perf_counter(), time.process_time()
+        try:
+            session = _create(ort, model, provider, threads, options, dump=dump, profile=profile)
+        except run_errors() as error:
+            raise _refusal(ort, model, place, provider, options, error) from error
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+        nodes = _check_placement(ort, session, place, provider)
+        copies = _memcpy_nodes(ort, model, provider, threads, options)
+    if cuda_graphs and copies:
+        raise ProviderError(
+            f"{place}: found {copies} copies between host and device inside the graph, expected none with "
+            "CUDA graphs; leave them off or change these nodes"
+        )
+    chosen = {key: str(value) for key, value in session.get_provider_options()[PROVIDERS[provider]].items()}
+    return OpenSession(
+        session,
+        provider,
+        threads,
+        options | chosen,
+        _tf32(provider, options),
+        nodes,
+        copies,
+        seconds,
+        cpu_seconds,
+    )
+
+
+def probe(provider: Provider, threads: int = 1, *, cuda_graphs: bool = False) -> OpenSession:
+    """Run a tiny convolution on `provider` and compare it with the exact result.
+
+    With `cuda_graphs` their setting is checked as well. Raises ProviderError if the provider does not work on
+    this machine or computes something else.
+    """
+    _graph_options(provider, cuda_graphs)
+    opened = open_session(_probe_model(), provider, threads)
+    x = np.ones((1, 8, 4, 4), np.float32)
+    try:
+        (y,) = opened.session.run(None, {"x": x})
+    except run_errors() as error:
+        raise ProviderError(
+            f"provider {provider!r}: opened but failed to run a convolution ({error}); {ADVICE[provider]}"
+        ) from error
+    # 8 channels x 2.0 is exact in every precision a provider may choose.
+    if not np.array_equal(y, np.full((1, 8, 4, 4), 16, np.float32)):
+        raise ProviderError(f"provider {provider!r}: a convolution is wrong, expected 16; {ADVICE[provider]}")
+    return opened
+
+
+@functools.cache
+def installed_runtimes() -> dict[str, str]:
+    """Every installed distribution that provides the module `onnxruntime`, with its version."""
+    names = importlib.metadata.packages_distributions().get("onnxruntime", [])
+    return {name: importlib.metadata.version(name) for name in sorted(set(names))}
+
+
+def run_errors() -> tuple[type[BaseException], ...]:
+    """The exceptions that the installed runtime raises when a session cannot be opened or run."""
+    state = _runtime().capi.onnxruntime_pybind11_state
+    names = (
+        "Fail",
+        "InvalidArgument",
+        "NoSuchFile",
+        "NoModel",
+        "EngineError",
+        "RuntimeException",
+        "InvalidProtobuf",
+        "NotImplemented",
+        "InvalidGraph",
+        "EPFail",
+    )
+    return (RuntimeError, ValueError, *(getattr(state, name) for name in names))
+
+
+def _runtime() -> Any:
+    found = installed_runtimes()
+    if len(found) > 1:
+        listed = " and ".join(f"{name} {version}" for name, version in found.items())
+        raise ProviderError(
+            f"onnxruntime: found {listed} installed at once, expected one distribution; they overwrite each "
+            "other's "
+            f"files: run `pip uninstall {' '.join(found)}` and install only the one you want"
+        )
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise ProviderError(
+            f"onnxruntime: cannot be imported ({error}); reinstall onnxruntime or onnxruntime-gpu"
+        ) from error
+    if not hasattr(getattr(ort, "InferenceSession", None), "get_provider_graph_assignment_info"):
+        raise ProviderError(
+            f"onnxruntime: found {getattr(ort, '__version__', 'a broken install')}, expected 1.24 or later, "
+            "whose sessions tell where each node runs; upgrade or reinstall it"
+        )
+    return ort
+
+
+def _create(
+    ort: Any,
+    model: Path | bytes,
+    provider: Provider,
+    threads: int,
+    options: Mapping[str, str],
+    *,
+    strict: bool = True,
+    dump: Path | None = None,
+    profile: Path | None = None,
+) -> Any:
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    settings.log_severity_level = 4  # what matters is raised
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # Two sessions take turns: the threads of the idle one must not spin on the cores of the other.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    if provider != "cpu" and strict:
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if dump is not None:
+        settings.optimized_model_filepath = str(dump)
+    if profile is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(profile)
+    source = str(model) if isinstance(model, Path) else model
+    return ort.InferenceSession(
+        source, settings, providers=[(PROVIDERS[provider], dict(options))], enable_fallback=0
+    )
+
+
+@contextlib.contextmanager
+def _quiet(ort: Any, provider: Provider) -> Iterator[None]:
+    """Find the pip CUDA libraries and keep the runtime's log off the terminal: the errors raised say it."""
+    if provider == "cpu":
+        yield
+        return
+    with muted():
+        ort.preload_dlls()
+    ort.set_default_logger_severity(4)
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(2)
+
+
+def _check_placement(ort: Any, session: Any, place: str, provider: Provider) -> dict[str, int]:
+    wanted = PROVIDERS[provider]
+    if wanted not in session.get_providers():
+        raise _unusable(provider, "the runtime dropped it without an error")
+    placed = _placement(session)
+    stray = [f"{op} {name!r} on {where}" for where, op, name in placed if op in HEAVY and where != wanted]
+    if stray:
+        raise ProviderError(
+            f"{place}: found {_first(stray)}, expected every {', '.join(sorted(HEAVY))} on {wanted}; "
+            "use another provider or change these layers"
+        )
+    return dict(Counter(where for where, _, _ in placed))
+
+
+def _placement(session: Any) -> list[tuple[str, str, str]]:
+    return [
+        (part.ep_name, node.op_type, node.name)
+        for part in session.get_provider_graph_assignment_info()
+        for node in part.get_nodes()
+    ]
+
+
+def _refusal(
+    ort: Any,
+    model: Path | bytes,
+    place: str,
+    provider: Provider,
+    options: Mapping[str, str],
+    error: BaseException,
+) -> BenchError:
+    """The error to raise when a session could not be created: is it the provider or the model?"""
+    if provider == "cpu":
+        return BenchError(
+            f"{place}: onnxruntime {ort.__version__} cannot load it ({error}); export the model again"
+        )
+    if PROVIDERS[provider] not in ort.get_available_providers():
+        return _unusable(provider, "this onnxruntime was built without it")
+    if fault := _library_fault(ort, provider):
+        return _unusable(provider, fault)
+    try:
+        loose = _create(ort, model, provider, 1, options, strict=False)
+    except run_errors():
+        return _unusable(provider, str(error))
+    if PROVIDERS[provider] not in loose.get_providers():
+        return _unusable(provider, "its libraries load but no usable device was found")
+    stray = [f"{op} {name!r}" for where, op, name in _placement(loose) if where != PROVIDERS[provider]]
+    return ProviderError(
+        f"{place}: {PROVIDERS[provider]} does not take {_first(stray)}, expected the whole model on it; "
+        "use another provider or change these nodes"
+    )
+
+
+def _unusable(provider: Provider, why: str) -> ProviderError:
+    return ProviderError(
+        f"provider {provider!r}: {PROVIDERS[provider]} does not work on this machine ({why}); "
+        f"{ADVICE[provider]}; "
+        "`graphcomp doctor` lists what works"
+    )
+
+
+def _first(items: Sequence[str], limit: int = 3) -> str:
+    rest = len(items) - limit
+    return ", ".join(items[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _library_fault(ort: Any, provider: Provider) -> str | None:
+    """What the system's loader says of the provider's library; the runtime only logs it. None if it loads."""
+    pattern = {"Windows": "onnxruntime_providers_{}.dll"}.get(
+        platform.system(), "libonnxruntime_providers_{}.so"
+    )
+    library = Path(ort.__file__).parent / "capi" / pattern.format(provider)
+    if not library.exists():
+        return f"{library.name} is not part of this onnxruntime"
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        # Unresolved symbols only mean that the library expects the runtime to load it; a missing file is a
+        # fault.
+        return None if "undefined symbol" in str(error) else str(error)
+    return None
+
+
+def _memcpy_nodes(
+    ort: Any, model: Path | bytes, provider: Provider, threads: int, options: Mapping[str, str]
+) -> int:
+    """Copies between host and device inside the graph: the runtime adds them after assigning the nodes.
+
+    Only CUDA can have any: on the CPU there is no other device, and a model that TensorRT compiled as a
+    whole has no border inside it (nor can the runtime write such a model out).
+    """
+    if provider != "cuda":
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        dump = Path(folder) / "optimised.onnx"
+        _create(ort, model, provider, threads, options, dump=dump)
+        graph = onnx.load(dump, load_external_data=False).graph
+    return sum(node.op_type.startswith("Memcpy") for node in graph.node)
+
+
+GRAPHS: dict[Provider, dict[str, str]] = {
+    "cuda": {"enable_cuda_graph": "1"},
+    "tensorrt": {"trt_cuda_graph_enable": "1"},
+}
+"""What switches CUDA graphs on."""
+
+
+def _graph_options(provider: Provider, cuda_graphs: bool) -> dict[str, str]:
+    if not cuda_graphs:
+        return {}
+    if provider not in GRAPHS:
+        raise BenchError(
+            f"CUDA graphs: found provider {provider!r}, expected one of {', '.join(GRAPHS)}; leave them off"
+        )
+    return GRAPHS[provider]
+
+
+def _tensorrt_options(
+    provider: Provider, shapes: Mapping[str, Sequence[int]] | None, cache_key: str | None
+) -> dict[str, str]:
+    if provider != "tensorrt":
+        return {}
+    options: dict[str, str] = {}
+    if shapes:
+        # One profile that is exactly the timed shape: an engine built for a range is slower inside it.
+        profile = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
+        options |= {f"trt_profile_{bound}_shapes": profile for bound in ("min", "opt", "max")}
+    place = cache.place(ENGINES, _engine_name(cache_key, options)) if cache_key else None
+    if place is not None:
+        options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(place)}
+    return options
+
+
+def _engine_name(cache_key: str, options: dict[str, str]) -> str:
+    """Of everything that an engine is built by and for; TensorRT refuses those of another version or GPU."""
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+    parts = [cache_key, OPTIONS["tensorrt"] | options, installed_runtimes(), _tensorrt_versions(), gpu]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _tensorrt_versions() -> list[str]:
+    found = []
+    for name in TENSORRT:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return found
+
+
+def _tf32(provider: Provider, options: Mapping[str, str]) -> bool | None:
+    """TensorRT has no option for it: its builder allows TF32 unless NVIDIA_TF32_OVERRIDE=0 forbids it."""
+    if provider == "cpu":
+        return None
+    return options.get("use_tf32", "1") == "1" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
+
+
+def _probe_model() -> bytes:
+    weight: NDArray[np.float32] = np.full((8, 8, 1, 1), 2, np.float32)
+    shape = [1, 8, 4, 4]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], name="probe")],
+        "probe",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    return bytes(model.SerializeToString())

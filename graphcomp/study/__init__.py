@@ -1,0 +1,1 @@
+"""Grids of recipes: run, resumed, and shown on one page."""

@@ -1,0 +1,85 @@
+"""The files that a study leaves: one table as CSV (and Parquet), and one HTML page without scripts.
+
+Everything is derived from the cells' results; nothing is measured here.
+"""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from graphcomp.base.files import write_text
+from graphcomp.measure.classes import largest_confusions
+from graphcomp.report.html import render
+from graphcomp.report.scores import measure_of, score_text
+from graphcomp.study.grid import Cell
+from graphcomp.study.plots import chosen_rates, distinct_rates, draw
+from graphcomp.study.run import Outcome, in_order
+from graphcomp.study.table import Findings, as_csv, by_measure, table, write_parquet
+
+MOST_CLASSES = 20
+"""For which tables have a column a class; with more of them, only the largest confusions are listed."""
+
+
+def write_results(cells: Sequence[Cell], outcome: Outcome, out: Path, names: Sequence[str] | None) -> None:
+    """Write `results.csv`, `study.html`, and `results.parquet` where pyarrow is installed.
+
+    Raises:
+        OutputError: naming the file that cannot be written.
+    """
+    rows = table(cells, outcome, names)
+    write_text(out / "results.csv", as_csv(rows))
+    write_text(out / "study.html", render_html(cells, outcome, names))
+    if find_spec("pyarrow") is not None:
+        write_parquet(rows, out / "results.parquet")
+
+
+def render_html(cells: Sequence[Cell], outcome: Outcome, names: Sequence[str] | None) -> str:
+    """The study as one HTML document that makes no request and runs no script."""
+    found = [Findings(result, names) for result in in_order(cells, outcome.results)]
+    failed = [(c, outcome.failures[c.name]) for c in cells if c.name in outcome.failures]
+    plots, layers = draw(found)
+    distinct = distinct_rates(found)
+    filters = {
+        "count": lambda n: f"{n:,}",
+        "percent": lambda x: f"{100 * x:.2f}",
+        "score": score_text,
+    }
+    return render(
+        "graphcomp.study",
+        "study.html.j2",
+        filters,
+        axes=list(dict.fromkeys(axis for cell in cells for axis in cell.labels)),
+        cells=cells,
+        found=found,
+        failed=failed,
+        missing=len(cells) - len(found) - len(failed),
+        models=list(dict.fromkeys(cell.job.model for cell in cells)),
+        data=list(dict.fromkeys(cell.result.data for cell in found)),
+        plots=plots,
+        measures=list(by_measure(found)) or ["Accuracy"],
+        measure_of=measure_of,
+        layers=layers,
+        rates=_by_layers(distinct),
+        compressions=len(distinct),
+        drawn=len(chosen_rates(distinct)),
+        most_classes=MOST_CLASSES,
+        shade=shade,
+        largest=largest_confusions,
+        timed=any(cell.result.bench for cell in found),
+    )
+
+
+def _by_layers(found: Sequence[Findings]) -> list[tuple[list[str], list[Findings]]]:
+    """Cells of the same layers together."""
+    groups: dict[tuple[str, ...], list[Findings]] = {}
+    for cell in found:
+        groups.setdefault(tuple(cell.layers), []).append(cell)
+    return [(list(layers), group) for layers, group in groups.items()]
+
+
+def shade(count: int, row: Sequence[int], right: bool) -> str:
+    """Colours of a field of a confusion matrix: the larger its share of the row, the stronger."""
+    share = count / sum(row) if sum(row) else 0.0
+    colour = "0, 114, 178" if right else "213, 94, 0"
+    text = "#fff" if share > 0.55 else "var(--ink)"
+    return f"background: rgba({colour}, {share:.3f}); color: {text}"

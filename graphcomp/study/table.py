@@ -1,0 +1,191 @@
+"""What a study found, as numbers: about classes and layers of each cell, and one table of all cells."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from graphcomp.base.files import atomic_file
+from graphcomp.errors import OutputError
+from graphcomp.measure.classes import ClassStatistics, class_statistics
+from graphcomp.records.records import MeanError, Snapshot
+from graphcomp.report.layer_pairs import owner
+from graphcomp.report.scores import Score, Verdict, change_text, judge, judge_speed, measure_of, quality
+from graphcomp.study.grid import Cell, number
+from graphcomp.study.run import CellResult, Outcome
+
+Value = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A result with what it says about classes and layers."""
+
+    result: CellResult
+    class_names: Sequence[str] | None
+
+    @cached_property
+    def classes(self) -> ClassStatistics | None:
+        """None without a confusion matrix."""
+        return class_statistics(self.result.confusion) if self.result.confusion else None
+
+    @cached_property
+    def layers(self) -> dict[str, float]:
+        """Of every layer's MACs, the part that went."""
+        return layer_rates(self.result.baseline, self.result.final)
+
+    @property
+    def score(self) -> Score | None:
+        """Of the final network: accuracy, or the mean error where labels are values."""
+        return quality(self.result.final)
+
+    @property
+    def verdicts(self) -> list[tuple[str, Verdict]]:
+        """Speed and score against the original, and how good both together are; one for each batch size."""
+        before, after = quality(self.result.baseline), self.score
+        timings = self.result.bench.batches if self.result.bench else []
+        if not timings:
+            return [(change_text(before, after), judge(None, before, after)[1])]
+        several = len(timings) > 1
+        found = [(timing, *judge_speed(timing, before, after)) for timing in timings]
+        return [(f"batch {t.batch}: {said}" if several else said, verdict) for t, said, verdict in found]
+
+    @property
+    def title(self) -> str:
+        """What the cell is, in words."""
+        return ", ".join(f"{axis} {label}" for axis, label in self.result.labels.items())
+
+    @property
+    def rate(self) -> float:
+        """Of the network's MACs, the part that went."""
+        return _rate(self.result.baseline.macs, self.result.final.macs)
+
+    def class_name(self, index: int | None) -> str | None:
+        """The study's name for a class, else its number."""
+        named = self.class_names is not None and index is not None and index < len(self.class_names)
+        return (
+            None if index is None else self.class_names[index] if named and self.class_names else str(index)
+        )
+
+
+def by_measure(found: Sequence[Findings]) -> dict[str, list[Findings]]:
+    """The cells that have a score, by what it is called."""
+    groups: dict[str, list[Findings]] = {}
+    for cell in found:
+        if cell.score is not None:
+            groups.setdefault(measure_of(cell.result.final), []).append(cell)
+    return groups
+
+
+def layer_rates(before: Snapshot, after: Snapshot) -> dict[str, float]:
+    """Part of each layer's MACs that went; a layer `a` that was split lives on as `a.0`, `a.1`, ….
+
+    A layer that is called several times counts once, with all its calls.
+    """
+    old: dict[str, int] = {}
+    for row in before.layers:
+        old[row.name] = old.get(row.name, 0) + row.macs
+    new = dict.fromkeys(old, 0)
+    for row in after.layers:
+        name = owner(row.name, new)
+        if name is not None:
+            new[name] += row.macs
+    return {name: _rate(macs, new[name]) for name, macs in old.items()}
+
+
+def _rate(before: int, after: int) -> float:
+    return 1 - after / before if before else 0.0
+
+
+# ---------------------------------------------------------------------- the table
+
+
+def table(cells: Sequence[Cell], outcome: Outcome, names: Sequence[str] | None) -> list[dict[str, Value]]:
+    """One row a cell, in the order of the grid, all with the same columns; None where there is no number."""
+    rows = [_row(cell, outcome, names) for cell in cells]
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return [{column: row.get(column) for column in columns} for row in rows]
+
+
+def _row(cell: Cell, outcome: Outcome, names: Sequence[str] | None) -> dict[str, Value]:
+    row: dict[str, Value] = {"cell": cell.name}
+    row |= {axis: label if (n := number(label)) is None else n for axis, label in cell.labels.items()}
+    result, failure = outcome.results.get(cell.name), outcome.failures.get(cell.name)
+    row |= {"status": "done" if result else "failed" if failure else "not run"}
+    if result is None:
+        return row | {"error": failure.message if failure else None}
+    old, new = result.baseline, result.final
+    row |= {
+        "error": None,
+        "params_before": old.params_trainable,
+        "params": new.params_trainable,
+        "macs_before": old.macs,
+        "macs": new.macs,
+        "mac_rate": _rate(old.macs, new.macs),
+    }
+    return row | _score_columns(result) | _class_columns(Findings(result, names)) | _other(result)
+
+
+def _score_columns(result: CellResult) -> dict[str, Value]:
+    """Accuracy as `top1`, or the mean absolute error as `mae`."""
+    before, after = quality(result.baseline), quality(result.final)
+    if before is None or after is None:
+        return {}
+    name = "mae" if isinstance(after, MeanError) else "top1"
+    return {
+        f"{name}_before": getattr(before, name),
+        name: getattr(after, name),
+        f"{name}_low": after.low,
+        f"{name}_high": after.high,
+        "samples": after.samples,
+    }
+
+
+def _class_columns(findings: Findings) -> dict[str, Value]:
+    found = findings.classes
+    if found is None:
+        return {}
+    name = findings.class_name
+    row: dict[str, Value] = {"class_variance": found.variance, "hardest_class": name(found.hardest)}
+    row |= {f"accuracy[{name(i)}]": value for i, value in enumerate(found.accuracies)}
+    return row | {f"mislabel[{name(i)}]": name(wrong) for i, wrong in enumerate(found.mislabels)}
+
+
+def _other(result: CellResult) -> dict[str, Value]:
+    row: dict[str, Value] = {}
+    for timing in result.bench.batches if result.bench else []:
+        speedup, column = timing.quoted, f"speedup_batch{timing.batch}"
+        row |= {column: speedup.value, f"{column}_low": speedup.low, f"{column}_high": speedup.high}
+    return row | {"seconds": result.seconds}
+
+
+def as_csv(rows: Sequence[Mapping[str, Value]]) -> str:
+    """Rows with equal columns as CSV."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def write_parquet(rows: Sequence[Mapping[str, Value]], path: Path) -> None:
+    """The same as Parquet; needs pyarrow. OutputError if the file cannot be written."""
+    import pyarrow
+    import pyarrow.parquet
+
+    # A column with words and numbers ("0.5", "all") has one type: text.
+    mixed = {name for name in (rows[0] if rows else {}) if len({_type(row[name]) for row in rows} - {""}) > 1}
+    plain = [{k: str(v) if k in mixed and v is not None else v for k, v in row.items()} for row in rows]
+    with atomic_file(path) as temporary:
+        try:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(plain), temporary)
+        except pyarrow.ArrowException as error:
+            raise OutputError(
+                f"{path}: found {error}, expected rows that fit Parquet; use the CSV"
+            ) from error
+
+
+def _type(value: Value) -> str:
+    return "" if value is None else "text" if isinstance(value, str) else "number"

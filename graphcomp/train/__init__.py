@@ -1,0 +1,1 @@
+"""Training a program: options, schedules, batches, the loop."""

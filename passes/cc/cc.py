@@ -1,0 +1,378 @@
+"""cc: collaborative compression (Li et al. 2021, "Towards Compact CNNs via Collaborative Compression").
+
+Channel pruning and low-rank decomposition of every layer, decided together from the loss's mean gradient G:
+
+    units     of a weight W: its input channels, and its singular directions       `_cc_units`, METHODS 1.1
+    loss      of a changed weight X: S[(G * (X - W))^2]                            `_cc_units`, (1.2)
+    GCRO      a rate for every layer; together they meet the global rate           `_gcro`, (1.3)
+    MSHC      which units a layer gives up for its rate                            `_mshc`, (1.4)
+    weights   the best rank-R approximation of the original W[:, K], two factors   `factors.surgery`
+    paying    layers that all this makes slower on the target stay, if asked for   `budget.revert`
+
+The rate is one of MACs of the whole network. Only readers change: a layer reads the channels K of its input;
+channels that nobody reads then go with their producers. `multiple=1` gives the numbers of the paper. Rounded
+up, every layer still meets its rate, and what all give up beyond the global one is handed back (`hand_back`).
+
+`only` compresses a region: the analysis is that of the whole network all the same (Liu's study, METHODS 1.6).
+It is kept on disk layer by layer, so that other rates and regions of the same network take no time.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, fx
+
+from graphcomp.base import distributed
+from graphcomp.base.progress import Progress, part
+from graphcomp.bases.removal import OPTIONS, Globs, excluded, missed, options_of, require_matches
+from graphcomp.budget.factors import Factors
+from graphcomp.budget.revert import REVERT_FACTORS, Paying, Revert, is_asked, layer_left_alone, paying_factors
+from graphcomp.errors import DataError, PassError
+from graphcomp.factors.decompose import Factor, read_factors
+from graphcomp.factors.surgery import candidates, layer_macs, rewrite, simulate
+from graphcomp.ir.program import Program
+from graphcomp.measure.cost import layer_row, macs
+from graphcomp.measure.gradients import mean_gradients
+from graphcomp.passes.cc.analysis import Analysis, side_by_side
+from graphcomp.passes.cc.gcro import Slope, curve_cost, solve_rates
+from graphcomp.passes.cc.mshc import Form, Lookahead, least_macs
+from graphcomp.passes.cc.units import Shape, Unit
+from graphcomp.pipeline.accounting import Concern
+from graphcomp.pipeline.pipeline import Context, Outlook, Plan, require_data
+from graphcomp.records.records import Kept, Record
+
+GRADIENT_PART, TIMED_PART = 0.5, 0.2
+"""Of the progress bar: of what is decided without a clock, and of all where times are measured."""
+
+LARGEST = 1e13
+"""Multiplications, some minutes, that the curve of a layer may take unless it is asked for by `include`."""
+
+
+class Allocated(Record):
+    """What was decided for one layer; `evidence["layers"]` of a plan is a list of them."""
+
+    factor: Factor = Field(description="the layer, the input channels that it reads, the rank of its factors")
+    reason: str | None = Field(description="why the layer stays as it is all the same; null if it does not")
+    rate: float = Field(description="of its MACs, that it was to give up")
+    reached: float = Field(description="of its MACs, that it gives up; before channels that nobody reads go")
+    macs: int = Field(description="for one sample, before")
+    channels: int = Field(description="input channels before")
+    full_rank: int = Field(description="singular directions before")
+    fit: tuple[float, float] | None = Field(
+        description="(a, b) of loss = a exp(b rate); null if there is none"
+    )
+    exact: bool = Field(description="whether the lookahead is exact")
+    removed: list[Unit] = Field(
+        description="units in order of removal: j < channels is channel j, channels + d is direction d"
+    )
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class CC:
+    """Decide about channels and ranks of every layer together, under one global rate (Li et al. 2021)."""
+
+    name: ClassVar[str] = "cc"
+    concern: ClassVar[Concern] = "weights"
+
+    rate: Annotated[float, Field(ge=0, lt=1, description="of the network's MACs, that go")]
+    only: Annotated[
+        Globs,
+        Field(description="globs on layers: the region to compress, decided as if all layers were"),
+    ] = ("*",)
+    samples: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        Field(description="labelled samples that the gradient is the mean over; null: all (the authors)"),
+    ] = 5000
+    gamma: Annotated[float, Field(ge=0, description="weight of the lookahead")] = 0.9
+    step: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        Field(description="units that go after one evaluation; default 1 % of the layer's, at least 1"),
+    ] = None
+    lookahead: Annotated[
+        Lookahead,
+        Field(description="exact; held: with the singular directions held; auto: held for very large layers"),
+    ] = "auto"
+    ceiling: Annotated[float, Field(gt=0, le=1, description="of a layer's MACs, at most, that go")] = 0.95
+    slope: Annotated[
+        Slope, Field(description="of loss over rate: equal (the authors), or per_flop (least total loss)")
+    ] = "equal"
+    official_clip: Annotated[
+        bool, Field(description="count layers beyond the ceiling as the authors' code does")
+    ] = False
+    multiple: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        Field(
+            description="widths and ranks are rounded up to it; default from the target, 1 switches it off"
+        ),
+    ] = None
+    include: Annotated[
+        Globs | None,
+        Field(description="globs on layers to analyse; default: all but the first, the last and huge ones"),
+    ] = None
+    exclude: Annotated[Globs, Field(description="globs on layers to leave out of the analysis")] = ()
+    revert: Annotated[Revert, Field(description=REVERT_FACTORS)] = "auto"
+    allow_nothing: Annotated[bool, Field(description="compressing nothing is no error")] = False
+
+    def require(self, outlook: Outlook) -> None:
+        """Labelled data, and layers for every glob."""
+        require_data("gradients", outlook.context, labels=True)
+        if outlook.names:
+            self._layers(outlook.program)
+
+    def foresee(self, outlook: Outlook) -> Outlook:
+        """Some layers become two, the second one in front of the same normalisation."""
+        return replace(outlook, names=False)
+
+    def plan(self, program: Program, context: Context) -> Plan:
+        """Decide for all layers; PassError if the rate cannot be met, or if nothing is compressed."""
+        multiple = self.multiple or context.target.multiple
+        names, kept = self._layers(program)
+        untimed = 1 - TIMED_PART if is_asked(self.revert, False, context) else 1
+        timing = replace(context, progress=part(context.progress, untimed, 1 - untimed))
+        context = replace(context, progress=part(context.progress, 0, untimed))
+        gradients = self._gradients(program, context, names)
+        # What follows needs no data, and the others would only do it again.
+        rows = distributed.on_first(lambda: self._decide(program, context, gradients, multiple))
+        wanted = [row.factor for row in rows if not row.reason]
+        paid = paying_factors(program, wanted, self.revert, timing, multiple)
+        rows, split_no_more = settled(rows, paid)
+        kept += split_no_more
+        kept += [Kept(where=row.factor.layer, reason=row.reason) for row in rows if row.reason]
+        factors = [row.factor for row in rows if not row.reason]
+        if not factors and not self.allow_nothing:
+            reasons = "; ".join(f"{k.where}: {k.reason}" for k in kept[:5]) or "the network has no such layer"
+            raise PassError(
+                f"found no layer to compress ({reasons}), expected some; set allow_nothing to accept"
+            )
+        split = sum(f.rank is not None for f in factors)
+        reached = self._reached(program, rows) if paid.slower else {}
+        return Plan(
+            name=self.name,
+            options=options_of(self),
+            decisions={"factors": [f.model_dump(mode="json") for f in factors], "multiple": multiple},
+            kept=kept,
+            summary=f"compressed {len(factors)} of {len(rows)} layers, {split} of them into two factors"
+            + missed(**reached.get("target", {})),
+            evidence={
+                "multiple": multiple,
+                "layers": [row.model_dump(mode="json") for row in rows],
+                **reached,
+                **paid.evidence("layers", str),
+            },
+        )
+
+    def simulate(self, program: Program, plan: Plan) -> Program:
+        """Write the product of the factors into every weight, and zeros into the columns that go."""
+        return simulate(program, read_factors(plan.decisions))
+
+    def rewrite(self, program: Program, plan: Plan) -> Program:
+        """Put the factors in the place of every weight, and take out channels that nobody reads."""
+        return rewrite(program, read_factors(plan.decisions), self.name, plan.decisions["multiple"])
+
+    def _layers(self, program: Program) -> tuple[list[str], list[Kept]]:
+        """The layers to analyse, and why the others are not."""
+        found = candidates(program)
+        require_matches((*(self.include or ()), *self.exclude, *self.only), found, "include/exclude/only")
+        doubts = network_ends(program) | too_large(program, found) if self.include is None else {}
+        reasons = {name: self._not_asked(name) or found[name] or doubts.get(name) for name in found}
+        kept = [Kept(where=name, reason=reason) for name, reason in reasons.items() if reason]
+        return [name for name, reason in reasons.items() if not reason], kept
+
+    def _not_asked(self, name: str) -> str | None:
+        if self.include is not None and not excluded([name], self.include):
+            return "not included"
+        return "excluded" if excluded([name], self.exclude) else None
+
+    def _reached(self, program: Program, rows: Sequence[Allocated]) -> dict[str, Any]:
+        """What is asked for and what is left before channels that nobody reads go; not of a region."""
+        if self.only != ("*",):
+            return {}
+        gone = sum(row.macs * row.reached for row in rows if not row.reason)
+        return {"target": {"of": "macs", "asked": 1 - self.rate, "reached": 1 - gone / macs(program)}}
+
+    def _gradients(self, program: Program, context: Context, names: Sequence[str]) -> dict[str, Tensor]:
+        """The mean gradient of every layer's weight, by layer."""
+        if not names:
+            return {}
+        if context.data is None:
+            raise DataError("gradients: found no data, expected labelled samples; give --data")
+        weights = [f"{name}.weight" for name in names]
+        tell = part(context.progress, 0, GRADIENT_PART)
+        found = mean_gradients(program, context.data.train, weights, samples=self.samples, progress=tell)
+        return {name: found[weight] for name, weight in zip(names, weights, strict=True)}
+
+    def _decide(
+        self, program: Program, context: Context, gradients: Mapping[str, Tensor], multiple: int
+    ) -> list[Allocated]:
+        """One row a layer."""
+        if not gradients:
+            return []
+        tell = part(context.progress, GRADIENT_PART, 1 - GRADIENT_PART)
+        layers = self._analysed(program, gradients, multiple, part(tell, 0, 0.2))
+        rates = solve_rates(
+            [layer.analysis.fit for layer in layers],
+            [layer.macs for layer in layers],
+            macs(program),
+            self.rate,
+            [min(self.ceiling, layer.most) for layer in layers],
+            slope=self.slope,
+            official_clip=self.official_clip,
+        )
+        goals = [(1 - rate) * layer.macs for layer, rate in zip(layers, rates, strict=True)]
+        counter = counted(part(tell, 0.2, 0.8), "units", len(layers))
+        forms = side_by_side(lambda pair: pair[0].form(pair[1]), zip(layers, goals, strict=True), counter)
+        if multiple > 1:
+            forms = hand_back(layers, goals, forms)
+        return [self._row(*decided) for decided in zip(layers, rates, forms, strict=True)]
+
+    def _analysed(
+        self, program: Program, gradients: Mapping[str, Tensor], multiple: int, tell: Progress
+    ) -> list["Layer"]:
+        def analysed(name: str) -> Layer:
+            weight = program.tensors[f"{name}.weight"]
+            analysis = Analysis(weight, gradients[name], self.gamma, self.step, self.lookahead)
+            return Layer(name, analysis, layer_macs(program, Factor(layer=name)), multiple)
+
+        return side_by_side(analysed, gradients, counted(tell, "curves", len(gradients)))
+
+    def _row(self, layer: "Layer", rate: float, form: Form) -> Allocated:
+        shape, fit = layer.analysis.shape, layer.analysis.fit
+        factor = layer.factor(form)
+        outside = None if excluded([layer.name], self.only) else "outside of the region (only)"
+        return Allocated(
+            factor=factor,
+            reason=(layer.reason(rate) if form.removed == 0 else None) or outside,
+            rate=rate,
+            reached=1 - shape.macs(len(form.keep), factor.rank) / shape.macs(),
+            macs=layer.macs,
+            channels=shape.channels,
+            full_rank=shape.directions,
+            fit=None if fit is None else (fit.a, fit.b),
+            exact=layer.analysis.exact,
+            removed=layer.analysis.units[: form.removed],
+        )
+
+
+@plain_dataclass(frozen=True, eq=False)
+class Layer:
+    """A layer with what it may become.
+
+    Attributes:
+        name: module path.
+        analysis: of its weight.
+        macs: of all its calls, for one sample.
+        multiple: that widths and ranks are rounded up to.
+    """
+
+    name: str
+    analysis: Analysis
+    macs: int
+    multiple: int
+
+    @property
+    def positions(self) -> int:
+        """Output positions of all calls; `Shape.macs` counts one."""
+        return self.macs // self.analysis.shape.macs()
+
+    @property
+    def most(self) -> float:
+        """The largest rate that it can reach."""
+        return 1 - least_macs(self.analysis.shape, self.multiple) / self.analysis.shape.macs()
+
+    def form(self, goal: float) -> Form:
+        """The first form of at most `goal` MACs."""
+        return self.analysis.form(goal / self.positions, self.multiple)
+
+    def factor(self, form: Form) -> Factor:
+        """The form as data; two factors only where they are cheaper than one weight that reads as little."""
+        shape = self.analysis.shape
+        keep = None if len(form.keep) == shape.channels else list(form.keep)
+        cheaper = form.rank is not None and form.macs < shape.macs(len(form.keep))
+        return Factor(layer=self.name, keep=keep, rank=form.rank if cheaper else None)
+
+    def reason(self, rate: float) -> str:
+        """Why it stays whole."""
+        shape = self.analysis.shape
+        if self.most <= 0:
+            least = shape.macs(min(shape.channels, self.multiple), min(shape.directions, self.multiple))
+            return (
+                f"in multiples of {self.multiple}, two factors cost {least * self.positions:,} MACs or more, "
+                f"one weight {self.macs:,}"
+            )
+        if self.analysis.fit is None:
+            return "its loss does not rise with the rate: the gradient says nothing about it"
+        if rate > 0:
+            return "the others give up enough, since they are rounded"
+        return "every rate would lose more than the other layers do for theirs"
+
+
+def settled(rows: Sequence[Allocated], paid: Paying[Factors, str]) -> tuple[list[Allocated], list[Kept]]:
+    """What was decided, with what became of layers that do not pay; and why some of them are one weight."""
+    found: list[Allocated] = []
+    kept: list[Kept] = []
+    for row in rows:
+        layer = row.factor.layer
+        left, change = paid.choice.get(layer), dict[str, Any]()
+        if layer in paid.slower:
+            reason = layer_left_alone(row.factor, left, paid.slower[layer], row.channels)
+            if left is None or left.keep is None:
+                change = {"reason": reason}
+            else:
+                kept.append(Kept(where=layer, reason=reason))
+                change = {"factor": left, "reached": 1 - len(left.keep) / row.channels}
+        found.append(row.model_copy(update=change))
+    return found, kept
+
+
+def hand_back(layers: Sequence[Layer], goals: Sequence[float], forms: Sequence[Form]) -> list[Form]:
+    """Forms with more MACs, but in total no more than the goals of all layers together.
+
+    Rounded forms are below their goals. Of what there is to spare, the layers that are furthest below theirs
+    get back first, one step each.
+    """
+    forms = list(forms)
+    spare = [goal - form.macs * x.positions for goal, form, x in zip(goals, forms, layers, strict=True)]
+    left = sum(spare)
+    for i in sorted(range(len(layers)), key=lambda i: spare[i] / layers[i].macs, reverse=True):
+        back = layers[i].analysis.step_back(forms[i], layers[i].multiple)
+        cost = (back.macs - forms[i].macs) * layers[i].positions
+        if cost <= left:
+            forms[i], left = back, left - cost
+    return forms
+
+
+def network_ends(program: Program) -> dict[str, str]:
+    """The layers without a layer in front of them or behind them, and why they stay (METHODS 1.5)."""
+    nodes = list(program.graph.nodes)
+    names = {node: row.name for node in nodes if (row := layer_row(program, node)) is not None}
+    behind: set[fx.Node] = set()  # some layer
+    for node in nodes:
+        if any(n in names or n in behind for n in node.all_input_nodes):
+            behind.add(node)
+    ahead: set[fx.Node] = set()  # of some layer
+    for node in reversed(nodes):
+        if any(n in names or n in ahead for n in node.users):
+            ahead.add(node)
+    ends = {name: "the first layer, which reads the input" for n, name in names.items() if n not in behind}
+    ends |= {name: "the last layer, which makes the output" for n, name in names.items() if n not in ahead}
+    return ends
+
+
+def too_large(program: Program, names: Iterable[str]) -> dict[str, str]:
+    """The layers whose analysis would take hours, as those of an ImageNet VGG's head, and why they stay."""
+    shapes = {name: Shape.of(program.tensors[f"{name}.weight"]) for name in names}
+    return {
+        name: f"{shape.channels:,} channels and {shape.directions:,} directions would take hours to analyse; "
+        "use low-rank for it, or include it by name"
+        for name, shape in shapes.items()
+        if curve_cost(shape) > LARGEST
+    }
+
+
+def counted(progress: Progress, what: str, total: int) -> Callable[[int], None]:
+    """A progress bar by number."""
+    return lambda done: progress(f"{what}: {done} of {total} layers", done / total)
