@@ -1,4 +1,4 @@
-"""What `tests/test_distributed.py` does in two processes: `python -m tests.launcher FOLDER`.
+"""What `tests/base/test_distributed.py` does in two processes: `python -m tests.launcher FOLDER`.
 
 An interpreter of its own, because it forks: graphcomp is imported once, not once a process and scenario.
 """
