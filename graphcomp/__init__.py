@@ -15,13 +15,13 @@ small.save("small"); graphcomp.load("small")
 __version__ = "0.1.0"
 
 from graphcomp.api import benchmark, compile, explain, export_onnx, load
-from graphcomp.channels.analysis import ChannelGroup, Channels, analyse
-from graphcomp.compiler.compiler import Compiled
-from graphcomp.data.sources import Data, load_data
+from graphcomp.channels import ChannelGroup, Channels, analyse
+from graphcomp.compiler import Compiled
+from graphcomp.data import Data, load_data
 from graphcomp.errors import GraphcompError
-from graphcomp.ir.program import Program, trace
-from graphcomp.pipeline.pipeline import Context, Pass, Pipeline, Plan
-from graphcomp.records.records import Report
+from graphcomp.ir import Program, trace
+from graphcomp.pipeline import Context, Pass, Pipeline, Plan
+from graphcomp.records import Report
 
 __all__ = [
     "ChannelGroup",

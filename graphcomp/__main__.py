@@ -1,5 +1,5 @@
 """`python -m graphcomp`, and with it `torchrun … -m graphcomp`."""
 
-from graphcomp.cli.app import main
+from graphcomp.cli import main
 
 main()

@@ -7,12 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from graphcomp.compiler import compiler
-from graphcomp.data.sources import Data
+from graphcomp.data import Data
 from graphcomp.errors import RecipeError
 from graphcomp.explanation import explanation
-from graphcomp.ir.program import Program, trace
+from graphcomp.ir import Program, trace
 from graphcomp.onnx import export
-from graphcomp.pipeline.pipeline import Pass
+from graphcomp.pipeline import Pass
 from graphcomp.records import records
 from graphcomp.runtime import bench
 
@@ -39,7 +39,7 @@ def compile(
     Raises:
         RecipeError: an unknown pass or option. PassError: a pass that failed. TraceError, DataError.
     """
-    from graphcomp.compiler.recipe import parse_passes
+    from graphcomp.compiler import parse_passes
     from graphcomp.passes import PASSES
 
     if not isinstance(model, Program):

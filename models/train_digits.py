@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from graphcomp.data.sources import Split, load_data
+from graphcomp.data import Split, load_data
 from graphcomp.models.resnet_cifar import ResNet
 
 SHIFT = 2

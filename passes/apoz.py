@@ -20,17 +20,23 @@ import numpy as np
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from graphcomp.bases.prunable import channel_dim, layer_node, relu_after, why_shared
-from graphcomp.bases.removal import OPTIONS, RatioRemoval, options_of
-from graphcomp.budget.allocation import Scores
-from graphcomp.channels.analysis import ChannelGroup, Channels
+from graphcomp.bases import OPTIONS, RatioRemoval, channel_dim, layer_node, options_of, relu_after, why_shared
+from graphcomp.budget import Scores
+from graphcomp.channels import ChannelGroup, Channels
 from graphcomp.errors import PassError
-from graphcomp.ir.program import Program
-from graphcomp.measure.calibrate import Request, Zeros
-from graphcomp.measure.evaluate import is_classifier
+from graphcomp.ir import Program
+from graphcomp.measure import Request, Zeros, is_classifier
 from graphcomp.passes.finetune import Finetune
-from graphcomp.pipeline.pipeline import Context, Course, Outlook, Pass, Plan, require_data, require_trained
-from graphcomp.pipeline.rounds import lost_points
+from graphcomp.pipeline import (
+    Context,
+    Course,
+    Outlook,
+    Pass,
+    Plan,
+    lost_points,
+    require_data,
+    require_trained,
+)
 
 
 @dataclass(frozen=True, config=OPTIONS)

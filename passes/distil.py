@@ -31,17 +31,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from graphcomp.bases.prunable import prunable_relus
-from graphcomp.bases.removal import Globs
-from graphcomp.bases.training import Lesson, Recovery
-from graphcomp.channels.analysis import analyse
-from graphcomp.compiler.models import is_program_dir
+from graphcomp.bases import Globs, Lesson, Recovery, prunable_relus
+from graphcomp.channels import analyse
+from graphcomp.compiler import is_program_dir
 from graphcomp.errors import PassError
-from graphcomp.ir.program import Program, output_tensors
-from graphcomp.measure.evaluate import is_classifier
-from graphcomp.pipeline.pipeline import Context, Outlook, Plan
-from graphcomp.train.schedule import OPTIONS
-from graphcomp.train.training import Loss, Seen, cross_entropy
+from graphcomp.ir import Program, output_tensors
+from graphcomp.measure import is_classifier
+from graphcomp.pipeline import Context, Outlook, Plan
+from graphcomp.train import OPTIONS, Loss, Seen, cross_entropy
 
 STUDENT = "student"
 """The pass whose input is the teacher by default."""

@@ -21,14 +21,11 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from graphcomp.bases.training import Lesson, Recovery
+from graphcomp.bases import Lesson, Recovery
 from graphcomp.errors import DataError, PassError
-from graphcomp.ir.frozen import FrozenBatchNorm2d
-from graphcomp.ir.program import Program
-from graphcomp.pipeline.pipeline import Context, Outlook, Plan
-from graphcomp.train.normalisation import BatchNorm
-from graphcomp.train.schedule import OPTIONS
-from graphcomp.train.training import Distance, Loss, Seen, cross_entropy, value_loss
+from graphcomp.ir import FrozenBatchNorm2d, Program
+from graphcomp.pipeline import Context, Outlook, Plan
+from graphcomp.train import OPTIONS, BatchNorm, Distance, Loss, Seen, cross_entropy, value_loss
 
 
 @dataclass(frozen=True, config=OPTIONS)

@@ -16,12 +16,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, fx, nn
 
-from graphcomp.bases.removal import OPTIONS, Globs, excluded, options_of
+from graphcomp.bases import OPTIONS, Globs, excluded, options_of
 from graphcomp.errors import PassError
-from graphcomp.ir.program import PASS_KEY, Program, editable
-from graphcomp.pipeline.accounting import Concern
-from graphcomp.pipeline.pipeline import Context, Outlook, Plan
-from graphcomp.records.records import Kept
+from graphcomp.ir import PASS_KEY, Program, editable
+from graphcomp.pipeline import Concern, Context, Outlook, Plan
+from graphcomp.records import Kept
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 AS_ARITHMETIC = "it is written as arithmetic or a function, not as a layer"

@@ -8,11 +8,10 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from graphcomp.bases.norms import norm_scores
-from graphcomp.bases.removal import OPTIONS, RatioRemoval
-from graphcomp.budget.allocation import Scores
-from graphcomp.channels.analysis import Channels
-from graphcomp.pipeline.pipeline import Context
+from graphcomp.bases import OPTIONS, RatioRemoval, norm_scores
+from graphcomp.budget import Scores
+from graphcomp.channels import Channels
+from graphcomp.pipeline import Context
 
 
 @dataclass(frozen=True, config=OPTIONS)

@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from graphcomp.base import distributed
-from graphcomp.bases.removal import (
+from graphcomp.bases import (
     OPTIONS,
     TARGET,
     Asked,
@@ -42,44 +42,43 @@ from graphcomp.bases.removal import (
     options_of,
     require_matches,
 )
-from graphcomp.budget import latency
-from graphcomp.budget.allocation import Preserved, fewest, largest
-from graphcomp.budget.factors import LayerClock
-from graphcomp.budget.revert import (
+from graphcomp.budget import (
     REVERT_FACTORS,
+    LayerClock,
+    Preserved,
     Revert,
+    fewest,
+    largest,
+    latency,
     latency_model,
     layer_left_alone,
     paying_factors,
     stopwatch,
 )
 from graphcomp.errors import PassError
-from graphcomp.factors.decompose import (
-    Plane,
-    break_even,
-    energies,
-    full_ranks,
-    params_after,
-    rank_text,
-    ranks,
-    unfold,
-)
-from graphcomp.factors.surgery import (
+from graphcomp.factors import (
     Factor,
     Kind,
+    Plane,
+    break_even,
     can_be,
     candidates,
+    energies,
+    full_ranks,
     layer_macs,
+    params_after,
     planes,
+    rank_text,
+    ranks,
     read_factors,
     rewrite,
     simulate,
+    unfold,
 )
-from graphcomp.ir.program import Program
-from graphcomp.measure.cost import macs, params_trainable
-from graphcomp.pipeline.accounting import Concern
-from graphcomp.pipeline.pipeline import Context, Outlook, Plan
-from graphcomp.records.records import Kept
+from graphcomp.ir import Program
+from graphcomp.measure import macs, params_trainable
+from graphcomp.pipeline import Concern, Context, Outlook, Plan
+from graphcomp.records import Kept
 
 
 @dataclass(frozen=True, config=OPTIONS)

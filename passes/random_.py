@@ -5,10 +5,10 @@ from typing import ClassVar
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from graphcomp.bases.removal import OPTIONS, RatioRemoval
-from graphcomp.budget.allocation import Scores
-from graphcomp.channels.analysis import Channels
-from graphcomp.pipeline.pipeline import Context
+from graphcomp.bases import OPTIONS, RatioRemoval
+from graphcomp.budget import Scores
+from graphcomp.channels import Channels
+from graphcomp.pipeline import Context
 
 
 @dataclass(frozen=True, config=OPTIONS)

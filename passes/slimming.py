@@ -27,13 +27,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from graphcomp.bases.prunable import layer_node
-from graphcomp.bases.removal import OPTIONS, RatioRemoval
-from graphcomp.budget.allocation import Judgement, Preserved, Scores
-from graphcomp.channels.analysis import ChannelGroup, Channels
+from graphcomp.bases import OPTIONS, RatioRemoval, layer_node
+from graphcomp.budget import Judgement, Preserved, Scores
+from graphcomp.channels import ChannelGroup, Channels
 from graphcomp.errors import PassError
-from graphcomp.ir.program import Program
-from graphcomp.pipeline.pipeline import Context, Outlook
+from graphcomp.ir import Program
+from graphcomp.pipeline import Context, Outlook
 
 
 @dataclass(frozen=True, config=OPTIONS)

@@ -25,18 +25,23 @@ from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from graphcomp.bases.norms import norm_scores
-from graphcomp.bases.prunable import unprunable_layers
-from graphcomp.bases.removal import OPTIONS, Globs, RowRemoval, excluded, options_of
-from graphcomp.budget.allocation import Allocation, Judgement
-from graphcomp.channels.analysis import ChannelGroup, Channels, analyse, layer_name
-from graphcomp.channels.labels import Ints
-from graphcomp.channels.surgery import Drop, drop_of, dropped_rows, feasible
+from graphcomp.bases import OPTIONS, Globs, RowRemoval, excluded, norm_scores, options_of, unprunable_layers
+from graphcomp.budget import Allocation, Judgement
+from graphcomp.channels import (
+    ChannelGroup,
+    Channels,
+    Drop,
+    Ints,
+    analyse,
+    drop_of,
+    dropped_rows,
+    feasible,
+    layer_name,
+)
 from graphcomp.errors import PassError
-from graphcomp.ir.program import Program, editable
-from graphcomp.pipeline.accounting import Concern
-from graphcomp.pipeline.pipeline import Context, Outlook, Plan
-from graphcomp.records.records import Kept, Width
+from graphcomp.ir import Program, editable
+from graphcomp.pipeline import Concern, Context, Outlook, Plan
+from graphcomp.records import Kept, Width
 
 Norm = nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm
 Layer = nn.modules.conv._ConvNd | nn.Linear

@@ -1,1 +1,55 @@
 """Files, caches, processes, progress: what knows no network."""
+
+from graphcomp.base import cache, distributed
+from graphcomp.base.files import (
+    LOCK,
+    atomic_directory,
+    atomic_entries,
+    atomic_file,
+    is_dir,
+    is_file,
+    locked,
+    read_record,
+    remove,
+    settled,
+    sweep,
+    unfinished,
+    write_text,
+    write_texts,
+)
+from graphcomp.base.muting import muted
+from graphcomp.base.progress import Progress, part, quiet
+from graphcomp.base.stopping import Stop, load_state, save_state, stoppable
+from graphcomp.base.workers import Engine, Failure, Tell, Told, run_tasks
+
+__all__ = [
+    "Engine",
+    "Failure",
+    "LOCK",
+    "Progress",
+    "Stop",
+    "Tell",
+    "Told",
+    "atomic_directory",
+    "atomic_entries",
+    "atomic_file",
+    "cache",
+    "distributed",
+    "is_dir",
+    "is_file",
+    "load_state",
+    "locked",
+    "muted",
+    "part",
+    "quiet",
+    "read_record",
+    "remove",
+    "run_tasks",
+    "save_state",
+    "settled",
+    "stoppable",
+    "sweep",
+    "unfinished",
+    "write_text",
+    "write_texts",
+]

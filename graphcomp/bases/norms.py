@@ -3,8 +3,8 @@
 import numpy as np
 from torch import Tensor
 
-from graphcomp.budget.allocation import Scores
-from graphcomp.channels.analysis import Axis, Channels
+from graphcomp.budget import Scores
+from graphcomp.channels import Axis, Channels
 
 
 def norm_scores(channels: Channels) -> Scores:

@@ -8,9 +8,8 @@ from typing import cast
 
 from torch import fx, nn
 
-from graphcomp.channels.analysis import ChannelGroup, Channels
-from graphcomp.channels.rules import op_name
-from graphcomp.ir.program import Program
+from graphcomp.channels import ChannelGroup, Channels, op_name
+from graphcomp.ir import Program
 
 
 def why_shared(group: ChannelGroup) -> str | None:

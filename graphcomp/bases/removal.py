@@ -24,19 +24,44 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticKnownError
 
 from graphcomp.base import distributed
-from graphcomp.budget import latency
-from graphcomp.budget.allocation import Allocation, Cost, Judgement, Scores, Strategy, cost_of, round_up
-from graphcomp.budget.model import LatencyCost
-from graphcomp.budget.revert import REVERT, Paying, Revert, group_left_alone, latency_model, paying, stopwatch
-from graphcomp.channels.analysis import ChannelGroup, Channels, JoinPolicy, analyse
-from graphcomp.channels.constants import Shift, shifts
-from graphcomp.channels.rules import opaque_layers
-from graphcomp.channels.surgery import Drop, drop_of, dropped_rows, feasible, mask, no_drop, remove
+from graphcomp.budget import (
+    REVERT,
+    Allocation,
+    Cost,
+    Judgement,
+    LatencyCost,
+    Paying,
+    Revert,
+    Scores,
+    Strategy,
+    cost_of,
+    group_left_alone,
+    latency,
+    latency_model,
+    paying,
+    round_up,
+    stopwatch,
+)
+from graphcomp.channels import (
+    ChannelGroup,
+    Channels,
+    Drop,
+    JoinPolicy,
+    Shift,
+    analyse,
+    drop_of,
+    dropped_rows,
+    feasible,
+    mask,
+    no_drop,
+    opaque_layers,
+    remove,
+    shifts,
+)
 from graphcomp.errors import PassError
-from graphcomp.ir.program import Program
-from graphcomp.pipeline.accounting import Concern
-from graphcomp.pipeline.pipeline import Context, Outlook, Plan
-from graphcomp.records.records import Kept, Width
+from graphcomp.ir import Program
+from graphcomp.pipeline import Concern, Context, Outlook, Plan
+from graphcomp.records import Kept, Width
 
 OPTIONS = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 

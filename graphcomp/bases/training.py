@@ -15,17 +15,23 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass as options_dataclass
 
 from graphcomp.bases.removal import options_of
-from graphcomp.data.augment import Augmentation, find_augmentation
-from graphcomp.data.sources import Data, Split
+from graphcomp.data import Augmentation, Data, Split, find_augmentation
 from graphcomp.errors import DataError, PassError
-from graphcomp.ir.program import Program
-from graphcomp.measure.evaluate import is_classifier, values_like
-from graphcomp.pipeline.accounting import Concern
-from graphcomp.pipeline.pipeline import Context, Outlook, Plan
-from graphcomp.records.records import Training
-from graphcomp.train.normalisation import normalisations
-from graphcomp.train.schedule import OPTIONS
-from graphcomp.train.training import Loss, Metric, TrainOptions, check_training, closeness, fit, is_correct
+from graphcomp.ir import Program
+from graphcomp.measure import is_classifier, values_like
+from graphcomp.pipeline import Concern, Context, Outlook, Plan
+from graphcomp.records import Training
+from graphcomp.train import (
+    OPTIONS,
+    Loss,
+    Metric,
+    TrainOptions,
+    check_training,
+    closeness,
+    fit,
+    is_correct,
+    normalisations,
+)
 
 STATE = "training.safetensors"
 """Name of the state file in the working directory."""

@@ -1,1 +1,62 @@
 """How many channels or ranks go, and what they cost: allocation, predicted and measured time."""
+
+from graphcomp.budget import latency
+from graphcomp.budget.allocation import (
+    Allocation,
+    Cost,
+    Judgement,
+    Preserved,
+    Scores,
+    Strategy,
+    cost_of,
+    fewest,
+    largest,
+    round_up,
+)
+from graphcomp.budget.factors import Factors, LayerClock
+from graphcomp.budget.model import LatencyCost, Points
+from graphcomp.budget.revert import (
+    REVERT,
+    REVERT_FACTORS,
+    Paying,
+    Revert,
+    group_left_alone,
+    is_asked,
+    latency_model,
+    layer_left_alone,
+    paying,
+    paying_factors,
+    stopwatch,
+)
+from graphcomp.budget.staircase import calibrate, tables
+
+__all__ = [
+    "Allocation",
+    "Cost",
+    "Factors",
+    "Judgement",
+    "LatencyCost",
+    "LayerClock",
+    "Paying",
+    "Points",
+    "Preserved",
+    "REVERT",
+    "REVERT_FACTORS",
+    "Revert",
+    "Scores",
+    "Strategy",
+    "calibrate",
+    "cost_of",
+    "fewest",
+    "group_left_alone",
+    "is_asked",
+    "largest",
+    "latency",
+    "latency_model",
+    "layer_left_alone",
+    "paying",
+    "paying_factors",
+    "round_up",
+    "stopwatch",
+    "tables",
+]

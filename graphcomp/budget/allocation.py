@@ -17,10 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from graphcomp.channels.analysis import ChannelGroup, Channels
-from graphcomp.channels.liveness import live_of
-from graphcomp.channels.surgery import Drop, legalise, no_drop
-from graphcomp.measure.cost import layer_row, layer_weight, params_trainable
+from graphcomp.channels import ChannelGroup, Channels, Drop, legalise, live_of, no_drop
+from graphcomp.measure import layer_row, layer_weight, params_trainable
 
 Scores = NDArray[np.float64]
 """Importance by channel id; the lowest go first."""

@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 from torch import fx
 
 from graphcomp.budget.model import Call, LatencyModel, Operator, Remaining, calls
-from graphcomp.channels.analysis import Channels, analyse
-from graphcomp.channels.surgery import legalise
-from graphcomp.factors.decompose import Factor, macs_after, ranks
-from graphcomp.factors.surgery import removable
-from graphcomp.ir.program import Program
-from graphcomp.runtime.kernel import Kernel
+from graphcomp.channels import Channels, analyse, legalise
+from graphcomp.factors import Factor, macs_after, ranks, removable
+from graphcomp.ir import Program
+from graphcomp.runtime import Kernel
 
 Factors = Mapping[str, Factor]
 """By layer; a layer without one stays as it is."""

@@ -19,14 +19,11 @@ from typing import Any, Generic, TypeVar
 
 import onnx
 
-from graphcomp.base import distributed
-from graphcomp.base.progress import Progress, part, quiet
+from graphcomp.base import Progress, distributed, part, quiet
 from graphcomp.errors import GraphcompWarning, PassError
-from graphcomp.ir.program import Program
-from graphcomp.onnx.export import Exports, export_onnx
-from graphcomp.runtime.bench import RACE_LOADS
-from graphcomp.runtime.kernel import Timer, race_timer
-from graphcomp.runtime.targets import Target
+from graphcomp.ir import Program
+from graphcomp.onnx import Exports, export_onnx
+from graphcomp.runtime import RACE_LOADS, Target, Timer, race_timer
 
 Choice = TypeVar("Choice")
 

@@ -30,18 +30,11 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from torch import Tensor, fx
 
-from graphcomp.base import cache
-from graphcomp.base.progress import Progress, quiet
-from graphcomp.channels.analysis import Channels
-from graphcomp.channels.labels import Ints, compact
-from graphcomp.channels.liveness import live_of
-from graphcomp.channels.rules import CONCATENATIONS, op_name
-from graphcomp.channels.surgery import Drop, no_drop
-from graphcomp.ir.program import Program
-from graphcomp.measure.cost import layer_row
-from graphcomp.runtime import doctor
-from graphcomp.runtime.kernel import ACTIVATIONS, Kernel, Timer, measure, race_timer
-from graphcomp.runtime.targets import Target
+from graphcomp.base import Progress, cache, quiet
+from graphcomp.channels import CONCATENATIONS, Channels, Drop, Ints, compact, live_of, no_drop, op_name
+from graphcomp.ir import Program
+from graphcomp.measure import layer_row
+from graphcomp.runtime import ACTIVATIONS, Kernel, Target, Timer, doctor, measure, race_timer
 
 Form = Literal["blocked", "direct", "plain"]
 Operator = tuple[Kernel, int, int]

@@ -27,13 +27,11 @@ from graphcomp.budget.allocation import Scores
 from graphcomp.budget.factors import FactorCost, Factors
 from graphcomp.budget.latency import Stopwatch
 from graphcomp.budget.model import LatencyCost, LatencyModel, Marks, Operator, Remaining, cold_bytes, form_of
-from graphcomp.channels.analysis import ChannelGroup, Channels
-from graphcomp.channels.surgery import Drop, feasible, legalise, no_drop, remove
-from graphcomp.factors.decompose import Factor, rank_text
-from graphcomp.factors.surgery import rewrite, simulate
-from graphcomp.ir.program import Program
-from graphcomp.pipeline.pipeline import Context
-from graphcomp.runtime.targets import Target
+from graphcomp.channels import ChannelGroup, Channels, Drop, feasible, legalise, no_drop, remove
+from graphcomp.factors import Factor, rank_text, rewrite, simulate
+from graphcomp.ir import Program
+from graphcomp.pipeline import Context
+from graphcomp.runtime import Target
 
 Choice = TypeVar("Choice")
 Item = TypeVar("Item", bound=Hashable)

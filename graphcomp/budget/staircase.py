@@ -14,13 +14,12 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from graphcomp.base.progress import Progress
+from graphcomp.base import Progress
 from graphcomp.budget.latency import Stopwatch
 from graphcomp.budget.model import CACHES, LatencyModel, cold_bytes
 from graphcomp.errors import RecipeError
-from graphcomp.ir.program import Program, trace
-from graphcomp.runtime.kernel import Kernel, Timer, measure, race_timer
-from graphcomp.runtime.targets import Target
+from graphcomp.ir import Program, trace
+from graphcomp.runtime import Kernel, Target, Timer, measure, race_timer
 
 STAIRS = Kernel("conv", (28, 28), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
 WIDTHS = (32, 48, 52, 56, 57, 60, 61, 63, 64, 65, 72, 80, 96)

@@ -1,1 +1,56 @@
 """Which channels are coupled, which may go, and how they go exactly."""
+
+from graphcomp.channels.analysis import (
+    ELEMENTS,
+    Axis,
+    ChannelGroup,
+    Channels,
+    JoinPolicy,
+    analyse,
+    layer_name,
+)
+from graphcomp.channels.constants import Shift, shifts
+from graphcomp.channels.labels import Ints, compact, varying
+from graphcomp.channels.liveness import live_of
+from graphcomp.channels.rules import CONCATENATIONS, op_name, opaque_layers
+from graphcomp.channels.surgery import (
+    Drop,
+    drop_of,
+    dropped_rows,
+    feasible,
+    insert_select,
+    legalise,
+    mask,
+    no_drop,
+    remove,
+    sync_attributes,
+)
+
+__all__ = [
+    "Axis",
+    "CONCATENATIONS",
+    "ChannelGroup",
+    "Channels",
+    "Drop",
+    "ELEMENTS",
+    "Ints",
+    "JoinPolicy",
+    "Shift",
+    "analyse",
+    "compact",
+    "drop_of",
+    "dropped_rows",
+    "feasible",
+    "insert_select",
+    "layer_name",
+    "legalise",
+    "live_of",
+    "mask",
+    "no_drop",
+    "op_name",
+    "opaque_layers",
+    "remove",
+    "shifts",
+    "sync_attributes",
+    "varying",
+]

@@ -24,7 +24,7 @@ from torch import Tensor, fx
 
 from graphcomp.channels.labels import Ints, compact, components, varying
 from graphcomp.errors import AnalysisError
-from graphcomp.ir.program import Program
+from graphcomp.ir import Program
 
 ELEMENTS = -1
 """Stands for "all dimensions" where an axis is a whole parameter or buffer (role "tensor")."""

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from graphcomp.channels.analysis import Channels
 from graphcomp.channels.labels import Ints, compact, varying
 from graphcomp.channels.rules import concatenated_axis
-from graphcomp.ir.program import Program, acts_in_place, is_read_later
+from graphcomp.ir import Program, acts_in_place, is_read_later
 
 Marks = NDArray[np.bool_]
 """One bool a node, in the order of the graph; or one a channel id."""

@@ -15,9 +15,7 @@ from torch import Tensor, fx, nn
 
 from graphcomp.channels.analysis import Tracker, Unread
 from graphcomp.channels.labels import along, canonical, compact, concatenate, varying
-from graphcomp.ir.coefficients import LAYERS
-from graphcomp.ir.operators import CASTS, MODULE_NAMES, function_name
-from graphcomp.ir.program import Program, is_read_later
+from graphcomp.ir import CASTS, LAYERS, MODULE_NAMES, Program, function_name, is_read_later
 
 Rule = Callable[[Tracker, fx.Node], Any]
 

@@ -22,7 +22,7 @@ from graphcomp.channels.labels import Ints, along, compact, varying
 from graphcomp.channels.liveness import live_of
 from graphcomp.channels.rules import CONCATENATIONS, is_move, move, norm_axis, op_name, padding_of
 from graphcomp.errors import SurgeryError, TraceError
-from graphcomp.ir.program import (
+from graphcomp.ir import (
     PASS_KEY,
     Program,
     acts_in_place,

@@ -23,8 +23,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
-from graphcomp.base import distributed
-from graphcomp.base.files import is_file
+from graphcomp.base import distributed, is_file
 from graphcomp.errors import DistributedError, GraphcompError, GraphcompWarning, RecipeError
 
 app = typer.Typer(
@@ -195,7 +194,7 @@ def _integers(text: str, option: str) -> tuple[int, ...]:
 
 
 def _providers(text: str) -> list[Any]:
-    from graphcomp.runtime.session import PROVIDERS
+    from graphcomp.runtime import PROVIDERS
 
     found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not found or set(found) - set(PROVIDERS):
@@ -274,10 +273,8 @@ def compile_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="output directory")] = Path("out"),
 ) -> None:
     """Compress MODEL (torchvision:NAME, models:NAME, file.py:factory or a saved program) into OUT."""
-    from graphcomp.compiler.compiler import Job, build
-    from graphcomp.compiler.recipe import BenchOptions, RobustnessOptions
-    from graphcomp.report.explanation import describe
-    from graphcomp.report.report import robustness_table, summary_table
+    from graphcomp.compiler import BenchOptions, Job, RobustnessOptions, build
+    from graphcomp.report import describe, robustness_table, summary_table
 
     if resume and overwrite:
         raise RecipeError(
@@ -328,7 +325,7 @@ def compile_command(
 
 
 def _recipe(path: Path | None, passes: str | None) -> tuple[Any, list[Any]]:
-    from graphcomp.compiler.recipe import Recipe, load_recipe, make_passes, parse_passes
+    from graphcomp.compiler import Recipe, load_recipe, make_passes, parse_passes
     from graphcomp.passes import PASSES
 
     if passes is not None and path is not None:
@@ -374,12 +371,18 @@ def study_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="output directory")] = Path("out"),
 ) -> None:
     """Run every cell of STUDY's grid into OUT and compare them; exit code 1 if some failed."""
-    from graphcomp.base.files import locked
+    from graphcomp.base import locked
     from graphcomp.passes import PASSES
-    from graphcomp.study.grid import expand, load_study
-    from graphcomp.study.page import write_results
-    from graphcomp.study.progress import CellProgress
-    from graphcomp.study.run import finished, prepare, run_study, workers_for
+    from graphcomp.study import (
+        CellProgress,
+        expand,
+        finished,
+        load_study,
+        prepare,
+        run_study,
+        workers_for,
+        write_results,
+    )
 
     path = _or_bundled(study)
     plan = load_study(path, _shape(input_shape), weights=str(weights) if weights else None, data=data)
@@ -425,8 +428,8 @@ def inspect_command(
     nodes: Annotated[bool, typer.Option("--nodes", help="also print the program, one node a line")] = False,
 ) -> None:
     """Show MODEL's nodes, coupled channel groups and why, what is pinned and why, params and MACs."""
-    from graphcomp.compiler.compiler import load_source
-    from graphcomp.inspection.inspection import inspect, render, write_json, write_svg
+    from graphcomp.compiler import load_source
+    from graphcomp.inspection import inspect, render, write_json, write_svg
 
     program = load_source(model, weights, _shape(input_shape)).program
     inspection = inspect(program, join)
@@ -455,10 +458,9 @@ def evaluate_command(
     json_file: Annotated[Path | None, typer.Option("--json", help="write the result as JSON")] = None,
 ) -> None:
     """Show how good MODEL is on the evaluation data: top-1 accuracy, or the mean error of values."""
-    from graphcomp.base.files import write_text
-    from graphcomp.compiler.compiler import evaluate_source, load_source, open_data
-    from graphcomp.compiler.recipe import RobustnessOptions
-    from graphcomp.report.report import evaluation_table
+    from graphcomp.base import write_text
+    from graphcomp.compiler import RobustnessOptions, evaluate_source, load_source, open_data
+    from graphcomp.report import evaluation_table
 
     source = load_source(model, weights, _shape(input_shape))
     spec = data or source.data
@@ -500,9 +502,8 @@ def bench_command(
     ] = None,
 ) -> None:
     """Time two ONNX files against each other: interleaved, with intervals, without silent fallback."""
-    from graphcomp.base.files import write_text
-    from graphcomp.runtime.bench import benchmark, format_table, sweep_table
-    from graphcomp.runtime.session import probe
+    from graphcomp.base import write_text
+    from graphcomp.runtime import benchmark, format_table, probe, sweep_table
 
     batches, providers = _integers(batch, "--batch"), _providers(provider)
     graphs = {p: cuda_graphs and (p != "cpu" or len(providers) == 1) for p in providers}  # CPUs have none
@@ -538,9 +539,9 @@ def explain_command(
     svg_file: Annotated[Path | None, typer.Option("--svg", help="draw the waterfall")] = None,
 ) -> None:
     """Say why NEW is not as much faster than BASE as it is smaller: by reason, by layer and by pass."""
-    from graphcomp.base.files import write_text
-    from graphcomp.explanation.explanation import explain
-    from graphcomp.report.explanation import describe, layer_table, part_table, waterfall_file
+    from graphcomp.base import write_text
+    from graphcomp.explanation import explain
+    from graphcomp.report import describe, layer_table, part_table, waterfall_file
 
     with _progress() as progress:
         found = explain(
@@ -566,9 +567,9 @@ def calibrate_target_command(
     json_file: Annotated[Path | None, typer.Option("--json", help="write the result as JSON")] = None,
 ) -> None:
     """Measure how widths become time on this machine, and how well times are predicted."""
-    from graphcomp.base.files import write_text
-    from graphcomp.budget.staircase import calibrate, tables
-    from graphcomp.runtime.targets import find_target
+    from graphcomp.base import write_text
+    from graphcomp.budget import calibrate, tables
+    from graphcomp.runtime import find_target
 
     names = [name.strip() for name in networks.split(",") if name.strip()]
     with _progress() as progress:
@@ -624,7 +625,7 @@ def _type(schema: dict[str, Any]) -> str:
 @app.command("doctor")
 def doctor_command() -> None:
     """Check versions, instruction set, providers that really work, conflicts; say what to do."""
-    from graphcomp.runtime.doctor import diagnose, render
+    from graphcomp.runtime import diagnose, render
 
     findings = diagnose()
     out_console.print(render(findings))

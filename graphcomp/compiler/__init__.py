@@ -1,1 +1,47 @@
 """From a model and a recipe to a directory that can be deployed, checked and resumed."""
+
+from graphcomp.compiler import compiler
+from graphcomp.compiler.compiler import (
+    Compiled,
+    Job,
+    build,
+    data_of,
+    digests,
+    evaluate_source,
+    load_source,
+    open_data,
+)
+from graphcomp.compiler.models import is_program_dir
+from graphcomp.compiler.recipe import (
+    BenchOptions,
+    PassTable,
+    Recipe,
+    RobustnessOptions,
+    load_recipe,
+    make_passes,
+    parse_passes,
+    read_yaml,
+    validated,
+)
+
+__all__ = [
+    "BenchOptions",
+    "Compiled",
+    "Job",
+    "PassTable",
+    "Recipe",
+    "RobustnessOptions",
+    "build",
+    "compiler",
+    "data_of",
+    "digests",
+    "evaluate_source",
+    "is_program_dir",
+    "load_recipe",
+    "load_source",
+    "make_passes",
+    "open_data",
+    "parse_passes",
+    "read_yaml",
+    "validated",
+]

@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from graphcomp.base.files import is_dir, is_file
+from graphcomp.base import is_dir, is_file
 from graphcomp.errors import LoadError, first_line
-from graphcomp.train.normalisation import negative_variances
+from graphcomp.train import negative_variances
 
 __all__ = ["load_weights"]
 

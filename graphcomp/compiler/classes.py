@@ -12,14 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from graphcomp.channels.analysis import Channels, analyse
-from graphcomp.channels.labels import Ints
-from graphcomp.channels.surgery import no_drop, remove
+from graphcomp.channels import Channels, Ints, analyse, no_drop, remove
 from graphcomp.errors import AnalysisError, RecipeError, SurgeryError, VerifyError
-from graphcomp.ir.inputs import fresh_inputs
-from graphcomp.ir.program import Program, editable
-from graphcomp.measure.evaluate import is_classifier
-from graphcomp.pipeline.verify import TOLERANCE, relative_error, scrambled
+from graphcomp.ir import Program, editable, fresh_inputs
+from graphcomp.measure import is_classifier
+from graphcomp.pipeline import TOLERANCE, relative_error, scrambled
 
 Head = Literal["slice", "random"]
 

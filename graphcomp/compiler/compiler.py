@@ -27,33 +27,32 @@ import psutil
 import torch
 
 from graphcomp import __version__
-from graphcomp.base import distributed
-from graphcomp.base.files import (
+from graphcomp.base import (
     LOCK,
+    Progress,
     atomic_entries,
+    distributed,
     locked,
+    part,
+    quiet,
     read_record,
     remove,
     sweep,
     unfinished,
     write_text,
 )
-from graphcomp.base.progress import Progress, part, quiet
-from graphcomp.bases.removal import options_of
+from graphcomp.bases import options_of
 from graphcomp.compiler.classes import restrict_head
 from graphcomp.compiler.models import is_program_dir, load_model, load_weights
 from graphcomp.compiler.recipe import ExportOptions, Recipe
-from graphcomp.data.sources import Data, load_data
+from graphcomp.data import Data, load_data
 from graphcomp.errors import DataError, LoadError, OutputError, RecipeError
-from graphcomp.explanation.explanation import TRACED_RUNS, TRACED_SECONDS, explain_bench
-from graphcomp.ir.inputs import numbers_of
-from graphcomp.ir.program import Program, trace
-from graphcomp.measure.damage import Corruption, require_images, robustness
-from graphcomp.measure.evaluate import count_outputs, require_classes
-from graphcomp.onnx.export import Exports, Stored, export_onnx
-from graphcomp.pipeline import verify
-from graphcomp.pipeline.pipeline import Context, Earlier, Pass, Pipeline, Plan, check_order, held, work_name
-from graphcomp.records.records import (
+from graphcomp.explanation import TRACED_RUNS, TRACED_SECONDS, explain_bench
+from graphcomp.ir import Program, numbers_of, trace
+from graphcomp.measure import Corruption, count_outputs, require_classes, require_images, robustness
+from graphcomp.onnx import Exports, Stored, export_onnx
+from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, Plan, check_order, held, verify, work_name
+from graphcomp.records import (
     Bench,
     CorruptedScore,
     Evaluation,
@@ -65,11 +64,8 @@ from graphcomp.records.records import (
     Snapshot,
     Step,
 )
-from graphcomp.report.report import write_report
-from graphcomp.runtime.bench import benchmark
-from graphcomp.runtime.doctor import environment
-from graphcomp.runtime.session import Provider, probe
-from graphcomp.runtime.targets import Target, find_target
+from graphcomp.report import write_report
+from graphcomp.runtime import Provider, Target, benchmark, environment, find_target, probe
 
 SHARE = 8
 """How many times the size of one input has to be free."""

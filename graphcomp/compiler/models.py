@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import nn
 
-from graphcomp.base.files import is_dir, is_file
+from graphcomp.base import is_dir, is_file
 from graphcomp.compiler.checkpoints import load_weights
 from graphcomp.errors import LoadError
 

@@ -25,9 +25,9 @@ from yaml.constructor import ConstructorError
 
 from graphcomp.compiler.classes import Head
 from graphcomp.errors import RecipeError
-from graphcomp.measure.damage import Corruption, Kind
-from graphcomp.pipeline.pipeline import Pass
-from graphcomp.runtime.targets import TARGETS
+from graphcomp.measure import Corruption, Kind
+from graphcomp.pipeline import Pass
+from graphcomp.runtime import TARGETS
 
 PassTable = Mapping[str, type[Any]]
 Model = TypeVar("Model", bound=BaseModel)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from graphcomp.base.files import is_file
+from graphcomp.base import is_file
 from graphcomp.errors import DataError, first_line
 
 __all__ = ["Folders", "folder_classes", "how_to_map"]

@@ -36,11 +36,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from graphcomp.base.files import is_dir, is_file
+from graphcomp.base import is_dir, is_file
 from graphcomp.data.classes import Folders, folder_classes, how_to_map
 from graphcomp.data.images import CROP_FRACTION, DECODED, SUFFIXES, decode, is_image
 from graphcomp.errors import DataError
-from graphcomp.ir.ranges import Numbers
+from graphcomp.ir import Numbers
 
 __all__ = ["Data", "Split", "load_data"]
 

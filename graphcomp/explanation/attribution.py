@@ -24,9 +24,8 @@ from dataclasses import dataclass
 
 from graphcomp.errors import BenchError
 from graphcomp.explanation.profiling import Operator, Profile
-from graphcomp.onnx.export import MODULE_PROP, NODE_PROP, PASS_PROP
-from graphcomp.onnx.selection import SELECT
-from graphcomp.runtime.onnxfile import NodeWork, OnnxFile, node_work
+from graphcomp.onnx import MODULE_PROP, NODE_PROP, PASS_PROP, SELECT
+from graphcomp.runtime import NodeWork, OnnxFile, node_work
 
 __all__ = ["Kernel", "Source", "attribute"]
 

@@ -42,13 +42,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast, get_args
 
-from graphcomp.base.progress import Progress, quiet
+from graphcomp.base import Progress, quiet
 from graphcomp.errors import BenchError
 from graphcomp.explanation.attribution import Kernel, attribute
 from graphcomp.explanation.gathers import Picked, find_gathers, price
 from graphcomp.explanation.profiling import Profile, trace_pair
-from graphcomp.ir.program import Program
-from graphcomp.records.records import (
+from graphcomp.ir import Program
+from graphcomp.records import (
     BatchTiming,
     Bench,
     ExplainedRow,
@@ -58,10 +58,7 @@ from graphcomp.records.records import (
     PartKind,
     TracedFile,
 )
-from graphcomp.runtime import onnxfile
-from graphcomp.runtime.bench import benchmark, check_inputs, random_inputs
-from graphcomp.runtime.session import Provider
-from graphcomp.runtime.targets import TARGETS
+from graphcomp.runtime import TARGETS, Provider, benchmark, check_inputs, onnxfile, random_inputs
 
 __all__ = ["KINDS", "explain", "explain_bench", "split"]
 

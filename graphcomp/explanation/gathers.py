@@ -20,8 +20,8 @@ import torch
 from torch import fx
 
 from graphcomp.explanation.attribution import ADDED, NOT_A_PASS, Kernel
-from graphcomp.ir.program import PASS_KEY, Program
-from graphcomp.records.records import Gather, GatherForm
+from graphcomp.ir import PASS_KEY, Program
+from graphcomp.records import Gather, GatherForm
 
 __all__ = ["Picked", "find_gathers", "price"]
 

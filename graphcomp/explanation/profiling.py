@@ -36,11 +36,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from scipy.stats import trim_mean
 
-from graphcomp.base.progress import Progress, quiet
+from graphcomp.base import Progress, quiet
 from graphcomp.errors import BenchError
-from graphcomp.runtime.bench import BUSY
-from graphcomp.runtime.onnxfile import OnnxFile
-from graphcomp.runtime.session import PROVIDERS, OpenSession, Provider, open_session, run_errors
+from graphcomp.runtime import BUSY, PROVIDERS, OnnxFile, OpenSession, Provider, open_session, run_errors
 
 __all__ = ["Graph", "Operator", "Profile", "Shape", "read_trace", "trace_cost", "trace_pair"]
 

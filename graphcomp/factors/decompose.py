@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from graphcomp.errors import SurgeryError
-from graphcomp.records.records import Record
+from graphcomp.records import Record
 
 Kind = Literal["svd", "spatial", "tucker2"]
 Plane = tuple[int, ...]

@@ -18,9 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from graphcomp.budget.allocation import round_up
-from graphcomp.channels.analysis import Channels, analyse, layer_name
-from graphcomp.channels.surgery import Drop, feasible, insert_select, no_drop, remove, sync_attributes
+from graphcomp.budget import round_up
+from graphcomp.channels import (
+    Channels,
+    Drop,
+    analyse,
+    feasible,
+    insert_select,
+    layer_name,
+    no_drop,
+    remove,
+    sync_attributes,
+)
 from graphcomp.errors import SurgeryError
 from graphcomp.factors.decompose import (
     Factor,
@@ -31,7 +40,7 @@ from graphcomp.factors.decompose import (
     macs_after,
     read_factors,
 )
-from graphcomp.ir.program import (
+from graphcomp.ir import (
     PASS_KEY,
     Program,
     acts_in_place,

@@ -22,13 +22,23 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, fx, nn
 
-from graphcomp.base.files import write_text
-from graphcomp.channels.analysis import ELEMENTS, Axis, ChannelGroup, Channels, JoinPolicy, analyse
-from graphcomp.channels.labels import Ints, compact, varying
-from graphcomp.channels.rules import CONCATENATIONS, op_name
-from graphcomp.ir.program import Program, describe, describe_module, output_tensors
-from graphcomp.measure.cost import layer_row, snapshot
-from graphcomp.records.records import LayerRow, Record
+from graphcomp.base import write_text
+from graphcomp.channels import (
+    CONCATENATIONS,
+    ELEMENTS,
+    Axis,
+    ChannelGroup,
+    Channels,
+    Ints,
+    JoinPolicy,
+    analyse,
+    compact,
+    op_name,
+    varying,
+)
+from graphcomp.ir import Program, describe, describe_module, output_tensors
+from graphcomp.measure import layer_row, snapshot
+from graphcomp.records import LayerRow, Record
 
 # ---- the record ------------------------------------------------------------------------------------------
 

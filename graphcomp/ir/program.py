@@ -150,7 +150,7 @@ class Program:
     @staticmethod
     def load(directory: str | Path) -> "Program":
         """Read what `save` wrote, without the model's source and without pickle; LoadError if damaged."""
-        from graphcomp.base.files import settled
+        from graphcomp.base import settled
         from graphcomp.ir.saved.storage import load
 
         return settled(Path(directory), load)

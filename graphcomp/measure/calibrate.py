@@ -21,12 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from graphcomp.base import Progress, distributed, quiet
 from graphcomp.base import cache as disk
-from graphcomp.base import distributed
-from graphcomp.base.progress import Progress, quiet
-from graphcomp.data.sources import Split
+from graphcomp.data import Split
 from graphcomp.errors import AnalysisError, DataError
-from graphcomp.ir.program import Program, editable, evaluating
+from graphcomp.ir import Program, editable, evaluating
 
 BATCHES = 16, 128
 """Fewest and most samples at a time."""

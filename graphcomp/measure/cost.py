@@ -9,10 +9,9 @@ from typing import cast
 
 from torch import Tensor, fx, nn
 
-from graphcomp.channels.rules import op_name
-from graphcomp.ir.coefficients import DctConv2d, DctLayer
-from graphcomp.ir.program import Program, named_tensors
-from graphcomp.records.records import Accuracy, LayerRow, MeanError, Snapshot
+from graphcomp.channels import op_name
+from graphcomp.ir import DctConv2d, DctLayer, Program, named_tensors
+from graphcomp.records import Accuracy, LayerRow, MeanError, Snapshot
 
 
 def params_trainable(program: Program) -> int:

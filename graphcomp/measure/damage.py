@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from graphcomp.base.progress import Progress, quiet
-from graphcomp.data.sources import Indices, Split
+from graphcomp.base import Progress, quiet
+from graphcomp.data import Indices, Split
 from graphcomp.errors import DataError
-from graphcomp.ir.program import Program
+from graphcomp.ir import Program
 from graphcomp.measure.evaluate import score
-from graphcomp.records.records import CorruptedScore
+from graphcomp.records import CorruptedScore
 
 Kind = Literal["motion-blur", "occlusion", "brightness"]
 Numbers = NDArray[np.float64]

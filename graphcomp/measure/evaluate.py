@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from graphcomp.base import distributed
-from graphcomp.data.sources import Data, Split
+from graphcomp.data import Data, Split
 from graphcomp.errors import DataError
-from graphcomp.ir.program import Program, output_tensors
+from graphcomp.ir import Program, output_tensors
 from graphcomp.measure.calibrate import batch_size
-from graphcomp.records.records import Accuracy, Drift, MeanError
+from graphcomp.records import Accuracy, Drift, MeanError
 
 BATCH = 250
 NORMAL_95 = 1.959964

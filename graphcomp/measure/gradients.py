@@ -14,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from graphcomp.base import Progress, distributed, quiet
 from graphcomp.base import cache as disk
-from graphcomp.base import distributed
-from graphcomp.base.progress import Progress, quiet
-from graphcomp.data.sources import Split
+from graphcomp.data import Split
 from graphcomp.errors import AnalysisError, DataError
-from graphcomp.ir.program import Program, editable, named_tensors
+from graphcomp.ir import Program, editable, named_tensors
 from graphcomp.measure.evaluate import is_classifier, require_outputs
 
 BATCH = 250

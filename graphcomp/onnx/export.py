@@ -44,17 +44,14 @@ from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 from torch.onnx import ONNXProgram
 
-from graphcomp.base.files import atomic_file
-from graphcomp.base.muting import muted
-from graphcomp.base.progress import Progress, quiet
+from graphcomp.base import Progress, atomic_file, muted, quiet
 from graphcomp.errors import BenchError, ExportError, ProviderError, first_line
-from graphcomp.ir.inputs import fresh_inputs
-from graphcomp.ir.program import PASS_KEY, Program, copy_graph, named_tensors, output_tensors
+from graphcomp.ir import PASS_KEY, Program, copy_graph, fresh_inputs, named_tensors, output_tensors
 from graphcomp.onnx.lowering import dct_layers, densified, taking_weights
 from graphcomp.onnx.selection import cheapest
 from graphcomp.onnx.weights import Rebuilt, rebuild_weights
-from graphcomp.records.records import DctWeights, Export
-from graphcomp.runtime.session import Provider, open_session, run_errors
+from graphcomp.records import DctWeights, Export
+from graphcomp.runtime import Provider, open_session, run_errors
 
 __all__ = ["MODULE_PROP", "NODE_PROP", "PASS_PROP", "Exports", "Stored", "export_onnx"]
 

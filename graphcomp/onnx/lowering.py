@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from graphcomp.ir.coefficients import DctConv2d, DctLayer, decode
-from graphcomp.ir.program import Program, assemble, copy_graph, parts
+from graphcomp.ir import DctConv2d, DctLayer, Program, assemble, copy_graph, decode, parts
 
 __all__ = ["dct_layers", "densified", "taking_weights", "weight_name"]
 

@@ -25,9 +25,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from graphcomp.channels.labels import Ints
-from graphcomp.runtime.bench import race
-from graphcomp.runtime.session import Provider
+from graphcomp.channels import Ints
+from graphcomp.runtime import Provider, race
 
 CHANNELS = 1
 """The axis of channels; activations have four dimensions here."""

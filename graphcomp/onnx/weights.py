@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from graphcomp.ir.coefficients import DctLayer
+from graphcomp.ir import DctLayer
 from graphcomp.onnx.lowering import weight_name
 
 __all__ = ["Rebuilt", "rebuild_weights"]

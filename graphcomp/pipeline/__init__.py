@@ -1,1 +1,42 @@
 """Passes, plans, and the one check: `rewrite(simulate(p)) == simulate(p)`."""
+
+from graphcomp.pipeline import verify
+from graphcomp.pipeline.accounting import Concern
+from graphcomp.pipeline.pipeline import (
+    Context,
+    Course,
+    Earlier,
+    Outlook,
+    Pass,
+    Pipeline,
+    Plan,
+    check_order,
+    held,
+    require_data,
+    require_trained,
+    work_name,
+)
+from graphcomp.pipeline.rounds import held_out_samples, lost_points
+from graphcomp.pipeline.verify import TOLERANCE, relative_error, scrambled
+
+__all__ = [
+    "Concern",
+    "Context",
+    "Course",
+    "Earlier",
+    "Outlook",
+    "Pass",
+    "Pipeline",
+    "Plan",
+    "TOLERANCE",
+    "check_order",
+    "held",
+    "held_out_samples",
+    "lost_points",
+    "relative_error",
+    "require_data",
+    "require_trained",
+    "scrambled",
+    "verify",
+    "work_name",
+]

@@ -11,10 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from graphcomp.channels.analysis import analyse
-from graphcomp.channels.rules import opaque_layers
-from graphcomp.ir.program import Program
-from graphcomp.records.records import Kept
+from graphcomp.channels import analyse, opaque_layers
+from graphcomp.ir import Program
+from graphcomp.records import Kept
 
 Concern = Literal["channels", "weights", "normalisations", "parameters"]
 """What a pass works on: output channels of layers, weights of two dimensions or more, batch normalisations,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from graphcomp.ir.program import Program, editable
+from graphcomp.ir import Program, editable
 
 
 def cut_momenta(

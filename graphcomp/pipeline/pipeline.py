@@ -13,22 +13,26 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from pydantic import Field
 from torch import Tensor
 
-from graphcomp.base import distributed
-from graphcomp.base.progress import Progress, part, quiet
-from graphcomp.budget.model import Points
-from graphcomp.data.sources import Data
+from graphcomp.base import Progress, distributed, part, quiet
+from graphcomp.budget import Points
+from graphcomp.data import Data
 from graphcomp.errors import DataError, GraphcompError, PassError
-from graphcomp.ir.program import Program
-from graphcomp.measure import calibrate
-from graphcomp.measure.calibrate import Request, Statistic
-from graphcomp.measure.cost import snapshot
-from graphcomp.measure.evaluate import accuracy, drift, first_inputs, mean_error
-from graphcomp.onnx.export import Exports
+from graphcomp.ir import Program
+from graphcomp.measure import (
+    Request,
+    Statistic,
+    accuracy,
+    calibrate,
+    drift,
+    first_inputs,
+    mean_error,
+    snapshot,
+)
+from graphcomp.onnx import Exports
 from graphcomp.pipeline import verify
 from graphcomp.pipeline.accounting import Concern, unaccounted
-from graphcomp.records.records import Accuracy, Drift, Kept, Record, Snapshot, Step, Training
-from graphcomp.runtime.kernel import Timer
-from graphcomp.runtime.targets import Target
+from graphcomp.records import Accuracy, Drift, Kept, Record, Snapshot, Step, Training
+from graphcomp.runtime import Target, Timer
 
 DRIFT_SAMPLES = 250
 

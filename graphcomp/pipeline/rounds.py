@@ -20,12 +20,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from graphcomp.base import cache, distributed
-from graphcomp.base.files import read_record, write_text
-from graphcomp.base.stopping import load_state, save_state
-from graphcomp.data.sources import Data, Split
+from graphcomp.base import cache, distributed, load_state, read_record, save_state, write_text
+from graphcomp.data import Data, Split
 from graphcomp.errors import DataError, GraphcompError, LoadError, PassError
-from graphcomp.ir.program import Program
+from graphcomp.ir import Program
 from graphcomp.pipeline.momenta import cut_momenta
 from graphcomp.pipeline.pipeline import (
     Context,
@@ -40,7 +38,7 @@ from graphcomp.pipeline.pipeline import (
     within,
     work_name,
 )
-from graphcomp.records.records import LayerRow, Record, Round, Snapshot, Step
+from graphcomp.records import LayerRow, Record, Round, Snapshot, Step
 
 START = "start"
 """What the program as it came is called among the rounds."""

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphcomp.errors import GraphcompError, VerifyError, first_line
-from graphcomp.ir.coefficients import DctLayer
-from graphcomp.ir.inputs import fresh_inputs
-from graphcomp.ir.program import Program, named_tensors, output_tensors, run_on_meta
-from graphcomp.train.normalisation import negative_variances
+from graphcomp.ir import DctLayer, Program, fresh_inputs, named_tensors, output_tensors, run_on_meta
+from graphcomp.train import negative_variances
 
 TOLERANCE = 1e3 * torch.finfo(torch.float64).eps
 """Largest relative difference in float64 that counts as equal: room for another order of summation."""

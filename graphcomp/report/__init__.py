@@ -1,1 +1,57 @@
 """Results for people: pages, plots, words."""
+
+from graphcomp.report.explanation import describe, layer_table, part_table, waterfall_file
+from graphcomp.report.html import render
+from graphcomp.report.layer_pairs import owner
+from graphcomp.report.plots import AFTER, BEFORE, FASTER, INK, SLOWER, THEORY, WIDE, elide, responsive, style
+from graphcomp.report.report import (
+    evaluation_table,
+    read_report,
+    robustness_table,
+    summary_table,
+    write_report,
+)
+from graphcomp.report.scores import (
+    Score,
+    Verdict,
+    change_text,
+    draw_scores,
+    judge,
+    judge_speed,
+    measure_of,
+    quality,
+    score_text,
+)
+
+__all__ = [
+    "AFTER",
+    "BEFORE",
+    "FASTER",
+    "INK",
+    "SLOWER",
+    "Score",
+    "THEORY",
+    "Verdict",
+    "WIDE",
+    "change_text",
+    "describe",
+    "draw_scores",
+    "elide",
+    "evaluation_table",
+    "judge",
+    "judge_speed",
+    "layer_table",
+    "measure_of",
+    "owner",
+    "part_table",
+    "quality",
+    "read_report",
+    "render",
+    "responsive",
+    "robustness_table",
+    "score_text",
+    "style",
+    "summary_table",
+    "waterfall_file",
+    "write_report",
+]

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from graphcomp.records.records import ExplainedRow, Explanation, Part, PartKind
+from graphcomp.records import ExplainedRow, Explanation, Part, PartKind
 from graphcomp.report.plots import (
     AFTER,
     BEFORE,

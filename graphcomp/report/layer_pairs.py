@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
-from graphcomp.records.records import LayerRow
+from graphcomp.records import LayerRow
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from graphcomp.base.files import write_texts
+from graphcomp.base import write_texts
 from graphcomp.errors import LoadError
-from graphcomp.records.records import (
+from graphcomp.records import (
     Accuracy,
     BatchTiming,
     CorruptedScore,

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from graphcomp.records.records import Round, Step
+from graphcomp.records import Round, Step
 from graphcomp.report.plots import AFTER, BEFORE, GRID, INK, WIDE, draw_sizes, elide, style
 from graphcomp.report.scores import draw_scores
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from matplotlib.axes import Axes
 
-from graphcomp.records.records import Accuracy, BatchTiming, MeanError, Snapshot
+from graphcomp.records import Accuracy, BatchTiming, MeanError, Snapshot
 
 Score = Accuracy | MeanError
 Change = Literal["lost", "kept", "gained"]

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from graphcomp.records.records import Spectrum, Step
+from graphcomp.records import Spectrum, Step
 from graphcomp.report.plots import AFTER, BEFORE, GRID, INK, NARROW, THEORY, WIDE, elide, style
 
 COLUMNS, ROW_INCHES = {WIDE: 6, NARROW: 3}, 1.45

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from graphcomp.base.progress import Progress, part, quiet
+from graphcomp.base import Progress, part, quiet
 from graphcomp.errors import BenchError
 from graphcomp.records import records
 from graphcomp.runtime import doctor, onnxfile

@@ -30,8 +30,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from graphcomp.base import cache
-from graphcomp.base.muting import muted
+from graphcomp.base import cache, muted
 from graphcomp.errors import BenchError, ProviderError
 
 __all__ = [

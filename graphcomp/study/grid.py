@@ -32,10 +32,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from graphcomp import __version__
-from graphcomp.compiler.compiler import Job, data_of, digests, load_source
-from graphcomp.compiler.recipe import PassTable, Recipe, make_passes, read_yaml, validated
+from graphcomp.compiler import (
+    Job,
+    PassTable,
+    Recipe,
+    data_of,
+    digests,
+    load_source,
+    make_passes,
+    read_yaml,
+    validated,
+)
 from graphcomp.errors import GraphcompError, GraphcompWarning, RecipeError
-from graphcomp.factors.surgery import candidates
+from graphcomp.factors import candidates
 
 LONGEST_NAME = 100
 """Of a cell's directory, without its key."""

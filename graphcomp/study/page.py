@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from graphcomp.base.files import write_text
-from graphcomp.measure.classes import largest_confusions
-from graphcomp.report.html import render
-from graphcomp.report.scores import measure_of, score_text
+from graphcomp.base import write_text
+from graphcomp.measure import largest_confusions
+from graphcomp.report import measure_of, render, score_text
 from graphcomp.study.grid import Cell
 from graphcomp.study.plots import chosen_rates, distinct_rates, draw
 from graphcomp.study.run import Outcome, in_order

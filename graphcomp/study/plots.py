@@ -9,8 +9,19 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from graphcomp.report.plots import AFTER, BEFORE, FASTER, INK, SLOWER, THEORY, WIDE, elide, responsive, style
-from graphcomp.report.scores import draw_scores
+from graphcomp.report import (
+    AFTER,
+    BEFORE,
+    FASTER,
+    INK,
+    SLOWER,
+    THEORY,
+    WIDE,
+    draw_scores,
+    elide,
+    responsive,
+    style,
+)
 from graphcomp.study.grid import number, numeric_axes
 from graphcomp.study.table import Findings, by_measure
 

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from graphcomp.base.workers import Failure
+from graphcomp.base import Failure
 
 
 class CellProgress:

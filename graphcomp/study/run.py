@@ -19,16 +19,14 @@ from pathlib import Path
 
 from pydantic import Field
 
-from graphcomp.base.files import LOCK, read_record, write_text
-from graphcomp.base.workers import Engine, Failure, Tell, Told, run_tasks
-from graphcomp.compiler.compiler import build
-from graphcomp.data.sources import load_data
+from graphcomp.base import LOCK, Engine, Failure, Tell, Told, read_record, run_tasks, write_text
+from graphcomp.compiler import build
+from graphcomp.data import load_data
 from graphcomp.errors import GraphcompWarning, OutputError, RecipeError
-from graphcomp.ir.inputs import numbers_of
-from graphcomp.ir.program import Program
-from graphcomp.measure.evaluate import confusion, count_outputs
-from graphcomp.records.records import Bench, Record, Report, Snapshot
-from graphcomp.runtime.doctor import cores
+from graphcomp.ir import Program, numbers_of
+from graphcomp.measure import confusion, count_outputs
+from graphcomp.records import Bench, Record, Report, Snapshot
+from graphcomp.runtime import cores
 from graphcomp.study.grid import Cell, waves
 
 CELLS = "cells"

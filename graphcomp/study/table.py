@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from graphcomp.base.files import atomic_file
+from graphcomp.base import atomic_file
 from graphcomp.errors import OutputError
-from graphcomp.measure.classes import ClassStatistics, class_statistics
-from graphcomp.records.records import MeanError, Snapshot
-from graphcomp.report.layer_pairs import owner
-from graphcomp.report.scores import Score, Verdict, change_text, judge, judge_speed, measure_of, quality
+from graphcomp.measure import ClassStatistics, class_statistics
+from graphcomp.records import MeanError, Snapshot
+from graphcomp.report import Score, Verdict, change_text, judge, judge_speed, measure_of, owner, quality
 from graphcomp.study.grid import Cell, number
 from graphcomp.study.run import CellResult, Outcome
 

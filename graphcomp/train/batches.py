@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graphcomp.base import distributed
-from graphcomp.data.augment import Augmentation
-from graphcomp.data.sources import Split
+from graphcomp.data import Augmentation, Split
 
 T = TypeVar("T")
 

@@ -10,12 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from graphcomp.base import distributed
-from graphcomp.base.progress import Progress
-from graphcomp.base.stopping import Stop, save_state
-from graphcomp.data.sources import Split
+from graphcomp.base import Progress, Stop, distributed, save_state
+from graphcomp.data import Split
 from graphcomp.errors import DataError, PassError
-from graphcomp.records.records import EpochRow, ModeTrial
+from graphcomp.records import EpochRow, ModeTrial
 from graphcomp.train.batches import Batches, Piece, ahead, noise_seed
 from graphcomp.train.network import Mode, Network
 from graphcomp.train.options import Metric, Seen, Task, TrainOptions

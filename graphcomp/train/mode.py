@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from graphcomp.base import cache, distributed
-from graphcomp.base.progress import Progress
-from graphcomp.records.records import ModeTrial
+from graphcomp.base import Progress, cache, distributed
+from graphcomp.records import ModeTrial
 from graphcomp.train.loop import Loop
 from graphcomp.train.network import Mode
 from graphcomp.train.options import Task

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from graphcomp.base import distributed
 from graphcomp.errors import AnalysisError
-from graphcomp.ir.program import Program, acts_in_place, editable, same_memory
+from graphcomp.ir import Program, acts_in_place, editable, same_memory
 from graphcomp.train.normalisation import synchronise
 
 Precision = Literal["float32", "bf16"]

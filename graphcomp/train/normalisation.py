@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from graphcomp.base import distributed
 from graphcomp.errors import PassError
-from graphcomp.ir.frozen import FrozenBatchNorm2d
-from graphcomp.ir.program import Program, editable
+from graphcomp.ir import FrozenBatchNorm2d, Program, editable
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 

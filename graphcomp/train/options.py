@@ -12,10 +12,9 @@ from pydantic.dataclasses import dataclass as options_dataclass
 from torch import Tensor
 
 from graphcomp.base import cache
-from graphcomp.data.augment import Augmentation, Name
-from graphcomp.data.sources import Split
-from graphcomp.ir.program import Program, digest_tensors
-from graphcomp.measure.evaluate import absolute_errors, values_like
+from graphcomp.data import Augmentation, Name, Split
+from graphcomp.ir import Program, digest_tensors
+from graphcomp.measure import absolute_errors, values_like
 from graphcomp.train.network import Mode
 from graphcomp.train.schedule import OPTIONS, Schedule
 

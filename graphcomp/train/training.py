@@ -22,14 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphcomp.base import distributed
-from graphcomp.base.progress import Progress, quiet
-from graphcomp.base.stopping import load_state, stoppable
-from graphcomp.data.augment import Augmentation, Unchanged
-from graphcomp.data.sources import Split
+from graphcomp.base import Progress, distributed, load_state, quiet, stoppable
+from graphcomp.data import Augmentation, Split, Unchanged
 from graphcomp.errors import DataError, PassError
-from graphcomp.ir.program import Program
-from graphcomp.records.records import Training
+from graphcomp.ir import Program
+from graphcomp.records import Training
 from graphcomp.train.batches import part, random_state
 from graphcomp.train.loop import Loop, mean_score
 from graphcomp.train.mode import choose_mode

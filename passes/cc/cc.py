@@ -26,24 +26,27 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, fx
 
-from graphcomp.base import distributed
-from graphcomp.base.progress import Progress, part
-from graphcomp.bases.removal import OPTIONS, Globs, excluded, missed, options_of, require_matches
-from graphcomp.budget.factors import Factors
-from graphcomp.budget.revert import REVERT_FACTORS, Paying, Revert, is_asked, layer_left_alone, paying_factors
+from graphcomp.base import Progress, distributed, part
+from graphcomp.bases import OPTIONS, Globs, excluded, missed, options_of, require_matches
+from graphcomp.budget import (
+    REVERT_FACTORS,
+    Factors,
+    Paying,
+    Revert,
+    is_asked,
+    layer_left_alone,
+    paying_factors,
+)
 from graphcomp.errors import DataError, PassError
-from graphcomp.factors.decompose import Factor, read_factors
-from graphcomp.factors.surgery import candidates, layer_macs, rewrite, simulate
-from graphcomp.ir.program import Program
-from graphcomp.measure.cost import layer_row, macs
-from graphcomp.measure.gradients import mean_gradients
+from graphcomp.factors import Factor, candidates, layer_macs, read_factors, rewrite, simulate
+from graphcomp.ir import Program
+from graphcomp.measure import layer_row, macs, mean_gradients
 from graphcomp.passes.cc.analysis import Analysis, side_by_side
 from graphcomp.passes.cc.gcro import Slope, curve_cost, solve_rates
 from graphcomp.passes.cc.mshc import Form, Lookahead, least_macs
 from graphcomp.passes.cc.units import Shape, Unit
-from graphcomp.pipeline.accounting import Concern
-from graphcomp.pipeline.pipeline import Context, Outlook, Plan, require_data
-from graphcomp.records.records import Kept, Record
+from graphcomp.pipeline import Concern, Context, Outlook, Plan, require_data
+from graphcomp.records import Kept, Record
 
 GRADIENT_PART, TIMED_PART = 0.5, 0.2
 """Of the progress bar: of what is decided without a clock, and of all where times are measured."""

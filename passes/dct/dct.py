@@ -26,18 +26,29 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from graphcomp.base import distributed
-from graphcomp.bases.removal import OPTIONS, Globs, excluded, options_of, require_matches
+from graphcomp.bases import OPTIONS, Globs, excluded, options_of, require_matches
 from graphcomp.errors import PassError
-from graphcomp.factors.surgery import irreplaceable
-from graphcomp.ir.coefficients import Basis, DctLayer, compressed, decode, encode, narrowest, spectrum
-from graphcomp.ir.program import PASS_KEY, Program, assemble, editable, parts
-from graphcomp.measure.cost import layer_row
+from graphcomp.factors import irreplaceable
+from graphcomp.ir import (
+    PASS_KEY,
+    Basis,
+    DctLayer,
+    Program,
+    assemble,
+    compressed,
+    decode,
+    editable,
+    encode,
+    narrowest,
+    parts,
+    spectrum,
+)
+from graphcomp.measure import layer_row
 from graphcomp.passes.dct.layout import Layout, Strategy, layouts
 from graphcomp.passes.dct.ordering import Distance, Norm
 from graphcomp.passes.dct.orders import by_chain, by_norm, packed, unpacked
-from graphcomp.pipeline.accounting import Concern
-from graphcomp.pipeline.pipeline import Context, Outlook, Plan
-from graphcomp.records.records import Kept, Record
+from graphcomp.pipeline import Concern, Context, Outlook, Plan
+from graphcomp.records import Kept, Record
 
 
 class Stored(Record):

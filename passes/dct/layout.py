@@ -16,7 +16,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from graphcomp.records.records import Record
+from graphcomp.records import Record
 
 Strategy = Literal["uniform", "progressive-r", "progressive-g"]
 

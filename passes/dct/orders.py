@@ -11,7 +11,7 @@ from torch import Tensor
 
 from graphcomp.base import cache
 from graphcomp.errors import PassError
-from graphcomp.ir.coefficients import narrowest
+from graphcomp.ir import narrowest
 from graphcomp.passes.dct.layout import Layout
 from graphcomp.passes.dct.ordering import Distance, Norm, chain
 

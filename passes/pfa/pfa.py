@@ -22,16 +22,12 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, fx, nn
 
-from graphcomp.bases.norms import norm_scores
-from graphcomp.bases.removal import OPTIONS, ChannelRemoval, JoinOption, only_one
-from graphcomp.budget.allocation import Judgement, Scores
-from graphcomp.channels.analysis import ChannelGroup, Channels
-from graphcomp.channels.labels import Ints, compact, varying
-from graphcomp.channels.rules import op_name
+from graphcomp.bases import OPTIONS, ChannelRemoval, JoinOption, norm_scores, only_one
+from graphcomp.budget import Judgement, Scores
+from graphcomp.channels import ChannelGroup, Channels, Ints, compact, op_name, varying
 from graphcomp.errors import PassError
-from graphcomp.ir.program import Program
-from graphcomp.measure.calibrate import Covariance, Request
-from graphcomp.measure.cost import layer_row, layer_weight
+from graphcomp.ir import Program
+from graphcomp.measure import Covariance, Request, layer_row, layer_weight
 from graphcomp.passes.pfa.principal import (
     Bools,
     Map,
@@ -45,8 +41,8 @@ from graphcomp.passes.pfa.principal import (
     removal_order,
     spectrum,
 )
-from graphcomp.pipeline.pipeline import Context, Outlook, require_data
-from graphcomp.records.records import Spectrum, Width
+from graphcomp.pipeline import Context, Outlook, require_data
+from graphcomp.records import Spectrum, Width
 
 NOISE = 2.0**-20
 """Responses that vary by less than this part of their size are constant: float32 inference rounds them so."""

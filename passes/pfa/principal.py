@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from graphcomp.channels.labels import Ints
+from graphcomp.channels import Ints
 
 Bools = NDArray[np.bool_]
 Vector = NDArray[np.float64]

@@ -16,16 +16,12 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from graphcomp.bases.norms import filter_norms, filters
-from graphcomp.bases.removal import OPTIONS, RowRemoval, excluded, options_of
-from graphcomp.bases.training import Lesson, Recovery
-from graphcomp.budget.allocation import Scores
-from graphcomp.channels.analysis import Axis, Channels, analyse, layer_name
-from graphcomp.channels.labels import Ints
-from graphcomp.channels.surgery import dropped_rows, feasible, no_drop
-from graphcomp.ir.program import Program
-from graphcomp.pipeline.pipeline import Context, Plan
-from graphcomp.train.training import Loss, Seen, TrainOptions, cross_entropy
+from graphcomp.bases import OPTIONS, Lesson, Recovery, RowRemoval, excluded, filter_norms, filters, options_of
+from graphcomp.budget import Scores
+from graphcomp.channels import Axis, Channels, Ints, analyse, dropped_rows, feasible, layer_name, no_drop
+from graphcomp.ir import Program
+from graphcomp.pipeline import Context, Plan
+from graphcomp.train import Loss, Seen, TrainOptions, cross_entropy
 
 
 @plain_dataclass(frozen=True, eq=False)

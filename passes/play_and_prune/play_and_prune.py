@@ -22,18 +22,24 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from graphcomp.bases.prunable import why_shared
-from graphcomp.bases.removal import OPTIONS, Globs, options_of
-from graphcomp.channels.analysis import analyse
+from graphcomp.bases import OPTIONS, Globs, options_of, why_shared
+from graphcomp.channels import analyse
 from graphcomp.errors import PassError
-from graphcomp.ir.program import Program
+from graphcomp.ir import Program
 from graphcomp.passes.play_and_prune.afp import Cut, Epoch, EpochOptions, find_layers
 from graphcomp.passes.play_and_prune.prc import Limits, Standing, points, stand
 from graphcomp.passes.play_and_prune.thresholds import first_thresholds
-from graphcomp.pipeline.accounting import Concern
-from graphcomp.pipeline.pipeline import Context, Course, Outlook, Pass, Plan, require_trained
-from graphcomp.pipeline.rounds import held_out_samples
-from graphcomp.records.records import Kept
+from graphcomp.pipeline import (
+    Concern,
+    Context,
+    Course,
+    Outlook,
+    Pass,
+    Plan,
+    held_out_samples,
+    require_trained,
+)
+from graphcomp.records import Kept
 
 
 @dataclass(frozen=True, config=OPTIONS)

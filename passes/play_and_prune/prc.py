@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from graphcomp.errors import PassError
-from graphcomp.records.records import Accuracy
+from graphcomp.records import Accuracy
 
 CLAMP = 2.0
 SLACK = 1e-9

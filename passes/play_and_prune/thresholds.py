@@ -14,13 +14,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from graphcomp.base import cache, distributed
-from graphcomp.base.progress import Progress, quiet
-from graphcomp.budget.allocation import largest
-from graphcomp.channels.analysis import Channels
-from graphcomp.channels.surgery import legalise, mask, no_drop
-from graphcomp.data.sources import Split
-from graphcomp.measure.evaluate import accuracy
+from graphcomp.base import Progress, cache, distributed, quiet
+from graphcomp.budget import largest
+from graphcomp.channels import Channels, legalise, mask, no_drop
+from graphcomp.data import Split
+from graphcomp.measure import accuracy
 from graphcomp.passes.play_and_prune.afp import Layer
 from graphcomp.passes.play_and_prune.prc import SLACK, points
 

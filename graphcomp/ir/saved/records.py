@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from graphcomp.records.records import Record
+from graphcomp.records import Record
 
 CONTAINER = "Module"
 """Kind of a module that the graph does not call: it only holds others."""

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
-from graphcomp.base.files import atomic_directory
+from graphcomp.base import atomic_directory
 from graphcomp.errors import LoadError
 from graphcomp.ir.program import PASS_KEY, Program, named_tensors
 from graphcomp.ir.saved.bounds import check_runs
