@@ -18,17 +18,16 @@ from graphcomp.runtime import doctor
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGE_FILES = sorted(
-    p for folder in ("graphcomp", "passes", "models") for p in (ROOT / folder).glob("*.py")
+    p
+    for folder in ("graphcomp", "passes", "models")
+    for p in (ROOT / folder).rglob("*.py")
+    if not p.is_relative_to(ROOT / "graphcomp/passes") and not p.is_relative_to(ROOT / "graphcomp/models")
 )
 FRONTS = {
     "graphcomp.api",
     "graphcomp.cli.app",
     "graphcomp.compiler.models",
 }  # what offers the methods and networks
-
-
-PARTS = "graphcomp.passes._"
-"""Files that hold a part of a method."""
 
 
 def module_name(path: Path) -> str:
@@ -55,7 +54,7 @@ def imported(tree: ast.AST, *, lazy: bool) -> set[str]:
             found |= {m if m in FILES else str(node.module) for m in whole}
         if lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             todo += ast.iter_child_nodes(node)
-    return {m for m in found if m in FILES} - {"graphcomp"}  # `from graphcomp import __version__`
+    return {m for m in found if m in FILES}
 
 
 # ---------------------------------------------------------------------- packages
@@ -63,12 +62,8 @@ def imported(tree: ast.AST, *, lazy: bool) -> set[str]:
 
 def test_every_package_is_declared() -> None:
     """A folder with an `__init__.py` that is missing here would not be installed."""
-    settings = PROJECT["tool"]["setuptools"]
-    folders = {p.parent.name for p in ROOT.glob("*/__init__.py")} - {"tests"}
-    mapped = {path: name for name, path in settings["package-dir"].items()}
-    assert {mapped.get(f, f) for f in folders} == set(settings["packages"])
-    inner = {p.parent for p in (ROOT / "graphcomp").rglob("__init__.py")}
-    assert inner - {ROOT / "graphcomp", ROOT / "graphcomp/passes", ROOT / "graphcomp/models"} == set()
+    folders = {module_name(path) for path in PACKAGE_FILES if path.name == "__init__.py"}
+    assert folders == set(PROJECT["tool"]["setuptools"]["packages"])
 
 
 @pytest.mark.parametrize("name", ["passes", "models"])
@@ -81,7 +76,8 @@ def test_links_for_tools_that_read_the_disk(name: str) -> None:
 def test_package_data_is_there() -> None:
     data = PROJECT["tool"]["setuptools"]["package-data"]
     for package, patterns in data.items():
-        folder = ROOT / PROJECT["tool"]["setuptools"]["package-dir"].get(package, package)
+        default = package.replace(".", "/")
+        folder = ROOT / PROJECT["tool"]["setuptools"]["package-dir"].get(package, default)
         for pattern in patterns:
             assert list(folder.glob(pattern)), f"{package}: nothing matches {pattern}"
 
@@ -106,10 +102,17 @@ def test_the_licence_is_whole_and_travels_with_every_distribution() -> None:
     assert int(built_by.partition(">=")[2]) >= 77
 
 
+def method_of(name: str) -> str | None:
+    """The method that a module is a part of: the first file or folder below `graphcomp.passes`."""
+    parts = name.split(".")
+    return parts[2] if parts[:2] == ["graphcomp", "passes"] and len(parts) > 2 else None
+
+
 def test_every_pass_is_in_the_table() -> None:
-    """One method a file, one line in PASSES, under the name that the class has."""
-    methods = {n for n in FILES if n.startswith("graphcomp.passes.") and not n.startswith(PARTS)}
-    assert {kind.__module__ for kind in passes.PASSES.values()} == methods
+    """One method a file or folder, one line in PASSES, under the name that the class has."""
+    assert {method_of(kind.__module__) for kind in passes.PASSES.values()} == set(map(method_of, FILES)) - {
+        None
+    }
     assert all(kind.name == name for name, kind in passes.PASSES.items())
 
 
@@ -131,18 +134,64 @@ def test_the_compiler_knows_no_method_and_no_network() -> None:
         assert not at_top, f"{name} imports {at_top} at its top"
 
 
-EMITTED = {"graphcomp.passes.apoz": {"graphcomp.passes.finetune"}}
+EMITTED = {"apoz": {"finetune"}}
 """Passes that a pass of several rounds emits: `apoz` trains between its removals as `finetune` does."""
 
 
 def test_passes_and_models_do_not_know_each_other() -> None:
     for name, tree in TREES.items():
         found = imported(tree, lazy=True)
-        if name.startswith("graphcomp.passes."):
-            others = {m for m in found if not m.startswith(PARTS)} - EMITTED.get(name, set())
-            assert not {m for m in others if m.startswith(("graphcomp.passes", "graphcomp.models"))}, name
+        if (method := method_of(name)) is not None:
+            others = {method_of(m) for m in found} - {None, method} - EMITTED.get(method, set())
+            assert not others and not any(m.startswith("graphcomp.models") for m in found), name
         if name.startswith("graphcomp.models."):
-            assert not {m for m in found if m.startswith("graphcomp.passes")}, name
+            assert not any(m.startswith("graphcomp.passes") for m in found), name
+
+
+def room_of(name: str) -> str | None:
+    """The folder of the package that a module lies in, if it is a room and not a method or a network."""
+    parts = name.split(".")
+    is_room = len(parts) > 1 and f"graphcomp.{parts[1]}" in ROOMS
+    return parts[1] if is_room else None
+
+
+ROOMS = {
+    module_name(p) for p in PACKAGE_FILES if p.parent.parent == ROOT / "graphcomp" and p.stem == "__init__"
+}
+
+
+def offered(face: str) -> list[str]:
+    """`__all__` of a room."""
+    values = [n.value for n in TREES[face].body if isinstance(n, ast.Assign)]
+    return [str(x) for value in values for x in ast.literal_eval(value)]
+
+
+def past_the_face(name: str, found: set[str]) -> set[str]:
+    """Modules inside other rooms that a file imports and the room does not offer; or its own face."""
+    inner = {m for m in found if m not in ROOMS and room_of(m) not in (None, room_of(name))}
+    own = {m for m in found if name not in ROOMS and m == f"graphcomp.{room_of(name)}"}
+    whole = {m for m in inner if m.rpartition(".")[2] in offered(f"graphcomp.{room_of(m)}")}
+    return inner - whole | own
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_room_is_entered_through_its_face(name: str) -> None:
+    """Between rooms only what `__init__` offers is imported, inside a room only its files: no circle."""
+    assert past_the_face(name, imported(TREES[name], lazy=True)) == set()
+
+
+def test_ways_past_a_face_are_found() -> None:
+    """The helper sees what it is for."""
+    name, other = "graphcomp.channels.rules", "graphcomp.channels"
+    assert past_the_face(name, {"graphcomp.ir", "graphcomp.channels.labels", "graphcomp.errors"}) == set()
+    assert past_the_face(name, {"graphcomp.ir.program", other}) == {"graphcomp.ir.program", other}
+
+
+@pytest.mark.parametrize("name", sorted(ROOMS))
+def test_a_face_offers_what_it_imports(name: str) -> None:
+    """And nothing else: `__all__` is the whole interface of a room."""
+    imports = [n for n in TREES[name].body if isinstance(n, ast.ImportFrom)]
+    assert sorted(offered(name)) == sorted(a.asname or a.name for n in imports for a in n.names)
 
 
 def reachable(name: str) -> set[str]:
@@ -160,49 +209,9 @@ def test_no_import_cycle() -> None:
     assert [name for name in FILES if name in reachable(name)] == []
 
 
-ARROWS = [  # what comes later may import what comes earlier, never the reverse
-    ("program", "verify", "pipeline"),
-    ("program", "channels", "surgery"),
-    ("program", "cost"),
-    ("program", "calibrate"),
-    ("program", "export"),
-    ("bench", "compiler", "cli"),
-    ("report", "compiler"),
-    ("pipeline", "recipe", "compiler"),
-    ("surgery", "removal"),
-    ("errors", "program"),
-    ("records", "pipeline"),
-]
-
-
-@pytest.mark.parametrize("arrow", ARROWS, ids=" <- ".join)
-def test_arrows_point_one_way(arrow: tuple[str, ...]) -> None:
-    for i, earlier in enumerate(arrow):
-        later = {f"graphcomp.{m}" for m in arrow[i + 1 :]}
-        assert not reachable(f"graphcomp.{earlier}") & later
-
-
-def test_the_foundation_stands_alone() -> None:
-    assert reachable("graphcomp.errors") == set()
-    assert reachable("graphcomp.records.records") == set()
-    assert reachable("graphcomp.ir.coefficients") == {"graphcomp.errors"}
-    assert reachable("graphcomp.ir.lifting") == set()
-    assert reachable("graphcomp.ir.frozen") == set()
-    assert reachable("graphcomp.ir.operators") == {"graphcomp.ir.frozen"}
-    assert reachable("graphcomp.ir.program") == {
-        "graphcomp.ir.coefficients",
-        "graphcomp.errors",
-        "graphcomp.ir.frozen",
-        "graphcomp.ir.lifting",
-        "graphcomp.ir.operators",
-    }
-    users = [name for name, tree in TREES.items() if "graphcomp.cli.app" in imported(tree, lazy=True)]
-    assert users == ["graphcomp.__main__"]
-
-
 def test_import_cycles_are_found() -> None:
     """The helper sees what it is for."""
-    tree = ast.parse("from graphcomp import verify\ndef f():\n    import graphcomp.cli.app\n")
+    tree = ast.parse("from graphcomp.pipeline import verify\ndef f():\n    import graphcomp.cli.app\n")
     assert imported(tree, lazy=False) == {"graphcomp.pipeline.verify"}
     assert imported(tree, lazy=True) == {"graphcomp.pipeline.verify", "graphcomp.cli.app"}
 
