@@ -9,19 +9,30 @@ small = graphcomp.compile(program, "fold-bn, l1{target=macs:0.5}").program
 graphcomp.export_onnx(program, "base.onnx"); graphcomp.export_onnx(small, "small.onnx")
 graphcomp.benchmark("base.onnx", "small.onnx")
 graphcomp.explain("base.onnx", "small.onnx").parts          # why it is not as much faster as it is smaller
-small.save("small"); graphcomp.load("small")
+graphcomp.save(small, "small"); graphcomp.load("small")
+
+What is not in `__all__` may move. Who writes a pass derives from what `graphcomp.bases` offers.
 """
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from graphcomp.api import benchmark, compile, explain, export_onnx, load
-from graphcomp.channels import ChannelGroup, Channels, analyse
-from graphcomp.compiler import Compiled
-from graphcomp.data import Data, load_data
 from graphcomp.errors import GraphcompError
-from graphcomp.ir import Program, trace
-from graphcomp.pipeline import Context, Pass, Pipeline, Plan
-from graphcomp.records import Report
+from graphcomp.version import __version__
+
+if TYPE_CHECKING:
+    from graphcomp.api import compile, load, save
+    from graphcomp.channels import ChannelGroup, Channels, analyse
+    from graphcomp.compiler import Compiled, Job, build
+    from graphcomp.data import Data, load_data
+    from graphcomp.explanation import explain
+    from graphcomp.inspection import inspect
+    from graphcomp.ir import Program, trace
+    from graphcomp.onnx import export_onnx
+    from graphcomp.pipeline import Context, Pass, Pipeline, Plan
+    from graphcomp.records import Report
+    from graphcomp.report import read_report
+    from graphcomp.runtime import benchmark
 
 __all__ = [
     "ChannelGroup",
@@ -30,6 +41,7 @@ __all__ = [
     "Context",
     "Data",
     "GraphcompError",
+    "Job",
     "Pass",
     "Pipeline",
     "Plan",
@@ -38,10 +50,43 @@ __all__ = [
     "__version__",
     "analyse",
     "benchmark",
+    "build",
     "compile",
     "explain",
     "export_onnx",
+    "inspect",
     "load",
     "load_data",
+    "read_report",
+    "save",
     "trace",
 ]
+
+_ROOMS = {
+    "api": "compile load save",
+    "channels": "ChannelGroup Channels analyse",
+    "compiler": "Compiled Job build",
+    "data": "Data load_data",
+    "explanation": "explain",
+    "inspection": "inspect",
+    "ir": "Program trace",
+    "onnx": "export_onnx",
+    "pipeline": "Context Pass Pipeline Plan",
+    "records": "Report",
+    "report": "read_report",
+    "runtime": "benchmark",
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a room when something of it is asked for: torch alone takes seconds."""
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,20 +1,15 @@
-"""The functions of the public namespace that are more than a re-export: they take paths and short recipes."""
+"""The functions of the public namespace that are more than a re-export: they take short recipes."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
-from graphcomp.compiler import compiler
+from graphcomp.compiler import Compiled, compile_program, need_data, parse_passes
 from graphcomp.data import Data
 from graphcomp.errors import RecipeError
-from graphcomp.explanation import explanation
 from graphcomp.ir import Program, trace
-from graphcomp.onnx import export
 from graphcomp.pipeline import Pass
-from graphcomp.records import records
-from graphcomp.runtime import bench
 
 
 def compile(
@@ -25,7 +20,7 @@ def compile(
     data: Data | str | None = None,
     target: str = "auto",
     seed: int = 0,
-) -> compiler.Compiled:
+) -> Compiled:
     """Run passes on a model and verify each.
 
     Args:
@@ -39,7 +34,6 @@ def compile(
     Raises:
         RecipeError: an unknown pass or option. PassError: a pass that failed. TraceError, DataError.
     """
-    from graphcomp.compiler import parse_passes
     from graphcomp.passes import PASSES
 
     if not isinstance(model, Program):
@@ -49,25 +43,19 @@ def compile(
             )
         model = trace(model, example_inputs)
     made = parse_passes(passes, PASSES) if isinstance(passes, str) else list(passes)
-    loaded = compiler.need_data(data, model, seed) if isinstance(data, str) else data
-    return compiler.compile_program(model, made, data=loaded, target=target, seed=seed)
+    loaded = need_data(data, model, seed) if isinstance(data, str) else data
+    return compile_program(model, made, data=loaded, target=target, seed=seed)
 
 
-def export_onnx(program: Program, path: str | Path, **options: Any) -> records.Export:
-    """Write a program as ONNX and check that ONNX Runtime computes the same; see `onnx.export`."""
-    return export.export_onnx(program, Path(path), **options)
+def save(program: Program, directory: str | Path) -> None:
+    """Write `program.json` and `weights.safetensors` into `directory`, whole or not at all.
 
-
-def benchmark(base: str | Path, new: str | Path, **options: Any) -> records.Bench:
-    """Time two ONNX files against each other; see `runtime.bench`."""
-    return bench.benchmark(Path(base), Path(new), **options)
-
-
-def explain(base: str | Path, new: str | Path, **options: Any) -> records.Explanation:
-    """Why `new` is not as much faster as it is smaller; see `explanation.explanation`."""
-    return explanation.explain(Path(base), Path(new), **options)
+    Raises:
+        OutputError: if the disk refuses. LoadError: if a node could not be read back safely.
+    """
+    program.save(directory)
 
 
 def load(directory: str | Path) -> Program:
-    """Load a saved program, without the source of the model; LoadError if it is damaged."""
+    """Read what `save` wrote, without the model's source and without pickle; LoadError if it is damaged."""
     return Program.load(directory)

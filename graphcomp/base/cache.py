@@ -25,10 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from graphcomp import __version__
 from graphcomp.base.files import atomic_file
 from graphcomp.base.own_code import digest_of
 from graphcomp.errors import GraphcompWarning, OutputError
+from graphcomp.version import __version__
 
 VARIABLE = "GRAPHCOMP_CACHE"
 LIMIT = 4 << 30

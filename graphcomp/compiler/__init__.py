@@ -1,14 +1,15 @@
 """From a model and a recipe to a directory that can be deployed, checked and resumed."""
 
-from graphcomp.compiler import compiler
 from graphcomp.compiler.compiler import (
     Compiled,
     Job,
     build,
+    compile_program,
     data_of,
     digests,
     evaluate_source,
     load_source,
+    need_data,
     open_data,
 )
 from graphcomp.compiler.models import is_program_dir
@@ -32,7 +33,7 @@ __all__ = [
     "Recipe",
     "RobustnessOptions",
     "build",
-    "compiler",
+    "compile_program",
     "data_of",
     "digests",
     "evaluate_source",
@@ -40,6 +41,7 @@ __all__ = [
     "load_recipe",
     "load_source",
     "make_passes",
+    "need_data",
     "open_data",
     "parse_passes",
     "read_yaml",

@@ -26,7 +26,6 @@ from typing import Any
 import psutil
 import torch
 
-from graphcomp import __version__
 from graphcomp.base import (
     LOCK,
     Progress,
@@ -66,6 +65,7 @@ from graphcomp.records import (
 )
 from graphcomp.report import write_report
 from graphcomp.runtime import Provider, Target, benchmark, environment, find_target, probe
+from graphcomp.version import __version__
 
 SHARE = 8
 """How many times the size of one input has to be free."""

@@ -76,8 +76,8 @@ TIMED_SHARE = 0.65
 
 
 def explain(
-    base: Path,
-    new: Path,
+    base: str | Path,
+    new: str | Path,
     *,
     provider: Provider = "cpu",
     batch: int = 1,
@@ -117,7 +117,7 @@ def explain(
     )
     found = explain_bench(
         bench,
-        (base, new),
+        (Path(base), Path(new)),
         traced_runs=traced_runs,
         traced_seconds=traced_seconds,
         seed=seed,

@@ -1,7 +1,6 @@
 """A program becomes an ONNX file."""
 
-from graphcomp.onnx import export
 from graphcomp.onnx.export import MODULE_PROP, NODE_PROP, PASS_PROP, Exports, Stored, export_onnx
 from graphcomp.onnx.selection import SELECT
 
-__all__ = ["Exports", "MODULE_PROP", "NODE_PROP", "PASS_PROP", "SELECT", "Stored", "export", "export_onnx"]
+__all__ = ["Exports", "MODULE_PROP", "NODE_PROP", "PASS_PROP", "SELECT", "Stored", "export_onnx"]

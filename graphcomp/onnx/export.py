@@ -143,7 +143,7 @@ class Exports:
 
 def export_onnx(
     program: Program,
-    path: Path,
+    path: str | Path,
     *,
     opset: int = 18,
     batches: Sequence[int] = (1, 2, 5),
@@ -186,6 +186,7 @@ def export_onnx(
         OutputError: if the file cannot be written. Nothing is left behind and an old file stays.
         ProviderError: if ONNX Runtime itself does not work here.
     """
+    path = Path(path)
     _check_request(batches)
     program = program.in_eval_mode()
     layers = dct_layers(program)

@@ -1,6 +1,6 @@
 """ONNX Runtime and this machine: targets, sessions, timings."""
 
-from graphcomp.runtime import bench, doctor, onnxfile
+from graphcomp.runtime import doctor, onnxfile
 from graphcomp.runtime.bench import (
     BUSY,
     RACE_LOADS,
@@ -30,7 +30,6 @@ __all__ = [
     "TARGETS",
     "Target",
     "Timer",
-    "bench",
     "benchmark",
     "check_inputs",
     "cores",

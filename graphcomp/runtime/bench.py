@@ -132,8 +132,8 @@ class Timed:
 
 
 def benchmark(
-    base: Path,
-    new: Path,
+    base: str | Path,
+    new: str | Path,
     *,
     provider: Provider = "cpu",
     batches: Sequence[int] = (1,),
@@ -162,7 +162,7 @@ def benchmark(
     budget = Budget(runs, seconds, warmup_runs, warmup_seconds)
     _check_options(budget, batches)
     setup = Setup(provider, threads, cuda_graphs)
-    files = onnxfile.read(base), onnxfile.read(new)
+    files = onnxfile.read(Path(base)), onnxfile.read(Path(new))
     check_inputs(*files)
     macs = {batch: _macs(files, batch) for batch in batches}
     # Besides proving the provider, this pays for what happens once a process: no file's first run should.

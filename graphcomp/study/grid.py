@@ -31,7 +31,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
-from graphcomp import __version__
 from graphcomp.compiler import (
     Job,
     PassTable,
@@ -45,6 +44,7 @@ from graphcomp.compiler import (
 )
 from graphcomp.errors import GraphcompError, GraphcompWarning, RecipeError
 from graphcomp.factors import candidates
+from graphcomp.version import __version__
 
 LONGEST_NAME = 100
 """Of a cell's directory, without its key."""
