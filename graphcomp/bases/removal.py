@@ -39,7 +39,6 @@ from graphcomp.budget import (
     latency,
     latency_model,
     paying,
-    round_up,
     stopwatch,
 )
 from graphcomp.channels import (
@@ -56,6 +55,7 @@ from graphcomp.channels import (
     no_drop,
     opaque_layers,
     remove,
+    round_up,
     shifts,
 )
 from graphcomp.errors import PassError

@@ -11,7 +11,6 @@ from graphcomp.budget.allocation import (
     cost_of,
     fewest,
     largest,
-    round_up,
 )
 from graphcomp.budget.factors import Factors, LayerClock
 from graphcomp.budget.model import LatencyCost, Points
@@ -56,7 +55,6 @@ __all__ = [
     "layer_left_alone",
     "paying",
     "paying_factors",
-    "round_up",
     "stopwatch",
     "tables",
 ]

@@ -17,7 +17,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from graphcomp.channels import ChannelGroup, Channels, Drop, legalise, live_of, no_drop
+from graphcomp.channels import (
+    ChannelGroup,
+    Channels,
+    Drop,
+    legalise,
+    live_of,
+    no_drop,
+    round_up,
+    rounding_step,
+)
 from graphcomp.measure import layer_row, layer_weight, params_trainable
 
 Scores = NDArray[np.float64]
@@ -353,19 +362,6 @@ class _Inputs:
                 parts[join.result] /= np.maximum(self.summands[join.result], 1)
             self._parts[group] = np.array([parts[ids].mean() for ids in self.read])
         return self._parts[group]
-
-
-def rounding_step(group: ChannelGroup, multiple: int) -> int:
-    """What widths are rounded to: the multiple, and equal numbers in every block of the group."""
-    return math.lcm(multiple, int(group.blocks.max()) + 1)
-
-
-def round_up(keep: int, group: ChannelGroup, multiple: int, min_channels: int) -> int:
-    """Kept channels after rounding up: to the multiple, and to equal numbers in every block."""
-    total, blocks = len(group.channels), int(group.blocks.max()) + 1
-    step = rounding_step(group, multiple)
-    keep = max(keep, min_channels)
-    return min(total, math.ceil(keep / step) * step) if total % blocks == 0 else total
 
 
 def _drop_lowest(drop: Drop, group: ChannelGroup, scores: Scores, keep: int) -> None:

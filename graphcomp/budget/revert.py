@@ -17,21 +17,30 @@ predicted to cost more than it saves, the layer becomes what it was.
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from graphcomp.base import distributed
+from graphcomp.base import Progress, distributed
 from graphcomp.budget.allocation import Scores
 from graphcomp.budget.factors import FactorCost, Factors
 from graphcomp.budget.latency import Stopwatch
-from graphcomp.budget.model import LatencyCost, LatencyModel, Marks, Operator, Remaining, cold_bytes, form_of
+from graphcomp.budget.model import (
+    LatencyCost,
+    LatencyModel,
+    Marks,
+    Operator,
+    Points,
+    Remaining,
+    cold_bytes,
+    form_of,
+)
 from graphcomp.channels import ChannelGroup, Channels, Drop, feasible, legalise, no_drop, remove
 from graphcomp.factors import Factor, rank_text, rewrite, simulate
 from graphcomp.ir import Program
-from graphcomp.pipeline import Context
-from graphcomp.runtime import Target
+from graphcomp.onnx import Exports
+from graphcomp.runtime import Target, Timer
 
 Choice = TypeVar("Choice")
 Item = TypeVar("Item", bound=Hashable)
@@ -75,30 +84,53 @@ class Paying(Generic[Choice, Item]):
         return {"reverted": {kind: items, "milliseconds": dict(zip(names, self.milliseconds, strict=True))}}
 
 
-def is_asked(revert: Revert, is_timed: bool, context: Context) -> bool:
+class Clock(Protocol):
+    """What is asked of a run before anything is timed or predicted; `pipeline.Context` is one.
+
+    Attributes:
+        target, threads: where the result will run.
+        timer: measures ONNX models; None: the target's provider does.
+        timed: whether the run ends with a measurement on the target.
+        progress: told what is going on.
+        latencies, exports: what was measured and exported before, so that nothing is done twice in a run.
+    """
+
+    @property
+    def target(self) -> Target: ...  # noqa: D102
+    @property
+    def threads(self) -> int: ...  # noqa: D102
+    @property
+    def timer(self) -> Timer | None: ...  # noqa: D102
+    @property
+    def timed(self) -> bool: ...  # noqa: D102
+    @property
+    def progress(self) -> Progress: ...  # noqa: D102
+    @property
+    def latencies(self) -> dict[str, Points]: ...  # noqa: D102
+    @property
+    def exports(self) -> Exports: ...  # noqa: D102
+
+
+def is_asked(revert: Revert, is_timed: bool, clock: Clock) -> bool:
     """Whether to look for what does not pay.
 
     Args:
         revert: as asked for.
         is_timed: whether times are what this pass is for.
-        context: says whether the run measures times.
+        clock: says whether the run measures times.
     """
-    return revert == "always" or (revert == "auto" and (is_timed or context.timed))
+    return revert == "always" or (revert == "auto" and (is_timed or clock.timed))
 
 
-def latency_model(program: Program, context: Context) -> LatencyModel:
+def latency_model(program: Program, clock: Clock) -> LatencyModel:
     """What predicts the times of a program's operators where the run's result will run."""
-    cold = cold_bytes(program, context.target)
-    return LatencyModel(
-        context.target, context.threads, context.timer, context.progress, cold, context.latencies
-    )
+    cold = cold_bytes(program, clock.target)
+    return LatencyModel(clock.target, clock.threads, clock.timer, clock.progress, cold, clock.latencies)
 
 
-def stopwatch(program: Program, context: Context) -> Stopwatch:
+def stopwatch(program: Program, clock: Clock) -> Stopwatch:
     """What times programs that come of `program` where the run's result will run."""
-    return Stopwatch(
-        program, context.target, context.threads, context.timer, context.progress, context.exports
-    )
+    return Stopwatch(program, clock.target, clock.threads, clock.timer, clock.progress, clock.exports)
 
 
 # ---------------------------------------------------------------------- predicted, and measured
@@ -165,7 +197,7 @@ def confirm(
 
 
 def paying(
-    channels: Channels, drop: Drop, scores: Scores, revert: Revert, is_timed: bool, context: Context
+    channels: Channels, drop: Drop, scores: Scores, revert: Revert, is_timed: bool, clock: Clock
 ) -> Paying[Drop, ChannelGroup]:
     """The removal without the groups that make the network slower; collective (see `distributed`).
 
@@ -178,17 +210,17 @@ def paying(
     Raises:
         ProviderError: if there is something to measure and the target does not work here.
     """
-    if not is_asked(revert, is_timed, context):
+    if not is_asked(revert, is_timed, clock):
         return Paying(drop, {})
-    doubtful = _doubtful(channels, drop, context.target, every=revert == "always")
+    doubtful = _doubtful(channels, drop, clock.target, every=revert == "always")
     if not doubtful:
         return Paying(drop, {})
-    found = distributed.on_first(lambda: _paying(channels, drop, scores, doubtful, context))
+    found = distributed.on_first(lambda: _paying(channels, drop, scores, doubtful, clock))
     return Paying(found.choice, {doubtful[i]: x for i, x in found.slower.items()}, found.milliseconds)
 
 
 def _paying(
-    channels: Channels, drop: Drop, scores: Scores, doubtful: Sequence[ChannelGroup], context: Context
+    channels: Channels, drop: Drop, scores: Scores, doubtful: Sequence[ChannelGroup], clock: Clock
 ) -> Paying[Drop, int]:
     """Which of the doubtful groups do not pay, by number: groups are other objects in every process."""
 
@@ -200,12 +232,12 @@ def _paying(
             yield legalise(channels, trial, scores)
 
     only = _touched(Remaining(channels), doubtful)
-    cost = LatencyCost(channels, latency_model(channels.program, context), only)
+    cost = LatencyCost(channels, latency_model(channels.program, clock), only)
     restored, slower = restore(drop, range(len(doubtful)), without, cost.parts)
     if not slower:
         return Paying(drop, {})
     restored, _ = feasible(channels, restored, scores)
-    watch = stopwatch(channels.program, context)
+    watch = stopwatch(channels.program, clock)
     return confirm(drop, restored, slower, lambda d: remove(channels.program, channels, d, "trial"), watch)
 
 
@@ -245,7 +277,7 @@ def _touched(remaining: Remaining, groups: Sequence[ChannelGroup]) -> Marks:
 
 
 def paying_factors(
-    program: Program, factors: Sequence[Factor], revert: Revert, context: Context, multiple: int = 1
+    program: Program, factors: Sequence[Factor], revert: Revert, clock: Clock, multiple: int = 1
 ) -> Paying[Factors, str]:
     """The factors, by layer, without those that make the network slower; collective (see `distributed`).
 
@@ -259,15 +291,13 @@ def paying_factors(
         ProviderError: if there is something to measure and the target does not work here.
     """
     planned = {factor.layer: factor for factor in factors}
-    if not planned or not is_asked(revert, False, context):
+    if not planned or not is_asked(revert, False, clock):
         return Paying(planned, {})
-    return distributed.on_first(lambda: _paying_factors(program, planned, context, multiple))
+    return distributed.on_first(lambda: _paying_factors(program, planned, clock, multiple))
 
 
-def _paying_factors(
-    program: Program, planned: Factors, context: Context, multiple: int
-) -> Paying[Factors, str]:
-    cost = FactorCost(program, latency_model(program, context), planned, multiple)
+def _paying_factors(program: Program, planned: Factors, clock: Clock, multiple: int) -> Paying[Factors, str]:
+    cost = FactorCost(program, latency_model(program, clock), planned, multiple)
     restored, slower = restore(planned, list(planned), _instead, cost.parts)
     if not slower:
         return Paying(planned, {})
@@ -276,7 +306,7 @@ def _paying_factors(
         listed = list(chosen.values())
         return rewrite(simulate(program, listed), listed, "trial", multiple)
 
-    return confirm(planned, restored, slower, build, stopwatch(program, context))
+    return confirm(planned, restored, slower, build, stopwatch(program, clock))
 
 
 def _instead(chosen: Factors, layer: str) -> Iterable[Factors]:

@@ -25,6 +25,7 @@ from graphcomp.channels.surgery import (
     remove,
     sync_attributes,
 )
+from graphcomp.channels.widths import round_up, rounding_step
 
 __all__ = [
     "Axis",
@@ -50,6 +51,8 @@ __all__ = [
     "op_name",
     "opaque_layers",
     "remove",
+    "round_up",
+    "rounding_step",
     "shifts",
     "sync_attributes",
     "varying",

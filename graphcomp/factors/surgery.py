@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from graphcomp.budget import round_up
 from graphcomp.channels import (
     Channels,
     Drop,
@@ -28,6 +27,7 @@ from graphcomp.channels import (
     layer_name,
     no_drop,
     remove,
+    round_up,
     sync_attributes,
 )
 from graphcomp.errors import SurgeryError

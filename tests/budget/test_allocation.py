@@ -17,11 +17,11 @@ from graphcomp.budget.allocation import (
     cost_of,
     fewest,
     largest,
-    round_up,
 )
 from graphcomp.channels.analysis import ChannelGroup, analyse
 from graphcomp.channels.liveness import live_of
 from graphcomp.channels.surgery import feasible, legalise, no_drop, remove
+from graphcomp.channels.widths import round_up
 from graphcomp.errors import TraceError
 from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs, params_trainable

@@ -1,0 +1,18 @@
+"""What the width of a group is rounded to: here once, for all that decide about widths."""
+
+import math
+
+from graphcomp.channels.analysis import ChannelGroup
+
+
+def rounding_step(group: ChannelGroup, multiple: int) -> int:
+    """What widths are rounded to: the multiple, and equal numbers in every block of the group."""
+    return math.lcm(multiple, int(group.blocks.max()) + 1)
+
+
+def round_up(keep: int, group: ChannelGroup, multiple: int, min_channels: int) -> int:
+    """Kept channels after rounding up: to the multiple, and to equal numbers in every block."""
+    total, blocks = len(group.channels), int(group.blocks.max()) + 1
+    step = rounding_step(group, multiple)
+    keep = max(keep, min_channels)
+    return min(total, math.ceil(keep / step) * step) if total % blocks == 0 else total
