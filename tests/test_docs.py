@@ -1,0 +1,98 @@
+"""The documents are right: their code runs, and the files that they name are there."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import pytest
+
+from graphcomp.compiler.recipe import parse_passes
+from graphcomp.passes import PASSES
+from graphcomp.pipeline.pipeline import run_pass
+from tests.passes import test_golden as golden
+from tests.tiny import context, seeded
+
+__all__ = ["seeded"]
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs/writing-a-pass.md").read_text()
+
+# ---- docs/writing-a-pass.md
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+FILES = {code.partition("\n")[0].removeprefix("# "): code for code in blocks(PAGE, "python")}
+"""Code by the file that its first line names."""
+
+
+def module_name(path: str) -> str:
+    name = path.removesuffix(".py").replace("/", ".")
+    return f"graphcomp.{name}" if name.startswith("passes.") else name
+
+
+@pytest.fixture(scope="module")
+def written() -> Iterator[dict[str, ModuleType]]:
+    """The page's modules by path, as if the files were there; what it adds to the goldens is in a copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        made: dict[str, ModuleType] = {}
+        for path, code in FILES.items():
+            made[path] = module = ModuleType(module_name(path))
+            if path == "tests/passes/test_golden.py":
+                vars(module).update({**vars(golden), "EXAMPLES": dict(golden.EXAMPLES)})
+            else:
+                assert not (ROOT / path).exists(), f"{path}: the example is a file of the project"
+                patch.setitem(sys.modules, module.__name__, module)
+            exec(compile(code, path, "exec"), vars(module))
+        yield made
+
+
+TESTS = [
+    (path, node.name)
+    for path, code in FILES.items()
+    for node in ast.parse(code).body
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+]
+
+
+@pytest.mark.parametrize(("path", "name"), TESTS)
+def test_the_tests_of_the_page_pass(written: dict[str, ModuleType], path: str, name: str) -> None:
+    test = vars(written[path])[name]
+    assert isinstance(test, FunctionType)
+    test()
+
+
+def test_the_page_has_passes_with_tests() -> None:
+    passes = {Path(path).stem for path in FILES if path.startswith("passes/")}
+    assert passes == {"fpgm", "centre"}
+    assert {path for path, _ in TESTS} == {f"tests/passes/test_{name}.py" for name in passes}
+
+
+def test_the_golden_of_the_page(written: dict[str, ModuleType]) -> None:
+    """The passes work by their names, and the golden is what the goldens' test would write."""
+    table: dict[str, Any] = {
+        **PASSES,
+        "centre": vars(written["passes/centre.py"])["Centre"],
+        "fpgm": vars(written["passes/fpgm.py"])["FPGM"],
+    }
+    example = vars(written["tests/passes/test_golden.py"])["EXAMPLES"]["centre"]
+    before = golden.build(example.net)
+    (pass_,) = parse_passes(example.line, table)
+    _, plan, after = run_pass(pass_, before, context())
+    assert blocks(PAGE, "text") == [golden.text(example.line, before, plan, after)]
+    (criterion,) = parse_passes("fpgm{ratio=0.5, multiple=1}", table)
+    run_pass(criterion, before, context())
+
+
+def test_the_page_imports_from_the_public_rooms_only() -> None:
+    for path, code in FILES.items():
+        if path.startswith("passes/"):
+            modules = [n.module for n in ast.walk(ast.parse(code)) if isinstance(n, ast.ImportFrom)]
+            ours = {str(m) for m in modules if str(m).startswith("graphcomp")}
+            assert ours <= {"graphcomp", "graphcomp.bases"}, path
