@@ -247,7 +247,7 @@ def halved(program: Any, channels: Any) -> tuple[Any, Any, dict[str, str]]:
 
 def ours_timed(name: str) -> dict[str, float]:
     """CPU seconds of one trace + analysis + removal."""
-    from graphcomp.channels.analysis import analyse
+    from graphcomp.channels import analyse
     from graphcomp.ir.program import trace
 
     model, x = build(name), image(NATIVE)
@@ -265,7 +265,7 @@ def ours_timed(name: str) -> dict[str, float]:
 
 def ours_exact(name: str) -> Result:
     """What can be removed, and whether removing half of it changes what the masked network computes."""
-    from graphcomp.channels.analysis import analyse
+    from graphcomp.channels import analyse
     from graphcomp.channels.surgery import drop_of, dropped_rows, mask, remove
     from graphcomp.ir.program import trace
 
@@ -297,7 +297,7 @@ def census(channels: Any) -> Result:
 
 def ours_onnx(name: str) -> Result:
     """Parity of the exported ONNX file with the smaller program."""
-    from graphcomp.channels.analysis import analyse
+    from graphcomp.channels import analyse
     from graphcomp.ir.program import trace
     from graphcomp.onnx.export import export_onnx
 
@@ -456,7 +456,7 @@ def warm_up(engine: str) -> None:
     if engine == THEIRS:
         their_pruner(Toy().eval(), image(16)).step()
     else:
-        from graphcomp.channels.analysis import analyse
+        from graphcomp.channels import analyse
         from graphcomp.ir.program import trace
 
         program = trace(Toy(), image(16), copy_weights=False)

@@ -1,17 +1,10 @@
 """Which channels are coupled, which may go, and how they go exactly."""
 
-from graphcomp.channels.analysis import (
-    ELEMENTS,
-    Axis,
-    ChannelGroup,
-    Channels,
-    JoinPolicy,
-    analyse,
-    layer_name,
-)
+from graphcomp.channels.analysis import analyse
 from graphcomp.channels.constants import Shift, shifts
 from graphcomp.channels.labels import Ints, compact, varying
 from graphcomp.channels.liveness import live_of
+from graphcomp.channels.model import ELEMENTS, Axis, ChannelGroup, Channels, JoinPolicy, layer_name
 from graphcomp.channels.rules import CONCATENATIONS, op_name, opaque_layers
 from graphcomp.channels.surgery import (
     Drop,

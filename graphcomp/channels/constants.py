@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from graphcomp.channels.analysis import ELEMENTS, Axis, Channels
 from graphcomp.channels.labels import canonical, compact
+from graphcomp.channels.model import ELEMENTS, Axis, Channels
 from graphcomp.channels.rules import NotMovable, kind_of, move, op_name, padding_of
 from graphcomp.ir import Program, acts_in_place, is_read_later, same_memory, with_tensors
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from graphcomp.channels.analysis import Channels
 from graphcomp.channels.labels import Ints, compact, varying
+from graphcomp.channels.model import Channels
 from graphcomp.channels.rules import concatenated_axis
 from graphcomp.ir import Program, acts_in_place, is_read_later
 

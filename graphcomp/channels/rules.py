@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from graphcomp.channels.analysis import Tracker, Unread
 from graphcomp.channels.labels import along, canonical, compact, concatenate, varying
+from graphcomp.channels.tracker import Tracker, Unread
 from graphcomp.ir import CASTS, LAYERS, MODULE_NAMES, Program, function_name, is_read_later
 
 Rule = Callable[[Tracker, fx.Node], Any]

@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from graphcomp.channels.analysis import ELEMENTS, Axis, Channels, Join, Unread
 from graphcomp.channels.constants import Shift, shifts
 from graphcomp.channels.labels import Ints, along, compact, varying
 from graphcomp.channels.liveness import live_of
+from graphcomp.channels.model import ELEMENTS, Axis, Channels, Join
 from graphcomp.channels.rules import CONCATENATIONS, is_move, move, norm_axis, op_name, padding_of
+from graphcomp.channels.tracker import Unread
 from graphcomp.errors import SurgeryError, TraceError
 from graphcomp.ir import (
     PASS_KEY,

@@ -2,7 +2,7 @@
 
 import math
 
-from graphcomp.channels.analysis import ChannelGroup
+from graphcomp.channels.model import ChannelGroup
 
 
 def rounding_step(group: ChannelGroup, multiple: int) -> int:

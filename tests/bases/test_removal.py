@@ -20,7 +20,7 @@ from torch import nn
 
 from graphcomp.bases.removal import OPTIONS, ChannelRemoval, RatioRemoval, options_of
 from graphcomp.budget.allocation import Scores
-from graphcomp.channels.analysis import Channels, analyse
+from graphcomp.channels import Channels, analyse
 from graphcomp.compiler.recipe import parse_passes
 from graphcomp.errors import PassError, RecipeError, SurgeryError
 from graphcomp.ir.program import Program

@@ -18,7 +18,7 @@ from graphcomp.budget.allocation import (
     fewest,
     largest,
 )
-from graphcomp.channels.analysis import ChannelGroup, analyse
+from graphcomp.channels import ChannelGroup, analyse
 from graphcomp.channels.liveness import live_of
 from graphcomp.channels.surgery import feasible, legalise, no_drop, remove
 from graphcomp.channels.widths import round_up

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from graphcomp.channels.analysis import Channels, JoinPolicy, analyse
+from graphcomp.channels import Channels, JoinPolicy, analyse
 from graphcomp.ir.program import Program, trace
 from graphcomp.models.resnet_cifar import ResNet
 from tests.nets import TRAPS, Net, ShuffleUnit

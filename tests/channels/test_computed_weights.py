@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphcomp.channels import rules
-from graphcomp.channels.analysis import Channels, analyse
+from graphcomp.channels import Channels, analyse, rules
 from graphcomp.channels.surgery import dropped_rows, feasible
 from graphcomp.ir.program import Program
 from graphcomp.pipeline.verify import verify_pass

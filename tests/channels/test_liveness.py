@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphcomp.channels.analysis import Channels, JoinPolicy, analyse
+from graphcomp.channels import Channels, JoinPolicy, analyse
 from graphcomp.channels.liveness import live_of
 from graphcomp.channels.surgery import Drop, dropped_rows, legalise, mask, no_drop, remove
 from graphcomp.measure.cost import macs

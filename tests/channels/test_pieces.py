@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from graphcomp.channels import surgery
-from graphcomp.channels.analysis import JoinPolicy, analyse
+from graphcomp.channels import JoinPolicy, analyse, surgery
 from graphcomp.channels.surgery import Drop, feasible, legalise, mask, no_drop, remove
 from graphcomp.errors import SurgeryError
 from graphcomp.ir.inputs import fresh_inputs

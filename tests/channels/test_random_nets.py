@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from graphcomp.budget.allocation import cost_of
-from graphcomp.channels.analysis import Channels, JoinPolicy, analyse
+from graphcomp.channels import Channels, JoinPolicy, analyse
 from graphcomp.channels.surgery import Drop, drop_of, dropped_rows, feasible, legalise, mask, remove
 from graphcomp.errors import SurgeryError
 from graphcomp.ir.program import Program

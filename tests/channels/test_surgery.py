@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from graphcomp.channels.analysis import Channels, JoinPolicy, analyse
+from graphcomp.channels import Channels, JoinPolicy, analyse
 from graphcomp.channels.liveness import live_of
 from graphcomp.channels.surgery import drop_of, dropped_rows, feasible, legalise, mask, no_drop, remove
 from graphcomp.errors import SurgeryError

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor, fx, nn
 
 import graphcomp
-from graphcomp.channels.analysis import analyse
+from graphcomp.channels import analyse
 from graphcomp.errors import SurgeryError
 from graphcomp.factors.decompose import compose, decompose, full_ranks
 from graphcomp.factors.surgery import (

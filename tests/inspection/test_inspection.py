@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import graphcomp
-from graphcomp.channels.analysis import JoinPolicy
+from graphcomp.channels import JoinPolicy
 from graphcomp.errors import OutputError
 from graphcomp.inspection import inspection
 from graphcomp.inspection.inspection import (

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from graphcomp.budget.allocation import cost_of
 from graphcomp.budget.model import LIGHT_OPS, calls
-from graphcomp.channels.analysis import analyse
+from graphcomp.channels import analyse
 from graphcomp.channels.rules import FUNCTION_RULES, MODULE_RULES, op_name
 from graphcomp.channels.surgery import dropped_rows, feasible, remove
 from graphcomp.ir.coefficients import LAYERS

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from graphcomp.channels.analysis import analyse
+from graphcomp.channels import analyse
 from graphcomp.channels.surgery import remove
 from graphcomp.ir.program import Program, trace
 from graphcomp.measure.cost import layer_rows, macs, params_state, params_trainable, snapshot

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from graphcomp.channels.analysis import analyse
+from graphcomp.channels import analyse
 from graphcomp.ir.program import Program
 from graphcomp.models import MODELS
 from graphcomp.passes.play_and_prune.afp import (

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 import graphcomp
-from graphcomp.channels.analysis import analyse
+from graphcomp.channels import analyse
 from graphcomp.compiler.recipe import parse_passes
 from graphcomp.data.sources import Data, Split
 from graphcomp.errors import DataError, PassError

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from graphcomp.channels.analysis import analyse
+from graphcomp.channels import analyse
 from graphcomp.compiler.compiler import load_source
 from graphcomp.data.sources import load_data
 from graphcomp.errors import PassError

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor, fx, nn
 
-from graphcomp.channels.analysis import analyse
+from graphcomp.channels import analyse
 from graphcomp.compiler.recipe import parse_passes
 from graphcomp.data.sources import Data, Split
 from graphcomp.errors import DataError, PassError, RecipeError

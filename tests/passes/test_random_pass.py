@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from graphcomp.channels.analysis import analyse
+from graphcomp.channels import analyse
 from graphcomp.passes import Random
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE

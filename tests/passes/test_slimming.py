@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from graphcomp.channels.analysis import analyse
+from graphcomp.channels import analyse
 from graphcomp.compiler.recipe import parse_passes
 from graphcomp.errors import PassError
 from graphcomp.ir.program import Program

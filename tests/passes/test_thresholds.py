@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from graphcomp.base.cache import VARIABLE
-from graphcomp.channels.analysis import analyse
+from graphcomp.channels import analyse
 from graphcomp.channels.surgery import mask, no_drop, remove
 from graphcomp.data.sources import Split
 from graphcomp.ir.program import Program

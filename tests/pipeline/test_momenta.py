@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from graphcomp.channels.analysis import analyse
+from graphcomp.channels import analyse
 from graphcomp.channels.surgery import drop_of, remove
 from graphcomp.errors import PassError
 from graphcomp.ir.program import Program

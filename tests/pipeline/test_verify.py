@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from graphcomp.channels import rules, surgery
-from graphcomp.channels.analysis import JoinPolicy, analyse
+from graphcomp.channels import JoinPolicy, analyse, rules, surgery
 from graphcomp.channels.surgery import _Surgeon, dropped_rows, legalise
 from graphcomp.errors import VerifyError
 from graphcomp.ir.program import Program, named_tensors, trace

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphcomp.channels.analysis import analyse
+from graphcomp.channels import analyse
 from graphcomp.channels.surgery import feasible, remove
 from graphcomp.data.augment import CropAndFlip
 from graphcomp.data.sources import Split

@@ -1,0 +1,115 @@
+"""What the analysis finds: axes that channels sit on, groups of coupled channels, joins, and all of them."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import fx
+
+from graphcomp.channels.labels import Ints
+from graphcomp.ir import Program
+
+ELEMENTS = -1
+"""Stands for "all dimensions" where an axis is a whole parameter or buffer (role "tensor")."""
+
+Role = Literal["out", "in", "norm", "tensor"]
+JoinPolicy = Literal["couple", "pad"]
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """One axis that channels sit on.
+
+    Attributes:
+        node: the first fx node that uses it.
+        role: "out" (rows that produce channels), "in" (columns that read them), "norm" (per-channel
+            parameters), "tensor" (a parameter or buffer used directly).
+        tensors: (dotted tensor name, dimension) of everything that is sliced together.
+        channels: the coupled channel at every position; of every element for role "tensor".
+        groups: convolution groups; above 1, `channels` spans all groups and the tensor dimension one of them.
+    """
+
+    node: str
+    role: Role
+    tensors: tuple[tuple[str, int], ...]
+    channels: Ints
+    groups: int = 1
+
+    @property
+    def reads(self) -> bool:
+        """Whether what sits behind this axis sees zeros for removed channels."""
+        return self.role == "in"
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that sit on the same axes and so compete with each other.
+
+    Attributes:
+        name: the layer that produces them (the first, if several are coupled).
+        channels: ids, in the order of the first producer's rows.
+        producers: layer name -> rows that produce `channels`, aligned with it where a layer has one row each.
+        readers: layers that read the channels.
+        coupled_by: nodes at which the channels of several producers or positions were tied.
+        pinned: (node, reason) if the channels must stay, else None.
+        blocks: for every channel, which block of the group it is in; every block must lose the same number
+            (convolution groups), so a criterion chooses inside each block.
+        derived: the channels are sums of a join whose operands decide (`join="pad"`).
+    """
+
+    name: str
+    channels: Ints
+    producers: dict[str, Ints]
+    readers: tuple[str, ...]
+    coupled_by: tuple[str, ...]
+    pinned: tuple[str, str] | None
+    blocks: Ints
+    derived: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Join:
+    """An addition whose operands keep channels of their own and are padded with zeros (`join="pad"`)."""
+
+    node: fx.Node
+    axis: int
+    operands: tuple[Ints, Ints]
+    result: Ints
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """The result of `analyse`.
+
+    Attributes:
+        program: what was analysed.
+        join: the policy that additions were analysed under.
+        axes, groups, joins: see their types.
+        pinned: channel -> (node, reason), for every channel that must stay.
+        channel_of: label -> channel; label 0 is no channel.
+        values: node -> label tensor (or what the node yields if it is no tensor).
+        balanced: (node, rows x positions of channels); every row must keep the same number of positions.
+    """
+
+    program: Program
+    join: JoinPolicy
+    axes: tuple[Axis, ...]
+    groups: tuple[ChannelGroup, ...]
+    joins: tuple[Join, ...]
+    pinned: dict[int, tuple[str, str]]
+    channel_of: Ints
+    values: dict[fx.Node, Any]
+    balanced: tuple[tuple[str, Ints], ...]
+
+    @property
+    def removable(self) -> tuple[ChannelGroup, ...]:
+        """Groups that a criterion may choose from."""
+        return tuple(g for g in self.groups if g.pinned is None and not g.derived)
+
+    def group_of(self, layer: str) -> list[ChannelGroup]:
+        """The groups that a layer produces channels of."""
+        return [g for g in self.groups if layer in g.producers]
+
+
+def layer_name(axis: Axis) -> str:
+    """The dotted path of the layer that owns an axis."""
+    return axis.tensors[0][0].rpartition(".")[0] or axis.tensors[0][0]

@@ -1,0 +1,134 @@
+"""What the rules write down while the graph runs on labels; `channels.analysis` makes channels of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from graphcomp.channels.labels import compact, varying
+from graphcomp.channels.model import ELEMENTS, JoinPolicy, Role
+from graphcomp.errors import AnalysisError
+from graphcomp.ir import Program
+
+
+class Unread:
+    """A parameter or buffer, or what is computed from some, that no operator has used as labels yet."""
+
+
+@dataclass
+class Site:
+    """Where labels sit: an axis in the making."""
+
+    node: str
+    role: Role
+    tensors: dict[tuple[str, int], None]
+    labels: Tensor
+    groups: int = 1
+
+
+@dataclass
+class Tracker:
+    """Collects what the rules find while the graph runs on labels."""
+
+    program: Program
+    join: JoinPolicy
+    unfollowed: frozenset[fx.Node] = frozenset()
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    counts: dict[fx.Node, list[Tensor]] = field(default_factory=dict)
+    entries: dict[fx.Node, tuple[list[Tensor], ...]] = field(default_factory=dict)
+    count: int = 1
+    edges: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
+    pins: list[tuple[str, str, Tensor]] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
+    site_of: dict[tuple[int, int], int] = field(default_factory=dict)
+    rectangular: list[tuple[str, Tensor]] = field(default_factory=list)
+    rows: list[tuple[str, Tensor]] = field(default_factory=list)
+    joins: list[tuple[fx.Node, int, Tensor, Tensor, Tensor]] = field(default_factory=list)
+    frozen: set[int] = field(default_factory=set)
+
+    def mint(self, n: int) -> Tensor:
+        """n new labels."""
+        self.count += n
+        return torch.arange(self.count - n, self.count)
+
+    def pin(self, node: fx.Node, labels: Tensor, reason: str) -> None:
+        """These labels must stay."""
+        self.pins.append((node.name, reason, compact(labels).flatten()))
+
+    def freeze(self, source: fx.Node) -> None:
+        """What is done with a parameter is not followed: all channels that sit on it must stay."""
+        if source.op == "get_attr":
+            self.frozen.add(id(self.program.tensors[cast(str, source.target)]))
+
+    def couple(self, node: fx.Node, a: Tensor, b: Tensor) -> None:
+        """Labels that meet (broadcast against each other) live or die together."""
+        a, b = compact(a), compact(b)
+        shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
+        a, b = a.expand(shape), b.expand(shape)
+        if a.data_ptr() != b.data_ptr() or a.shape != b.shape or a.stride() != b.stride():
+            self.edges.append((node.name, a.flatten(), b.flatten()))
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Shape of the node's output; for tensors only."""
+        shape = self.program.shape(node)
+        if shape is None:
+            raise AnalysisError(f"{node.name}: found no single tensor, expected one")
+        return shape
+
+    def labels(self, node: fx.Node) -> Tensor:
+        """The label tensor of a node; a parameter or buffer gets a label per element when first asked for."""
+        value = self.values[node]
+        if isinstance(value, Unread):
+            shape = self.shape(node)
+            n = int(np.prod(shape))
+            value = self.mint(n).reshape(shape) if n > 1 else torch.zeros(shape, dtype=torch.int64)
+            name = cast(str, node.target)
+            self.site(node, "tensor", [(name, ELEMENTS)], value)
+            self.values[node] = value
+        return cast(Tensor, self.values[node])
+
+    def is_tensor(self, arg: Any) -> bool:
+        """Whether an argument is a node that yields one tensor."""
+        return isinstance(arg, fx.Node) and isinstance(self.values[arg], Tensor | Unread)
+
+    def site(
+        self, node: fx.Node, role: Role, tensors: Sequence[tuple[str, int]], labels: Tensor, groups: int = 1
+    ) -> None:
+        """Labels sit on these tensor dimensions; a dimension seen before couples old labels with new."""
+        keys = {(id(self.program.tensors[name]), dim): (name, dim) for name, dim in tensors}
+        old = {self.site_of[k] for k in keys if k in self.site_of}
+        index = min(old) if old else len(self.sites)
+        if not old:
+            self.sites.append(Site(node.name, role, {}, labels, groups))
+        for i in old:
+            self.couple(node, self.sites[i].labels, labels)
+        for key, tensor in keys.items():
+            if key not in self.site_of:
+                self.sites[index].tensors[tensor] = None
+                self.site_of[key] = index
+
+    def known_rows(self, name: str, dim: int) -> Tensor | None:
+        """Labels minted before for the output rows of this tensor (a layer that is called twice)."""
+        index = self.site_of.get((id(self.program.tensors[name]), dim))
+        return None if index is None else self.sites[index].labels
+
+    def vector(self, node: fx.Node, labels: Tensor, axis: int) -> Tensor:
+        """The labels along one axis, all others coupled to them: for what works on whole channels."""
+        rest = compact(labels, keep=(axis,)).movedim(axis, 0).reshape(labels.size(axis), -1)
+        if rest.size(1) > 1:
+            self.couple(node, rest[:, :1], rest[:, 1:])
+        return rest[:, 0]
+
+    def stand_in(self, node: fx.Node, n: int, reason: str) -> Tensor:
+        """n labels that stay, for an axis of a layer that works beside the channels."""
+        labels = self.mint(n)
+        self.pin(node, labels, reason)
+        return labels
+
+    def needs_rectangle(self, node: fx.Node, labels: Tensor) -> None:
+        """An operator that computes needs its operand whole: only hyperplanes of it can be removed."""
+        if len(varying(labels)) > 1:
+            self.rectangular.append((node.name, compact(labels)))
