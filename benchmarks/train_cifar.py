@@ -19,7 +19,8 @@ from graphcomp.data.augment import CropAndFlip
 from graphcomp.data.sources import load_data
 from graphcomp.measure.evaluate import accuracy
 from graphcomp.models import MODELS
-from graphcomp.train.training import TrainOptions, fit
+from graphcomp.train.options import TrainOptions
+from graphcomp.train.training import fit
 
 CLASSIFIER = "classifier."
 

@@ -30,8 +30,7 @@ from graphcomp.runtime.bench import ratio_interval
 from graphcomp.runtime.doctor import environment
 from graphcomp.train.loop import Loop
 from graphcomp.train.network import LAYOUTS, Mode
-from graphcomp.train.options import Task
-from graphcomp.train.training import TrainOptions, cross_entropy, is_correct
+from graphcomp.train.options import Task, TrainOptions, cross_entropy, is_correct
 
 DOCS = Path(__file__).parent.parent / "docs" / "results.md"
 BEGIN, END = (

@@ -31,7 +31,8 @@ from graphcomp.ir.program import Program
 from graphcomp.measure import calibrate, gradients
 from graphcomp.measure.calibrate import Covariance, Request, Statistic
 from graphcomp.passes import L1, LowRank
-from graphcomp.pipeline.pipeline import Context, Pass, Plan, run_pass
+from graphcomp.pipeline import Context, Pass, Plan
+from graphcomp.pipeline.pipeline import run_pass
 from tests.stopwatch import Machine
 from tests.tiny import SPEC, context, random_data, tiny_program, traced
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from graphcomp.data.sources import Data, load_data
 from graphcomp.ir.program import Program, trace
-from graphcomp.pipeline.pipeline import Context
+from graphcomp.pipeline import Context
 from graphcomp.runtime.targets import TARGETS
 
 SPEC = f"{Path(__file__)}:tiny"

@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from graphcomp.ir.program import Program
-from graphcomp.train.training import Seen, TrainOptions, cross_entropy, fit
+from graphcomp.train.options import Seen, TrainOptions, cross_entropy
+from graphcomp.train.training import fit
 from tests.learnable import make_split, normalised_net
 
 

@@ -1,7 +1,7 @@
 """What all passes that train share: the options, the data, and their place among the three verbs.
 
 A pass that trains changes values and no shapes, as `simulate` does; but it needs data for that, so the
-pipeline calls `train` instead (see `pipeline.pipeline.TrainingPass`), and there is nothing to rewrite. What
+pipeline calls `train` instead (see `pipeline.TrainingPass`), and there is nothing to rewrite. What
 is learned, and from whom, is all that a method adds: its `Lesson`.
 
 The best epoch is chosen by samples held out from the training data. The evaluation data is not touched.

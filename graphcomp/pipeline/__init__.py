@@ -2,20 +2,19 @@
 
 from graphcomp.pipeline import verify
 from graphcomp.pipeline.accounting import Concern
-from graphcomp.pipeline.pipeline import (
+from graphcomp.pipeline.contract import (
     Context,
     Course,
     Earlier,
     Outlook,
     Pass,
-    Pipeline,
     Plan,
-    check_order,
     held,
     require_data,
     require_trained,
     work_name,
 )
+from graphcomp.pipeline.pipeline import Pipeline, check_order
 from graphcomp.pipeline.rounds import held_out_samples, lost_points
 from graphcomp.pipeline.verify import TOLERANCE, relative_error, scrambled
 

@@ -2,7 +2,7 @@
 
     course → next pass → plan, simulate or train, rewrite, verify → course → …         → result: some round's
 
-Every round is an ordinary pass (`pipeline.pipeline.run_pass`), and all that the method sees of them is the
+Every round is an ordinary pass (`pipeline.once.run_once`), and all that the method sees of them is the
 record of the finished ones. So it can be interrupted anywhere: a finished round is a saved program and a
 record, written last, and a round that trains has its own state.
 
@@ -24,8 +24,7 @@ from graphcomp.base import cache, distributed, load_state, read_record, save_sta
 from graphcomp.data import Data, Split
 from graphcomp.errors import DataError, GraphcompError, LoadError, PassError
 from graphcomp.ir import Program
-from graphcomp.pipeline.momenta import cut_momenta
-from graphcomp.pipeline.pipeline import (
+from graphcomp.pipeline.contract import (
     Context,
     Course,
     Done,
@@ -33,11 +32,11 @@ from graphcomp.pipeline.pipeline import (
     Plan,
     Strategy,
     TrainingPass,
-    run_pass,
-    step_of,
     within,
     work_name,
 )
+from graphcomp.pipeline.momenta import cut_momenta
+from graphcomp.pipeline.once import run_once, step_of
 from graphcomp.records import LayerRow, Record, Round, Snapshot, Step
 
 START = "start"
@@ -155,7 +154,7 @@ def _named(number: int, pass_: Pass) -> Iterator[None]:
 
 def _round(pass_: Pass, program: Program, inner: Context, number: int) -> tuple[Done, Program]:
     """One round; what an optimiser remembers is cut like the program."""
-    step, plan, result = run_pass(pass_, program, inner, number - 1)
+    step, plan, result = run_once(pass_, program, inner, number - 1)
     momenta = inner.momenta
     if momenta and not isinstance(pass_, TrainingPass):
         cut = cut_momenta(momenta, program, lambda held: pass_.rewrite(held, plan))

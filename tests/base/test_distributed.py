@@ -24,7 +24,8 @@ from graphcomp.data.sources import load_data
 from graphcomp.errors import DistributedError
 from graphcomp.ir.program import Program
 from graphcomp.passes import PASSES, APoZ, FoldBN
-from graphcomp.pipeline.pipeline import Pipeline, run_pass
+from graphcomp.pipeline import Pipeline
+from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import difference
 from tests.launcher import (
     CC,

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from graphcomp.budget.factors import FactorCost, LayerClock, factored
 from graphcomp.budget.model import LatencyModel, calls
-from graphcomp.factors.decompose import Factor
-from graphcomp.factors.surgery import Kind, rewrite, simulate
+from graphcomp.factors.decompose import Factor, Kind
+from graphcomp.factors.surgery import rewrite, simulate
 from graphcomp.ir.program import Program
 from graphcomp.models import MODELS
 from graphcomp.runtime.kernel import Kernel

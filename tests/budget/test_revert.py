@@ -18,7 +18,8 @@ from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs
 from graphcomp.passes.l1 import L1
 from graphcomp.passes.low_rank import LowRank
-from graphcomp.pipeline.pipeline import Context, Plan, run_pass
+from graphcomp.pipeline import Context, Plan
+from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE
 from tests.removing import digest
 from tests.stopwatch import Machine

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from hypothesis import Phase, given, settings
 from torch import Tensor, nn
 
-from graphcomp.channels.analysis import Channels, analyse
+from graphcomp.channels.analysis import analyse
 from graphcomp.channels.constants import Shift, constants, shifts
+from graphcomp.channels.model import Channels
 from graphcomp.channels.surgery import Drop, feasible, mask, no_drop, remove
 from graphcomp.ir.program import Program, editable, trace
 from graphcomp.passes.l1 import L1

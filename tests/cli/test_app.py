@@ -22,7 +22,7 @@ from graphcomp.cli import app as command_line
 from graphcomp.compiler import compiler
 from graphcomp.errors import GraphcompWarning, ProviderError
 from graphcomp.passes import L1, PASSES, FoldBN
-from graphcomp.pipeline.pipeline import Context, Plan
+from graphcomp.pipeline import Context, Plan
 from graphcomp.records.records import Bench, Evaluation, Explanation
 from graphcomp.report.report import read_report
 from graphcomp.runtime import doctor

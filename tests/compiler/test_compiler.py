@@ -32,7 +32,7 @@ from graphcomp.errors import LoadError, OutputError, PassError, RecipeError, Ver
 from graphcomp.ir.program import Program
 from graphcomp.onnx import export
 from graphcomp.passes import L1, PASSES, FoldBN
-from graphcomp.pipeline.pipeline import Plan
+from graphcomp.pipeline import Plan
 from graphcomp.pipeline.verify import difference
 from graphcomp.records.records import Export, Report, Step
 from graphcomp.report.report import read_report

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from graphcomp.compiler.models import is_program_dir, load_model, load_weights
+from graphcomp.compiler.checkpoints import load_weights
+from graphcomp.compiler.models import is_program_dir, load_model
 from graphcomp.errors import LoadError
 from graphcomp.models import MODELS
 

@@ -19,11 +19,8 @@ from torch import Tensor, fx, nn
 import graphcomp
 from graphcomp.channels import analyse
 from graphcomp.errors import SurgeryError
-from graphcomp.factors.decompose import compose, decompose, full_ranks
+from graphcomp.factors.decompose import Factor, Kind, approximate, compose, decompose, full_ranks
 from graphcomp.factors.surgery import (
-    Factor,
-    Kind,
-    approximate,
     can_be,
     candidates,
     layer_macs,
@@ -37,7 +34,8 @@ from graphcomp.factors.surgery import (
 from graphcomp.ir.program import PASS_KEY, Program
 from graphcomp.measure.cost import layer_rows, macs, params_trainable
 from graphcomp.passes import L1, LowRank
-from graphcomp.pipeline.pipeline import Plan, run_pass
+from graphcomp.pipeline import Plan
+from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, check, difference, verify_pass
 from tests.nets import TRAPS, Net, Spec, build, random_cnn
 from tests.removing import digest, exact_program, plain_program

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, fx, nn
 
-from graphcomp.compiler.models import load_weights
+from graphcomp.compiler.checkpoints import load_weights
 from graphcomp.data.sources import load_data
 from graphcomp.models import MODELS
 from graphcomp.models.preact_resnet import PreActResNet

@@ -19,9 +19,11 @@ from graphcomp.ir.program import Program
 from graphcomp.models import MODELS
 from graphcomp.passes import PASSES, APoZ, Finetune
 from graphcomp.passes.apoz import beyond_sigma
-from graphcomp.pipeline.pipeline import Context, Course, run_pass
+from graphcomp.pipeline import Context, Course
+from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE
-from graphcomp.train.training import TrainOptions, fit
+from graphcomp.train.options import TrainOptions
+from graphcomp.train.training import fit
 from tests.learnable import make_data, make_split, same
 from tests.nets import Net, scramble
 from tests.tiny import context, random_data, seeded, tiny_program, traced

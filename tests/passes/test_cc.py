@@ -13,7 +13,8 @@ from torch import nn
 
 from graphcomp.base.cache import VARIABLE
 from graphcomp.budget.latency import Stopwatch
-from graphcomp.compiler.models import load_model, load_weights
+from graphcomp.compiler.checkpoints import load_weights
+from graphcomp.compiler.models import load_model
 from graphcomp.data.sources import Data, load_data
 from graphcomp.errors import DataError, PassError
 from graphcomp.factors.decompose import decompose, read_factors
@@ -23,7 +24,8 @@ from graphcomp.ir.saved.storage import load
 from graphcomp.measure.cost import layer_rows, macs, params_trainable
 from graphcomp.passes import CC
 from graphcomp.passes.cc.cc import Allocated, network_ends, too_large
-from graphcomp.pipeline.pipeline import Context, Plan, run_pass
+from graphcomp.pipeline import Context, Plan
+from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE
 from tests.learnable import SHAPE, make_data, normalised_net
 from tests.removing import digest

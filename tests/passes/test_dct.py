@@ -25,7 +25,8 @@ from graphcomp.measure.evaluate import accuracy
 from graphcomp.passes import L1, Dct, Finetune, FoldBN, LowRank
 from graphcomp.passes.dct.layout import Strategy
 from graphcomp.passes.dct.ordering import chain
-from graphcomp.pipeline.pipeline import Pipeline, Plan, run_pass
+from graphcomp.pipeline import Pipeline, Plan
+from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference
 from tests.learnable import make_data, normalised_net
 from tests.nets import TRAPS, Spec, build, random_cnn

@@ -18,9 +18,11 @@ from graphcomp.ir.program import Program
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.passes import L1, PASSES, Distil, Finetune, Student
 from graphcomp.passes.distil import cosine_distance, cosine_loss, hinton
-from graphcomp.pipeline.pipeline import Pipeline, Plan, TrainingPass, held, run_pass
+from graphcomp.pipeline import Pipeline, Plan, held
+from graphcomp.pipeline.contract import TrainingPass
+from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.records.records import Step
-from graphcomp.train.training import Seen
+from graphcomp.train.options import Seen
 from tests.learnable import SHAPE, exact_data, make_data, plain_net, weights
 from tests.processes import in_processes
 from tests.tiny import SPEC, context, random_data, seeded, tiny_program, traced

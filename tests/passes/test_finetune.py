@@ -23,10 +23,12 @@ from graphcomp.errors import DataError, PassError, VerifyError
 from graphcomp.ir.program import Program
 from graphcomp.measure.evaluate import mean_error
 from graphcomp.passes import L1, PASSES, Finetune, FoldBN
-from graphcomp.pipeline.pipeline import Context, Pipeline, Plan, TrainingPass, run_pass
+from graphcomp.pipeline import Context, Pipeline, Plan
+from graphcomp.pipeline.contract import TrainingPass
+from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.records.records import Report, Training
 from graphcomp.runtime.targets import find_target
-from graphcomp.train.training import Seen, cross_entropy
+from graphcomp.train.options import Seen, cross_entropy
 from tests.learnable import CLASSES, SHAPE, arrays, make_data, normalised_net, same, weights
 from tests.tiny import SPEC, context, random_data, seeded, tiny_program, traced
 

@@ -11,12 +11,14 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from graphcomp.errors import PassError
-from graphcomp.factors.surgery import Factor, Kind, layer_macs, planes
+from graphcomp.factors.decompose import Factor, Kind
+from graphcomp.factors.surgery import layer_macs, planes
 from graphcomp.ir.program import Program, trace
 from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.models import MODELS
 from graphcomp.passes import LowRank
-from graphcomp.pipeline.pipeline import Plan, run_pass
+from graphcomp.pipeline import Plan
+from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference
 from tests.removing import digest
 from tests.tiny import context, seeded, tiny_program, traced

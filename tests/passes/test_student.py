@@ -16,7 +16,8 @@ from graphcomp.models import MODELS
 from graphcomp.models.preact_resnet import PreActResNet
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.passes import PASSES, Student
-from graphcomp.pipeline.pipeline import Pass, run_pass
+from graphcomp.pipeline import Pass
+from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE
 from tests.tiny import context, seeded, tiny_program, traced
 

@@ -18,7 +18,8 @@ from graphcomp.passes.play_and_prune import thresholds
 from graphcomp.passes.play_and_prune.afp import find_layers
 from graphcomp.passes.play_and_prune.prc import points
 from graphcomp.passes.play_and_prune.thresholds import first_threshold, first_thresholds
-from graphcomp.train.training import TrainOptions, fit
+from graphcomp.train.options import TrainOptions
+from graphcomp.train.training import fit
 from tests.learnable import make_split, normalised_net
 from tests.tiny import seeded, traced
 

@@ -21,7 +21,7 @@ from graphcomp.onnx.export import export_onnx
 from graphcomp.passes.finetune import Finetune
 from graphcomp.passes.fold_bn import FoldBN
 from graphcomp.passes.l1 import L1
-from graphcomp.pipeline.pipeline import Pipeline
+from graphcomp.pipeline import Pipeline
 from graphcomp.pipeline.verify import check, difference, scrambled, verify_pass
 from graphcomp.train.network import Mode, Network
 from graphcomp.train.normalisation import reestimate

@@ -11,7 +11,8 @@ from graphcomp.errors import PassError
 from graphcomp.ir.program import Program
 from graphcomp.passes import L1
 from graphcomp.pipeline.momenta import cut_momenta
-from graphcomp.train.training import TrainOptions, fit
+from graphcomp.train.options import TrainOptions
+from graphcomp.train.training import fit
 from tests.learnable import make_split, normalised_net, same
 from tests.tiny import context, seeded
 from tests.training import options

@@ -12,7 +12,8 @@ from graphcomp.data.sources import Data, load_data
 from graphcomp.errors import GraphcompError, PassError
 from graphcomp.ir.program import Program
 from graphcomp.passes import PASSES
-from graphcomp.pipeline.pipeline import Demanding, Foreseen, check_order
+from graphcomp.pipeline import check_order
+from graphcomp.pipeline.contract import Demanding, Foreseen
 from tests.tiny import SHAPE, context, random_data, seeded, tiny_program
 
 __all__ = ["seeded"]

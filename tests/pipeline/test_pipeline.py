@@ -16,7 +16,8 @@ from graphcomp.measure import calibrate
 from graphcomp.measure.calibrate import Request
 from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.passes import L1, APoZ, FoldBN
-from graphcomp.pipeline.pipeline import plan_file, run_pass
+from graphcomp.pipeline.contract import plan_file
+from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference
 from graphcomp.records.records import Step
 from tests.tiny import context, random_data, seeded, tiny, tiny_program

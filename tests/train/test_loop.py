@@ -17,7 +17,8 @@ from graphcomp.ir.program import output_tensors
 from graphcomp.pipeline.verify import check
 from graphcomp.train import loop
 from graphcomp.train.loop import Average, make_optimizer
-from graphcomp.train.training import Fitted, Seen, cross_entropy, fit
+from graphcomp.train.options import Seen, cross_entropy
+from graphcomp.train.training import Fitted, fit
 from tests.learnable import make_split, normalised_net, plain_net, same
 from tests.nets import TRAPS
 from tests.removing import exact_program, half, random_scores

@@ -15,7 +15,8 @@ from graphcomp.errors import DataError, PassError
 from graphcomp.ir.program import Program, trace
 from graphcomp.train.batches import Batches, noise_seed
 from graphcomp.train.loop import Average
-from graphcomp.train.training import Seen, TrainOptions, cross_entropy, fit
+from graphcomp.train.options import Seen, TrainOptions, cross_entropy
+from graphcomp.train.training import fit
 from tests.learnable import gap, make_split, normalised_net, plain_net, same, weights
 from tests.processes import in_processes
 from tests.training import Stops, options, trained

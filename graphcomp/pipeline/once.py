@@ -1,0 +1,75 @@
+"""One pass, once: plan, simulate or train, rewrite, verify, and the record of it."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from graphcomp.base import distributed
+from graphcomp.ir import Program
+from graphcomp.pipeline import verify
+from graphcomp.pipeline.accounting import unaccounted
+from graphcomp.pipeline.contract import (
+    Concerned,
+    Context,
+    Pass,
+    Plan,
+    TrainingPass,
+    plan_file,
+    within,
+    work_name,
+)
+from graphcomp.records import Kept, Step, Training
+
+
+def run_once(pass_: Pass, program: Program, context: Context, index: int = 0) -> tuple[Step, Plan, Program]:
+    """Plan, simulate, rewrite and verify one pass, as a single step."""
+    program = program.in_eval_mode()
+    started = time.perf_counter()
+    tell = context.progress
+    tell(f"{pass_.name}: plan", 0.0)
+    plan = distributed.broadcast(pass_.plan(program, within(context, f"{pass_.name}: ", 0.0, 0.4)))
+    training: Training | None = None
+    if isinstance(pass_, TrainingPass):
+        place = replace(context, workdir=context.workdir and context.workdir / work_name(index, pass_.name))
+        simulated, training = pass_.train(program, plan, within(place, f"{pass_.name}: ", 0.05, 0.45))
+    else:
+        tell(f"{pass_.name}: simulate", 0.4)
+        simulated = pass_.simulate(program, plan)
+    tell(f"{pass_.name}: rewrite", 0.5)
+    result = pass_.rewrite(simulated, plan)
+    tell(f"{pass_.name}: verify", 0.6)
+    verify.check(result)
+    if training is None:
+        error = verify.verify_pass(pass_, program, plan, context.seed)
+    else:
+        error = verify.verify_trained(pass_.name, program, result)
+    plan = plan.model_copy(update={"kept": all_kept(pass_, program, result, plan.kept)})
+    result = replace(result, history=(*program.history, plan.model_dump(mode="json", exclude={"bulk"})))
+    tell(f"{pass_.name}: evaluate", 0.8)
+    changed, after = context.drift(program, simulated), context.snapshot(result)
+    tell(f"{pass_.name}: done", 1.0)
+    seconds = time.perf_counter() - started
+    step = step_of(index, plan, drift=changed, verify_error=error, seconds=seconds, after=after)
+    if training is not None:
+        step = step.model_copy(update={"summary": training.summary, "training": training})
+    return step, plan, result
+
+
+def all_kept(pass_: Pass, before: Program, after: Program, kept: list[Kept]) -> list[Kept]:
+    """What a pass left alone, with what it does not say itself."""
+    more = unaccounted(pass_.concern, before, after, kept) if isinstance(pass_, Concerned) else []
+    return [*kept, *more]
+
+
+def step_of(index: int, plan: Plan, **facts: Any) -> Step:
+    """The record of a pass: what its plan says, and the fields of `Step` that only running it tells."""
+    return Step(
+        index=index,
+        name=plan.name,
+        options=plan.options,
+        summary=plan.summary,
+        plan_file=plan_file(index, plan.name),
+        kept=plan.kept,
+        evidence=plan.evidence,
+        **facts,
+    )
