@@ -8,7 +8,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test quick lint clean
 install: $(VENV)/.installed
 
 demo: install
@@ -16,6 +16,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# What one runs while working: about two minutes.
+quick: install
+	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -19,6 +20,7 @@ from tests.tiny import context, seeded
 __all__ = ["seeded"]
 
 ROOT = Path(__file__).parent.parent
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 PAGE = (ROOT / "docs/writing-a-pass.md").read_text()
 
 # ---- docs/writing-a-pass.md
@@ -96,3 +98,68 @@ def test_the_page_imports_from_the_public_rooms_only() -> None:
             modules = [n.module for n in ast.walk(ast.parse(code)) if isinstance(n, ast.ImportFrom)]
             ours = {str(m) for m in modules if str(m).startswith("graphcomp")}
             assert ours <= {"graphcomp", "graphcomp.bases"}, path
+
+
+# ---- CONTRIBUTING.md
+
+MOST_LINES = 3500
+"""Of the core: what fits into an afternoon."""
+
+
+def named_paths(page: str) -> set[str]:
+    """What stands in backticks and has a folder in front of it."""
+    return {t for t in re.findall(r"`([^`\s]+)`", page) if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/[\w.-]*", t)}
+
+
+@pytest.mark.parametrize(
+    "page", ["CONTRIBUTING.md", "README.md", "docs/decisions.md", "docs/writing-a-pass.md"]
+)
+def test_every_path_that_is_named_is_there(page: str) -> None:
+    written_by_a_run = {"program/", "plans/", "checkpoints/"}
+    paths = named_paths((ROOT / page).read_text()) - written_by_a_run
+    assert [p for p in sorted(paths) if not (ROOT / p).exists()] == []
+
+
+def test_the_core_can_be_read_in_an_afternoon() -> None:
+    order = re.findall(r"^\d+\. `([^`]+)`", CONTRIBUTING, re.MULTILINE)
+    assert len(order) == len(set(order)) >= 9
+    lines = {path: len((ROOT / path).read_text().splitlines()) for path in order}
+    total = sum(lines.values())
+    assert total <= MOST_LINES, (
+        f"found {total} lines, expected at most {MOST_LINES}: {lines}; move out of these files what need "
+        "not be read to understand the core"
+    )
+
+
+def rooms() -> dict[str, set[str]]:
+    """Room -> the packages that it may use, from the table."""
+    rows = re.findall(r"^\| `(\w+)` \|[^|]+\|([^|]*)\|$", CONTRIBUTING, re.MULTILINE)
+    return {room: set(filter(None, map(str.strip, packages.split(",")))) for room, packages in rows}
+
+
+def used_packages(tree: ast.AST) -> set[str]:
+    """Packages of others that a file imports."""
+    nodes = list(ast.walk(tree))
+    modules = [a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
+    modules += [str(n.module) for n in nodes if isinstance(n, ast.ImportFrom)]
+    return {m.partition(".")[0] for m in modules} - sys.stdlib_module_names - {"graphcomp"}
+
+
+def test_the_table_has_the_rooms_in_the_order_that_is_held() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (contract,) = project["tool"]["importlinter"]["contracts"]
+    assert list(rooms()) == contract["layers"]
+
+
+@pytest.mark.parametrize(("room", "allowed"), rooms().items())
+def test_a_room_uses_the_packages_of_the_table(room: str, allowed: set[str]) -> None:
+    place = ROOT / "graphcomp" / room
+    files = sorted(place.resolve().rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    found = {str(f.relative_to(ROOT)): used_packages(ast.parse(f.read_text())) - allowed for f in files}
+    assert {file: packages for file, packages in found.items() if packages} == {}
+
+
+def test_packages_of_others_are_found() -> None:
+    """The helper sees what it is for."""
+    tree = ast.parse("import os, torch.nn\ndef f():\n    from ray.util import x\n    import graphcomp.ir\n")
+    assert used_packages(tree) == {"torch", "ray"}

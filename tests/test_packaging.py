@@ -341,7 +341,7 @@ def test_version_is_the_projects() -> None:
 def test_readme_and_ci_run_the_same_tests() -> None:
     ci = (ROOT / ".ci/run").read_text()
     assert "\nmake test\n" in ci and "\nmake lint\n" in ci
-    for target in ("demo", "test", "lint"):
+    for target in ("demo", "test", "quick", "lint"):
         assert f"\n{target}: install\n" in (ROOT / "Makefile").read_text()
     readme = ROOT / "README.md"
     if readme.exists():
