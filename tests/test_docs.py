@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import graphcomp
 from graphcomp.compiler.recipe import parse_passes
 from graphcomp.passes import PASSES
 from graphcomp.pipeline.pipeline import run_pass
@@ -20,6 +21,7 @@ from tests.tiny import context, seeded
 __all__ = ["seeded"]
 
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 PAGE = (ROOT / "docs/writing-a-pass.md").read_text()
 
@@ -100,6 +102,14 @@ def test_the_page_imports_from_the_public_rooms_only() -> None:
             assert ours <= {"graphcomp", "graphcomp.bases"}, path
 
 
+# ---- README.md
+
+
+def test_what_the_readme_calls_is_public() -> None:
+    called = set(re.findall(r"\bgraphcomp\.(\w+)", "".join(blocks(README, "python"))))
+    assert len(called) >= 5 and called <= set(graphcomp.__all__)
+
+
 # ---- CONTRIBUTING.md
 
 MOST_LINES = 3500
@@ -111,13 +121,19 @@ def named_paths(page: str) -> set[str]:
     return {t for t in re.findall(r"`([^`\s]+)`", page) if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/[\w.-]*", t)}
 
 
-@pytest.mark.parametrize(
-    "page", ["CONTRIBUTING.md", "README.md", "docs/decisions.md", "docs/writing-a-pass.md"]
+PAGES = sorted(
+    p.relative_to(ROOT).as_posix()
+    for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
+    if p.name != "CHANGELOG.md"  # which tells of what was
 )
+ELSEWHERE = {"program", "plans", "checkpoints", "cells", ".."}
+"""What a run writes, or others do."""
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_path_that_is_named_is_there(page: str) -> None:
-    written_by_a_run = {"program/", "plans/", "checkpoints/"}
-    paths = named_paths((ROOT / page).read_text()) - written_by_a_run
-    assert [p for p in sorted(paths) if not (ROOT / p).exists()] == []
+    ours = {p for p in named_paths((ROOT / page).read_text()) if p.partition("/")[0] not in ELSEWHERE}
+    assert [p for p in sorted(ours) if not (ROOT / p).exists()] == []
 
 
 def test_the_core_can_be_read_in_an_afternoon() -> None:
