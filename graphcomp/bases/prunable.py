@@ -8,8 +8,8 @@ from typing import cast
 
 from torch import fx, nn
 
-from graphcomp.channels import ChannelGroup, Channels, op_name
-from graphcomp.ir import Program
+from graphcomp.channels import ChannelGroup, Channels
+from graphcomp.ir import Program, op_name
 
 
 def why_shared(group: ChannelGroup) -> str | None:

@@ -31,8 +31,8 @@ from scipy.optimize import nnls
 from torch import Tensor, fx
 
 from graphcomp.base import Progress, cache, quiet
-from graphcomp.channels import CONCATENATIONS, Channels, Drop, Ints, compact, live_of, no_drop, op_name
-from graphcomp.ir import Program
+from graphcomp.channels import CONCATENATIONS, Channels, Drop, Ints, compact, live_of, no_drop
+from graphcomp.ir import Program, op_name
 from graphcomp.measure import layer_row
 from graphcomp.runtime import ACTIVATIONS, Kernel, Target, Timer, doctor, measure, race_timer
 

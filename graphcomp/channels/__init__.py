@@ -5,7 +5,7 @@ from graphcomp.channels.constants import Shift, shifts
 from graphcomp.channels.labels import Ints, compact, varying
 from graphcomp.channels.liveness import live_of
 from graphcomp.channels.model import ELEMENTS, Axis, ChannelGroup, Channels, JoinPolicy, layer_name
-from graphcomp.channels.rules import CONCATENATIONS, op_name, opaque_layers
+from graphcomp.channels.rules import CONCATENATIONS, opaque_layers
 from graphcomp.channels.surgery import (
     Drop,
     drop_of,
@@ -41,7 +41,6 @@ __all__ = [
     "live_of",
     "mask",
     "no_drop",
-    "op_name",
     "opaque_layers",
     "remove",
     "round_up",

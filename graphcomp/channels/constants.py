@@ -24,8 +24,8 @@ from torch import Tensor, fx, nn
 
 from graphcomp.channels.labels import canonical, compact
 from graphcomp.channels.model import ELEMENTS, Axis, Channels
-from graphcomp.channels.rules import NotMovable, kind_of, move, op_name, padding_of
-from graphcomp.ir import Program, acts_in_place, is_read_later, same_memory, with_tensors
+from graphcomp.channels.rules import NotMovable, kind_of, move, padding_of
+from graphcomp.ir import Program, acts_in_place, is_read_later, op_name, same_memory, with_tensors
 
 SAME = 1e-9
 """Largest relative difference between positions that get the same."""

@@ -15,20 +15,9 @@ from torch import Tensor, fx, nn
 
 from graphcomp.channels.labels import along, canonical, compact, concatenate, varying
 from graphcomp.channels.tracker import Tracker, Unread
-from graphcomp.ir import CASTS, LAYERS, MODULE_NAMES, Program, function_name, is_read_later
+from graphcomp.ir import CASTS, LAYERS, MODULE_NAMES, Program, is_read_later, op_name
 
 Rule = Callable[[Tracker, fx.Node], Any]
-
-
-def op_name(program: Program, node: fx.Node) -> str:
-    """The name of the operator that a node calls (`ir.operators`); of other nodes what they are.
-
-    It follows from the function, the method or the module's class, never from an attribute's name.
-    """
-    if node.op == "call_module":
-        kind = type(program.layer(cast(str, node.target)))
-        return MODULE_NAMES.get(kind, kind.__name__)
-    return function_name(node.target) if node.op in ("call_function", "call_method") else node.op
 
 
 def apply_rule(tracker: Tracker, node: fx.Node) -> Any:

@@ -20,7 +20,7 @@ from graphcomp.channels.constants import Shift, shifts
 from graphcomp.channels.labels import Ints, along, compact, varying
 from graphcomp.channels.liveness import live_of
 from graphcomp.channels.model import ELEMENTS, Axis, Channels, Join
-from graphcomp.channels.rules import CONCATENATIONS, is_move, move, norm_axis, op_name, padding_of
+from graphcomp.channels.rules import CONCATENATIONS, is_move, move, norm_axis, padding_of
 from graphcomp.channels.tracker import Unread
 from graphcomp.errors import SurgeryError, TraceError
 from graphcomp.ir import (
@@ -29,6 +29,7 @@ from graphcomp.ir import (
     acts_in_place,
     assemble,
     eliminate_dead_nodes,
+    op_name,
     parts,
     same_memory,
 )

@@ -33,10 +33,9 @@ from graphcomp.channels import (
     JoinPolicy,
     analyse,
     compact,
-    op_name,
     varying,
 )
-from graphcomp.ir import Program, describe, describe_module, output_tensors
+from graphcomp.ir import Program, describe, describe_module, op_name, output_tensors
 from graphcomp.measure import layer_row, snapshot
 from graphcomp.records import LayerRow, Record
 

@@ -13,7 +13,7 @@ from graphcomp.ir.coefficients import (
 )
 from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.inputs import fresh_inputs, numbers_of
-from graphcomp.ir.operators import CASTS, MODULE_NAMES, function_name
+from graphcomp.ir.operators import CASTS, MODULE_NAMES
 from graphcomp.ir.program import (
     PASS_KEY,
     Program,
@@ -28,6 +28,7 @@ from graphcomp.ir.program import (
     evaluating,
     is_read_later,
     named_tensors,
+    op_name,
     output_tensors,
     parts,
     run_on_meta,
@@ -61,11 +62,11 @@ __all__ = [
     "encode",
     "evaluating",
     "fresh_inputs",
-    "function_name",
     "is_read_later",
     "named_tensors",
     "narrowest",
     "numbers_of",
+    "op_name",
     "output_tensors",
     "parts",
     "run_on_meta",

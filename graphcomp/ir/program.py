@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,12 +34,17 @@ from graphcomp.ir.frozen import FrozenBatchNorm2d, as_layers, holds_frozen
 from graphcomp.ir.lifting import lift_layers
 from graphcomp.ir.operators import (
     ALIASES,
+    MODULE_NAMES,
     OUT_OF_PLACE,
     follow_type,
+    function_name,
     name_types,
     reshape_out_of_place,
     spelling,
 )
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 PASS_KEY = "graphcomp_pass"
 """`node.meta` key: the name of the pass that made the node or changed it last."""
@@ -137,6 +142,33 @@ class Program:
         Not the history, nor the training mode. Computed anew each time: weights may be trained in place.
         """
         return _fingerprint(self)
+
+    def to_networkx(self) -> "nx.MultiDiGraph":
+        """The graph for networkx: a node for each of the program's, an edge for each operand of each.
+
+        Attributes are str and int, as every writer of networkx takes them; what does not apply is left out.
+
+        Graph: `model`, class name of the network.
+
+        Nodes, by their names and in the order in which they run:
+            op: what fx calls it: placeholder, get_attr, call_module, call_function, call_method, output.
+            operator: the name of the operator, whichever way it is called (`ir.operators`).
+            text: what it computes, as the printed program shows it.
+            target: module path, or name of the tensor, input, function or method.
+            shape: at batch 1, as in 1x64x56x56; only where it yields one tensor.
+            channels: that a layer makes: its output channels or features.
+            params: elements of the module's parameters, or of the one that it is. Nodes of one module each
+                have all of them.
+            made_by: the pass that made the node or changed it last.
+        Edges, from who computes a value to who takes it:
+            operand: where it takes it: "1" for the second argument, "0.1" for the second value of a list in
+                the first, "weight" for a named argument. `x + x` has two edges, "0" and "1".
+
+        Multiply-accumulates are known to `graphcomp.measure`: `with_macs(program)` is this graph with them.
+        """
+        from graphcomp.ir.graph import to_networkx
+
+        return to_networkx(self)
 
     def save(self, directory: str | Path) -> None:
         """Write `program.json` and `weights.safetensors` into `directory`, whole or not at all.
@@ -708,6 +740,17 @@ def describe(program: Program, node: fx.Node) -> str:
         return f"output ({args})"
     extra = "".join(f", {k}={_format_arg(v)}" for k, v in node.kwargs.items())
     return f"{spelling(node.target)} ({args}{extra})"
+
+
+def op_name(program: Program, node: fx.Node) -> str:
+    """The name of the operator that a node calls (`ir.operators`); of other nodes what they are.
+
+    It follows from the function, the method or the module's class, never from an attribute's name.
+    """
+    if node.op == "call_module":
+        kind = type(program.layer(cast(str, node.target)))
+        return MODULE_NAMES.get(kind, kind.__name__)
+    return function_name(node.target) if node.op in ("call_function", "call_method") else node.op
 
 
 def _format_arg(arg: Any) -> str:

@@ -5,13 +5,15 @@ nothing for bias, normalisation, activation and pooling. Percentages are always 
 """
 
 import math
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, fx, nn
 
-from graphcomp.channels import op_name
-from graphcomp.ir import DctConv2d, DctLayer, Program, named_tensors
+from graphcomp.ir import DctConv2d, DctLayer, Program, named_tensors, op_name
 from graphcomp.records import Accuracy, LayerRow, MeanError, Snapshot
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 def params_trainable(program: Program) -> int:
@@ -38,6 +40,19 @@ def params_dct(program: Program) -> int:
 def macs(program: Program) -> int:
     """Multiply-accumulates of convolutions and linear layers for one sample."""
     return sum(row.macs for row in layer_rows(program))
+
+
+def with_macs(program: Program) -> "nx.MultiDiGraph":
+    """`program.to_networkx()` with what the counters know of convolutions and linear layers.
+
+    Their nodes have `macs`, multiply-accumulates of this call for one sample, and `channels`, those that they
+    make, also where they are functions.
+    """
+    graph = program.to_networkx()
+    for node in program.graph.nodes:
+        if (row := layer_row(program, node)) is not None:
+            graph.add_node(node.name, macs=row.macs, channels=row.out_channels)
+    return graph
 
 
 def layer_rows(program: Program) -> list[LayerRow]:

@@ -24,9 +24,9 @@ from torch import Tensor, fx, nn
 
 from graphcomp.bases import OPTIONS, ChannelRemoval, JoinOption, norm_scores, only_one
 from graphcomp.budget import Judgement, Scores
-from graphcomp.channels import ChannelGroup, Channels, Ints, compact, op_name, varying
+from graphcomp.channels import ChannelGroup, Channels, Ints, compact, varying
 from graphcomp.errors import PassError
-from graphcomp.ir import Program
+from graphcomp.ir import Program, op_name
 from graphcomp.measure import Covariance, Request, layer_row, layer_weight
 from graphcomp.passes.pfa.principal import (
     Bools,

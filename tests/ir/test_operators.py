@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from graphcomp.budget.allocation import cost_of
 from graphcomp.budget.model import LIGHT_OPS, calls
 from graphcomp.channels import analyse
-from graphcomp.channels.rules import FUNCTION_RULES, MODULE_RULES, op_name
+from graphcomp.channels.rules import FUNCTION_RULES, MODULE_RULES
 from graphcomp.channels.surgery import dropped_rows, feasible, remove
+from graphcomp.ir import op_name
 from graphcomp.ir.coefficients import LAYERS
 from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.operators import ALIASES, MODULE_NAMES, function_name

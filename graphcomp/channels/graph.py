@@ -1,0 +1,118 @@
+"""Coupled channels as a graph of networkx: who makes them, who reads them, and where they are tied."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from torch import Tensor, fx
+
+from graphcomp.channels.labels import Ints, compact
+from graphcomp.channels.model import Axis, Channels, Role, layer_name
+from graphcomp.ir import op_name
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+_REASONS: dict[Role, str] = {
+    "in": "reads them",
+    "norm": "has parameters for each of them",
+    "tensor": "is a tensor that they sit on",
+}
+
+
+def to_networkx(channels: Channels) -> "nx.MultiDiGraph":
+    """See `Channels.to_networkx`."""
+    import networkx as nx  # takes a third of a second
+
+    flow = _Flow(channels)
+    graph = nx.MultiDiGraph(model=type(channels.program.module).__name__, join=channels.join)
+    edges = [
+        (edge, node, why) for node in flow.nodes if (why := flow.reason(node)) for edge in flow.operands(node)
+    ]
+    ends = {end for (maker, _, _), node, _ in edges for end in (maker, node)}
+    for node in flow.nodes:
+        if node in ends or flow.made[node]:
+            graph.add_node(node.name, **flow.node(node))
+    for (maker, group, size), node, why in edges:
+        graph.add_edge(maker.name, node.name, channels=size, reason=why, **flow.group(group))
+    return graph
+
+
+class _Flow:
+    """Which nodes made the labels that arrive at a node."""
+
+    def __init__(self, channels: Channels) -> None:
+        self.channels, self.program = channels, channels.program
+        size = len(channels.channel_of)
+        self.group_of = np.full(size, -1, np.int64)
+        for number, group in enumerate(channels.groups):
+            self.group_of[group.channels] = number
+        self.axes: dict[str, list[Axis]] = {}
+        for axis in channels.axes:
+            self.axes.setdefault(axis.node, []).append(axis)
+        self.joins = {join.node.name for join in channels.joins}
+        self.tied = {name for group in channels.groups for name in group.coupled_by}
+        self.nodes: list[fx.Node] = list(self.program.graph.nodes)
+        self.maker = np.full(size, -1, np.int64)  # of every label: the first node that has it
+        self.made: dict[fx.Node, list[int]] = {}
+        for index, node in enumerate(self.nodes):
+            labels = self._labels(node)
+            new = labels[self.maker[labels] < 0]
+            self.maker[new] = index
+            rows = [axis.channels for axis in self.axes.get(node.name, ()) if axis.role == "out"]
+            groups = np.unique(self.group_of[np.concatenate([channels.channel_of[new], *rows])]).tolist()
+            self.made[node] = [g for g in groups if g >= 0]
+
+    def _labels(self, node: fx.Node) -> Ints:
+        """The labels of a node's tensors, each once; not 0, which is none."""
+        value = self.channels.values[node]
+        tensors = [
+            x for x in (value if isinstance(value, tuple | list) else (value,)) if isinstance(x, Tensor)
+        ]
+        found = np.unique(
+            np.concatenate([np.zeros(1, np.int64), *(compact(x).flatten().numpy() for x in tensors)])
+        )
+        return cast(Ints, found[found != 0])
+
+    def operands(self, node: fx.Node) -> Iterator[tuple[fx.Node, int, int]]:
+        """Who made the channels that arrive at a node: (maker, group, number of channels)."""
+        labels = np.unique(np.concatenate([np.zeros(0, np.int64), *map(self._labels, node.all_input_nodes)]))
+        found = np.stack([self.maker[labels], self.group_of[self.channels.channel_of[labels]]])
+        pairs, counts = np.unique(found, axis=1, return_counts=True)
+        for (maker, group), count in zip(pairs.T.tolist(), counts.tolist(), strict=True):
+            if group >= 0 and self.nodes[maker] is not node:
+                yield self.nodes[maker], group, count
+
+    def reason(self, node: fx.Node) -> str:
+        """Why a node must follow the channels that arrive at it; "" if it need not."""
+        found = [_REASONS[axis.role] for axis in self.axes.get(node.name, ()) if axis.role in _REASONS]
+        if node.name in self.joins:
+            found.append("adds them, padded with zeros")
+        elif node.name in self.tied:
+            found.append(f"ties them: {op_name(self.program, node)}")
+        return "; ".join(dict.fromkeys(found))
+
+    def group(self, index: int) -> dict[str, str | int]:
+        """What an edge says of its group."""
+        group = self.channels.groups[index]
+        found: dict[str, str | int] = {"group": index + 1, "name": group.name}
+        if group.pinned is not None:
+            found |= {"pinned_at": group.pinned[0], "pinned": group.pinned[1]}
+        return found
+
+    def node(self, node: fx.Node) -> dict[str, str | int]:
+        """What the graph says of a node."""
+        axes = self.axes.get(node.name, [])
+        roles = {axis.role for axis in axes}
+        what = "layer" if roles - {"tensor"} else "tensor" if roles else "input"
+        tied = node.name in self.joins | self.tied and not roles
+        found: dict[str, Any] = {
+            "what": "join" if tied else what,
+            "operator": op_name(self.program, node),
+            "groups": ",".join(str(group + 1) for group in self.made[node]),
+        }
+        if axes:
+            found["layer"] = layer_name(axes[0])
+        pins = (self.channels.groups[group].pinned for group in self.made[node])
+        reasons = dict.fromkeys(f"{pin[0]}: {pin[1]}" for pin in pins if pin is not None)
+        return found | ({"pinned": "; ".join(reasons)} if reasons else {})
