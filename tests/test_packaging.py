@@ -2,13 +2,16 @@
 
 import ast
 import hashlib
-import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import graphcomp
 from graphcomp import errors, passes
@@ -132,6 +135,20 @@ def test_the_compiler_knows_no_method_and_no_network() -> None:
             m for m in imported(tree, lazy=False) if m.startswith(("graphcomp.passes", "graphcomp.models"))
         }
         assert not at_top, f"{name} imports {at_top} at its top"
+
+
+def test_networkx_is_loaded_when_it_is_asked_for() -> None:
+    """It takes a third of a second, and most commands need none of it."""
+    users = {name for name, tree in TREES.items() if "networkx" in names_imported(tree)}
+    assert users, "nobody uses it"
+    for name in users:
+        at_top = [n for n in TREES[name].body if isinstance(n, ast.Import | ast.ImportFrom)]
+        assert "networkx" not in names_imported(ast.Module(at_top, [])), name
+
+
+def names_imported(tree: ast.AST) -> set[str]:
+    """What is imported by name, in functions too."""
+    return {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
 
 
 EMITTED = {"apoz": {"finetune"}}
@@ -282,19 +299,17 @@ def unpicklers(tree: ast.AST) -> set[str]:
 
 def floors() -> dict[str, tuple[int, ...]]:
     found = {}
-    for requirement in PROJECT["project"]["dependencies"]:
-        match = re.match(r"([A-Za-z0-9_.-]+)>=([0-9.]+)", requirement)
-        assert match, f"{requirement}: no lower bound"
-        found[match[1].lower()] = tuple(map(int, match[2].split(".")))
+    for requirement in map(Requirement, PROJECT["project"]["dependencies"]):
+        (bound,) = requirement.specifier
+        assert bound.operator == ">=", f"{requirement}: no lower bound"
+        found[canonicalize_name(requirement.name)] = Version(bound.version).release
     return found
 
 
 def pins() -> dict[str, tuple[int, ...]]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pairs = [re.match(r"([A-Za-z0-9_.-]+)==([0-9.]+)", line) for line in lines]
-    return {
-        re.sub("[-_.]+", "-", m[1].lower()): tuple(map(int, m[2].strip(".").split("."))) for m in pairs if m
-    }
+    pins = [Requirement(line.partition("#")[0]) for line in lines if line.strip() and line[0] != "#"]
+    return {canonicalize_name(p.name): Version(next(iter(p.specifier)).version).release for p in pins}
 
 
 def test_doctor_asks_for_what_the_project_asks_for() -> None:
@@ -320,8 +335,6 @@ def test_one_runtime_on_every_platform() -> None:
 
 
 def _holds(marker: str, environment: dict[str, str]) -> bool:
-    from packaging.markers import Marker
-
     return Marker(marker).evaluate(environment)
 
 

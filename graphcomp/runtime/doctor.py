@@ -9,7 +9,6 @@ import functools
 import importlib.metadata
 import os
 import platform
-import re
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Literal
 
 import psutil
 import torch
+from packaging.version import InvalidVersion, Version
 from rich.table import Table
 from rich.text import Text
 
@@ -129,8 +129,11 @@ def _package(name: str, floor: tuple[int, int]) -> Finding:
 
 
 def _at_least(version: str, floor: tuple[int, int]) -> bool:
-    match = re.match(r"(\d+)\.(\d+)", version)
-    return match is not None and (int(match[1]), int(match[2])) >= floor
+    """Whether it is a release of the floor or later, or was built on the way to one."""
+    try:
+        return Version(version).release >= floor
+    except InvalidVersion:
+        return False
 
 
 def _runtime(found: dict[str, str]) -> Finding:

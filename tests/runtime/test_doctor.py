@@ -111,7 +111,18 @@ def test_runtime(runtimes: dict[str, str], ok: bool, advice: str) -> None:
 
 @pytest.mark.parametrize(
     ("version", "ok"),
-    [("2.9.0", True), ("2.14.1+cu130", True), ("2.8.1", False), ("1.99", False), ("odd", False)],
+    [
+        ("2.9.0", True),
+        ("2.9", True),
+        ("2.14.1+cu130", True),
+        ("2.9.0.dev20250801+cu130", True),
+        ("2.9rc1", True),
+        ("3", True),
+        ("2.8.1", False),
+        ("2", False),
+        ("1.99", False),
+        ("odd", False),
+    ],
 )
 def test_versions_compare_as_numbers(version: str, ok: bool) -> None:
     assert doctor._at_least(version, (2, 9)) is ok
