@@ -113,28 +113,7 @@ class Channels:
         return [g for g in self.groups if layer in g.producers]
 
     def to_networkx(self) -> "nx.MultiDiGraph":
-        """Who makes channels, who must follow when they go, and why, for networkx.
-
-        Attributes are str and int, as every writer of networkx takes them; what does not apply is left out.
-        Nodes have the names that they have in `Program.to_networkx()`. Groups are numbered 1, 2, ... in the
-        order of `groups`.
-
-        Graph: `model`, class name of the network; `join`, the policy of additions.
-
-        Nodes, in the order in which they run:
-            what: "layer"; "join" for what ties channels of several without weights of its own; "tensor" for
-                a parameter or buffer; "input".
-            operator: the name of the operator (`ir.operators`).
-            layer: module path, or name of the tensor.
-            groups: numbers of the groups whose channels it makes, as in "1,3".
-            pinned: why they must stay: "node: reason", several with "; " between them.
-        Edges, from who makes channels to each layer that sits on them and each node that ties them; one a
-        group:
-            group, name: number and name of the group.
-            channels: labels that arrive; those that are tied count each.
-            reason: "reads them", "ties them: add", ...; several with "; " between them.
-            pinned_at, pinned: the node that holds the group, and why.
-        """
+        """Who makes channels and who must follow, for networkx; attributes as `channels.graph` lists them."""
         from graphcomp.channels.graph import to_networkx
 
         return to_networkx(self)

@@ -425,11 +425,23 @@ def inspect_command(
     join: Annotated[Literal["couple", "pad"], typer.Option("--join", help="policy at additions")] = "couple",
     json_file: Annotated[Path | None, typer.Option("--json", help="write everything as JSON")] = None,
     svg_file: Annotated[Path | None, typer.Option("--svg", help="draw the groups on the network")] = None,
+    graphml_file: Annotated[
+        Path | None, typer.Option("--graphml", help="write the graph with its groups and costs as GraphML")
+    ] = None,
+    dot_file: Annotated[Path | None, typer.Option("--dot", help="write it for Graphviz")] = None,
     nodes: Annotated[bool, typer.Option("--nodes", help="also print the program, one node a line")] = False,
 ) -> None:
     """Show MODEL's nodes, coupled channel groups and why, what is pinned and why, params and MACs."""
     from graphcomp.compiler import load_source
-    from graphcomp.inspection import inspect, render, write_json, write_svg
+    from graphcomp.inspection import (
+        grouped,
+        inspect,
+        render,
+        write_dot,
+        write_graphml,
+        write_json,
+        write_svg,
+    )
 
     program = load_source(model, weights, _shape(input_shape)).program
     inspection = inspect(program, join)
@@ -440,6 +452,10 @@ def inspect_command(
         write_json(inspection, json_file)
     if svg_file is not None:
         write_svg(inspection, svg_file)
+    if graphml_file is not None:
+        write_graphml(grouped(program, inspection), graphml_file)
+    if dot_file is not None:
+        write_dot(grouped(program, inspection), dot_file)
 
 
 @app.command("evaluate")

@@ -35,6 +35,7 @@ from graphcomp.channels import (
     compact,
     varying,
 )
+from graphcomp.inspection.characters import legal
 from graphcomp.ir import Program, describe, describe_module, op_name, output_tensors
 from graphcomp.measure import layer_row, snapshot
 from graphcomp.records import LayerRow, Record
@@ -655,19 +656,12 @@ text {{ font-family: Inter, 'Segoe UI', Roboto, Arial, 'DejaVu Sans', sans-serif
 def _add(parent: ET.Element, tag: str, text: str = "", **attributes: str | float) -> ET.Element:
     """A child element; `_` in a name stands for `-`, and a trailing one is dropped."""
     shown = {
-        key.rstrip("_").replace("_", "-"): f"{value:g}" if isinstance(value, float) else _legal(str(value))
+        key.rstrip("_").replace("_", "-"): f"{value:g}" if isinstance(value, float) else legal(str(value))
         for key, value in attributes.items()
     }
     child = ET.SubElement(parent, tag, shown)
-    child.text = _legal(text) or None
+    child.text = legal(text) or None
     return child
-
-
-def _legal(text: str) -> str:
-    """Characters that XML has no way to write, made visible."""
-    return re.sub(
-        r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]", "\N{REPLACEMENT CHARACTER}", text
-    )
 
 
 def _arrow(text: str) -> str:

@@ -15,7 +15,28 @@ _CHANNELS = ("out_channels", "out_features", "num_features", "embed_dim")
 
 
 def to_networkx(program: Program) -> "nx.MultiDiGraph":
-    """See `Program.to_networkx`."""
+    """The graph for networkx: a node for each of the program's, an edge for each operand of each.
+
+    Attributes are str and int, as every writer of networkx takes them; what does not apply is left out.
+
+    Graph: `model`, class name of the network.
+
+    Nodes, by their names and in the order in which they run:
+        op: what fx calls it: placeholder, get_attr, call_module, call_function, call_method, output.
+        operator: the name of the operator, whichever way it is called (`ir.operators`).
+        text: what it computes, as the printed program shows it.
+        target: module path, or name of the tensor, input, function or method.
+        shape: at batch 1, as in 1x64x56x56; only where it yields one tensor.
+        channels: that a layer makes: its output channels or features.
+        params: elements of the module's parameters, or of the one that it is. Nodes of one module each
+            have all of them.
+        made_by: the pass that made the node or changed it last.
+    Edges, from who computes a value to who takes it:
+        operand: where it takes it: "1" for the second argument, "0.1" for the second value of a list in
+            the first, "weight" for a named argument. `x + x` has two edges, "0" and "1".
+
+    Multiply-accumulates are known to `graphcomp.measure`: `with_macs(program)` is this graph with them.
+    """
     import networkx as nx  # takes a third of a second
 
     graph = nx.MultiDiGraph(model=type(program.module).__name__)

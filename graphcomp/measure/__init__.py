@@ -3,7 +3,7 @@
 from graphcomp.measure import calibrate
 from graphcomp.measure.calibrate import Covariance, Request, Statistic, Zeros
 from graphcomp.measure.classes import ClassStatistics, class_statistics, largest_confusions
-from graphcomp.measure.cost import layer_row, layer_weight, macs, params_trainable, snapshot
+from graphcomp.measure.cost import layer_row, layer_weight, macs, params_trainable, snapshot, with_macs
 from graphcomp.measure.damage import Corruption, Kind, require_images, robustness
 from graphcomp.measure.evaluate import (
     absolute_errors,
@@ -48,4 +48,5 @@ __all__ = [
     "robustness",
     "snapshot",
     "values_like",
+    "with_macs",
 ]

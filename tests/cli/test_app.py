@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import networkx
 import numpy as np
 import pytest
 import torch
@@ -250,6 +251,19 @@ def test_inspect(cli: Cli) -> None:
         assert text in found.out
     json.loads(Path("i.json").read_text())
     assert Path("i.svg").read_text().lstrip().startswith(("<svg", "<?xml"))
+
+
+def test_inspect_for_other_tools(cli: Cli) -> None:
+    found = cli("inspect", SPEC, "--input-shape", "1,3,8,8", "--graphml", "i.graphml", "--dot", "o/i.dot")
+    assert found.code == 0, found.err
+    graph = networkx.read_graphml("i.graphml", force_multigraph=True)
+    assert graph.nodes["stem"]["shape"] == "1x16x8x8" and graph.nodes["stem"]["groups"] == "1"
+    written = Path("o/i.dot").read_text()
+    assert written.startswith("digraph ") and all(f'"{name}"' in written for name in graph)
+    Path("file").touch()
+    for option in ("--graphml", "--dot"):
+        refused = cli("inspect", SPEC, "--input-shape", "1,3,8,8", option, "file/i")
+        assert refused.code == 1 and refused.err.count("\n") == 1 and "file/i: found " in refused.err
 
 
 def test_inspect_a_saved_program(cli: Cli, compiled: Path) -> None:
