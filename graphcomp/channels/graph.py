@@ -48,14 +48,17 @@ def to_networkx(channels: Channels) -> "nx.MultiDiGraph":
     flow = _Flow(channels)
     graph = nx.MultiDiGraph(model=type(channels.program.module).__name__, join=channels.join)
     edges = [
-        (edge, node, why) for node in flow.nodes if (why := flow.reason(node)) for edge in flow.operands(node)
+        (maker, node, why, {"channels": size, **flow.group(group)})
+        for node in flow.nodes
+        for maker, group, size in flow.operands(node)
+        if (why := flow.reason(node, group))
     ]
-    ends = {end for (maker, _, _), node, _ in edges for end in (maker, node)}
+    ends = {end for maker, node, _, _ in edges for end in (maker, node)}
     for node in flow.nodes:
         if node in ends or flow.made[node]:
             graph.add_node(node.name, **flow.node(node))
-    for (maker, group, size), node, why in edges:
-        graph.add_edge(maker.name, node.name, channels=size, reason=why, **flow.group(group))
+    for maker, node, why, facts in edges:
+        graph.add_edge(maker.name, node.name, reason=why, **facts)
     return graph
 
 
@@ -104,12 +107,16 @@ class _Flow:
             if group >= 0 and self.nodes[maker] is not node:
                 yield self.nodes[maker], group, count
 
-    def reason(self, node: fx.Node) -> str:
-        """Why a node must follow the channels that arrive at it; "" if it need not."""
-        found = [_REASONS[axis.role] for axis in self.axes.get(node.name, ()) if axis.role in _REASONS]
+    def reason(self, node: fx.Node, group: int) -> str:
+        """Why a node must follow a group's channels that arrive at it; "" if it need not."""
+        found = [
+            _REASONS[axis.role]
+            for axis in self.axes.get(node.name, ())
+            if axis.role in _REASONS and (self.group_of[axis.channels] == group).any()
+        ]
         if node.name in self.joins:
             found.append("adds them, padded with zeros")
-        elif node.name in self.tied:
+        elif node.name in self.channels.groups[group].coupled_by:
             found.append(f"ties them: {op_name(self.program, node)}")
         return "; ".join(dict.fromkeys(found))
 

@@ -33,14 +33,15 @@ def test_groups_are_those_of_the_analysis(name: str, join: JoinPolicy) -> None:
     for node, groups in graph.nodes(data="groups"):
         for number in filter(None, groups.split(",")):
             made.setdefault(int(number), set()).add(node)
+    producers = {axis.node for axis in channels.axes if axis.role == "out"}
     layer_at = {a.node: graph.nodes[a.node]["layer"] for a in channels.axes if a.node in graph}
     for number, group in enumerate(channels.groups, 1):
         reasons = into.get(number, {})
         tied = {n for why, nodes in reasons.items() if "ties them" in why for n in nodes}
         reads = {n for why, nodes in reasons.items() if "reads them" in why for n in nodes}
-        assert set(group.coupled_by) <= tied | made.get(number, set())
-        assert set(group.readers) <= reads
-        assert set(group.producers) <= {layer_at.get(n) for n in made.get(number, ())}
+        assert set(group.coupled_by) == tied
+        assert set(group.readers) == reads
+        assert set(group.producers) == {layer_at[n] for n in made.get(number, set()) & producers}
         facts = [f for _, _, f in graph.edges(data=True) if f["group"] == number]
         pin = group.pinned or (None, None)
         assert {(f.get("pinned_at"), f.get("pinned"), f["name"]) for f in facts} <= {(*pin, group.name)}
