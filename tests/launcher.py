@@ -24,7 +24,7 @@ from graphcomp.base import distributed
 from graphcomp.base.cache import VARIABLE
 from graphcomp.budget.latency import Stopwatch
 from graphcomp.budget.revert import stopwatch
-from graphcomp.cli import app
+from graphcomp.cli import main as command_line
 from graphcomp.data.sources import Data
 from graphcomp.errors import DataError, DistributedError, GraphcompError
 from graphcomp.ir.program import Program
@@ -208,7 +208,7 @@ def cached() -> list[int]:
 
 def graphcomp(*arguments: str) -> None:
     sys.argv = ["graphcomp", *arguments]
-    app.main()
+    command_line.main()
 
 
 def compiles() -> None:

@@ -1,5 +1,5 @@
-"""The command line."""
+"""The command line: `main.main()` runs it."""
 
-from graphcomp.cli.app import main
+from graphcomp.cli import main
 
 __all__ = ["main"]

@@ -24,14 +24,10 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from safetensors.torch import save_file
 
-from graphcomp.budget import staircase
-from graphcomp.cli import app
-from graphcomp.compiler import compiler
+from graphcomp import budget, explanation, pipeline, runtime, study
+from graphcomp.cli import main as command_line
 from graphcomp.errors import GraphcompError
-from graphcomp.explanation import explanation
 from graphcomp.passes import PASSES
-from graphcomp.runtime import bench, doctor
-from graphcomp.study import run
 from tests.runtime.test_bench import write
 from tests.tiny import SPEC, tiny, tiny_program
 
@@ -39,7 +35,7 @@ EXAMPLES = int(os.environ.get("GRAPHCOMP_FUZZ", "0"))
 LONGEST = 10.0
 """Seconds of the processor until an answer."""
 
-COMMANDS: dict[str, Any] = vars(typer.main.get_command(app.app))["commands"]
+COMMANDS: dict[str, Any] = vars(typer.main.get_command(command_line.app))["commands"]
 
 # ---- what is tried ----------------------------------------------------------------------------------------
 
@@ -237,12 +233,12 @@ def ready(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseExc
         sys.exit(1)
 
     monkeypatch.chdir(place)
-    monkeypatch.setattr(app, "_fail", fail)
-    for module, name in (
-        (compiler.Pipeline, "run"), (bench, "benchmark"), (explanation, "explain"), (staircase, "calibrate"),
-        (run, "run_study"), (doctor, "diagnose"),
+    monkeypatch.setattr(command_line, "_fail", fail)
+    for room, name in (
+        (pipeline.Pipeline, "run"), (runtime, "benchmark"), (explanation, "explain"), (budget, "calibrate"),
+        (study, "run_study"), (runtime, "diagnose"),
     ):  # fmt: skip
-        monkeypatch.setattr(module, name, accept)
+        monkeypatch.setattr(room, name, accept)
     with warnings.catch_warnings():
         yield errors
 
@@ -269,7 +265,7 @@ def attempt(place: Path, arguments: list[str], recipe: str, study: str, errors: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["graphcomp", *arguments])
         with pytest.raises(SystemExit) as stop:
-            app.main()
+            command_line.main()
     assert time.process_time() - begun < LONGEST
     assert stop.value.code in (0, 1, 2, None)
     assert all(isinstance(error, GraphcompError) for error in errors), errors

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp.cli.app import main
+from graphcomp.cli.main import main
 from graphcomp.errors import LoadError
 from graphcomp.ir.program import Program, trace
 from graphcomp.ir.saved import bounds, storage

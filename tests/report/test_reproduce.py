@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import graphcomp
-from graphcomp.cli import app
+from graphcomp.cli import main as command_line
 from graphcomp.compiler import compiler
 from graphcomp.records.records import Export, Report
 from graphcomp.report.report import read_report
@@ -111,7 +111,7 @@ def saved() -> str:
 def graphcomp_says(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sys, "argv", ["graphcomp", *arguments])
     with pytest.raises(SystemExit) as stop:
-        app.main()
+        command_line.main()
     assert not stop.value.code
 
 

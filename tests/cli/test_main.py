@@ -19,14 +19,14 @@ import torch
 from safetensors.torch import save_file
 
 import graphcomp
-from graphcomp.cli import app as command_line
+from graphcomp.cli import console
+from graphcomp.cli import main as command_line
 from graphcomp.compiler import compiler
 from graphcomp.errors import GraphcompWarning, ProviderError
 from graphcomp.passes import L1, PASSES, FoldBN
 from graphcomp.pipeline import Context, Plan
 from graphcomp.records.records import Bench, Evaluation, Explanation
 from graphcomp.report.report import read_report
-from graphcomp.runtime import doctor
 from graphcomp.runtime.doctor import Finding
 from graphcomp.runtime.session import probe
 from tests.runtime.test_bench import write
@@ -143,7 +143,7 @@ def test_storage_of_dct_layers(
         jobs.append(job)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compiler, "build", stop)
+    monkeypatch.setattr("graphcomp.compiler.build", stop)
     Path("r.yaml").write_text(f"model: {SPEC}\npasses: [fold-bn]\nexport: {{dct: dense, opset: 20}}\n")
     cli("compile", "--recipe", "r.yaml", *option, "-o", "o")
     assert (jobs[0].recipe.export.dct, jobs[0].recipe.export.opset) == (expected, 20)
@@ -208,9 +208,9 @@ def test_doctor_fails_for_what_is_essential(name: str, cli: Cli, monkeypatch: py
     """Whatever it is called."""
     good = Finding("torch", True, "2.9")
     missing = Finding(name, False, "not installed", "pip install [sic] :x:")
-    monkeypatch.setattr(doctor, "diagnose", lambda: [good, replace(missing, essential=False)])
+    monkeypatch.setattr("graphcomp.runtime.diagnose", lambda: [good, replace(missing, essential=False)])
     assert cli("doctor").code == 0
-    monkeypatch.setattr(doctor, "diagnose", lambda: [good, missing])
+    monkeypatch.setattr("graphcomp.runtime.diagnose", lambda: [good, missing])
     found = cli("doctor")
     assert found.code == 1 and "pip install [sic] :x:" in found.out
 
@@ -664,7 +664,7 @@ def test_what_counts_on_is_not_printed_every_time(
     every: float, lines: list[str], cli: Cli, monkeypatch: pytest.MonkeyPatch, counting: None
 ) -> None:
     """Where there is no bar; a line of another step is another line."""
-    monkeypatch.setattr(command_line, "EVERY", every)
+    monkeypatch.setattr(console, "EVERY", every)
     found = cli("compile", *TINY, "--passes", "l1{ratio=0.5}, l1{ratio=0.5}", "-o", "o")
     assert re.findall(r"\[1/2\] l1: calibrate: (\S+) of 3,000 samples", found.err) == lines
 
@@ -694,7 +694,7 @@ def test_interrupt_elsewhere(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def diagnose() -> list[Finding]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(doctor, "diagnose", diagnose)
+    monkeypatch.setattr("graphcomp.runtime.diagnose", diagnose)
     found = cli("doctor")
     assert found.code == 130 and "Traceback" not in found.err
 
@@ -711,7 +711,7 @@ def test_errors_of_the_machine(error: Exception, cli: Cli, monkeypatch: pytest.M
 
 def test_traceback_with_debug(tmp_path: Path) -> None:
     """In a process of its own, as a user runs it; without `--debug`, see `failing`."""
-    command = [sys.executable, "-c", "from graphcomp.cli.app import main; main()"]
+    command = [sys.executable, "-c", "from graphcomp.cli.main import main; main()"]
     arguments = ["compile", *TINY, "--passes", "fold-bm", "-o", "o", "--debug"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
@@ -936,7 +936,7 @@ def test_bench_on_the_command_line_counts(
         jobs.append(job)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compiler, "build", stop)
+    monkeypatch.setattr("graphcomp.compiler.build", stop)
     Path("r.yaml").write_text(f"{RECIPE}bench: false\n")
     cli("compile", "--recipe", "r.yaml", *([argument] if argument else []))
     assert (jobs[0].recipe.bench is not False) == expected

@@ -1,0 +1,119 @@
+"""`graphcomp compile`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from graphcomp.cli.console import interrupted, out_console, progress_shown, warn
+from graphcomp.cli.options import InputShape, Weights, refuse_idle, shape_of
+from graphcomp.cli.recipes import recipe_of
+from graphcomp.errors import RecipeError
+
+
+def compile_command(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Argument(help="see below; default: the recipe's model")] = None,
+    weights: Weights = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="YAML file with passes and options")] = None,
+    passes: Annotated[
+        str | None, typer.Option("--passes", help='e.g. "fold-bn, l1{ratio=0.5}"; see `graphcomp passes`')
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", help="digits, imagefolder:DIR, cifar10:DIR, npz:FILE or random; ?limit=N&mean=…&std=…"
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option("--classes", help="only these: data, and logits of the result; e.g. 0,3,5")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option("--head", help="with --classes: slice (keep their rows) or random")
+    ] = None,
+    target: Annotated[str | None, typer.Option("--target", help="auto or a target's name")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
+    input_shape: InputShape = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on after the last finished pass")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run's results")] = False,
+    bench: Annotated[
+        bool | None, typer.Option("--bench/--no-bench", help="time the result against the original (yes)")
+    ] = None,
+    robustness: Annotated[
+        bool | None,
+        typer.Option(
+            "--robustness/--no-robustness", help="score baseline and result on damaged images as well"
+        ),
+    ] = None,
+    dct: Annotated[
+        Literal["coefficients", "dense", "both"] | None,
+        typer.Option("--dct", help="how the ONNX file stores weights that the pass `dct` made (both)"),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="output directory")] = Path("out"),
+) -> None:
+    """Compress MODEL (torchvision:NAME, models:NAME, file.py:factory or a saved program) into OUT."""
+    from graphcomp.compiler import BenchOptions, Job, RobustnessOptions, build
+    from graphcomp.report import describe, robustness_table, summary_table
+
+    if resume and overwrite:
+        raise RecipeError(
+            "--resume: found --overwrite as well, expected one of them; leave one out: --resume goes on with "
+            "what an earlier run left, --overwrite throws it away"
+        )
+    plan, made = recipe_of(recipe, passes)
+    changes: dict[str, Any] = {"data": data, "target": target, "seed": seed, "head": _head(head)}
+    changes["classes"] = None if classes is None else _class_ids(classes)
+    plan = plan.model_copy(update={k: v for k, v in changes.items() if v is not None})
+    if plan.classes is None:
+        advice = "add --classes, or leave it out"
+        refuse_idle(context, "without --classes", {"head": "--head"}, advice)
+    if bench is not None:
+        timing = (plan.bench or BenchOptions()) if bench else False
+        plan = plan.model_copy(update={"bench": timing})
+    if robustness is not None:
+        strength = (plan.robustness or RobustnessOptions()) if robustness else False
+        plan = plan.model_copy(update={"robustness": strength})
+    if dct is not None:
+        plan = plan.model_copy(update={"export": plan.export.model_copy(update={"dct": dct})})
+    name = model or plan.model
+    if name is None:
+        raise RecipeError("MODEL: found none, expected one on the command line or as `model:` in the recipe")
+    own = plan.weights if model is None or plan.model in (None, model) else None  # of another model otherwise
+    file = weights or (Path(own) if own else None)
+    job = Job(name, plan, made, file, shape_of(input_shape))
+    try:
+        with progress_shown() as progress:
+            report = build(job, out, resume=resume, overwrite=overwrite, progress=progress)
+    except KeyboardInterrupt as error:
+        interrupted(error)
+        raise typer.Exit(130) from None
+    if dct is not None and report.export.dct is None:
+        warn(
+            "--dct: no layer of the result stores DCT coefficients, so it had no effect; the pass `dct` does"
+        )
+    out_console.print(summary_table(report))
+    damaged = robustness_table(report)
+    if damaged is not None:
+        out_console.print(damaged)
+    for line in describe(report.explanation) if report.explanation else []:
+        out_console.print(line)
+    for step in report.steps:
+        out_console.print(f"{step.index + 1}. {step.name}: {step.summary}")
+    files = "model.onnx, model-dense.onnx" if report.dense_export else "model.onnx"
+    print(f"results in {out}: {files}, program/, plans/, report.json, report.html")
+
+
+def _class_ids(text: str) -> tuple[int, ...]:
+    try:
+        ids = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        ids = ()
+    if len(ids) < 2 or min(ids) < 0:
+        raise RecipeError(f"--classes: found {text!r}, expected two or more class ids such as 0,3,5")
+    return ids
+
+
+def _head(text: str | None) -> str | None:
+    if text not in (None, "slice", "random"):
+        raise RecipeError(f"--head: found {text!r}, expected slice or random")
+    return text

@@ -1,0 +1,49 @@
+"""`graphcomp inspect`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from graphcomp.cli.console import out_console
+from graphcomp.cli.options import InputShape, Model, Weights, shape_of
+
+
+def inspect_command(
+    model: Model,
+    weights: Weights = None,
+    input_shape: InputShape = None,
+    join: Annotated[Literal["couple", "pad"], typer.Option("--join", help="policy at additions")] = "couple",
+    json_file: Annotated[Path | None, typer.Option("--json", help="write everything as JSON")] = None,
+    svg_file: Annotated[Path | None, typer.Option("--svg", help="draw the groups on the network")] = None,
+    graphml_file: Annotated[
+        Path | None, typer.Option("--graphml", help="write the graph with its groups and costs as GraphML")
+    ] = None,
+    dot_file: Annotated[Path | None, typer.Option("--dot", help="write it for Graphviz")] = None,
+    nodes: Annotated[bool, typer.Option("--nodes", help="also print the program, one node a line")] = False,
+) -> None:
+    """Show MODEL's nodes, coupled channel groups and why, what is pinned and why, params and MACs."""
+    from graphcomp.compiler import load_source
+    from graphcomp.inspection import (
+        grouped,
+        inspect,
+        render,
+        write_dot,
+        write_graphml,
+        write_json,
+        write_svg,
+    )
+
+    program = load_source(model, weights, shape_of(input_shape)).program
+    inspection = inspect(program, join)
+    if nodes:
+        print(program)
+    render(inspection, out_console)
+    if json_file is not None:
+        write_json(inspection, json_file)
+    if svg_file is not None:
+        write_svg(inspection, svg_file)
+    if graphml_file is not None:
+        write_graphml(grouped(program, inspection), graphml_file)
+    if dot_file is not None:
+        write_dot(grouped(program, inspection), dot_file)

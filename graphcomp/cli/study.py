@@ -1,0 +1,74 @@
+"""`graphcomp study`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graphcomp.cli.console import err_console, interrupted, tell
+from graphcomp.cli.options import InputShape, Weights, refuse_idle, shape_of
+from graphcomp.cli.recipes import or_bundled
+
+
+def study_command(
+    context: typer.Context,
+    study: Annotated[
+        Path, typer.Argument(help="YAML file: a recipe with placeholders, and a grid of values")
+    ],
+    weights: Weights = None,
+    data: Annotated[str | None, typer.Option("--data", help="instead of the recipe's")] = None,
+    input_shape: InputShape = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="keep finished cells, go on with the others")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="cells at a time; default: half of the cores")
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="only list the cells")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="output directory")] = Path("out"),
+) -> None:
+    """Run every cell of STUDY's grid into OUT and compare them; exit code 1 if some failed."""
+    from graphcomp.base import locked
+    from graphcomp.passes import PASSES
+    from graphcomp.study import (
+        CellProgress,
+        expand,
+        finished,
+        load_study,
+        prepare,
+        run_study,
+        workers_for,
+        write_results,
+    )
+
+    path = or_bundled(study)
+    plan = load_study(path, shape_of(input_shape), weights=str(weights) if weights else None, data=data)
+    if show:
+        idle = {"resume": "--resume", "workers": "--workers", "out": "--out"}
+        refuse_idle(context, "with --list, which runs nothing", idle, "leave one out")
+    cells = expand(plan, PASSES, str(study))
+    if show:
+        for cell in cells:
+            print(cell.name)
+        return
+    count = workers_for(cells, workers or plan.workers)
+    with locked(out):
+        prepare(out, path.read_text(), resume)
+        try:
+            left = len(cells) - len(finished(cells, out))
+            with CellProgress(err_console, left) as shown:
+                outcome = run_study(
+                    cells, out, engine=plan.engine, workers=count, told=shown.told, ended=shown.ended
+                )
+        except KeyboardInterrupt:
+            text = f"{out}: finished cells are kept; --resume goes on with the others"
+            interrupted(KeyboardInterrupt(text))
+            raise typer.Exit(130) from None
+        write_results(cells, outcome, out, plan.class_names)
+    print(f"results in {out}: results.csv, study.html, cells/")
+    for name, failure in outcome.failures.items():
+        tell("failed", "bold red", f"{name}: {failure.message}")
+    if outcome.failures:
+        failed, where = f"{len(outcome.failures)} of {len(cells)}", "tracebacks are in cells/*.error.txt"
+        tell("error", "bold red", f"{out}: {failed} cells failed; {where}, --resume runs them again")
+        raise typer.Exit(1)
