@@ -28,7 +28,6 @@ PACKAGE_FILES = sorted(
 )
 FRONTS = {
     "graphcomp.api",
-    "graphcomp.cli.passes",
     "graphcomp.cli.recipes",
     "graphcomp.cli.study",
     "graphcomp.compiler.models",

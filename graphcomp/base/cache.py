@@ -18,17 +18,17 @@ import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from graphcomp.base.files import atomic_file
 from graphcomp.base.own_code import digest_of
 from graphcomp.errors import GraphcompWarning, OutputError
 from graphcomp.version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VARIABLE = "GRAPHCOMP_CACHE"
 LIMIT = 4 << 30
@@ -61,6 +61,8 @@ def key(module: str, /, **parts: Any) -> str:
         module: that computes the content; see `base.own_code`.
         parts: JSON values: fingerprints, options.
     """
+    import torch
+
     return _sha256({**parts, "code": digest_of(module), "versions": [torch.__version__]})
 
 
@@ -69,6 +71,8 @@ def identity(**parts: Any) -> str:
 
     Not of the code: whoever mends what stopped a run wants to go on with it.
     """
+    import torch
+
     return _sha256({**parts, "versions": [__version__, torch.__version__]})
 
 
@@ -76,7 +80,7 @@ def _sha256(everything: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
-def load(kind: str, key: str) -> dict[str, Tensor] | None:
+def load(kind: str, key: str) -> "dict[str, Tensor] | None":
     """What was stored under `key`; None if there is nothing, or (with a warning) if it is damaged."""
     path = _path(kind, key)
     if path is None or not path.is_file():
@@ -96,8 +100,10 @@ def load(kind: str, key: str) -> dict[str, Tensor] | None:
     return tensors
 
 
-def store(kind: str, key: str, tensors: Mapping[str, Tensor]) -> None:
+def store(kind: str, key: str, tensors: "Mapping[str, Tensor]") -> None:
     """Keep `tensors` under `key`. A disk that refuses costs a warning: the result is there anyway."""
+    from safetensors.torch import save_file
+
     path = _path(kind, key)
     if path is None:
         return
@@ -135,7 +141,9 @@ def _path(kind: str, key: str) -> Path | None:
     return None if root is None else root / kind / f"{key}.safetensors"
 
 
-def _checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
+def _checksum(key: str, tensors: "Mapping[str, Tensor]") -> str:
+    import torch
+
     digest = hashlib.sha256(key.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -12,6 +12,8 @@ What two processes would not do alike (to measure a time, to look into a folder,
 by the first one alone, `on_first`, and all have its result or its failure. Whatever reads a clock to decide
 by calls `require_first`, so that none can forget.
 
+torch is imported by what communicates only: a single process need not load it to know that it is alone.
+
 On CPUs the processes talk by gloo. With a GPU for each process of a machine they calibrate on the GPUs and
 talk by nccl; that path **has not yet been run**.
 """
@@ -19,6 +21,7 @@ talk by nccl; that path **has not yet been run**.
 import copy
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,15 +29,12 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 
-import numpy as np
-import torch
-import torch.distributed as dist
-from numpy.typing import NDArray
-from torch import Tensor
-
 from graphcomp.errors import DistributedError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
     from torch._C._distributed_c10d import Store
 
 T = TypeVar("T")
@@ -78,6 +78,7 @@ def join() -> None:
     global _store
     if not launched() or _active():
         return
+    import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous  # absent from builds without torch.distributed
 
     try:
@@ -94,11 +95,16 @@ def leave() -> None:
     """End what `join` began; nothing in a group that the caller made."""
     global _store
     if _store is not None:
+        import torch.distributed as dist
+
         _store = None
         dist.destroy_process_group()
 
 
 def _backend() -> str:
+    import torch
+    import torch.distributed as dist
+
     gpus = torch.cuda.device_count() if dist.is_nccl_available() else 0
     if gpus < int(os.environ.get("LOCAL_WORLD_SIZE", "1")) or "LOCAL_RANK" not in os.environ:
         return "gloo"
@@ -107,17 +113,29 @@ def _backend() -> str:
 
 
 def _active() -> bool:
-    return not _alone and dist.is_available() and dist.is_initialized()
+    if _alone or "torch.distributed" not in sys.modules:  # who made a group has loaded it
+        return False
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
     """The number of this process; 0 is the one that prints and writes."""
-    return dist.get_rank() if _active() else 0
+    if not _active():
+        return 0
+    import torch.distributed as dist
+
+    return dist.get_rank()
 
 
 def world_size() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if _active() else 1
+    if not _active():
+        return 1
+    import torch.distributed as dist
+
+    return dist.get_world_size()
 
 
 def is_first() -> bool:
@@ -125,29 +143,36 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def device() -> torch.device:
+def device() -> "torch.device":
     """Where this process computes: its own GPU in a group that has nccl, else the CPU."""
+    import torch
+    import torch.distributed as dist
+
     if _active() and "nccl" in dist.get_backend_config():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 
 
-def share(samples: int, batch: int) -> NDArray[np.int64]:
+def share(samples: int, batch: int) -> "NDArray[np.int64]":
     """Positions below `samples` that this process looks at: every `world_size`-th batch, none twice.
 
     They are cut at the same places as one process would cut them, so that each batch is the same batch.
     """
+    import numpy as np
+
     batches = np.arange(samples) // batch
     return np.flatnonzero(batches % world_size() == rank())
 
 
-def all_reduce(tensors: Iterable[Tensor]) -> None:
+def all_reduce(tensors: "Iterable[torch.Tensor]") -> None:
     """Add up each tensor over all processes, in place; collective.
 
     Raises:
         DistributedError: if another process failed.
     """
     if world_size() > 1:
+        import torch.distributed as dist
+
         for tensor in tensors:
             _collective(partial(dist.all_reduce, tensor))
 
@@ -160,6 +185,8 @@ def broadcast(value: T) -> T:
     """
     if world_size() == 1:
         return value
+    import torch.distributed as dist
+
     box = [value if is_first() else None]
     _collective(lambda: dist.broadcast_object_list(box, src=0))
     return cast(T, box[0])

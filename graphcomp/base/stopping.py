@@ -11,14 +11,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from graphcomp.base.files import atomic_file
 from graphcomp.errors import LoadError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEY = "graphcomp-state"
 TWICE = 1.0
@@ -26,7 +27,7 @@ TWICE = 1.0
 too."""
 
 
-def save_state(path: Path, work: str, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def save_state(path: Path, work: str, facts: Mapping[str, Any], tensors: "Mapping[str, Tensor]") -> None:
     """Write a state, whole or not at all.
 
     Args:
@@ -38,13 +39,15 @@ def save_state(path: Path, work: str, facts: Mapping[str, Any], tensors: Mapping
     Raises:
         OutputError: if the disk refuses.
     """
+    from safetensors.torch import save_file
+
     header = {KEY: json.dumps({"work": work, "facts": facts})}
     content = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with atomic_file(path) as temporary:
         save_file(content, temporary, header)
 
 
-def load_state(path: Path, work: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+def load_state(path: Path, work: str) -> "tuple[dict[str, Any], dict[str, Tensor]] | None":
     """Facts and tensors of a state; None if there is no file.
 
     Raises:

@@ -20,8 +20,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeVar
 
-import torch
-
 from graphcomp.errors import GraphcompError, RecipeError
 
 Engine = Literal["local", "ray"]
@@ -80,6 +78,8 @@ def run_tasks(
 def _in_turn(
     tasks: Mapping[str, Task[Result]], threads: int, told: Told
 ) -> Generator[tuple[str, Result | Failure]]:
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -202,6 +202,8 @@ def _dismiss(crew: list[_Worker]) -> None:
 
 def _serve(connection: Connection, threads: int, environment: Mapping[str, str], folder: Path) -> None:
     """What a process does: tasks, until nobody gives it another one."""
+    import torch
+
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -277,6 +279,8 @@ def _largest(ray: Any) -> int:
 
 def _far(task: Task[Result], threads: int, folder: Path) -> Result | Failure:
     """A task in a process of Ray, which starts elsewhere."""
+    import torch
+
     os.chdir(folder)
     torch.set_num_threads(threads)
     return _attempt(task, lambda message, fraction: None)

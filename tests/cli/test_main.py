@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 import graphcomp
-from graphcomp.cli import console
+from graphcomp.cli import console, passes
 from graphcomp.cli import main as command_line
 from graphcomp.compiler import compiler
 from graphcomp.errors import GraphcompWarning, ProviderError
@@ -322,7 +322,9 @@ def test_what_machines_read_is_plain(
     """However narrow the terminal: JSON, the printed program, names of cells."""
     monkeypatch.setenv("COLUMNS", width)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setattr(PASSES["l1"], "__doc__", f"{ODD}\n\nMore.")
+    schemas = {"l1": {**json.loads(passes.FILE.read_text())["l1"], "description": f"{ODD}\n\nMore."}}
+    Path("passes.json").write_text(json.dumps(schemas))
+    monkeypatch.setattr(passes, "FILE", Path("passes.json"))
     schemas = json.loads(cli("passes", "--json").out)
     assert schemas["l1"]["description"].startswith(ODD)
     program = str(graphcomp.load(compiled / "program"))
@@ -870,7 +872,7 @@ EFFECTS: dict[str, dict[str, tuple[list[str], str] | None]] = {
         "--workers": (["s.yaml", "--list", "--workers", "2"], "--workers: found it with --list"),
         "--out": (["s.yaml", "--list", "-o", "o"], "--out: found it with --list"),
     },
-    "inspect": dict.fromkeys("--weights --input-shape --join --json --svg --nodes".split()),
+    "inspect": dict.fromkeys("--weights --input-shape --join --json --svg --graphml --dot --nodes".split()),
     "evaluate": {
         **dict.fromkeys("--data --weights --input-shape --robustness --json".split()),
         "--seed": (["models:resnet20-digits", "--seed", "1"], "--seed: found it with digits, all of which"),
