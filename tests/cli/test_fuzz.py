@@ -114,9 +114,11 @@ BY_NAME: dict[str, SearchStrategy[str]] = {
     "out": st.sampled_from(["out", "a/b", "folder", "program", "empty", "empty/below", "absent"]),
     "json_file": st.sampled_from(["o.json", "a/o.json", "folder", "empty/below"]),
     "svg_file": st.sampled_from(["o.svg", "a/o.svg", "folder", "empty/below"]),
+    "graphml_file": st.sampled_from(["o.graphml", "a/o.graphml", "folder", "empty/below"]),
+    "dot_file": st.sampled_from(["o.dot", "a/o.dot", "folder", "empty/below"]),
     **dict.fromkeys(["seed", "workers", "threads", "runs", "seconds"], NUMBERS),
 }  # fmt: skip
-WRITTEN = ("out", "json_file", "svg_file")
+WRITTEN = ("out", "json_file", "svg_file", "graphml_file", "dot_file")
 
 
 def parameters() -> Iterator[tuple[str, Any]]:
