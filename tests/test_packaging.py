@@ -362,6 +362,47 @@ def test_readme_and_ci_run_the_same_tests() -> None:
         assert "make test" in readme.read_text() and "make demo" in readme.read_text()
 
 
+STARTS = re.compile(r"subprocess\.(run|Popen)\(|in_processes\(")
+"""A process that imports torch: seconds."""
+
+
+def starting_processes(tree: ast.Module) -> dict[str, ast.FunctionDef]:
+    """Functions of a file that start processes, by themselves or through others of the file, fixtures too."""
+    functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
+    found = {name for name, n in functions.items() if STARTS.search(ast.unparse(n))}
+    while True:
+        more = {name for name, n in functions.items() if names_in(n) & found} - found
+        if not more:
+            return {name: functions[name] for name in found}
+        found |= more
+
+
+def names_in(function: ast.FunctionDef) -> set[str]:
+    return {n.id for n in ast.walk(function) if isinstance(n, ast.Name)} | {a.arg for a in function.args.args}
+
+
+def is_slow(node: ast.AST) -> bool:
+    return "pytest.mark.slow" in ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda p: p.stem)
+def test_what_starts_processes_is_slow(path: Path) -> None:
+    """So that `make quick` is quick."""
+    tree = ast.parse(path.read_text())
+    if any(is_slow(n) for n in tree.body if isinstance(n, ast.Assign) and "pytestmark" in ast.unparse(n)):
+        return
+    tests = {name: n for name, n in starting_processes(tree).items() if name.startswith("test_")}
+    assert [name for name, n in tests.items() if not any(map(is_slow, n.decorator_list))] == []
+
+
+def test_what_starts_processes_is_found() -> None:
+    """The helper sees what it is for."""
+    tree = ast.parse(
+        "def made(): subprocess.run([])\ndef used(made): ...\ndef test_a(used): ...\ndef test_b(): ...\n"
+    )
+    assert starting_processes(tree).keys() == {"made", "used", "test_a"}
+
+
 def test_errors_are_drawn_as_a_tree_and_documented() -> None:
     kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, GraphcompError)]
     assert errors.__doc__ is not None

@@ -43,7 +43,7 @@ from tests.launcher import (
 from tests.tiny import context, random_data, tiny_program
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the launcher forks")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="the launcher forks")]
 
 
 @pytest.fixture(scope="module")

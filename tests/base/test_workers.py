@@ -18,6 +18,8 @@ from graphcomp.base.stopping import stoppable
 from graphcomp.base.workers import EVERY, Engine, Tell, run_tasks
 from graphcomp.errors import DataError, RecipeError
 
+pytestmark = pytest.mark.slow
+
 # ---------------------------------------------------------------------- tasks
 
 

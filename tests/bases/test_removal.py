@@ -459,6 +459,7 @@ def test_plan_survives_json_and_replays_bitwise(name: str) -> None:
     assert same(pass_.rewrite(pass_.simulate(other, again), again), expected)
 
 
+@pytest.mark.slow
 def test_plans_replay_in_a_fresh_process(tmp_path: Path) -> None:
     """Only the saved program and the plans go there: no data, no source, no options."""
     program = tiny_program()

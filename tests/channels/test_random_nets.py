@@ -20,6 +20,8 @@ from graphcomp.pipeline.verify import TOLERANCE, check, difference
 from tests.nets import Spec, build, random_cnn
 from tests.removing import Removal, exact_program, half, half_and_whole, random_scores
 
+pytestmark = pytest.mark.slow
+
 RANDOM = settings(
     deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )

@@ -31,6 +31,8 @@ from graphcomp.passes import PASSES
 from tests.runtime.test_bench import write
 from tests.tiny import SPEC, tiny, tiny_program
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = int(os.environ.get("GRAPHCOMP_FUZZ", "0"))
 LONGEST = 10.0
 """Seconds of the processor until an answer."""

@@ -215,6 +215,7 @@ def test_doctor_fails_for_what_is_essential(name: str, cli: Cli, monkeypatch: py
     assert found.code == 1 and "pip install [sic] :x:" in found.out
 
 
+@pytest.mark.slow
 def test_bench(cli: Cli, compiled: Path) -> None:
     files = [compiled / "baseline.onnx", compiled / "model.onnx"]
     found = cli(
@@ -685,6 +686,7 @@ def test_warnings_are_ours_only(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> No
     assert "library" not in found.err
 
 
+@pytest.mark.slow
 def test_as_a_module(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "graphcomp", "--version"], cwd=ROOT, capture_output=True, text=True
@@ -711,6 +713,7 @@ def test_errors_of_the_machine(error: Exception, cli: Cli, monkeypatch: pytest.M
     assert message in ("error: MemoryError", "error: [Errno 5] Input/output error")
 
 
+@pytest.mark.slow
 def test_traceback_with_debug(tmp_path: Path) -> None:
     """In a process of its own, as a user runs it; without `--debug`, see `failing`."""
     command = [sys.executable, "-c", "from graphcomp.cli.main import main; main()"]
@@ -737,6 +740,7 @@ grid: {{ratio: [0.5], where: [inner, absent]}}
 """
 
 
+@pytest.mark.slow
 def test_study(cli: Cli) -> None:
     """In processes, with all that a run leaves; one of the two cells cannot work, and the code says so."""
     rng = np.random.default_rng(0)
@@ -810,6 +814,7 @@ def test_evaluate_refusals(cli: Cli) -> None:
     assert "robustness: found data without labels" in failing(cli, *tiny, "--data", "random", "--robustness")
 
 
+@pytest.mark.slow
 def test_compile_with_robustness(cli: Cli) -> None:
     """In the terminal, in report.json and in report.html; without labels it fails before any work."""
     model = [SPEC, "--input-shape", "1,3,8,8", "--target", "cpu-avx2", "--passes", "l1{ratio=0.5}"]
@@ -823,6 +828,7 @@ def test_compile_with_robustness(cli: Cli) -> None:
     assert "robustness: found data without labels" in message and not Path("p").exists()
 
 
+@pytest.mark.slow
 def test_random_weights_are_said_wherever_accuracy_is(cli: Cli) -> None:
     """They score a tenth of ten classes, which looks like a result."""
     rng = np.random.RandomState(0)

@@ -127,6 +127,7 @@ def outputs(file: Path, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_some_classes_only(quick: Job, tmp_path: Path) -> None:
     """Data and head follow; the baseline is the network with that head, not yet compressed (PFA, 4.3)."""
     recipe = quick.recipe.model_copy(update={"classes": (1, 3)})
@@ -232,6 +233,7 @@ def test_progress_rises_to_one(finished: Any) -> None:
     assert "explain: profile" in messages
 
 
+@pytest.mark.slow
 def test_what_was_timed_is_explained(finished: Any, quick: Job, tmp_path: Path) -> None:
     out, report, _ = finished
     found, timing = report.explanation, report.bench.batches[0]
@@ -259,6 +261,7 @@ def test_passes_measure_only_where_the_result_is_timed(bench: Any, target: str, 
     assert compiler._is_timed_on(TARGETS[target], recipe) is timed
 
 
+@pytest.mark.slow
 def test_a_saved_program_is_compiled_further(finished: Any, quick: Job, tmp_path: Path) -> None:
     program = finished[0] / "program"
     further = replace(quick, model=str(program), passes=[L1(ratio=0.5, multiple=2)], input_shape=None)
@@ -319,6 +322,7 @@ def test_resuming_a_finished_run_plans_nothing(
     assert_same_result(out, finished[0])
 
 
+@pytest.mark.slow
 def test_killed_between_passes(job: Job, finished: Any, data: str, tmp_path: Path) -> None:
     """kill -9 in the second pass of a real process; another process goes on."""
     out = tmp_path / "out"
@@ -458,6 +462,7 @@ def test_does_not_write_over_results_unasked(quick: Job, finished: Any) -> None:
     assert {f: (finished[0] / f).read_bytes() for f in files(finished[0])} == before
 
 
+@pytest.mark.slow
 def test_overwrites_results_if_asked(quick: Job, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shorter = replace(quick, passes=[FoldBN()])
@@ -470,6 +475,7 @@ def test_overwrites_results_if_asked(quick: Job, tmp_path: Path) -> None:
 RESULTS = {f for f in FILES if not f.startswith(("state.json", "plans/", "checkpoints/"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["plan", "export_onnx", "write_report"])
 def test_older_results_stay_until_the_new_ones_are_there(
     at: str, quick: Job, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -573,6 +579,7 @@ STAGES = [
 ]
 
 
+@pytest.mark.slow
 def test_full_disk_at_every_stage(
     quick: Job, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -694,6 +701,7 @@ def dct_job(job: Job, **changes: Any) -> Job:
     return replace(job, recipe=recipe, passes=make_passes(recipe, PASSES))
 
 
+@pytest.mark.slow
 def test_dct_layers_are_exported_twice_and_timed_against_each_other(job: Job, tmp_path: Path) -> None:
     out = tmp_path / "out"
     report = build(dct_job(job), out)

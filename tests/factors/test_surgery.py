@@ -576,6 +576,7 @@ torch.save(outputs, sys.argv[3])
 """
 
 
+@pytest.mark.slow
 def test_t1_15_reload_in_a_fresh_process(tmp_path: Path) -> None:
     """T1.15: from JSON and tensors, without the model's source; bitwise the same outputs."""
     factors = [

@@ -23,7 +23,10 @@ from graphcomp.ir.saved.grammar import functions, is_own_name, methods
 from graphcomp.ir.saved.modules import layers
 from tests.hostile import Attending, Document, Small, within
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures itself in /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures itself in /proc"),
+]
 
 ROOT = Path(__file__).parents[2]
 SHELL = "__import__('os').system('touch pwned')"

@@ -132,6 +132,7 @@ def test_floats_are_drawn_as_ever() -> None:
     assert torch.equal(fresh_inputs(program, 2, 5)[0], expected)
 
 
+@pytest.mark.slow
 def test_random_data_and_exports_take_token_ids(tmp_path: Path) -> None:
     program = tokens(*RANGES["embedding"][:2])
     data = open_data("random?limit=16", program, 0)

@@ -400,6 +400,7 @@ SHAPED = {
 """Rows whose literals removal rewrites, so that what is exported is not what was traced."""
 
 
+@pytest.mark.slow
 def test_rows_that_are_rewritten_are_exported(tmp_path: Path) -> None:
     """What ONNX Runtime computes is what the smaller program computes."""
     ways = []

@@ -96,6 +96,7 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_torchvision_networks_come_back_as_they_were(name: str, tmp_path: Path) -> None:
     build, size = ZOO[name]
@@ -242,6 +243,7 @@ def run_python(code: str, *arguments: object, cwd: Path) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_loads_in_a_fresh_interpreter_without_the_models_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,7 @@ def shares() -> dict[str, Tensor]:
     return mean_gradients(plain_net(F64), exact(make_split()), ["0.weight"], batch=7, cache=False)
 
 
+@pytest.mark.slow
 def test_two_processes_are_as_one() -> None:
     one = shares()["0.weight"]
     for found in in_processes(2, shares):

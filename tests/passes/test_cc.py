@@ -83,6 +83,7 @@ def replayed(program: Program, plan: Plan, *, only: tuple[str, ...]) -> Program:
 # ---------------------------------------------------------------------- the decision
 
 
+@pytest.mark.slow
 def test_t1_1_the_rate_is_one_of_all_macs(whole: tuple[Program, Plan, Program]) -> None:
     """At least half of all MACs go, stem and classifier counted; parameters are another number."""
     program, plan, result = whole
@@ -291,6 +292,7 @@ def forms(plan: Plan) -> dict[str, tuple[int, int | None]]:
 STREAM = CC(rate=0.4, multiple=1, samples=64)
 
 
+@pytest.mark.slow
 def test_layers_that_would_be_slower_stay_or_become_one_weight() -> None:
     """Two factors of these ranks take long; reading 12 of 16 channels does not, and 11 leave the layout."""
     program, machine = stream(), Machine(odd=3.0)

@@ -353,6 +353,7 @@ def taught(saved: str) -> list[dict[str, Tensor]]:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """One teacher in both, the same draws of the student's weights, and the loss of the whole batch."""
     saved = str(tmp_path / "teacher")

@@ -290,6 +290,7 @@ def run_until_killed(folder: str) -> None:
         run_pass(tuned(**MANY), normalised_net(), in_workdir(Path(folder)))
 
 
+@pytest.mark.slow
 def test_killed_without_a_word(tmp_path: Path) -> None:
     """kill -9 in the middle of an epoch: the epochs before it are there, and the result is the same."""
     call = f"from tests.passes.test_finetune import run_until_killed as f; f({str(tmp_path)!r})"

@@ -367,6 +367,7 @@ def run_until_killed(folder: str) -> None:
         game(in_workdir(Path(folder)))
 
 
+@pytest.mark.slow
 def test_killed_without_a_word(tmp_path: Path) -> None:
     """kill -9 in the middle of an epoch of a round: what is lost is that epoch."""
     call = f"from tests.pipeline.test_rounds import run_until_killed as f; f({str(tmp_path)!r})"
@@ -477,6 +478,7 @@ def _shared_rounds(folder: str) -> list[Found]:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Every round: what is measured, decided and learned; also where both stopped and went on."""
     alone = shared_rounds(str(tmp_path / "one"))

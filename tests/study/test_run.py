@@ -27,6 +27,8 @@ from tests.learnable import arrays
 from tests.tiny import SPEC, seeded
 
 __all__ = ["seeded"]
+
+pytestmark = pytest.mark.slow
 EXPORT = Export(path="model.onnx", bytes=1, opset=18, nodes=1, parity={}, cleanup=[])
 OUT = Path("out")
 

@@ -319,6 +319,7 @@ def saved_in_two(state: str) -> list[dict[str, Tensor]]:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Gradients, clipping, averages and statistics: to 1e-10, where one batch is split unevenly too.
 
