@@ -362,14 +362,14 @@ def test_readme_and_ci_run_the_same_tests() -> None:
         assert "make test" in readme.read_text() and "make demo" in readme.read_text()
 
 
-STARTS = re.compile(r"subprocess\.(run|Popen)\(|in_processes\(")
+STARTS = {"subprocess.run", "subprocess.Popen", "in_processes"}
 """A process that imports torch: seconds."""
 
 
 def starting_processes(tree: ast.Module) -> dict[str, ast.FunctionDef]:
     """Functions of a file that start processes, by themselves or through others of the file, fixtures too."""
     functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
-    found = {name for name, n in functions.items() if STARTS.search(ast.unparse(n))}
+    found = {name for name, n in functions.items() if STARTS & {called for called, _ in calls(n)}}
     while True:
         more = {name for name, n in functions.items() if names_in(n) & found} - found
         if not more:
