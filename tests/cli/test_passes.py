@@ -25,6 +25,7 @@ except SystemExit as stop:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
