@@ -1,5 +1,5 @@
 """`python -m graphcomp`, and with it `torchrun … -m graphcomp`."""
 
-from graphcomp.cli import main
+from graphcomp.cli.main import main
 
 main()

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from graphcomp.channels.analysis import Channels, JoinPolicy, analyse
+from graphcomp.channels.analysis import analyse
+from graphcomp.channels.model import Channels, JoinPolicy
 from graphcomp.ir.program import trace
 from tests.nets import TRAPS
 
