@@ -1,4 +1,7 @@
-"""What the author of a pass derives from."""
+"""What the author of a pass derives from and works with, beside what `graphcomp` offers itself.
+
+The second public room; see docs/writing-a-pass.md. What is not in `__all__` may move.
+"""
 
 from graphcomp.bases.norms import filter_norms, filters, norm_scores
 from graphcomp.bases.prunable import (
@@ -27,6 +30,11 @@ from graphcomp.bases.removal import (
     require_matches,
 )
 from graphcomp.bases.training import Lesson, Recovery
+from graphcomp.budget import Scores
+from graphcomp.factors import irreplaceable
+from graphcomp.ir import PASS_KEY, editable
+from graphcomp.pipeline import Outlook
+from graphcomp.records import Kept
 
 __all__ = [
     "Asked",
@@ -34,16 +42,22 @@ __all__ = [
     "ChannelRemoval",
     "Globs",
     "JoinOption",
+    "Kept",
     "Lesson",
     "OPTIONS",
+    "Outlook",
+    "PASS_KEY",
     "RatioRemoval",
     "Recovery",
     "RowRemoval",
+    "Scores",
     "TARGET",
     "channel_dim",
+    "editable",
     "excluded",
     "filter_norms",
     "filters",
+    "irreplaceable",
     "is_greedy",
     "layer_node",
     "missed",

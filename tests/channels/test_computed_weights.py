@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphcomp.channels import Channels, analyse, rules
+from graphcomp.channels import Channels, analyse, analysis, rules
 from graphcomp.channels.surgery import dropped_rows, feasible
 from graphcomp.ir.program import Program
 from graphcomp.pipeline.verify import verify_pass
@@ -77,7 +77,7 @@ def found(channels: Channels) -> list[tuple[Any, ...]]:
 def every_label(program: Program, patch: pytest.MonkeyPatch) -> Channels:
     """The analysis that follows every element of every parameter."""
     with patch.context() as inner:
-        inner.setattr(rules, "unfollowed", lambda program: frozenset())
+        inner.setattr(analysis, "unfollowed", lambda program: frozenset())
         return analyse(program)
 
 

@@ -328,11 +328,11 @@ def test_killed_between_passes(job: Job, finished: Any, data: str, tmp_path: Pat
     out = tmp_path / "out"
     code = """
         import os, signal, sys
-        from graphcomp import cli
+        from graphcomp.cli import main
         from graphcomp.passes import L1
         if "--resume" not in sys.argv:
             L1.plan = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        cli.main()
+        main.main()
     """
     command = [sys.executable, "-c", textwrap.dedent(code), "compile", SPEC, "--passes", PASSES_LINE]
     command += [

@@ -25,14 +25,15 @@ def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_values_are_escaped(template: Path) -> None:
     template.write_text("{{ n | twice }} {{ evil }} {{ plot }}\n{% if true %}\nshown\n{% endif %}\n")
-    text = page.render("page.j2", {"twice": lambda n: 2 * n}, n=21, evil="<b>&", plot=Markup("<svg/>"))
+    shown = {"n": 21, "evil": "<b>&", "plot": Markup("<svg/>")}
+    text = page.render("graphcomp.report", "page.j2", {"twice": lambda n: 2 * n}, **shown)
     assert text == "42 &lt;b&gt;&amp; <svg/>\nshown\n"
 
 
 def test_a_name_that_is_missing_is_an_error(template: Path) -> None:
     template.write_text("{{ absent }}")
     with pytest.raises(jinja2.UndefinedError, match="'absent' is undefined"):
-        page.render("page.j2", {})
+        page.render("graphcomp.report", "page.j2", {})
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,8 @@ def test_every_figure_has_a_form_for_a_phone(pages: list[str]) -> None:
             assert {kind: float(width) for kind, width in widths.items()} == {
                 "wide": 72 * plots.WIDE, "narrow": pytest.approx(72 * plots.NARROW),
             }  # fmt: skip
-        (narrow,) = re.findall(r"\(max-width: 640px\) \{\n.*?\n\}\n", page._read("page.css"), re.S)
+        css = page._read("graphcomp.report", "page.css")
+        (narrow,) = re.findall(r"\(max-width: 640px\) \{\n.*?\n\}\n", css, re.S)
         assert "figure .wide { display: none; }" in narrow and "min-width: 720px" not in html
         assert 'name="viewport"' in html and Page(html).open == []
 
