@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from graphcomp.base.cache import VARIABLE
 from graphcomp.budget.latency import Stopwatch
 from graphcomp.compiler.recipe import parse_passes
 from graphcomp.data.sources import load_data
-from graphcomp.errors import DistributedError
+from graphcomp.errors import DistributedError, GraphcompWarning
 from graphcomp.ir.program import Program
 from graphcomp.passes import PASSES, APoZ, FoldBN
 from graphcomp.pipeline import Pipeline
@@ -130,18 +131,28 @@ def times(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return first, second
 
 
-@pytest.mark.filterwarnings("ignore::graphcomp.errors.GraphcompWarning")  # of the second stopwatch alone
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[str, str]]]:
+    """Fingerprint and evidence of the same in a single process, with the first and with the second stopwatch.
+
+    In the order in which the two processes run them: predictions rest on what was measured before.
+    """
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", GraphcompWarning)  # the second one alone misses its target
+        patch.setenv(VARIABLE, str(tmp_path_factory.mktemp("alone")))
+        patch.setattr(Stopwatch, "_exported", quickly)
+        found = {n: [run_pass(p, wide(), timed(rank)[1]) for rank in range(2)] for n, p in TIMED.items()}
+    return {n: [(p.fingerprint(), json.dumps(plan.evidence)) for _, plan, p in f] for n, f in found.items()}
+
+
 @pytest.mark.parametrize("name", TIMED)
 def test_one_process_measures_and_all_use_it(
-    times: tuple[dict[str, Any], dict[str, Any]], name: str, monkeypatch: pytest.MonkeyPatch
+    times: tuple[dict[str, Any], dict[str, Any]], name: str, alone: dict[str, list[tuple[str, str]]]
 ) -> None:
     """The program, and what the plan says, of a single process with the first one's stopwatch."""
-    monkeypatch.setattr(Stopwatch, "_exported", quickly)
-    results = [run_pass(TIMED[name], wide(), timed(rank)[1]) for rank in range(2)]
-    alone = [program.fingerprint() for _, _, program in results]
-    assert alone[0] != alone[1], "the two stopwatches have to lead to different programs"
-    assert [f["fingerprints"][name] for f in times] == [alone[0]] * 2
-    assert [f["evidence"][name] for f in times] == [json.dumps(results[0][1].evidence)] * 2
+    first, second = alone[name]
+    assert first[0] != second[0], "the two stopwatches have to lead to different programs"
+    assert [(f["fingerprints"][name], f["evidence"][name]) for f in times] == [first] * 2
 
 
 def test_the_others_do_not_measure(times: tuple[dict[str, Any], dict[str, Any]]) -> None:
