@@ -17,7 +17,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
-# What one runs while working: about two minutes.
+# What one runs while working.
 quick: install
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 

@@ -28,7 +28,7 @@ def digest_of(module: str) -> str:
     """sha256 of a module's source and of all of ours that it imports.
 
     Args:
-        module: its name, such as `measure.calibrate`; the caller's own is `__name__`.
+        module: its name, such as `graphcomp.measure.calibrate`; the caller's own is `__name__`.
 
     Raises:
         ValueError: if there is no such module of ours, or no source of it.
