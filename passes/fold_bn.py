@@ -16,11 +16,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, fx, nn
 
-from graphcomp.bases import OPTIONS, Globs, excluded, options_of
+from graphcomp.bases import OPTIONS, Globs, matches, options_of
 from graphcomp.errors import PassError
 from graphcomp.ir import PASS_KEY, Program, editable
 from graphcomp.pipeline import Concern, Context, Outlook, Plan
-from graphcomp.records import Kept
+from graphcomp.records import LeftAlone
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 AS_ARITHMETIC = "it is written as arithmetic or a function, not as a layer"
@@ -57,18 +57,18 @@ class FoldBN:
             summary=f"folded {len(pairs)} of {len(pairs) + len(kept)} normalisations",
         )
 
-    def _pairs(self, program: Program) -> tuple[dict[str, str], list[Kept]]:
+    def _pairs(self, program: Program) -> tuple[dict[str, str], list[LeftAlone]]:
         """Normalisation -> the layer that it is folded into, and why the others are not."""
         pairs: dict[str, str] = {}
-        kept: list[Kept] = []
+        kept: list[LeftAlone] = []
         for node in program.graph.nodes:
             if node.op == "call_module" and isinstance(program.layer(node.target), BatchNorm):
-                reason = "excluded" if excluded([node.target], self.exclude) else _obstacle(program, node)
+                reason = "excluded" if matches([node.target], self.exclude) else _obstacle(program, node)
                 if reason:
-                    kept.append(Kept(where=node.target, reason=reason))
+                    kept.append(LeftAlone(where=node.target, reason=reason))
                 else:
                     pairs[node.target] = cast(str, node.all_input_nodes[0].target)
-        kept += [Kept(where=name, reason=AS_ARITHMETIC) for name in _written_out(program)]
+        kept += [LeftAlone(where=name, reason=AS_ARITHMETIC) for name in _written_out(program)]
         return pairs, kept
 
     def simulate(self, program: Program, plan: Plan) -> Program:

@@ -33,10 +33,10 @@ from graphcomp.bases import (
     OPTIONS,
     TARGET,
     Asked,
-    Budget,
     Globs,
-    excluded,
+    TargetOption,
     is_greedy,
+    matches,
     missed,
     only_one,
     options_of,
@@ -78,7 +78,7 @@ from graphcomp.factors import (
 from graphcomp.ir import Program
 from graphcomp.measure import macs, params_trainable
 from graphcomp.pipeline import Concern, Context, Outlook, Plan
-from graphcomp.records import Kept
+from graphcomp.records import LeftAlone
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -99,7 +99,7 @@ class LowRank:
         Field(description="share of the squared singular values that every layer keeps at least"),
     ] = None
     target: Annotated[
-        Budget | None,
+        TargetOption | None,
         Field(description=TARGET),
     ] = None
     allocation: Annotated[
@@ -161,7 +161,7 @@ class LowRank:
         for layer, factor in made.items():
             if layer.name in paid.slower:
                 reason = layer_left_alone(factor, None, paid.slower[layer.name], layer.shape[1])
-                kept.append(Kept(where=layer.name, reason=reason))
+                kept.append(LeftAlone(where=layer.name, reason=reason))
         made = {layer: factor for layer, factor in made.items() if layer.name in paid.choice}
         reached = self._reached(program, made) if paid.slower else {}
         if not made and not self.allow_nothing:
@@ -197,7 +197,7 @@ class LowRank:
         """Put the factors in the place of every weight."""
         return rewrite(program, read_factors(plan.decisions), self.name)
 
-    def _layers(self, program: Program, multiple: int) -> tuple[list["_Layer"], list[Kept]]:
+    def _layers(self, program: Program, multiple: int) -> tuple[list["_Layer"], list[LeftAlone]]:
         """The layers that can be factored, and why the others cannot."""
         found = candidates(program)
         require_matches((*self.include, *self.exclude), found)
@@ -210,13 +210,13 @@ class LowRank:
             if reason is None:
                 layers.append(layer)
             else:
-                kept.append(Kept(where=name, reason=reason))
+                kept.append(LeftAlone(where=name, reason=reason))
         return layers, kept
 
     def _not_asked(self, name: str) -> str | None:
         if not any(fnmatch(name, glob) for glob in self.include):
             return "not included"
-        return "excluded" if excluded([name], self.exclude) else None
+        return "excluded" if matches([name], self.exclude) else None
 
     @property
     def _is_greedy(self) -> bool:
@@ -233,7 +233,7 @@ class LowRank:
 
     def _chosen(
         self, layers: Sequence["_Layer"], energies: "Energies | None", clock: LayerClock | None
-    ) -> tuple[dict["_Layer", Factor], list[Kept]]:
+    ) -> tuple[dict["_Layer", Factor], list[LeftAlone]]:
         """The factors that pay, in MACs and, if time is the target, in predicted time; and the others."""
         made, kept = {}, []
         for layer in layers:
@@ -247,7 +247,7 @@ class LowRank:
             if reason is None:
                 made[layer] = factor
             else:
-                kept.append(Kept(where=layer.name, reason=reason))
+                kept.append(LeftAlone(where=layer.name, reason=reason))
         return made, kept
 
     def _meet_latency(

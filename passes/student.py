@@ -25,7 +25,7 @@ from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from graphcomp.bases import OPTIONS, Globs, RowRemoval, excluded, norm_scores, options_of, unprunable_layers
+from graphcomp.bases import OPTIONS, Globs, RowRemoval, matches, norm_scores, options_of, unprunable_layers
 from graphcomp.budget import Allocation, Judgement
 from graphcomp.channels import (
     ChannelGroup,
@@ -41,10 +41,10 @@ from graphcomp.channels import (
 from graphcomp.errors import PassError
 from graphcomp.ir import Program, editable
 from graphcomp.pipeline import Concern, Context, Outlook, Plan
-from graphcomp.records import Kept, Width
+from graphcomp.records import LeftAlone, Width
 
-Norm = nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm
-Layer = nn.modules.conv._ConvNd | nn.Linear
+Normalisation = nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm
+Weighted = nn.modules.conv._ConvNd | nn.Linear
 
 
 def _parse_fraction(value: Any) -> Any:
@@ -110,9 +110,12 @@ class Student(RowRemoval):
                 "seed": context.seed if self.seed is None else self.seed,
             },
             kept=[
-                *(Kept(where=node, reason=reason) for node, reason in refused.items()),
-                *(Kept(where=g.name, reason="prunable: keeps its width") for g in _others(channels, layers)),
-                *(Kept(where=n, reason="its weights stay: no rule to draw them by") for n in unset),
+                *(LeftAlone(where=node, reason=reason) for node, reason in refused.items()),
+                *(
+                    LeftAlone(where=g.name, reason="prunable: keeps its width")
+                    for g in _others(channels, layers)
+                ),
+                *(LeftAlone(where=n, reason="its weights stay: no rule to draw them by") for n in unset),
             ],
             summary=f"{len(layers)} layers at {self.fraction:.4g} of their width, "
             + ("weights drawn anew" if self.init == "random" else "with the weights that are left"),
@@ -142,12 +145,12 @@ class Student(RowRemoval):
     def _narrowed(self, channels: Channels) -> list[str]:
         every = {p for g in channels.removable for p in g.producers}
         for glob in self.also:
-            if not any(excluded([layer], [glob]) for layer in every):
+            if not any(matches([layer], [glob]) for layer in every):
                 raise PassError(
                     f"also: found no layer that {glob!r} matches, expected one of "
                     f"{', '.join(sorted(every)[:8])}, …"
                 )
-        layers = unprunable_layers(channels) | {n for n in every if excluded([n], self.also)}
+        layers = unprunable_layers(channels) | {n for n in every if matches([n], self.also)}
         if not layers:
             raise PassError(
                 "found no layers that meet at an addition, expected a residual network; name layers with also"
@@ -188,7 +191,9 @@ def _without_rule(program: Program) -> list[str]:
     """Layers and tensors whose weights cannot be drawn anew."""
     modules = program.called_modules()
     odd = [
-        n for n, m in modules.items() if any(True for _ in m.parameters()) and not isinstance(m, Layer | Norm)
+        n
+        for n, m in modules.items()
+        if any(True for _ in m.parameters()) and not isinstance(m, Weighted | Normalisation)
     ]
     direct = [str(n.target) for n in program.graph.nodes if n.op == "get_attr"]
     return [*odd, *dict.fromkeys(direct)]
@@ -202,18 +207,18 @@ def _drawn(program: Program, channels: Channels, drop: Drop, seed: int) -> Progr
     left = {a.tensors[0][0]: float((~drop[a.channels]).mean()) for a in channels.axes if a.reads}
     for name in program.called_modules():
         layer = module.get_submodule(name)
-        if isinstance(layer, Layer):
+        if isinstance(layer, Weighted):
             deviation = (2 / max(_fan_in(layer) * left.get(f"{name}.weight", 1.0), 1)) ** 0.5
             noise = torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64)
             layer.weight.copy_(deviation * noise)
             if layer.bias is not None:
                 layer.bias.zero_()
-        elif isinstance(layer, Norm):
+        elif isinstance(layer, Normalisation):
             layer.reset_parameters()
     return Program(module, program.example_inputs, program.history)
 
 
-def _fan_in(layer: Layer) -> int:
+def _fan_in(layer: Weighted) -> int:
     """How many products a value of the output is the sum of."""
     weight: Tensor = layer.weight
     if isinstance(layer, nn.modules.conv._ConvNd) and layer.transposed:

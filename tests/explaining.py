@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from graphcomp.explanation import profiling
-from graphcomp.explanation.attribution import Kernel, attribute
+from graphcomp.explanation.attribution import AttributedKernel, attribute
 from graphcomp.explanation.profiling import Node, Profile
 from graphcomp.records import records
 from graphcomp.runtime import onnxfile
@@ -126,7 +126,7 @@ def recorded(name: str) -> Profile:
     return profiling.read_trace(stored["events"], graph, "cpu", name, cost_ms=stored["cost_ms"])
 
 
-def kernels(folder: Path, name: str) -> list[Kernel]:
+def kernels(folder: Path, name: str) -> list[AttributedKernel]:
     """Its operators with their layers and passes."""
     file = onnxfile.read(NETS[name](folder / f"{name}.onnx"))
     return attribute(file, recorded(name), 1)

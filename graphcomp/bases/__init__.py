@@ -16,14 +16,14 @@ from graphcomp.bases.removal import (
     OPTIONS,
     TARGET,
     Asked,
-    Budget,
     ChannelRemoval,
     Globs,
     JoinOption,
     RatioRemoval,
     RowRemoval,
-    excluded,
+    TargetOption,
     is_greedy,
+    matches,
     missed,
     only_one,
     options_of,
@@ -34,15 +34,14 @@ from graphcomp.budget import Scores
 from graphcomp.factors import irreplaceable
 from graphcomp.ir import PASS_KEY, editable
 from graphcomp.pipeline import Outlook
-from graphcomp.records import Kept
+from graphcomp.records import LeftAlone
 
 __all__ = [
     "Asked",
-    "Budget",
     "ChannelRemoval",
     "Globs",
     "JoinOption",
-    "Kept",
+    "LeftAlone",
     "Lesson",
     "OPTIONS",
     "Outlook",
@@ -52,14 +51,15 @@ __all__ = [
     "RowRemoval",
     "Scores",
     "TARGET",
+    "TargetOption",
     "channel_dim",
     "editable",
-    "excluded",
     "filter_norms",
     "filters",
     "irreplaceable",
     "is_greedy",
     "layer_node",
+    "matches",
     "missed",
     "norm_scores",
     "only_one",

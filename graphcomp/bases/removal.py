@@ -27,13 +27,13 @@ from graphcomp.base import distributed
 from graphcomp.budget import (
     REVERT,
     Allocation,
+    AllocationRule,
     Cost,
     Judgement,
     LatencyCost,
     Paying,
     Revert,
     Scores,
-    Strategy,
     cost_of,
     group_left_alone,
     latency,
@@ -61,7 +61,7 @@ from graphcomp.channels import (
 from graphcomp.errors import PassError
 from graphcomp.ir import Program
 from graphcomp.pipeline import Concern, Context, Outlook, Plan
-from graphcomp.records import Kept, Width
+from graphcomp.records import LeftAlone, Width
 
 OPTIONS = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -107,7 +107,7 @@ def _only_latency_is_a_time(target: dict[str, float | str]) -> dict[str, float |
 
 Goal = Literal["macs", "params", "latency"]
 Amount = Annotated[float | str, PlainValidator(_parse_amount, json_schema_input_type=float | str)]
-Budget = Annotated[
+TargetOption = Annotated[
     dict[Goal, Amount],
     BeforeValidator(_parse_target),
     AfterValidator(_only_latency_is_a_time),
@@ -122,7 +122,7 @@ JoinOption = Literal["couple", "pad", "project"]
 JOIN = "couple: both sides of an addition lose the same channels; pad: each keeps its own, padded with zeros"
 
 
-Asked = Strategy | Literal["auto"]
+Asked = AllocationRule | Literal["auto"]
 """How a target is to be met; auto: what `is_greedy` says."""
 
 
@@ -165,7 +165,7 @@ class ChannelRemoval(RowRemoval, ABC):
     record: ClassVar[type[Width]] = Width
 
     target: Annotated[
-        Budget | None,
+        TargetOption | None,
         Field(description=TARGET),
     ] = None
     min_channels: Annotated[
@@ -218,18 +218,18 @@ class ChannelRemoval(RowRemoval, ABC):
         channels = analyse(program, self._policy)
         groups, kept = self._candidates(channels)
         judgement = self.judge(channels, groups, context)
-        kept += [Kept(where=g.name, reason=reason) for g, reason in judgement.unjudged.items()]
+        kept += [LeftAlone(where=g.name, reason=reason) for g, reason in judgement.unjudged.items()]
         judged = [g for g in groups if g not in judgement.unjudged]
         multiple = self.multiple or context.target.multiple
         allocation = Allocation(channels, judged, judgement, multiple, self.min_channels)
         shares, met = self._shares(allocation, context)
         wanted = allocation.wanted(shares) if shares is not None else {g: judgement.counts[g] for g in judged}
         drop, refused = feasible(channels, allocation.drop(wanted), judgement.scores)
-        kept += [Kept(where=node, reason=reason) for node, reason in refused.items()]
+        kept += [LeftAlone(where=node, reason=reason) for node, reason in refused.items()]
         kept += _untouched(judged, drop, multiple, self.min_channels)
         is_timed = "latency" in (self.target or {})
         paid = paying(channels, drop, judgement.scores, self.revert, is_timed, context)
-        kept += [Kept(where=g.name, reason=group_left_alone(g, drop, x)) for g, x in paid.slower.items()]
+        kept += [LeftAlone(where=g.name, reason=group_left_alone(g, drop, x)) for g, x in paid.slower.items()]
         drop = paid.choice
         if not drop.any() and not self.allow_nothing:
             reasons = "; ".join(f"{k.where}: {k.reason}" for k in kept[:5]) or "there is nothing to remove"
@@ -361,9 +361,9 @@ class ChannelRemoval(RowRemoval, ABC):
             for g in allocation.groups
         ]
 
-    def _candidates(self, channels: Channels) -> tuple[list[ChannelGroup], list[Kept]]:
+    def _candidates(self, channels: Channels) -> tuple[list[ChannelGroup], list[LeftAlone]]:
         groups: list[ChannelGroup] = []
-        kept: list[Kept] = []
+        kept: list[LeftAlone] = []
         layers = {p for g in channels.groups for p in g.producers}
         require_matches((*self.include, *self.exclude), layers)
         for group in channels.groups:
@@ -372,13 +372,13 @@ class ChannelRemoval(RowRemoval, ABC):
                 reason = f"{group.pinned[1]} ({group.pinned[0]})"
             elif not any(fnmatch(p, g) for p in group.producers for g in self.include):
                 reason = "not included" if group.producers else None
-            elif excluded(group.producers, self.exclude):
+            elif matches(group.producers, self.exclude):
                 reason = "excluded"
             if reason is not None:
-                kept.append(Kept(where=group.name, reason=reason))
+                kept.append(LeftAlone(where=group.name, reason=reason))
             elif group.producers and not group.derived:
                 groups.append(group)
-        kept += [Kept(where=layer, reason=why) for layer, why in opaque_layers(channels.program).items()]
+        kept += [LeftAlone(where=layer, reason=why) for layer, why in opaque_layers(channels.program).items()]
         return groups, kept
 
 
@@ -451,12 +451,12 @@ def require_matches(globs: Iterable[str], layers: Iterable[str], place: str = "i
             )
 
 
-def excluded(paths: Iterable[str], globs: Sequence[str]) -> bool:
+def matches(paths: Iterable[str], globs: Sequence[str]) -> bool:
     """Whether any of the module paths matches any of the globs."""
     return any(fnmatch(path, glob) for path in paths for glob in globs)
 
 
-def _untouched(groups: list[ChannelGroup], drop: Drop, multiple: int, min_channels: int) -> list[Kept]:
+def _untouched(groups: list[ChannelGroup], drop: Drop, multiple: int, min_channels: int) -> list[LeftAlone]:
     """Groups that could lose channels and lost none."""
     found = []
     for group in groups:
@@ -472,7 +472,7 @@ def _untouched(groups: list[ChannelGroup], drop: Drop, multiple: int, min_channe
             )
         else:
             reason = "nothing left to remove after rounding up and the criterion's choice"
-        found.append(Kept(where=group.name, reason=reason))
+        found.append(LeftAlone(where=group.name, reason=reason))
     return found
 
 

@@ -3,11 +3,11 @@
 from graphcomp.budget import latency
 from graphcomp.budget.allocation import (
     Allocation,
+    AllocationRule,
     Cost,
     Judgement,
     Preserved,
     Scores,
-    Strategy,
     cost_of,
     fewest,
     largest,
@@ -31,6 +31,7 @@ from graphcomp.budget.staircase import calibrate, tables
 
 __all__ = [
     "Allocation",
+    "AllocationRule",
     "Cost",
     "Factors",
     "Judgement",
@@ -43,7 +44,6 @@ __all__ = [
     "REVERT_FACTORS",
     "Revert",
     "Scores",
-    "Strategy",
     "calibrate",
     "cost_of",
     "fewest",

@@ -39,7 +39,7 @@ Shares = Mapping[ChannelGroup, float]
 """What share of it a group is asked to preserve."""
 
 Counter = Literal["macs", "params"]
-Strategy = Literal["uniform", "greedy"]
+AllocationRule = Literal["uniform", "greedy"]
 Cost = Callable[[Drop], float]
 """What a program costs after a removal."""
 Steps = Callable[[ChannelGroup, Mapping[ChannelGroup, int], float, Cost], list[tuple[int, float]]]

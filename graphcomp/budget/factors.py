@@ -25,7 +25,7 @@ from graphcomp.runtime import Kernel
 Factors = Mapping[str, Factor]
 """By layer; a layer without one stays as it is."""
 
-Picked = tuple[fx.Node, tuple[int, ...]]
+Read = tuple[fx.Node, tuple[int, ...]]
 """A tensor, and the channels of it that are read."""
 
 
@@ -61,7 +61,7 @@ class FactorCost:
 
     def operators(self, chosen: Factors) -> list[list[Operator]]:
         """What every call of the network becomes; channels that several pick alike are the first one's."""
-        picked: set[Picked] = set()
+        picked: set[Read] = set()
         found = []
         for call, operator in zip(self._calls, self._widths(chosen), strict=True):
             factor = chosen.get(str(call.node.target)) if call.node.op == "call_module" else None
@@ -86,7 +86,7 @@ class FactorCost:
     def _remaining(self) -> Remaining:
         return Remaining(self._channels)
 
-    def _replaced(self, call: Call, left: Operator, factor: Factor, picked: set[Picked]) -> list[Operator]:
+    def _replaced(self, call: Call, left: Operator, factor: Factor, picked: set[Read]) -> list[Operator]:
         kernel, into, out = left
         width = into if factor.keep is None else len(factor.keep)
         found = factored(kernel, width, out, _worthwhile(call, factor, width, out))

@@ -36,7 +36,7 @@ from graphcomp.ir import Program, op_name
 from graphcomp.measure import layer_row
 from graphcomp.runtime import ACTIVATIONS, Kernel, Target, Timer, doctor, measure, race_timer
 
-Form = Literal["blocked", "direct", "plain"]
+KernelForm = Literal["blocked", "direct", "plain"]
 Operator = tuple[Kernel, int, int]
 """With its channels in and out."""
 
@@ -250,7 +250,7 @@ def _pool(program: Program, node: fx.Node, op: str, before: Sequence[int], after
 # ---------------------------------------------------------------------- what is computed for a width
 
 
-def form_of(kernel: Kernel, into: int, out: int, target: Target) -> Form:
+def form_of(kernel: Kernel, into: int, out: int, target: Target) -> KernelForm:
     """In which way the runtime computes this (the rules of ONNX Runtime's NCHWc transformer, on CPUs)."""
     if target.provider != "cpu":
         return "blocked"
@@ -266,7 +266,7 @@ def form_of(kernel: Kernel, into: int, out: int, target: Target) -> Form:
     return "blocked" if into % 4 == 0 else "plain"
 
 
-def computed(form: Form, into: int, out: int, multiple: int) -> Point:
+def computed(form: KernelForm, into: int, out: int, multiple: int) -> Point:
     """The widths that time is paid for: whole blocks of outputs, and of inputs if not read directly."""
     if form == "plain":
         return into, out
@@ -357,9 +357,9 @@ class LatencyModel:
     progress: Progress = quiet
     cold: int = 0
     memory: MutableMapping[str, Points] = field(default_factory=dict, repr=False)
-    _fits: dict[tuple[Kernel, Form], Fit] = field(default_factory=dict)
-    _points: dict[tuple[Kernel, Form], Points] = field(default_factory=dict)
-    _widths: dict[tuple[Kernel, Form], set[Point]] = field(default_factory=lambda: defaultdict(set))
+    _fits: dict[tuple[Kernel, KernelForm], Fit] = field(default_factory=dict)
+    _points: dict[tuple[Kernel, KernelForm], Points] = field(default_factory=dict)
+    _widths: dict[tuple[Kernel, KernelForm], set[Point]] = field(default_factory=lambda: defaultdict(set))
 
     def predict(self, program: Program) -> float:
         """Milliseconds of a network at batch 1. ProviderError or BenchError if it cannot be measured here."""
@@ -369,7 +369,7 @@ class LatencyModel:
 
     def prepare(self, operators: Iterable[Operator]) -> None:
         """Measure what these need, all of a kernel's widths together: the widest that will be asked for."""
-        wanted: dict[tuple[Kernel, Form], set[Point]] = defaultdict(set)
+        wanted: dict[tuple[Kernel, KernelForm], set[Point]] = defaultdict(set)
         for kernel, into, out in operators:
             form = form_of(kernel, into, out, self.target)
             wanted[kernel, form].add(computed(form, into, out, self.target.multiple))
@@ -391,11 +391,11 @@ class LatencyModel:
         """Milliseconds of one operator, measured now; what predictions are compared with."""
         return self._measure(kernel, (into, out))
 
-    def points(self, kernel: Kernel, form: Form) -> Points:
+    def points(self, kernel: Kernel, form: KernelForm) -> Points:
         """What was measured: widths -> ms."""
         return self._points.get((kernel, form), {})
 
-    def _learn(self, kernel: Kernel, form: Form, widths: set[Point]) -> None:
+    def _learn(self, kernel: Kernel, form: KernelForm, widths: set[Point]) -> None:
         """Fit a kernel from what is on disk and what has to be measured for these widths."""
         if widths <= self._widths[kernel, form]:
             return
@@ -410,7 +410,7 @@ class LatencyModel:
         self._points[kernel, form] = known
         self._fits[kernel, form] = fit(known)
 
-    def _steps(self, kernel: Kernel, form: Form) -> Point:
+    def _steps(self, kernel: Kernel, form: KernelForm) -> Point:
         """Widths to measure at must be of the form that they stand for."""
         multiple, groups = self.target.multiple, kernel.groups
         if form == "plain":
@@ -424,7 +424,7 @@ class LatencyModel:
     def _timer(self) -> Timer:
         return self.timer or race_timer(self.target.provider, self.threads, cold=self.cold)
 
-    def _key(self, kernel: Kernel, form: Form) -> str:
+    def _key(self, kernel: Kernel, form: KernelForm) -> str:
         here = doctor.environment()
         return cache.key(
             MEASURING,
@@ -438,7 +438,7 @@ class LatencyModel:
             runtime=here.versions,
         )
 
-    def _load(self, kernel: Kernel, form: Form) -> Points:
+    def _load(self, kernel: Kernel, form: KernelForm) -> Points:
         key = self._key(kernel, form)
         if key in self.memory:
             return self.memory[key]
@@ -448,7 +448,7 @@ class LatencyModel:
         pairs = zip(stored["widths"].tolist(), stored["ms"].tolist(), strict=True)
         return {(x, y): ms for (x, y), ms in pairs}
 
-    def _store(self, kernel: Kernel, form: Form, points: Points) -> None:
+    def _store(self, kernel: Kernel, form: KernelForm, points: Points) -> None:
         key = self._key(kernel, form)
         self.memory[key] = points
         widths, times = torch.tensor(list(points)), torch.tensor(list(points.values()), dtype=torch.float64)

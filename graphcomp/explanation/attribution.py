@@ -32,7 +32,7 @@ from graphcomp.runtime import NodeWork, OnnxFile, node_work
 if TYPE_CHECKING:
     import networkx as nx
 
-__all__ = ["Kernel", "Source", "attribute"]
+__all__ = ["AttributedKernel", "Source", "attribute"]
 
 N = TypeVar("N", str, int)
 
@@ -70,7 +70,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Kernel:
+class AttributedKernel:
     """One operator of the runtime and where it comes from.
 
     Attributes:
@@ -114,7 +114,7 @@ class Kernel:
         return _main(self.sources)
 
 
-def attribute(file: OnnxFile, profile: Profile, batch: int, multiple: int = 1) -> list[Kernel]:
+def attribute(file: OnnxFile, profile: Profile, batch: int, multiple: int = 1) -> list[AttributedKernel]:
     """Every operator of a profile with its layer and pass.
 
     Args:
@@ -141,7 +141,9 @@ def attribute(file: OnnxFile, profile: Profile, batch: int, multiple: int = 1) -
             of[owners[source.name]].append(source)
     graph = _Graph(operators, [tuple(of[i]) for i in range(len(operators))])
     return [
-        Kernel(o, s, graph.layer(i), graph.pass_of(i), graph.carries(i), _computed(o, s, multiple), _form(o))
+        AttributedKernel(
+            o, s, graph.layer(i), graph.pass_of(i), graph.carries(i), _computed(o, s, multiple), _form(o)
+        )
         for i, (o, s) in enumerate(zip(operators, graph.sources, strict=True))
     ]
 

@@ -44,8 +44,8 @@ from typing import cast, get_args
 
 from graphcomp.base import Progress, quiet
 from graphcomp.errors import BenchError
-from graphcomp.explanation.attribution import Kernel, attribute
-from graphcomp.explanation.gathers import Picked, find_gathers, price
+from graphcomp.explanation.attribution import AttributedKernel, attribute
+from graphcomp.explanation.gathers import ChannelPick, find_gathers, price
 from graphcomp.explanation.profiling import Profile, trace_pair
 from graphcomp.ir import Program
 from graphcomp.records import (
@@ -155,9 +155,9 @@ def explain_bench(
 def split(
     bench: Bench,
     timing: BatchTiming,
-    kernels: tuple[Sequence[Kernel], Sequence[Kernel]],
+    kernels: tuple[Sequence[AttributedKernel], Sequence[AttributedKernel]],
     profiles: tuple[Profile, Profile],
-    picked: Sequence[Picked] = (),
+    picked: Sequence[ChannelPick] = (),
 ) -> Explanation:
     """The gap of a benchmark's row in its parts.
 
@@ -215,7 +215,7 @@ def split(
 
 def _more_cost(
     measured: Sequence[float],
-    kernels: tuple[Sequence[Kernel], Sequence[Kernel]],
+    kernels: tuple[Sequence[AttributedKernel], Sequence[AttributedKernel]],
     profiles: tuple[Profile, Profile],
 ) -> float:
     """Milliseconds an operator that tracing costs beyond what was measured on the chain."""
@@ -223,7 +223,7 @@ def _more_cost(
     return min(max(0.0, *excess), profiles[0].cost_ms)
 
 
-def _without(kernels: Sequence[Kernel], extra: float) -> list[Kernel]:
+def _without(kernels: Sequence[AttributedKernel], extra: float) -> list[AttributedKernel]:
     return [replace(k, operator=replace(k.operator, ms=max(0.0, k.operator.ms - extra))) for k in kernels]
 
 
@@ -244,14 +244,14 @@ def _part(kind: PartKind, rows: Iterable[ExplainedRow], whole: float | None) -> 
 class _Pair:
     """Operators of the base and those that took their place."""
 
-    base: list[Kernel] = field(default_factory=list)
-    new: list[Kernel] = field(default_factory=list)
+    base: list[AttributedKernel] = field(default_factory=list)
+    new: list[AttributedKernel] = field(default_factory=list)
 
 
 class _Matching:
     """Rows of two lists of operators; every operator is in one row."""
 
-    def __init__(self, base: Sequence[Kernel], new: Sequence[Kernel]) -> None:
+    def __init__(self, base: Sequence[AttributedKernel], new: Sequence[AttributedKernel]) -> None:
         self.base, self.new = base, new
         self.heavy = [k for k in base if k.macs]
         self.inside = {s.key: (s.elements, k.made_by) for k in new for s in k.sources if s is not k.main}
@@ -308,11 +308,11 @@ class _Matching:
         return pair, _row(pair.base, pair.new, theory, parts)
 
 
-def _key(kernel: Kernel) -> str:
+def _key(kernel: AttributedKernel) -> str:
     return kernel.main.key if kernel.main is not None else kernel.operator.node.name
 
 
-def _within(kernel: Kernel, base: Kernel) -> bool:
+def _within(kernel: AttributedKernel, base: AttributedKernel) -> bool:
     """Whether an operator is a factor of a layer."""
     return kernel.layer.startswith(f"{base.layer}.")
 
@@ -322,17 +322,17 @@ class _Light:
 
     def __init__(self, matching: _Matching) -> None:
         self.matching = matching
-        self.of: dict[tuple[str, str], list[Kernel]] = defaultdict(list)
+        self.of: dict[tuple[str, str], list[AttributedKernel]] = defaultdict(list)
         for kernel in matching.base:
             for key in () if kernel.macs else self.keys(kernel):
                 self.of[key].append(kernel)
         self.used: set[int] = set()
 
-    def keys(self, kernel: Kernel) -> list[tuple[str, str]]:
+    def keys(self, kernel: AttributedKernel) -> list[tuple[str, str]]:
         """What it is known by: its exported nodes; what the runtime added, by the value that it moves."""
         return [("node", s.key) for s in kernel.sources] or [(kernel.operator.node.op, kernel.carries)]
 
-    def row(self, new: Kernel) -> ExplainedRow:
+    def row(self, new: AttributedKernel) -> ExplainedRow:
         """One operator of the candidate beside that of the base, if it has one of its own."""
         base = next((b for key in self.keys(new) for b in self.of[key] if id(b) not in self.used), None)
         if base is None:
@@ -357,11 +357,11 @@ class _Light:
         return rows
 
 
-def _moves(kernel: Kernel) -> bool:
+def _moves(kernel: AttributedKernel) -> bool:
     return kernel.operator.node.op in LAYOUT
 
 
-def _elements(kernel: Kernel) -> int:
+def _elements(kernel: AttributedKernel) -> int:
     """What it reads and writes: of the network, or of memory where the network knows nothing of it."""
     if kernel.main is not None:
         return kernel.main.elements
@@ -375,7 +375,10 @@ def _ratio(base: int, new: int) -> float:
 
 
 def _row(
-    base: Sequence[Kernel], new: Sequence[Kernel], theory: float, parts: dict[PartKind, float]
+    base: Sequence[AttributedKernel],
+    new: Sequence[AttributedKernel],
+    theory: float,
+    parts: dict[PartKind, float],
 ) -> ExplainedRow:
     some = new or base
     return ExplainedRow(
@@ -396,9 +399,9 @@ def _row(
     )
 
 
-def _name(kernel: Kernel) -> str:
+def _name(kernel: AttributedKernel) -> str:
     return "Select" if kernel.selects else kernel.operator.node.op
 
 
-def _forms(kernels: Sequence[Kernel]) -> str:
+def _forms(kernels: Sequence[AttributedKernel]) -> str:
     return " + ".join(dict.fromkeys(k.form for k in kernels))

@@ -19,15 +19,15 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from graphcomp.explanation.attribution import ADDED, NOT_A_PASS, Kernel
+from graphcomp.explanation.attribution import ADDED, NOT_A_PASS, AttributedKernel
 from graphcomp.ir import PASS_KEY, Program
 from graphcomp.records import Gather, GatherForm
 
-__all__ = ["Picked", "find_gathers", "price"]
+__all__ = ["ChannelPick", "find_gathers", "price"]
 
 
 @dataclass(frozen=True)
-class Picked:
+class ChannelPick:
     """One selection that a pass left in a program.
 
     Attributes:
@@ -44,7 +44,7 @@ class Picked:
     of: int
 
 
-def find_gathers(program: Program) -> list[Picked]:
+def find_gathers(program: Program) -> list[ChannelPick]:
     """The selections that passes left, in the order of the graph."""
     found = []
     for node in program.graph.nodes:
@@ -55,7 +55,7 @@ def find_gathers(program: Program) -> list[Picked]:
         before, after = program.shape(source), program.shape(node)
         if before is not None and after is not None:
             readers = tuple(map(_place, node.users))
-            found.append(Picked(node.name, readers, made_by, after[axis], before[axis]))
+            found.append(ChannelPick(node.name, readers, made_by, after[axis], before[axis]))
     return found
 
 
@@ -63,7 +63,7 @@ def _place(node: fx.Node) -> str:
     return str(node.target) if node.op == "call_module" else node.name
 
 
-def price(found: Sequence[Picked], kernels: Sequence[Kernel], whole_ms: float) -> list[Gather]:
+def price(found: Sequence[ChannelPick], kernels: Sequence[AttributedKernel], whole_ms: float) -> list[Gather]:
     """The selections with their times.
 
     Args:
@@ -74,7 +74,7 @@ def price(found: Sequence[Picked], kernels: Sequence[Kernel], whole_ms: float) -
     by_key = {k.main.key: k for k in kernels if k.main is not None and (k.selects or _gathers(k))}
     reads = Counter(tensor for k in kernels for tensor in k.operator.node.inputs)
 
-    def priced(one: Picked) -> Gather:
+    def priced(one: ChannelPick) -> Gather:
         kernel = by_key.get(one.node)
         form: GatherForm = "merged" if kernel is None else "convolution" if kernel.selects else "gather"
         ms = None if kernel is None else kernel.ms
@@ -94,11 +94,11 @@ def price(found: Sequence[Picked], kernels: Sequence[Kernel], whole_ms: float) -
     return [priced(one) for one in found]
 
 
-def _gathers(kernel: Kernel) -> bool:
+def _gathers(kernel: AttributedKernel) -> bool:
     return kernel.operator.node.op == "Gather"
 
 
-def _reorders(kernel: Kernel, kernels: Sequence[Kernel], reads: Counter[str]) -> float:
+def _reorders(kernel: AttributedKernel, kernels: Sequence[AttributedKernel], reads: Counter[str]) -> float:
     """Milliseconds of what the runtime added beside it; of what others read as well, an equal part."""
     node, total = kernel.operator.node, 0.0
     for other in kernels:

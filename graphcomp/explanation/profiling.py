@@ -38,11 +38,11 @@ from scipy.stats import trim_mean
 
 from graphcomp.base import Progress, quiet
 from graphcomp.errors import BenchError
+from graphcomp.ir import Shape
 from graphcomp.runtime import BUSY, PROVIDERS, OnnxFile, OpenSession, Provider, open_session, run_errors
 
-__all__ = ["Graph", "Operator", "Profile", "Shape", "read_trace", "trace_cost", "trace_pair"]
+__all__ = ["Graph", "Operator", "Profile", "read_trace", "trace_cost", "trace_pair"]
 
-Shape = tuple[int, ...]
 Event = Mapping[str, Any]
 SUFFIX = "_kernel_time"
 CUT_OFF_MS = 0.0005

@@ -17,6 +17,7 @@ from graphcomp.ir.operators import CASTS, MODULE_NAMES
 from graphcomp.ir.program import (
     PASS_KEY,
     Program,
+    Shape,
     acts_in_place,
     assemble,
     copy_graph,
@@ -49,6 +50,7 @@ __all__ = [
     "Numbers",
     "PASS_KEY",
     "Program",
+    "Shape",
     "acts_in_place",
     "assemble",
     "compressed",

@@ -262,7 +262,7 @@ def _plane(tensor: Any) -> int:
 
 
 @dataclass(frozen=True)
-class Form:
+class SelectionForm:
     """One way to compute a selection: the change that makes it, and the MACs it adds (None: impossible)."""
 
     apply: Callable[[Any, Site], None]
@@ -270,10 +270,10 @@ class Form:
 
 
 FORMS = {
-    "moves": Form(lambda graph, site: None, lambda graph, site: 0),
-    "conv": Form(_as_conv, _conv_extra),
-    "producer": Form(_into_producer, _producer_extra),
-    "consumer": Form(_into_consumers, _consumer_extra),
+    "moves": SelectionForm(lambda graph, site: None, lambda graph, site: 0),
+    "conv": SelectionForm(_as_conv, _conv_extra),
+    "producer": SelectionForm(_into_producer, _producer_extra),
+    "consumer": SelectionForm(_into_consumers, _consumer_extra),
 }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from graphcomp.channels import analyse, opaque_layers
 from graphcomp.ir import Program
-from graphcomp.records import Kept
+from graphcomp.records import LeftAlone
 
 Concern = Literal["channels", "weights", "normalisations", "parameters"]
 """What a pass works on: output channels of layers, weights of two dimensions or more, batch normalisations,
@@ -25,7 +25,9 @@ NO_GRADIENT = "training did not change it: no gradient reached it"
 _CONVOLUTION = nn.modules.conv._ConvNd
 
 
-def unaccounted(concern: Concern, before: Program, after: Program, kept: Iterable[Kept]) -> list[Kept]:
+def unaccounted(
+    concern: Concern, before: Program, after: Program, kept: Iterable[LeftAlone]
+) -> list[LeftAlone]:
     """What a pass with `concern` neither changed between two programs nor kept with a reason."""
     named = {k.where for k in kept}
     if concern == "channels":
@@ -36,7 +38,7 @@ def unaccounted(concern: Concern, before: Program, after: Program, kept: Iterabl
         found = _same_normalisations(before, after)
     else:
         found = _same_parameters(before, after)
-    return [Kept(where=where, reason=reason) for where, reason in found if where not in named]
+    return [LeftAlone(where=where, reason=reason) for where, reason in found if where not in named]
 
 
 def holders(program: Program) -> dict[str, list[str]]:

@@ -25,7 +25,7 @@ from graphcomp.measure import (
 )
 from graphcomp.onnx import Exports
 from graphcomp.pipeline.accounting import Concern
-from graphcomp.records import Accuracy, Drift, Kept, Record, Snapshot, Step, Training
+from graphcomp.records import Accuracy, Drift, LeftAlone, Record, Snapshot, Step, Training
 from graphcomp.runtime import Target, Timer
 
 DRIFT_SAMPLES = 250
@@ -37,7 +37,7 @@ class Plan(Record):
     name: str = Field(description="the pass")
     options: dict[str, Any] = Field(default_factory=dict)
     decisions: dict[str, Any] = Field(default_factory=dict, description="read by simulate and rewrite only")
-    kept: list[Kept] = Field(default_factory=list, description="what was left alone, and why")
+    kept: list[LeftAlone] = Field(default_factory=list, description="what was left alone, and why")
     summary: str = ""
     evidence: dict[str, Any] = Field(
         default_factory=dict, description="why it was decided so: for reports, read by no verb"

@@ -18,7 +18,7 @@ from graphcomp.pipeline.contract import (
     within,
     work_name,
 )
-from graphcomp.records import Kept, Step, Training
+from graphcomp.records import LeftAlone, Step, Training
 
 
 def run_once(pass_: Pass, program: Program, context: Context, index: int = 0) -> tuple[Step, Plan, Program]:
@@ -55,7 +55,7 @@ def run_once(pass_: Pass, program: Program, context: Context, index: int = 0) ->
     return step, plan, result
 
 
-def all_kept(pass_: Pass, before: Program, after: Program, kept: list[Kept]) -> list[Kept]:
+def all_kept(pass_: Pass, before: Program, after: Program, kept: list[LeftAlone]) -> list[LeftAlone]:
     """What a pass left alone, with what it does not say itself."""
     more = unaccounted(pass_.concern, before, after, kept) if isinstance(pass_, Concerned) else []
     return [*kept, *more]

@@ -72,7 +72,7 @@ class Drift(Record):
     )
 
 
-class Kept(Record):
+class LeftAlone(Record):
     """Something a pass left alone, and why."""
 
     where: str = Field(description="node or module path")
@@ -193,7 +193,7 @@ class Step(Record):
     options: dict[str, Any]
     summary: str = Field(description="one line: what the pass did")
     plan_file: str = Field(description="path of the plan, relative to the output directory")
-    kept: list[Kept] = Field(default_factory=list)
+    kept: list[LeftAlone] = Field(default_factory=list)
     drift: Drift | None = Field(description="null for a pass that changes no value")
     verify_error: float = Field(
         description="max |rewrite - simulate| / max |simulate|, float64, scrambled statistics"

@@ -74,7 +74,7 @@ Times = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Budget:
+class TimingBudget:
     """How long to measure: `runs` of each file or `seconds` for all, whichever ends first."""
 
     runs: int
@@ -86,10 +86,10 @@ class Budget:
         """The share that is spent after some rounds of two runs and some seconds; 1 is all of it."""
         return min(1.0, rounds, max(2 * rounds / self.runs, elapsed / self.seconds if self.seconds else 1.0))
 
-    def of_a_load(self, loads: int) -> "Budget":
+    def of_a_load(self, loads: int) -> "TimingBudget":
         """A part for each of the loads; all its runs of warming up."""
         runs, seconds = max(2, round(self.runs / loads)), self.seconds / loads
-        return Budget(runs, seconds, self.warmup_runs, self.warmup_seconds / loads)
+        return TimingBudget(runs, seconds, self.warmup_runs, self.warmup_seconds / loads)
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def benchmark(
     differ in their inputs, a batch does not fit, or a run fails; ProviderError if the provider does not
     work here.
     """
-    budget = Budget(runs, seconds, warmup_runs, warmup_seconds)
+    budget = TimingBudget(runs, seconds, warmup_runs, warmup_seconds)
     _check_options(budget, batches)
     setup = Setup(provider, threads, cuda_graphs)
     files = onnxfile.read(Path(base)), onnxfile.read(Path(new))
@@ -297,7 +297,7 @@ def _interval(speedup: records.Interval) -> str:
     return f"{speedup.value:.3f}x [{speedup.low:.3f}, {speedup.high:.3f}]"
 
 
-def _check_options(budget: Budget, batches: Sequence[int]) -> None:
+def _check_options(budget: TimingBudget, batches: Sequence[int]) -> None:
     if not batches or min(batches) < 1:
         raise BenchError(f"batches: found {list(batches)}, expected one or more sizes of at least 1")
     for name, value, least in (
@@ -433,7 +433,7 @@ def race(
     time. For choosing between forms of one network, not for quoting.
     Raises ProviderError and BenchError.
     """
-    budget, least = Budget(runs, seconds).of_a_load(loads), math.ceil(LEAST_RACE / loads)
+    budget, least = TimingBudget(runs, seconds).of_a_load(loads), math.ceil(LEAST_RACE / loads)
     is_cpu = provider == "cpu" and threads == 1
 
     def one_load(number: int) -> list[Times]:
@@ -477,7 +477,7 @@ def in_turn(
     for other in read[1:]:
         check_inputs(read[0], other)
     probe(provider, threads)
-    budget, feeds = Budget(runs, seconds, 2, warmup_seconds), random_inputs(read[0], batch, seed)
+    budget, feeds = TimingBudget(runs, seconds, 2, warmup_seconds), random_inputs(read[0], batch, seed)
     timed = _time(read, Setup(provider, threads), batch, feeds, budget, quiet)
     return [one.samples for one in timed]
 
@@ -487,7 +487,7 @@ def _time(
     setup: Setup,
     batch: int,
     feeds: Mapping[str, NDArray[Any]],
-    budget: Budget,
+    budget: TimingBudget,
     report: Progress,
 ) -> list[Timed]:
     """Every file, loaded again and again with all the others; no more than one session of each at a time."""
@@ -504,7 +504,7 @@ def _time_load(
     setup: Setup,
     batch: int,
     feeds: Mapping[str, NDArray[Any]],
-    budget: Budget,
+    budget: TimingBudget,
     number: int,
     rounds: int | None,
     report: Progress,
@@ -611,7 +611,7 @@ def _judge(
     )
 
 
-def _warm_up(runners: Sequence[_Runner], budget: Budget, report: Progress) -> None:
+def _warm_up(runners: Sequence[_Runner], budget: TimingBudget, report: Progress) -> None:
     for index, runner in enumerate(runners):
         start, done = time.perf_counter(), 0
         while done < budget.warmup_runs or time.perf_counter() - start < budget.warmup_seconds:

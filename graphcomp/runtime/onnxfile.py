@@ -18,10 +18,10 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 
 from graphcomp.errors import BenchError
+from graphcomp.ir import Shape
 
 __all__ = ["Input", "NodeWork", "OnnxFile", "count_macs", "feed_shapes", "node_work", "onnx_macs", "read"]
 
-Shape = tuple[int, ...]
 # Larger tensors are weights: shape inference needs their shape only, not their values.
 SMALL = 1024
 UNCOUNTED = frozenset(

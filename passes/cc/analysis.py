@@ -16,7 +16,7 @@ from torch import Tensor
 from graphcomp.base import cache
 from graphcomp.passes.cc.gcro import Fit, fit_exponential, removal_curve
 from graphcomp.passes.cc.mshc import (
-    Form,
+    Compression,
     Lookahead,
     Search,
     first_form,
@@ -25,7 +25,7 @@ from graphcomp.passes.cc.mshc import (
     step_back,
     step_size,
 )
-from graphcomp.passes.cc.units import Shape, Unit
+from graphcomp.passes.cc.units import Unit, WeightShape
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -59,13 +59,13 @@ class Analysis:
         step: int | None = None,
         lookahead: Lookahead = "auto",
     ) -> None:
-        self.shape = Shape.of(weight)
+        self.shape = WeightShape.of(weight)
         self.exact = is_exact(self.shape, lookahead, step)
         self._weight, self._gradient, self._gamma = weight.detach(), gradient.detach(), gamma
         self._step = step_size(self.shape, step)
         self.fit, self.units = self._known() or (fit_exponential(*removal_curve(weight, gradient)), [])
 
-    def form(self, goal: float, multiple: int = 1) -> Form:
+    def form(self, goal: float, multiple: int = 1) -> Compression:
         """The first form along the order whose MACs a position are at most `goal`, or the fewest possible."""
         goal = max(goal, least_macs(self.shape, multiple)) + SLACK
         found = first_form(self.shape, self.units, goal, multiple)
@@ -75,7 +75,7 @@ class Analysis:
         assert found is not None  # the last state of every order has the fewest MACs
         return found
 
-    def step_back(self, form: Form, multiple: int = 1) -> Form:
+    def step_back(self, form: Compression, multiple: int = 1) -> Compression:
         """The form that a slightly larger goal would have led to."""
         return step_back(self.shape, self.units, form, multiple)
 

@@ -28,7 +28,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from graphcomp.base import Progress, distributed, part
-from graphcomp.bases import OPTIONS, Globs, excluded, missed, options_of, require_matches
+from graphcomp.bases import OPTIONS, Globs, matches, missed, options_of, require_matches
 from graphcomp.budget import (
     REVERT_FACTORS,
     Factors,
@@ -44,10 +44,10 @@ from graphcomp.ir import Program
 from graphcomp.measure import layer_row, macs, mean_gradients
 from graphcomp.passes.cc.analysis import Analysis, side_by_side
 from graphcomp.passes.cc.gcro import Slope, curve_cost, solve_rates
-from graphcomp.passes.cc.mshc import Form, Lookahead, least_macs
-from graphcomp.passes.cc.units import Shape, Unit
+from graphcomp.passes.cc.mshc import Compression, Lookahead, least_macs
+from graphcomp.passes.cc.units import Unit, WeightShape
 from graphcomp.pipeline import Concern, Context, Outlook, Plan, require_data
-from graphcomp.records import Kept, Record
+from graphcomp.records import LeftAlone, Record
 
 GRADIENT_PART, TIMED_PART = 0.5, 0.2
 """Of the progress bar: of what is decided without a clock, and of all where times are measured."""
@@ -145,7 +145,7 @@ class CC:
         paid = paying_factors(program, wanted, self.revert, timing, multiple)
         rows, split_no_more = settled(rows, paid)
         kept += split_no_more
-        kept += [Kept(where=row.factor.layer, reason=row.reason) for row in rows if row.reason]
+        kept += [LeftAlone(where=row.factor.layer, reason=row.reason) for row in rows if row.reason]
         factors = [row.factor for row in rows if not row.reason]
         if not factors and not self.allow_nothing:
             reasons = "; ".join(f"{k.where}: {k.reason}" for k in kept[:5]) or "the network has no such layer"
@@ -177,19 +177,19 @@ class CC:
         """Put the factors in the place of every weight, and take out channels that nobody reads."""
         return rewrite(program, read_factors(plan.decisions), self.name, plan.decisions["multiple"])
 
-    def _layers(self, program: Program) -> tuple[list[str], list[Kept]]:
+    def _layers(self, program: Program) -> tuple[list[str], list[LeftAlone]]:
         """The layers to analyse, and why the others are not."""
         found = candidates(program)
         require_matches((*(self.include or ()), *self.exclude, *self.only), found, "include/exclude/only")
         doubts = network_ends(program) | too_large(program, found) if self.include is None else {}
         reasons = {name: self._not_asked(name) or found[name] or doubts.get(name) for name in found}
-        kept = [Kept(where=name, reason=reason) for name, reason in reasons.items() if reason]
+        kept = [LeftAlone(where=name, reason=reason) for name, reason in reasons.items() if reason]
         return [name for name, reason in reasons.items() if not reason], kept
 
     def _not_asked(self, name: str) -> str | None:
-        if self.include is not None and not excluded([name], self.include):
+        if self.include is not None and not matches([name], self.include):
             return "not included"
-        return "excluded" if excluded([name], self.exclude) else None
+        return "excluded" if matches([name], self.exclude) else None
 
     def _reached(self, program: Program, rows: Sequence[Allocated]) -> dict[str, Any]:
         """What is asked for and what is left before channels that nobody reads go; not of a region."""
@@ -235,18 +235,18 @@ class CC:
 
     def _analysed(
         self, program: Program, gradients: Mapping[str, Tensor], multiple: int, tell: Progress
-    ) -> list["Layer"]:
-        def analysed(name: str) -> Layer:
+    ) -> list["CompressibleLayer"]:
+        def analysed(name: str) -> CompressibleLayer:
             weight = program.tensors[f"{name}.weight"]
             analysis = Analysis(weight, gradients[name], self.gamma, self.step, self.lookahead)
-            return Layer(name, analysis, layer_macs(program, Factor(layer=name)), multiple)
+            return CompressibleLayer(name, analysis, layer_macs(program, Factor(layer=name)), multiple)
 
         return side_by_side(analysed, gradients, counted(tell, "curves", len(gradients)))
 
-    def _row(self, layer: "Layer", rate: float, form: Form) -> Allocated:
+    def _row(self, layer: "CompressibleLayer", rate: float, form: Compression) -> Allocated:
         shape, fit = layer.analysis.shape, layer.analysis.fit
         factor = layer.factor(form)
-        outside = None if excluded([layer.name], self.only) else "outside of the region (only)"
+        outside = None if matches([layer.name], self.only) else "outside of the region (only)"
         return Allocated(
             factor=factor,
             reason=(layer.reason(rate) if form.removed == 0 else None) or outside,
@@ -262,7 +262,7 @@ class CC:
 
 
 @plain_dataclass(frozen=True, eq=False)
-class Layer:
+class CompressibleLayer:
     """A layer with what it may become.
 
     Attributes:
@@ -279,7 +279,7 @@ class Layer:
 
     @property
     def positions(self) -> int:
-        """Output positions of all calls; `Shape.macs` counts one."""
+        """Output positions of all calls; `WeightShape.macs` counts one."""
         return self.macs // self.analysis.shape.macs()
 
     @property
@@ -287,11 +287,11 @@ class Layer:
         """The largest rate that it can reach."""
         return 1 - least_macs(self.analysis.shape, self.multiple) / self.analysis.shape.macs()
 
-    def form(self, goal: float) -> Form:
+    def form(self, goal: float) -> Compression:
         """The first form of at most `goal` MACs."""
         return self.analysis.form(goal / self.positions, self.multiple)
 
-    def factor(self, form: Form) -> Factor:
+    def factor(self, form: Compression) -> Factor:
         """The form as data; two factors only where they are cheaper than one weight that reads as little."""
         shape = self.analysis.shape
         keep = None if len(form.keep) == shape.channels else list(form.keep)
@@ -314,10 +314,10 @@ class Layer:
         return "every rate would lose more than the other layers do for theirs"
 
 
-def settled(rows: Sequence[Allocated], paid: Paying[Factors, str]) -> tuple[list[Allocated], list[Kept]]:
+def settled(rows: Sequence[Allocated], paid: Paying[Factors, str]) -> tuple[list[Allocated], list[LeftAlone]]:
     """What was decided, with what became of layers that do not pay; and why some of them are one weight."""
     found: list[Allocated] = []
-    kept: list[Kept] = []
+    kept: list[LeftAlone] = []
     for row in rows:
         layer = row.factor.layer
         left, change = paid.choice.get(layer), dict[str, Any]()
@@ -326,13 +326,15 @@ def settled(rows: Sequence[Allocated], paid: Paying[Factors, str]) -> tuple[list
             if left is None or left.keep is None:
                 change = {"reason": reason}
             else:
-                kept.append(Kept(where=layer, reason=reason))
+                kept.append(LeftAlone(where=layer, reason=reason))
                 change = {"factor": left, "reached": 1 - len(left.keep) / row.channels}
         found.append(row.model_copy(update=change))
     return found, kept
 
 
-def hand_back(layers: Sequence[Layer], goals: Sequence[float], forms: Sequence[Form]) -> list[Form]:
+def hand_back(
+    layers: Sequence[CompressibleLayer], goals: Sequence[float], forms: Sequence[Compression]
+) -> list[Compression]:
     """Forms with more MACs, but in total no more than the goals of all layers together.
 
     Rounded forms are below their goals. Of what there is to spare, the layers that are furthest below theirs
@@ -367,7 +369,7 @@ def network_ends(program: Program) -> dict[str, str]:
 
 def too_large(program: Program, names: Iterable[str]) -> dict[str, str]:
     """The layers whose analysis would take hours, as those of an ImageNet VGG's head, and why they stay."""
-    shapes = {name: Shape.of(program.tensors[f"{name}.weight"]) for name in names}
+    shapes = {name: WeightShape.of(program.tensors[f"{name}.weight"]) for name in names}
     return {
         name: f"{shape.channels:,} channels and {shape.directions:,} directions would take hours to analyse; "
         "use low-rank for it, or include it by name"

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graphcomp.errors import PassError
-from graphcomp.passes.cc.units import Remainder, Shape
+from graphcomp.passes.cc.units import Remainder, WeightShape
 
 Points = NDArray[np.float64]
 Slope = Literal["equal", "per_flop"]
@@ -52,7 +52,7 @@ class Fit:
         return self.log_a + math.log(self.b)
 
 
-def curve_cost(shape: Shape) -> float:
+def curve_cost(shape: WeightShape) -> float:
     """Multiplications that a curve takes, roughly: new triples where a direction follows on channels."""
     n, c, r = shape.outputs, shape.channels, shape.directions
     changes = c * r / (c + r)

@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from graphcomp.passes.cc.units import Remainder, Shape, Unit
+from graphcomp.passes.cc.units import Remainder, Unit, WeightShape
 
 Lookahead = Literal["auto", "exact", "held"]
 
@@ -36,12 +36,12 @@ AUTO_LIMIT = 1e12
 """Multiplications that the exact lookahead of a layer may take, about a minute, before "auto" holds."""
 
 
-def step_size(shape: Shape, step: int | None) -> int:
+def step_size(shape: WeightShape, step: int | None) -> int:
     """T, the units that go after one evaluation: by default 1 % of all, at least 1."""
     return step or max(1, shape.units // 100)
 
 
-def is_exact(shape: Shape, lookahead: Lookahead, step: int | None) -> bool:
+def is_exact(shape: WeightShape, lookahead: Lookahead, step: int | None) -> bool:
     """Whether the channels' last term is computed exactly for a layer of this shape."""
     if lookahead != "auto":
         return lookahead == "exact"
@@ -140,7 +140,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Form:
+class Compression:
     """What a layer becomes.
 
     Attributes:
@@ -162,7 +162,7 @@ def round_up(count: int, multiple: int, limit: int) -> int:
 
 
 def states(
-    shape: Shape, units: Sequence[Unit], multiple: int = 1
+    shape: WeightShape, units: Sequence[Unit], multiple: int = 1
 ) -> Iterator[tuple[int, int, int | None, int]]:
     """(units gone, width, rank, MACs a position) along an order of removal, for every form of every state.
 
@@ -184,7 +184,9 @@ def states(
             yield gone, width, None, shape.macs(width)
 
 
-def first_form(shape: Shape, units: Sequence[Unit], goal: float, multiple: int = 1) -> Form | None:
+def first_form(
+    shape: WeightShape, units: Sequence[Unit], goal: float, multiple: int = 1
+) -> Compression | None:
     """The first form along an order of removal whose MACs are at most `goal`; None if none is.
 
     Args:
@@ -194,22 +196,22 @@ def first_form(shape: Shape, units: Sequence[Unit], goal: float, multiple: int =
     """
     for gone, width, rank, macs in states(shape, units, multiple):
         if macs <= goal:
-            return Form(_kept(shape, units[:gone], width), rank, gone, macs)
+            return Compression(_kept(shape, units[:gone], width), rank, gone, macs)
     return None
 
 
-def step_back(shape: Shape, units: Sequence[Unit], form: Form, multiple: int = 1) -> Form:
+def step_back(shape: WeightShape, units: Sequence[Unit], form: Compression, multiple: int = 1) -> Compression:
     """The form that a slightly larger goal would have led to; the same one if nothing is gone from it."""
     earlier = [macs for gone, _, _, macs in states(shape, units, multiple) if gone < form.removed]
     return first_form(shape, units, min(earlier), multiple) or form if earlier else form
 
 
-def _kept(shape: Shape, units: Sequence[Unit], width: int) -> tuple[int, ...]:
+def _kept(shape: WeightShape, units: Sequence[Unit], width: int) -> tuple[int, ...]:
     gone = [u for u in units if u < shape.channels]
     return tuple(sorted(set(range(shape.channels)) - set(gone[: shape.channels - width])))
 
 
-def least_macs(shape: Shape, multiple: int = 1) -> int:
+def least_macs(shape: WeightShape, multiple: int = 1) -> int:
     """The fewest MACs a position that any form of a layer has: one channel or one direction, rounded up."""
     width, rank = (
         round_up(1, multiple, shape.channels),

@@ -22,7 +22,7 @@ Unit = int
 
 
 @dataclass(frozen=True)
-class Shape:
+class WeightShape:
     """What the MACs of a layer depend on, for one position of its output: n x c x k."""
 
     outputs: int
@@ -30,9 +30,9 @@ class Shape:
     kernel: int
 
     @staticmethod
-    def of(weight: Tensor) -> "Shape":
+    def of(weight: Tensor) -> "WeightShape":
         """The shape of a weight (n, c, ...)."""
-        return Shape(weight.shape[0], weight.shape[1], weight[0, 0].numel())
+        return WeightShape(weight.shape[0], weight.shape[1], weight[0, 0].numel())
 
     @property
     def directions(self) -> int:
@@ -68,7 +68,7 @@ class Remainder:
     """
 
     def __init__(self, weight: Tensor, gradient: Tensor, units: Sequence[Unit] = ()) -> None:
-        self.shape = Shape.of(weight)
+        self.shape = WeightShape.of(weight)
         self.original = weight.detach().double().reshape(weight.shape[0], weight.shape[1], -1)
         self.importance = gradient.detach().double().reshape(self.original.shape).square()
         self.current = self.original.clone()

@@ -26,7 +26,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from graphcomp.base import distributed
-from graphcomp.bases import OPTIONS, Globs, excluded, options_of, require_matches
+from graphcomp.bases import OPTIONS, Globs, matches, options_of, require_matches
 from graphcomp.errors import PassError
 from graphcomp.factors import irreplaceable
 from graphcomp.ir import (
@@ -44,11 +44,11 @@ from graphcomp.ir import (
     spectrum,
 )
 from graphcomp.measure import layer_row
-from graphcomp.passes.dct.layout import Layout, Strategy, layouts
-from graphcomp.passes.dct.ordering import Distance, Norm
+from graphcomp.passes.dct.layout import Layout, LayoutRule, layouts
+from graphcomp.passes.dct.ordering import OrderDistance, StartNorm
 from graphcomp.passes.dct.orders import by_chain, by_norm, packed, unpacked
 from graphcomp.pipeline import Concern, Context, Outlook, Plan
-from graphcomp.records import Kept, Record
+from graphcomp.records import LeftAlone, Record
 
 
 class Stored(Record):
@@ -76,7 +76,7 @@ class Dct:
     ]
     groups: Annotated[int, Field(ge=1, description="g: rows that a weight is read as; 1/g for the order")] = 4
     strategy: Annotated[
-        Strategy,
+        LayoutRule,
         Field(description="uniform, or more rate or groups the larger a layer (rho: sqrt of the proportion)"),
     ] = "uniform"
     method: Annotated[
@@ -84,10 +84,12 @@ class Dct:
         Field(description="magnitude: keep the columns of largest norm instead, as a baseline"),
     ] = "dct"
     reorder: Annotated[bool, Field(description="put columns in order before the transform")] = True
-    distance: Annotated[Distance, Field(description="that the order keeps small between neighbours")] = (
+    distance: Annotated[OrderDistance, Field(description="that the order keeps small between neighbours")] = (
         "euclidean"
     )
-    start_norm: Annotated[Norm, Field(description="norm by which the order's first column is largest")] = "l2"
+    start_norm: Annotated[
+        StartNorm, Field(description="norm by which the order's first column is largest")
+    ] = "l2"
     min_weights: Annotated[int, Field(ge=1, description="layers with fewer weights stay as they are")] = 4096
     stem: Annotated[bool, Field(description="compress convolutions that no other layer precedes, too")] = (
         False
@@ -164,7 +166,7 @@ class Dct:
                 node.meta[PASS_KEY] = self.name
         return Program(assemble(program, root, graph), program.example_inputs, program.history)
 
-    def layout(self, program: Program) -> tuple[list[Layout], list[Kept]]:
+    def layout(self, program: Program) -> tuple[list[Layout], list[LeftAlone]]:
         """What every layer becomes, and why the others stay: by shapes alone, in no time."""
         found = {t: m for t, m in program.called_modules().items() if _is_layer(m)}
         require_matches((*self.include, *self.exclude), found)
@@ -173,14 +175,16 @@ class Dct:
         counts = {
             n: program.tensors[f"{n}.weight"].numel() for n, reason in reasons.items() if reason is None
         }
-        kept = [Kept(where=name, reason=reason) for name, reason in reasons.items() if reason is not None]
+        kept = [
+            LeftAlone(where=name, reason=reason) for name, reason in reasons.items() if reason is not None
+        ]
         return layouts(counts, self.strategy, self.rate, self.groups), kept
 
     def _reason(self, program: Program, name: str, stems: set[str]) -> str | None:
         """Why a layer stays as it is."""
         if not any(fnmatch(name, glob) for glob in self.include):
             return "not included"
-        if excluded([name], self.exclude):
+        if matches([name], self.exclude):
             return "excluded"
         reason = obstacle(program, name)
         if reason is not None:

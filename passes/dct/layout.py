@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from graphcomp.records import Record
 
-Strategy = Literal["uniform", "progressive-r", "progressive-g"]
+LayoutRule = Literal["uniform", "progressive-r", "progressive-g"]
 
 
 class Layout(Record):
@@ -46,7 +46,7 @@ class Layout(Record):
         return self.rows * self.terms
 
 
-def layouts(counts: Mapping[str, int], strategy: Strategy, rate: float, groups: int) -> list[Layout]:
+def layouts(counts: Mapping[str, int], strategy: LayoutRule, rate: float, groups: int) -> list[Layout]:
     """Rows and terms of every weight.
 
     Args:
@@ -57,7 +57,7 @@ def layouts(counts: Mapping[str, int], strategy: Strategy, rate: float, groups: 
     return [_layout(layer, n, math.sqrt(n / smallest), strategy, rate, groups) for layer, n in counts.items()]
 
 
-def _layout(layer: str, count: int, rho: float, strategy: Strategy, rate: float, groups: int) -> Layout:
+def _layout(layer: str, count: int, rho: float, strategy: LayoutRule, rate: float, groups: int) -> Layout:
     if strategy == "progressive-r":
         rate = 1 + rate * rho
     elif strategy == "progressive-g":

@@ -17,8 +17,8 @@ from scipy.spatial import KDTree
 
 from graphcomp.errors import PassError
 
-Distance = Literal["euclidean", "manhattan", "cosine"]
-Norm = Literal["l1", "l2"]
+OrderDistance = Literal["euclidean", "manhattan", "cosine"]
+StartNorm = Literal["l1", "l2"]
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -32,7 +32,7 @@ ROUNDING = 1e-9
 """Relative room for what another order of summation makes of a distance."""
 
 
-def chain(x: Floats, distance: Distance = "euclidean", start: Norm = "l2") -> Integers:
+def chain(x: Floats, distance: OrderDistance = "euclidean", start: StartNorm = "l2") -> Integers:
     """Alg. 1: the order in which the greedy chain takes the columns of `x`.
 
     Distances are compared as float64 sums over the rows, first to last; equal ones are ties. "cosine" is the

@@ -13,7 +13,7 @@ from graphcomp.base import cache
 from graphcomp.errors import PassError
 from graphcomp.ir import narrowest
 from graphcomp.passes.dct.layout import Layout
-from graphcomp.passes.dct.ordering import Distance, Norm, chain
+from graphcomp.passes.dct.ordering import OrderDistance, StartNorm, chain
 
 CACHED = 4096
 """Chains of so many columns are kept on disk: they take a while, and do not depend on the rate."""
@@ -25,7 +25,7 @@ def by_norm(weight: Tensor, x: Layout) -> Tensor:
     return torch.argsort(norms, descending=True, stable=True)
 
 
-def by_chain(weight: Tensor, x: Layout, distance: Distance, start: Norm) -> Tensor:
+def by_chain(weight: Tensor, x: Layout, distance: OrderDistance, start: StartNorm) -> Tensor:
     """Columns in the order of the greedy chain, int64 (columns,); see `passes.dct.ordering.chain`."""
     weight = weight.cpu().contiguous()
     key = cache.key(__name__, weight=_digest(weight), rows=x.rows, distance=distance, start=start)

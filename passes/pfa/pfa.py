@@ -30,9 +30,9 @@ from graphcomp.ir import Program, op_name
 from graphcomp.measure import Covariance, Request, layer_row, layer_weight
 from graphcomp.passes.pfa.principal import (
     Bools,
+    ChannelNorm,
     Map,
     Matrix,
-    Norm,
     Vector,
     count_kl,
     dead_channels,
@@ -69,7 +69,7 @@ class PFA(ChannelRemoval):
     selection: Annotated[
         Literal["correlation", "random", "l1"], Field(description="which channels go; the counts stay")
     ] = "correlation"
-    norm: Annotated[Norm, Field(description="of a channel's correlations with the others")] = "l1"
+    norm: Annotated[ChannelNorm, Field(description="of a channel's correlations with the others")] = "l1"
     response: Annotated[Response, Field(description="bn: what the normalisation behind the layer yields")] = (
         "conv"
     )

@@ -32,7 +32,7 @@ COUNT_TOLERANCE = 1e-9
 TIE_TOLERANCE = 1e-12
 
 Map = Literal["linear", "quadratic", "effective-rank"]
-Norm = Literal["l1", "l2"]
+ChannelNorm = Literal["l1", "l2"]
 
 MAPS: dict[Map, Callable[[float, float], float]] = {
     "linear": lambda x, u: 1 - x / u,
@@ -113,7 +113,7 @@ def pearson(covariance: Matrix) -> Matrix:
     return rho
 
 
-def removal_order(correlation: Matrix, dead: Bools, norm: Norm = "l1") -> Ints:
+def removal_order(correlation: Matrix, dead: Bools, norm: ChannelNorm = "l1") -> Ints:
     """All channels, first removed first: dead ones, then always the one most correlated with those left.
 
     Args:

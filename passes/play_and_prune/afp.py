@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from graphcomp.bases import OPTIONS, Lesson, Recovery, RowRemoval, excluded, filter_norms, filters, options_of
+from graphcomp.bases import OPTIONS, Lesson, Recovery, RowRemoval, filter_norms, filters, matches, options_of
 from graphcomp.budget import Scores
 from graphcomp.channels import Axis, Channels, Ints, analyse, dropped_rows, feasible, layer_name, no_drop
 from graphcomp.ir import Program
@@ -25,7 +25,7 @@ from graphcomp.train import Loss, Seen, TrainOptions, cross_entropy
 
 
 @plain_dataclass(frozen=True, eq=False)
-class Layer:
+class FilterLayer:
     """The filters of a layer that can go one by one: no other layer shares their channels.
 
     Attributes:
@@ -47,13 +47,13 @@ class Layer:
 
 def find_layers(
     channels: Channels, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
-) -> dict[str, Layer]:
+) -> dict[str, FilterLayer]:
     """The layers that the game is played on, by name: globs on module paths."""
     alone: dict[str, list[Ints]] = {}
     for group in channels.removable:
         for layer, rows in group.producers.items():
             is_alone = len(group.producers) == 1 and len(rows) == len(group.channels)
-            if is_alone and excluded((layer,), include) and not excluded((layer,), exclude):
+            if is_alone and matches((layer,), include) and not matches((layer,), exclude):
                 alone.setdefault(layer, []).append(rows)
     found = {}
     for axis in channels.axes:
@@ -61,7 +61,7 @@ def find_layers(
         if axis.role == "out" and name in alone:
             rows = np.sort(np.concatenate(alone[name]))
             norms = filter_norms(channels.program.tensors[axis.tensors[0][0]], axis)
-            found[name] = Layer(axis, rows, axis.channels[rows], norms[rows])
+            found[name] = FilterLayer(axis, rows, axis.channels[rows], norms[rows])
     return found
 
 
@@ -150,7 +150,7 @@ class Epoch(EpochOptions, Recovery):
         chosen = {name: (layers[name].axis, rows[name]) for name in rows}
         return Lesson(penalised(cross_entropy(self.label_smoothing), self.weight, chosen))
 
-    def _layers(self, program: Program) -> dict[str, Layer]:
+    def _layers(self, program: Program) -> dict[str, FilterLayer]:
         return find_layers(analyse(program), self.include, self.exclude)
 
 

@@ -39,7 +39,7 @@ from graphcomp.pipeline import (
     held_out_samples,
     require_trained,
 )
-from graphcomp.records import Kept
+from graphcomp.records import LeftAlone
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -129,7 +129,7 @@ class PlayAndPrune:
             name=self.name,
             options=options_of(self),
             decisions={"thresholds": thresholds},
-            kept=[Kept(where=name, reason=reason) for name, reason in shared if reason is not None],
+            kept=[LeftAlone(where=name, reason=reason) for name, reason in shared if reason is not None],
             summary=f"thresholds for {len(layers)} layers from {len(some)} held-out samples",
             evidence={"thresholds": thresholds},
         )

@@ -19,7 +19,7 @@ from graphcomp.budget import largest
 from graphcomp.channels import Channels, legalise, mask, no_drop
 from graphcomp.data import Split
 from graphcomp.measure import accuracy
-from graphcomp.passes.play_and_prune.afp import Layer
+from graphcomp.passes.play_and_prune.afp import FilterLayer
 from graphcomp.passes.play_and_prune.prc import SLACK, points
 
 KIND = "first-threshold"
@@ -27,7 +27,11 @@ KIND = "first-threshold"
 
 
 def first_thresholds(
-    channels: Channels, layers: Mapping[str, Layer], judges: Split, allowed: float, progress: Progress = quiet
+    channels: Channels,
+    layers: Mapping[str, FilterLayer],
+    judges: Split,
+    allowed: float,
+    progress: Progress = quiet,
 ) -> dict[str, float]:
     """The first threshold of every layer, each for itself. Collective.
 
@@ -50,7 +54,7 @@ def first_thresholds(
     return found
 
 
-def first_threshold(channels: Channels, layer: Layer, judges: Split, allowed: float) -> float:
+def first_threshold(channels: Channels, layer: FilterLayer, judges: Split, allowed: float) -> float:
     """The largest norm of a filter such that all up to it can go for `allowed` points of accuracy.
 
     0 if not even the smallest can. One filter always stays. Collective.

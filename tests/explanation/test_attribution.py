@@ -7,13 +7,13 @@ import onnx
 import pytest
 
 from graphcomp.errors import BenchError
-from graphcomp.explanation.attribution import Kernel, attribute
+from graphcomp.explanation.attribution import AttributedKernel, attribute
 from graphcomp.explanation.profiling import Node, Operator, Profile
 from graphcomp.runtime import onnxfile
 from tests.explaining import NETS, kernels, recorded
 
 
-def by_op(found: list[Kernel], op: str) -> list[Kernel]:
+def by_op(found: list[AttributedKernel], op: str) -> list[AttributedKernel]:
     return [kernel for kernel in found if kernel.operator.node.op == op]
 
 
@@ -100,7 +100,7 @@ def test_a_layer_that_the_runtime_does_not_show(tmp_path: Path) -> None:
         attribute(file, fewer, 1)
 
 
-def gpu(kernel: str, tmp_path: Path, multiple: int = 4) -> Kernel:
+def gpu(kernel: str, tmp_path: Path, multiple: int = 4) -> AttributedKernel:
     """A convolution 3 -> 6 that ran as `kernel`."""
     from tests.runtime.test_bench import write
 

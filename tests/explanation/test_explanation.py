@@ -10,7 +10,7 @@ import pytest
 import graphcomp
 from graphcomp.errors import BenchError
 from graphcomp.explanation import explanation
-from graphcomp.explanation.attribution import Kernel, Source
+from graphcomp.explanation.attribution import AttributedKernel, Source
 from graphcomp.explanation.explanation import KINDS, explain, explain_bench, split
 from graphcomp.explanation.profiling import Node, Operator, Profile
 from graphcomp.records.records import ExplainedRow, Explanation
@@ -58,22 +58,28 @@ def source(key: str, kind: str, macs: int = 0, elements: int = 0) -> Source:
     return Source(f"node_{key}", kind, key, key.replace("_", "."), "l1", macs, elements, (), ())
 
 
-def conv(key: str, ms: float, macs: int, computed: int = 0, form: str = "blocked", *fused: Source) -> Kernel:
+def conv(
+    key: str, ms: float, macs: int, computed: int = 0, form: str = "blocked", *fused: Source
+) -> AttributedKernel:
     made = source(key, "Conv", macs)
     sources = (made, *fused)
-    return Kernel(op(key, "Conv", ms), sources, made.module, "l1", sources[-1].key, computed or macs, form)
+    return AttributedKernel(
+        op(key, "Conv", ms), sources, made.module, "l1", sources[-1].key, computed or macs, form
+    )
 
 
-def light(key: str, kind: str, ms: float, elements: int = 100, form: str = "plain") -> Kernel:
-    return Kernel(op(key, kind, ms), (source(key, kind, 0, elements),), "a", "l1", key, 0, form)
+def light(key: str, kind: str, ms: float, elements: int = 100, form: str = "plain") -> AttributedKernel:
+    return AttributedKernel(op(key, kind, ms), (source(key, kind, 0, elements),), "a", "l1", key, 0, form)
 
 
-def reorder(ms: float, carries: str, size: int = 10) -> Kernel:
-    return Kernel(op("r", "ReorderOutput", ms, shape=(1, size)), (), "a", "l1", carries, 0, "blocked")
+def reorder(ms: float, carries: str, size: int = 10) -> AttributedKernel:
+    return AttributedKernel(
+        op("r", "ReorderOutput", ms, shape=(1, size)), (), "a", "l1", carries, 0, "blocked"
+    )
 
 
 def explained(
-    base: Sequence[Kernel], new: Sequence[Kernel], cost_ms: float = 0.0, **times: float
+    base: Sequence[AttributedKernel], new: Sequence[AttributedKernel], cost_ms: float = 0.0, **times: float
 ) -> Explanation:
     """Timed exactly as long as the operators take together."""
     sides = {"base_ms": sum(k.ms for k in base), "new_ms": sum(k.ms for k in new)} | times
@@ -176,7 +182,7 @@ def test_a_layer_without_a_counterpart_is_priced_at_the_average() -> None:
 def test_a_convolution_that_only_picks_channels_is_layout() -> None:
     """Priced like any other without a counterpart: theory has 1.0 for its 25 MACs."""
     made = Source("s", "Conv", "select", "select", "l1", 25, 0, ("x", "s/select"), ())
-    picks = Kernel(op("s", "Conv", 1.5), (made,), "a", "l1", "select", 50, "plain")
+    picks = AttributedKernel(op("s", "Conv", 1.5), (made,), "a", "l1", "select", 50, "plain")
     found = explained([conv("a", 4.0, 100)], [conv("a", 2.0, 50), picks])
     assert only(found) == {"layout": 0.5}
     assert found.rows[1].new_operators == ["Select"]
@@ -184,7 +190,7 @@ def test_a_convolution_that_only_picks_channels_is_layout() -> None:
 
 
 def test_a_layer_that_is_called_twice_is_matched_call_by_call() -> None:
-    def twice(ms: float, macs: int) -> list[Kernel]:
+    def twice(ms: float, macs: int) -> list[AttributedKernel]:
         calls = [conv("a", ms, macs), conv("a_1", 3 * ms, macs)]
         return [replace(k, layer="a") for k in calls]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp.explanation.attribution import Kernel, Source
+from graphcomp.explanation.attribution import AttributedKernel, Source
 from graphcomp.explanation.explanation import explain_bench, split
-from graphcomp.explanation.gathers import Picked, find_gathers, price
+from graphcomp.explanation.gathers import ChannelPick, find_gathers, price
 from graphcomp.explanation.profiling import Node, Operator, Profile
 from graphcomp.factors.decompose import Factor
 from graphcomp.factors.surgery import rewrite, simulate
@@ -50,8 +50,8 @@ def test_what_passes_left_is_found_with_its_readers() -> None:
     program, result = picking()
     assert find_gathers(program) == []
     first, second = find_gathers(result)
-    assert first == Picked(first.node, ("a.0", "b"), "cc", 10, 14)
-    assert second == Picked(second.node, ("c",), "cc", 4, 14)
+    assert first == ChannelPick(first.node, ("a.0", "b"), "cc", 10, 14)
+    assert second == ChannelPick(second.node, ("c",), "cc", 4, 14)
 
 
 def test_a_network_without_gathers() -> None:
@@ -84,12 +84,12 @@ def test_gathers_that_are_measured_now(tmp_path: Path) -> None:
 # kernels that were never run
 
 
-def kernel(op: str, ms: float, reads: str, makes: str, key: str = "") -> Kernel:
+def kernel(op: str, ms: float, reads: str, makes: str, key: str = "") -> AttributedKernel:
     node = Node(f"n_{makes}", op, "", tuple(reads.split()), tuple(makes.split()))
     operator = Operator(node, ms, "CPUExecutionProvider", (), ())
     macs = int(op == "Conv")
     sources = (Source(key, op, key, key, "cc", macs, 0, tuple(reads.split()), ()),) if key else ()
-    return Kernel(operator, sources, "a", "cc", key, macs, "plain")
+    return AttributedKernel(operator, sources, "a", "cc", key, macs, "plain")
 
 
 def test_whose_time_is_a_gathers() -> None:
@@ -105,7 +105,7 @@ def test_whose_time_is_a_gathers() -> None:
         kernel("Conv", 2.0, "blocked w", "out", "a"),
         kernel("Conv", 0.5, "other m/select", "few", "choose"),
     ]
-    found = [Picked(node, ("a",), "cc", 4, 16) for node in ("pick", "choose", "gone", "stem")]
+    found = [ChannelPick(node, ("a",), "cc", 4, 16) for node in ("pick", "choose", "gone", "stem")]
     pick, choose, gone, stem = price(found, kernels, 10.0)
     assert (pick.form, pick.ms, pick.layout_ms) == ("gather", 0.2, pytest.approx(0.1 + 0.4))
     assert pick.share == pytest.approx(0.07)
@@ -119,7 +119,7 @@ def test_times_are_those_of_the_rows() -> None:
     before = [kernel("Conv", 4.2, "x w", "y", "a")]
     after = [kernel("Conv", 2.2, "x w", "y", "a"), kernel("Gather", 0.4, "y index", "z", "pick")]
     row, traced_once = timing(4.0, 2.2, 1.0), Profile((), 9, 1.0, 0.3)
-    picked = [Picked("pick", ("a",), "cc", 4, 16)]
+    picked = [ChannelPick("pick", ("a",), "cc", 4, 16)]
     found = split(bench(row), row, (before, after), (traced_once, traced_once), picked)
     assert [(g.node, g.ms) for g in found.gathers] == [("pick", pytest.approx(0.2))]
     assert [r.new_ms for r in found.rows if r.new_operators == ["Gather"]] == [found.gathers[0].ms]

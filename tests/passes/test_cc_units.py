@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from graphcomp.passes.cc.units import Remainder, Shape
+from graphcomp.passes.cc.units import Remainder, WeightShape
 from tests.naive_cc import Naive, weights
 
 TOY_W = torch.tensor([[2.0, 1, 0], [0, 1, 3]], dtype=torch.float64)
@@ -111,10 +111,10 @@ def test_the_last_of_a_kind_can_be_told() -> None:
 
 
 def test_shape() -> None:
-    shape = Shape.of(torch.zeros(4, 3, 3, 5))
+    shape = WeightShape.of(torch.zeros(4, 3, 3, 5))
     assert (shape.outputs, shape.channels, shape.kernel) == (4, 3, 15)
     assert (shape.directions, shape.units) == (4, 7)
-    assert Shape.of(torch.zeros(4, 3)) == Shape(4, 3, 1)
+    assert WeightShape.of(torch.zeros(4, 3)) == WeightShape(4, 3, 1)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,6 @@ def test_shape() -> None:
 )  # fmt: skip
 def test_g1_2_break_even(n: int, c: int, k: int, pays: float) -> None:
     """T1.8: two factors cost R (c k + n), the second factor's n R included."""
-    shape = Shape(n, c, k)
+    shape = WeightShape(n, c, k)
     assert shape.macs(rank=int(pays)) < shape.macs() < shape.macs(rank=int(pays) + 1)
     assert shape.macs() / (shape.macs(rank=1)) == pytest.approx(pays, abs=0.01)

@@ -23,7 +23,7 @@ from graphcomp.ir.program import Program, trace
 from graphcomp.measure.cost import macs, params_dct, params_state, params_trainable
 from graphcomp.measure.evaluate import accuracy
 from graphcomp.passes import L1, Dct, Finetune, FoldBN, LowRank
-from graphcomp.passes.dct.layout import Strategy
+from graphcomp.passes.dct.layout import LayoutRule
 from graphcomp.passes.dct.ordering import chain
 from graphcomp.pipeline import Pipeline, Plan
 from graphcomp.pipeline.pipeline import run_pass
@@ -488,7 +488,7 @@ def test_plans_of_other_programs_are_refused(damage: dict[str, Any], message: st
     ids=["fold-bn", "l1", "low-rank", "spatial"],
 )
 @pytest.mark.parametrize("strategy", ["uniform", "progressive-r", "progressive-g"])
-def test_after_other_passes(before: Any, strategy: Strategy) -> None:
+def test_after_other_passes(before: Any, strategy: LayoutRule) -> None:
     program, steps = Pipeline([before, coded(strategy=strategy)]).run(tiny_program(), context())
     assert steps[-1].verify_error <= TOLERANCE
     assert any(isinstance(m, DctLayer) for m in program.called_modules().values())

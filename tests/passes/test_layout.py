@@ -9,7 +9,7 @@ import torchvision
 from pydantic import ValidationError
 from torch import nn
 
-from graphcomp.passes.dct.layout import Layout, Strategy, divisor, layouts
+from graphcomp.passes.dct.layout import Layout, LayoutRule, divisor, layouts
 
 
 def counted(net: nn.Module, pattern: str) -> dict[str, int]:
@@ -150,7 +150,7 @@ def test_t4_6_groups_that_do_not_divide(count: int, groups: int, expected: int) 
 
 
 @pytest.mark.parametrize("strategy", ["uniform", "progressive-r", "progressive-g"])
-def test_t4_7_a_term_stays_of_the_smallest_layer(strategy: Strategy) -> None:
+def test_t4_7_a_term_stays_of_the_smallest_layer(strategy: LayoutRule) -> None:
     """T4.7: t is at least 1."""
     assert [x.terms for x in layouts({"a": 8, "b": 16}, strategy, 1000, 4)] == [1, 1]
 

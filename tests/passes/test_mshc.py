@@ -5,7 +5,7 @@ import torch
 
 from graphcomp.passes.cc import mshc
 from graphcomp.passes.cc.mshc import (
-    Form,
+    Compression,
     Search,
     first_form,
     importances,
@@ -14,11 +14,11 @@ from graphcomp.passes.cc.mshc import (
     step_back,
     step_size,
 )
-from graphcomp.passes.cc.units import Remainder, Shape, Unit
+from graphcomp.passes.cc.units import Remainder, Unit, WeightShape
 from tests.naive_cc import Naive, search, weights
 from tests.passes.test_cc_units import SHAPES, TOY_G, TOY_W
 
-TOY = Shape(2, 3, 1)
+TOY = WeightShape(2, 3, 1)
 TOY_ORDER = [2, 3 + 1, 0]
 
 
@@ -117,14 +117,14 @@ def test_one_channel_loses_directions_only() -> None:
 @pytest.mark.parametrize(
     ("target", "form"),
     [
-        (0.0, Form((0, 1, 2), None, 0, 6)),
-        (0.3, Form((0, 1), None, 1, 4)),
-        (0.5, Form((1,), 1, 3, 3)),
-        (0.6, Form((1,), None, 3, 2)),
+        (0.0, Compression((0, 1, 2), None, 0, 6)),
+        (0.3, Compression((0, 1), None, 1, 4)),
+        (0.5, Compression((1,), 1, 3, 3)),
+        (0.6, Compression((1,), None, 3, 2)),
         (0.7, None),
     ],
 )
-def test_g1_1_targets(target: float, form: Form | None) -> None:
+def test_g1_1_targets(target: float, form: Compression | None) -> None:
     """Of the toy's 6 MACs; at 50 % (a) comes before (b); for 70 % the layer would have to be empty."""
     assert whole_order(Search(TOY_W, TOY_G)) == TOY_ORDER
     assert first_form(TOY, TOY_ORDER, 6 * (1 - target)) == form
@@ -136,7 +136,7 @@ def test_t1_16_no_layer_is_emptied(shape: tuple[int, ...]) -> None:
     found = Search(weight, gradient)
     units = whole_order(found)
     assert len(found.state.channels) == len(found.state.directions) == 1
-    layer = Shape.of(weight)
+    layer = WeightShape.of(weight)
     least = first_form(layer, units, least_macs(layer))
     assert least is not None and least.macs == least_macs(layer) and len(least.keep) >= 1
     assert first_form(layer, units, least_macs(layer) - 1) is None
@@ -148,7 +148,7 @@ def test_t1_16_no_layer_is_emptied(shape: tuple[int, ...]) -> None:
 def test_t1_8_goals_are_met_with_what_is_counted(shape: tuple[int, ...], multiple: int) -> None:
     """MACs of the form, rounding and the second factor included, are within the goal."""
     weight, gradient = weights(*shape)
-    layer, units = Shape.of(weight), whole_order(Search(weight, gradient))
+    layer, units = WeightShape.of(weight), whole_order(Search(weight, gradient))
     before = 0
     for goal in range(layer.macs() + 3, least_macs(layer, multiple) - 1, -1):
         form = first_form(layer, units, goal, multiple)
@@ -163,22 +163,22 @@ def test_t1_8_goals_are_met_with_what_is_counted(shape: tuple[int, ...], multipl
 
 def test_rounding_takes_back_what_went_last() -> None:
     """Three channels and four directions are left: 1 went last of the channels, and makes them four again."""
-    layer, units = Shape(8, 8, 9), [5, 0, 3, 6, 1, 8 + 7, 8 + 6, 8 + 2, 8 + 0, 2]
-    assert first_form(layer, units, layer.macs(4), 4) == Form((1, 2, 4, 7), None, 4, 288)
-    assert first_form(layer, units, layer.macs(4) - 1, 4) == Form((1, 2, 4, 7), 4, 9, 176)
+    layer, units = WeightShape(8, 8, 9), [5, 0, 3, 6, 1, 8 + 7, 8 + 6, 8 + 2, 8 + 0, 2]
+    assert first_form(layer, units, layer.macs(4), 4) == Compression((1, 2, 4, 7), None, 4, 288)
+    assert first_form(layer, units, layer.macs(4) - 1, 4) == Compression((1, 2, 4, 7), 4, 9, 176)
 
 
 def test_pruning_alone_once_it_is_enough() -> None:
     """Stop rule (b): a direction is gone, factors would cost more than the goal, and one weight does not."""
-    layer = Shape(4, 4, 1)
-    assert first_form(layer, [4 + 3, 0, 1], 8) == Form((2, 3), None, 3, 8)
+    layer = WeightShape(4, 4, 1)
+    assert first_form(layer, [4 + 3, 0, 1], 8) == Compression((2, 3), None, 3, 8)
     assert layer.macs(2, 3) > 8
 
 
 def test_step_back() -> None:
     """The form that the next larger goal leads to."""
     for multiple in (1, 2, 4):
-        layer = Shape(6, 8, 9)
+        layer = WeightShape(6, 8, 9)
         weight, gradient = weights(6, 8, 3, 3)
         units = whole_order(Search(weight, gradient))
         form = first_form(layer, units, 0.4 * layer.macs(), multiple)
@@ -197,13 +197,13 @@ def test_step_back() -> None:
 
 
 def test_units_at_a_time() -> None:
-    assert step_size(Shape(64, 64, 9), None) == 1
-    assert step_size(Shape(512, 512, 9), None) == 10
-    assert step_size(Shape(512, 512, 9), 3) == 3
+    assert step_size(WeightShape(64, 64, 9), None) == 1
+    assert step_size(WeightShape(512, 512, 9), None) == 10
+    assert step_size(WeightShape(512, 512, 9), 3) == 3
 
 
 def test_auto_holds_the_largest_layers_only() -> None:
-    assert is_exact(Shape(64, 64, 9), "auto", None) and is_exact(Shape(128, 128, 9), "auto", None)
-    assert not is_exact(Shape(512, 512, 9), "auto", None)
-    assert is_exact(Shape(512, 512, 9), "exact", None)
-    assert not is_exact(Shape(2, 3, 1), "held", None)
+    assert is_exact(WeightShape(64, 64, 9), "auto", None) and is_exact(WeightShape(128, 128, 9), "auto", None)
+    assert not is_exact(WeightShape(512, 512, 9), "auto", None)
+    assert is_exact(WeightShape(512, 512, 9), "exact", None)
+    assert not is_exact(WeightShape(2, 3, 1), "held", None)

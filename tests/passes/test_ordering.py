@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from graphcomp.errors import PassError
 from graphcomp.passes.dct import ordering
-from graphcomp.passes.dct.ordering import Distance, Norm, chain
+from graphcomp.passes.dct.ordering import OrderDistance, StartNorm, chain
 
 Floats = NDArray[np.float64]
-DISTANCES: tuple[Distance, ...] = get_args(Distance)
+DISTANCES: tuple[OrderDistance, ...] = get_args(OrderDistance)
 TOY = np.array([[0.5, -1.0, 0.4, 2.0], [0.1, 0.3, 0.2, -1.5]])
 
 
-def all_pairs(x: Floats, distance: Distance = "euclidean", start: Norm = "l2") -> list[int]:
+def all_pairs(x: Floats, distance: OrderDistance = "euclidean", start: StartNorm = "l2") -> list[int]:
     """Alg. 1 as METHODS 4.2 writes it."""
     first = int(np.argmax(sum(abs(row) if start == "l1" else row * row for row in x)))
     if distance == "cosine":
@@ -33,7 +33,7 @@ def all_pairs(x: Floats, distance: Distance = "euclidean", start: Norm = "l2") -
     return order
 
 
-def chain_by(limit: int, x: Floats, distance: Distance, start: Norm = "l2") -> list[int]:
+def chain_by(limit: int, x: Floats, distance: OrderDistance, start: StartNorm = "l2") -> list[int]:
     """The chain with the k-d tree (limit 99) or the scan (limit 1), whatever the number of rows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ordering, "TREE_DIMENSIONS", limit)
@@ -54,8 +54,8 @@ def test_t4_8_the_chain_of_the_toy() -> None:
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("start", get_args(Norm))
-def test_the_toy_by_all_distances_and_norms(distance: Distance, start: Norm) -> None:
+@pytest.mark.parametrize("start", get_args(StartNorm))
+def test_the_toy_by_all_distances_and_norms(distance: OrderDistance, start: StartNorm) -> None:
     assert chain(TOY, distance, start).tolist() == all_pairs(TOY, distance, start)
 
 
@@ -108,9 +108,9 @@ def test_equal_columns_follow_one_another() -> None:
     x=st.tuples(st.integers(1, 5), st.integers(1, 90)).flatmap(
         lambda shape: arrays(np.float64, shape, elements=st.integers(-2, 2).map(float))
     ),
-    start=st.sampled_from(get_args(Norm)),
+    start=st.sampled_from(get_args(StartNorm)),
 )
-def test_ties_everywhere(limit: int, distance: Distance, x: Floats, start: Norm) -> None:
+def test_ties_everywhere(limit: int, distance: OrderDistance, x: Floats, start: StartNorm) -> None:
     """Integers: many equal columns, and many distances that are equal."""
     assert chain_by(limit, x, distance, start) == all_pairs(x, distance, start)
 
@@ -142,7 +142,7 @@ def clustered(generator: np.random.Generator, g: int, m: int) -> Floats:
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("kind", [gaussian, sparse, tiny, far_apart, clustered])
 @pytest.mark.parametrize("g", [2, 4, 16])
-def test_the_chain_is_that_of_all_pairs(limit: int, kind: Any, distance: Distance, g: int) -> None:
+def test_the_chain_is_that_of_all_pairs(limit: int, kind: Any, distance: OrderDistance, g: int) -> None:
     x = kind(np.random.default_rng(g), g, 500)
     assert chain_by(limit, x, distance) == all_pairs(x, distance)
 

@@ -13,9 +13,9 @@ from graphcomp.budget.allocation import fewest
 from graphcomp.passes.pfa.principal import (
     MAPS,
     Bools,
+    ChannelNorm,
     Map,
     Matrix,
-    Norm,
     Vector,
     count_kl,
     dead_channels,
@@ -223,7 +223,7 @@ def none_dead(n: int) -> Bools:
     return np.zeros(n, bool)
 
 
-def brute_force(correlation: Matrix, dead: Bools, norm: Norm) -> list[int]:
+def brute_force(correlation: Matrix, dead: Bools, norm: ChannelNorm) -> list[int]:
     """METHODS 5.5 word for word: the norms are computed anew after every removal."""
     magnitude = np.abs(correlation)
     np.fill_diagonal(magnitude, 0)
@@ -318,7 +318,7 @@ def correlations(draw: st.DrawFn) -> tuple[Matrix, Bools]:
 
 
 @given(correlations(), st.sampled_from(["l1", "l2"]))
-def test_updated_sums_equal_recomputed_ones(drawn: tuple[Matrix, Bools], norm: Norm) -> None:
+def test_updated_sums_equal_recomputed_ones(drawn: tuple[Matrix, Bools], norm: ChannelNorm) -> None:
     correlation, dead = drawn
     correlation[dead] = 0
     correlation[:, dead] = 0
@@ -326,7 +326,7 @@ def test_updated_sums_equal_recomputed_ones(drawn: tuple[Matrix, Bools], norm: N
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_updated_sums_equal_recomputed_ones_at_length(norm: Norm) -> None:
+def test_updated_sums_equal_recomputed_ones_at_length(norm: ChannelNorm) -> None:
     rng = np.random.default_rng(2)
     rho = pearson(covariance_of(rng.normal(size=(300, 120)) @ rng.normal(size=(120, 120))))
     assert removal_order(rho, none_dead(120), norm).tolist() == brute_force(rho, none_dead(120), norm)

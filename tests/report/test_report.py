@@ -57,9 +57,9 @@ STEP = records.Step(
     summary="removed 16 of 64 channels",
     plan_file="plans/01-l1.json",
     kept=[
-        records.Kept(where="head", reason="an output of the model"),
-        records.Kept(where="head2", reason="too small"),
-        records.Kept(where="head3", reason="too small"),
+        records.LeftAlone(where="head", reason="an output of the model"),
+        records.LeftAlone(where="head2", reason="too small"),
+        records.LeftAlone(where="head3", reason="too small"),
     ],
     drift=records.Drift(relative_l2=0.123, top1_agreement=0.875),
     verify_error=2.5e-15,
@@ -277,7 +277,7 @@ def test_everything_from_the_record_is_escaped() -> None:
             "summary": evil,
             "options": {evil: evil},
             "plan_file": evil,
-            "kept": [records.Kept(where=evil, reason=evil)],
+            "kept": [records.LeftAlone(where=evil, reason=evil)],
             "after": snapshot(rows, 0.5),
         }
     )

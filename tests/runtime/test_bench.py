@@ -13,10 +13,10 @@ from rich.console import Console
 from graphcomp.errors import BenchError, ProviderError
 from graphcomp.records import records
 from graphcomp.runtime import bench, session
-from graphcomp.runtime.bench import Budget, Samples, benchmark, ratio_interval, verdict
+from graphcomp.runtime.bench import Samples, TimingBudget, benchmark, ratio_interval, verdict
 
 QUICK = {"runs": 12, "seconds": 0.2, "warmup_runs": 1, "warmup_seconds": 0.0}
-IDLE = Budget(runs=12, seconds=60)
+IDLE = TimingBudget(runs=12, seconds=60)
 
 
 def write(path: Path, width: int = 8, *, batch: int | str = "n", size: int = 8, name: str = "x") -> Path:
@@ -186,7 +186,9 @@ def test_a_few_long_stalls_are_busy_though_medians_are_clean() -> None:
 # the loop
 
 
-def take_turns(*steps: Callable[[], object], budget: Budget = IDLE, order: Sequence[int] = (0, 1)) -> Any:
+def take_turns(
+    *steps: Callable[[], object], budget: TimingBudget = IDLE, order: Sequence[int] = (0, 1)
+) -> Any:
     return bench._take_turns(steps, order, 1, budget.spent)
 
 
@@ -197,7 +199,7 @@ def test_turns_are_a_b_b_a() -> None:
     assert "".join(turns) == "ABBA" * 6
     assert [one.wall.shape for one in samples] == [one.cpu.shape for one in samples] == [(6, 2)] * 2
     turns.clear()
-    take_turns(*steps, order=(2, 0, 1), budget=Budget(runs=4, seconds=60))
+    take_turns(*steps, order=(2, 0, 1), budget=TimingBudget(runs=4, seconds=60))
     assert "".join(turns) == "CABBAC" * 2
 
 
@@ -217,13 +219,13 @@ def test_times_stay_with_their_model_and_round(monkeypatch: pytest.MonkeyPatch) 
     ("runs", "seconds", "count"), [(12, 60, 6), (13, 60, 7), (200, 60, 100), (200, 0, 1), (1, 60, 1)]
 )
 def test_runs_or_seconds_whichever_first_but_a_round(runs: int, seconds: float, count: int) -> None:
-    samples = take_turns(lambda: None, lambda: None, budget=Budget(runs, seconds))
+    samples = take_turns(lambda: None, lambda: None, budget=TimingBudget(runs, seconds))
     assert len(samples[0].wall) == count
 
 
 def test_budget_of_a_load_is_its_part_and_all_runs_of_warming_up() -> None:
-    assert Budget(200, 12.0, 10, 3.0).of_a_load(6) == Budget(33, 2.0, 10, 0.5)
-    assert Budget(1, 0.0).of_a_load(6) == Budget(2, 0.0)
+    assert TimingBudget(200, 12.0, 10, 3.0).of_a_load(6) == TimingBudget(33, 2.0, 10, 0.5)
+    assert TimingBudget(1, 0.0).of_a_load(6) == TimingBudget(2, 0.0)
 
 
 def test_a_race_loads_its_models_in_alternating_order(monkeypatch: pytest.MonkeyPatch) -> None:
