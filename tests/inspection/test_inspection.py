@@ -15,17 +15,10 @@ from torch import Tensor, nn
 import graphcomp
 from graphcomp.channels import JoinPolicy
 from graphcomp.errors import OutputError
-from graphcomp.inspection import inspection
-from graphcomp.inspection.inspection import (
-    Coupling,
-    Group,
-    Inspection,
-    Pin,
-    inspect,
-    render,
-    write_json,
-    write_svg,
-)
+from graphcomp.inspection.drawing import write_svg
+from graphcomp.inspection.inspection import Coupling, Group, Inspection, Pin, inspect, write_json
+from graphcomp.inspection.layout import Skip, assign_lanes
+from graphcomp.inspection.text import ending, fitting, render, some
 from graphcomp.measure.cost import params_trainable
 from tests.nets import TRAPS
 
@@ -233,11 +226,11 @@ def test_names_are_not_markup(mixed: Inspection) -> None:
 
 
 def test_long_lists_are_shortened() -> None:
-    assert inspection._some(["a", "b", "c", "d"]) == "a, b +2 more"
-    assert inspection._some(["a", "b"]) == "a, b"
-    assert inspection._fitting(["aaaa", "bbbb", "c" * 9], 18) == "aaaa, bbbb +1 more"
-    assert inspection._fitting(["aaaa", "bbbb", "cccc"], 3) == "aaaa +2 more"
-    assert inspection._tail("one.two.three.four", 12) == "\N{HORIZONTAL ELLIPSIS}three.four"
+    assert some(["a", "b", "c", "d"]) == "a, b +2 more"
+    assert some(["a", "b"]) == "a, b"
+    assert fitting(["aaaa", "bbbb", "c" * 9], 18) == "aaaa, bbbb +1 more"
+    assert fitting(["aaaa", "bbbb", "cccc"], 3) == "aaaa +2 more"
+    assert ending("one.two.three.four", 12) == "\N{HORIZONTAL ELLIPSIS}three.four"
 
 
 # ---- files
@@ -322,8 +315,8 @@ def test_characters_that_xml_cannot_write_are_replaced(mixed: Inspection, tmp_pa
 
 
 def test_skips_that_overlap_get_lanes_of_their_own() -> None:
-    skips = [inspection._Skip(*skip) for skip in [(0, [9]), (1, [3, 5]), (2, [4]), (5, [8]), (6, [7])]]
-    lanes = inspection._lanes(skips)
+    skips = [Skip(*skip) for skip in [(0, [9]), (1, [3, 5]), (2, [4]), (5, [8]), (6, [7])]]
+    lanes = assign_lanes(skips)
     for a in skips:
         for b in skips:
             if a is not b and a.source < b.readers[-1] and b.source < a.readers[-1]:
