@@ -19,6 +19,8 @@ Messages read `place: found, expected`, followed by what to do next. What goes o
 word is a GraphcompWarning; the command line shows it and hides everybody else's.
 """
 
+from typing import Self
+
 
 def first_line(error: BaseException) -> str:
     """Of its message, to which torch and fx append graphs and call stacks; its type if it says nothing."""
@@ -28,6 +30,11 @@ def first_line(error: BaseException) -> str:
 
 class GraphcompError(Exception):
     """Base of all errors that graphcomp raises on purpose."""
+
+    @classmethod
+    def at(cls, place: object, found: object, expected: str, advice: str) -> Self:
+        """The error with a message of the usual form."""
+        return cls(f"{place}: found {found}, expected {expected}; {advice}")
 
 
 class TraceError(GraphcompError):

@@ -64,23 +64,19 @@ def load_weights(module: nn.Module, path: str | Path) -> str | None:
     return _said(found)
 
 
-def _bad(place: object, found: str, expected: str, advice: str) -> LoadError:
-    return LoadError(f"{place}: found {found}, expected {expected}; {advice}")
-
-
 # --- reading ------------------------------------------------------------------------------------------------
 
 
 def _read(path: Path) -> Any:
     if not is_file(path):
         found = "a directory" if is_dir(path) else "no such file"
-        raise _bad(path, found, "a file of weights", "correct the path")
+        raise LoadError.at(path, found, "a file of weights", "correct the path")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything at all
-        raise _bad(path, *_unreadable(path, error)) from error
+        raise LoadError.at(path, *_unreadable(path, error)) from error
 
 
 def _read_safetensors(path: Path) -> State:
@@ -88,7 +84,7 @@ def _read_safetensors(path: Path) -> State:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         found = f"an unreadable file ({_what_it_is(path) or first_line(error)})"
-        raise _bad(path, found, "safetensors", "fetch or save it again") from error
+        raise LoadError.at(path, found, "safetensors", "fetch or save it again") from error
 
 
 def _unreadable(path: Path, error: Exception) -> tuple[str, str, str]:
@@ -147,7 +143,7 @@ def _best(path: Path, content: Any, own: State) -> Found:
     """The weights behind the prefix that most of the network's tensors stand behind; LoadError if two do."""
     places = dict(_tensors(content))
     if not places:
-        raise _bad(
+        raise LoadError.at(
             path, f"no named tensors ({_shape_of(content)})", "a state dict", "save model.state_dict()"
         )
     scores = _scores(places, own)
@@ -155,7 +151,7 @@ def _best(path: Path, content: Any, own: State) -> Found:
     for prefix in whole[1:]:
         if not _same(*(_behind(p, places, own) for p in (whole[0], prefix))):
             two = " and ".join(p.rstrip(".") or "the outermost dictionary" for p in (whole[0], prefix))
-            raise _bad(
+            raise LoadError.at(
                 path,
                 f"weights of this network in two places with different numbers, {two}",
                 "them once",
@@ -250,7 +246,7 @@ def _require_same_keys(path: Path, module: nn.Module, state: State, own: State) 
     problems = {"missing": missing, "unexpected": unexpected, "wrong shape": different}
     lines = [f"\n  {len(keys)} {what}: {_some(keys)}" for what, keys in problems.items() if keys]
     if lines:
-        raise _bad(
+        raise LoadError.at(
             path,
             f"other weights than {type(module).__name__} has",
             f"its {len(own)} keys",
@@ -275,14 +271,14 @@ def _some(keys: list[str], most: int = LISTED) -> str:
 def _require_numbers(path: Path, module: nn.Module, state: State) -> None:
     bad = [k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())]
     if bad:
-        raise _bad(
+        raise LoadError.at(
             path,
             f"NaN or infinite values in {_some(bad)}",
             "finite weights",
             "use a checkpoint that did not diverge",
         )
     if negative := negative_variances(module, state):
-        raise _bad(
+        raise LoadError.at(
             path,
             f"negative variances in {_some(negative)}",
             "variances of 0 or more",

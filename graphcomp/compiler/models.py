@@ -60,10 +60,6 @@ def is_program_dir(spec: str) -> bool:
     return is_file(Path(spec) / PROGRAM_FILE)
 
 
-def _bad(place: object, found: str, expected: str, advice: str) -> LoadError:
-    return LoadError(f"{place}: found {found}, expected {expected}; {advice}")
-
-
 def load_model(spec: str) -> LoadedModel:
     """Build the network that `spec` names (see the module's table), in eval mode.
 
@@ -77,7 +73,7 @@ def load_model(spec: str) -> LoadedModel:
     path, _, factory = spec.rpartition(":")
     if path.endswith(".py"):
         return _from_file(Path(path), factory)
-    raise _bad(f"model {spec!r}", _what(spec), FORMS, _near_spec(spec))
+    raise LoadError.at(f"model {spec!r}", _what(spec), FORMS, _near_spec(spec))
 
 
 def _what(spec: str) -> str:
@@ -121,7 +117,9 @@ def _torchvision(name: str) -> LoadedModel:
         near = _advice(
             difflib.get_close_matches(name, names, 3), "see torchvision's documentation for the names"
         )
-        raise _bad(f"torchvision:{name}", "no such network", "a classification or segmentation network", near)
+        raise LoadError.at(
+            f"torchvision:{name}", "no such network", "a classification or segmentation network", near
+        )
     options: dict[str, Any] = {"weights": None}
     if name in models.list_models(module=models.segmentation):
         options["weights_backbone"] = None
@@ -151,7 +149,7 @@ def _bundled(name: str) -> LoadedModel:
 
     if name not in MODELS:
         near = _advice(difflib.get_close_matches(name, MODELS, 3), "correct the name")
-        raise _bad(f"models:{name}", "no such network", f"one of {', '.join(MODELS)}", near)
+        raise LoadError.at(f"models:{name}", "no such network", f"one of {', '.join(MODELS)}", near)
     spec = MODELS[name]
     return LoadedModel(spec.factory().eval(), spec.input_shape, spec.weights, name, spec.data, RANDOM)
 
@@ -161,12 +159,12 @@ def _bundled(name: str) -> LoadedModel:
 
 def _from_file(path: Path, name: str) -> LoadedModel:
     if not is_file(path):
-        raise _bad(path, "no such file", "a Python file", "correct the path")
+        raise LoadError.at(path, "no such file", "a Python file", "correct the path")
     with _user_code(path):
         made = _factory(_import(path), path, name)
         module = made if isinstance(made, nn.Module) else made()
     if not isinstance(module, nn.Module):
-        raise _bad(
+        raise LoadError.at(
             f"{path}:{name}", f"a {type(module).__name__}", "a torch.nn.Module", f"return one from {name}()"
         )
     return LoadedModel(module.eval(), None, None, f"{path.stem}:{name}")
@@ -199,7 +197,7 @@ def _factory(module: ModuleType, path: Path, name: str) -> Any:
     near = _advice(
         difflib.get_close_matches(name, own, 3), f"it has {', '.join(own) or 'no functions or classes'}"
     )
-    raise _bad(path, found, "a function or class without required arguments", near)
+    raise LoadError.at(path, found, "a function or class without required arguments", near)
 
 
 @contextmanager
@@ -215,7 +213,7 @@ def _user_code(path: Path) -> Iterator[None]:
     except LoadError:
         raise
     except (Exception, SystemExit) as error:
-        raise _bad(
+        raise LoadError.at(
             _place(path, error), f"{type(error).__name__}: {error}", "a file that loads", "correct it there"
         ) from error
     finally:

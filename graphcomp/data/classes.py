@@ -32,10 +32,6 @@ SEPARATOR = re.compile(r"\s*[,;\t]\s*|\s+")
 SHOWN = 3
 
 
-def _bad(place: object, found: str, expected: str, advice: str) -> DataError:
-    return DataError(f"{place}: found {found}, expected {expected}; {advice}")
-
-
 def how_to_map(outputs: int) -> str:
     """What to do where folders do not say which output is theirs."""
     return (
@@ -80,7 +76,7 @@ def folder_classes(place: object, names: Sequence[str], outputs: int | None, wan
     index = _required_indices(place, names) if reading == "index" else _from_file(Path(reading), names, place)
     highest = max(index, key=lambda name: index[name])
     if outputs is not None and index[highest] >= outputs:
-        raise _bad(
+        raise DataError.at(
             place,
             f"index {index[highest]} for folder {highest!r}",
             f"0 to {outputs - 1}, as the network has {outputs} outputs",
@@ -90,7 +86,7 @@ def folder_classes(place: object, names: Sequence[str], outputs: int | None, wan
 
 
 def _wrong_count(place: object, names: Sequence[str], outputs: int | None) -> DataError:
-    return _bad(
+    return DataError.at(
         place,
         f"{len(names)} class folders ({_some(names)})",
         f"one for each of the network's {outputs} outputs",
@@ -106,7 +102,7 @@ def _deduced(place: object, names: Sequence[str], outputs: int) -> str:
             raise _wrong_count(place, names, outputs)
         return "index"
     if carried is not None and sorted(names, key=lambda name: carried[name]) != list(names):
-        raise _bad(
+        raise DataError.at(
             place,
             f"numbers as folders ({_some(names)}), whose alphabetical order is not theirs",
             "one order",
@@ -134,7 +130,9 @@ def _required_indices(place: object, names: Sequence[str]) -> dict[str, int]:
         what = (
             f"{len(without)} without ({_some(without)})" if without else "some that begin with the same one"
         )
-        raise _bad(place, what, "folders that begin with different numbers", "rename them, or give a file")
+        raise DataError.at(
+            place, what, "folders that begin with different numbers", "rename them, or give a file"
+        )
     return found
 
 
@@ -147,16 +145,18 @@ def _some(names: Sequence[str]) -> str:
 
 def _from_file(path: Path, names: Sequence[str], place: object) -> dict[str, int]:
     if not is_file(path):
-        raise _bad(f"?classes={path}", "no such file", "sorted, index or a file", "correct the path")
+        raise DataError.at(f"?classes={path}", "no such file", "sorted, index or a file", "correct the path")
     try:
         known = _read(path)
     except DataError:
         raise
     except Exception as error:  # a damaged file can raise anything at all
-        raise _bad(path, f"an unreadable file ({first_line(error)[:80]})", "a mapping", _FORMS) from error
+        raise DataError.at(
+            path, f"an unreadable file ({first_line(error)[:80]})", "a mapping", _FORMS
+        ) from error
     absent = [name for name in names if name not in known]
     if absent:
-        raise _bad(
+        raise DataError.at(
             path,
             f"nothing about {len(absent)} of the {len(names)} folders in {place} ({_some(absent)})",
             f"an index for each (it has {_some(list(known))})",
@@ -181,9 +181,11 @@ def _read(path: Path) -> dict[str, int]:
     known: dict[str, int] = {}
     for name, index in pairs:
         if known.setdefault(name, index) != index or index < 0:
-            raise _bad(path, f"{name!r} as {known[name]} and as {index}", "one index from 0", "correct it")
+            raise DataError.at(
+                path, f"{name!r} as {known[name]} and as {index}", "one index from 0", "correct it"
+            )
     if not known:
-        raise _bad(path, "no classes", "at least one", _FORMS)
+        raise DataError.at(path, "no classes", "at least one", _FORMS)
     return known
 
 
@@ -195,7 +197,7 @@ def _json_pairs(path: Path, content: Any) -> Iterable[tuple[str, int]]:
             continue
         names = [value] if isinstance(value, str) else value
         if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-            raise _bad(
+            raise DataError.at(
                 path, f"{str(value)[:40]!r} for {key!r}", "an index, a name or a list of names", _FORMS
             )
         for name in names:

@@ -58,7 +58,7 @@ def is_image(path: Path) -> bool:
     """
     suffix = path.suffix.lower()
     if suffix in OTHERS and not path.name.startswith("."):
-        raise _bad(
+        raise DataError.at(
             path,
             f"a picture of a kind that is not read ({suffix})",
             ", ".join(sorted(SUFFIXES)),
@@ -80,14 +80,10 @@ def decode(path: Path, shape: tuple[int, ...]) -> Tensor:
             image.load()
             pixels = np.array(_fit(_plain(upright(image), "RGB" if channels == 3 else "L"), height, width))
     except Exception as error:  # a damaged file can raise anything at all
-        raise _bad(
+        raise DataError.at(
             path, f"an unreadable image ({first_line(error)})", "one that decodes", "replace or remove it"
         ) from error
     return torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1)
-
-
-def _bad(place: object, found: str, expected: str, advice: str) -> DataError:
-    return DataError(f"{place}: found {found}, expected {expected}; {advice}")
 
 
 def _known_formats() -> list[str]:

@@ -127,7 +127,7 @@ class Split:
         if an image cannot be decoded when its batch is due.
         """
         if size < 1:
-            raise _bad("batch size", size, "at least 1", "give a positive number")
+            raise DataError.at("batch size", size, "at least 1", "give a positive number")
         order = np.arange(len(self)) if shuffle_seed is None else _rng(shuffle_seed).permutation(len(self))
         chunks = (order[start : start + size] for start in range(0, len(self), size))
         return ((self.fetch(self.indices[chunk]), self.labels[torch.from_numpy(chunk)]) for chunk in chunks)
@@ -160,11 +160,16 @@ class Split:
         return self.subset(np.setdiff1d(np.arange(len(self)), held)), self.subset(held)
 
 
+def _choose(outputs: int) -> str:
+    return "choose data and network that belong to each other"
+
+
 @dataclass(frozen=True, eq=False)
 class Data:
     """Calibration and training samples (`train`), evaluation samples (`eval`) and where they came from.
 
-    `num_classes` is None without classes, for `npz` the largest label plus one; `description` is one line.
+    `num_classes` is None without classes, for `npz` the largest label plus one; `description` is one line;
+    `advice` says what to do if there are not as many classes as a network has outputs.
     """
 
     train: Split
@@ -172,6 +177,7 @@ class Data:
     num_classes: int | None
     spec: str
     description: str
+    advice: Callable[[int], str] = field(default=_choose, repr=False)
 
     @property
     def labelled(self) -> bool:
@@ -187,13 +193,11 @@ class Data:
         """DataError unless there are as many classes as a network has outputs: scores would mean nothing."""
         if not self.labelled or self.regression or self.num_classes in (None, outputs):
             return
-        kind = _KINDS.get(self.spec.partition("?")[0].partition(":")[0])
-        advice = kind.advice(outputs) if kind is not None else CHOOSE
-        raise _bad(
+        raise DataError.at(
             self.spec,
             f"{self.num_classes} classes",
             f"{outputs}, the number of the network's outputs",
-            advice,
+            self.advice(outputs),
         )
 
     def only(self, classes: Sequence[int]) -> "Data":
@@ -202,9 +206,11 @@ class Data:
         Raises DataError without labels, or if a class has no samples to calibrate or to evaluate with.
         """
         if not self.labelled:
-            raise _bad("classes", f"{self.spec!r} without labels", "labelled data", "give other --data")
+            raise DataError.at(
+                "classes", f"{self.spec!r} without labels", "labelled data", "give other --data"
+            )
         if self.regression:
-            raise _bad(
+            raise DataError.at(
                 "classes", f"{self.spec!r} with values", "whole numbers as labels", "give other --data"
             )
         ids = torch.tensor(sorted(set(classes)))
@@ -221,7 +227,9 @@ class Data:
 def _only(split: Split, ids: Tensor) -> Split:
     for label in ids.tolist():
         if not bool((split.labels == label).any()):
-            raise _bad("classes", f"no sample of class {label}", "some of every class", "choose others")
+            raise DataError.at(
+                "classes", f"no sample of class {label}", "some of every class", "choose others"
+            )
     chosen = split.subset(torch.isin(split.labels, ids).nonzero().flatten().numpy())
     return replace(chosen, labels=torch.searchsorted(ids, chosen.labels))
 
@@ -240,23 +248,15 @@ class _Request:
     numbers: Numbers | None = None
 
 
-CHOOSE = "choose data and network that belong to each other"
-
-
 @dataclass(frozen=True)
 class _Kind:
     load: Callable[[_Request], Data]
     location: str | None
     options: tuple[str, ...]
-    advice: Callable[[int], str] = lambda outputs: CHOOSE
-    """What to do if there are not as many classes as a network has outputs."""
+    advice: Callable[[int], str] = _choose
 
     def usage(self, name: str) -> str:
         return f"{name}:{self.location}" if self.location else name
-
-
-def _bad(place: object, found: object, expected: str, advice: str) -> DataError:
-    return DataError(f"{place}: found {found}, expected {expected}; {advice}")
 
 
 def load_data(
@@ -279,10 +279,11 @@ def load_data(
     Raises DataError for whatever is missing, empty, damaged or does not fit.
     """
     request = replace(_parse(spec, input_shape, seed), outputs=outputs, numbers=numbers)
-    data = _KINDS[spec.partition("?")[0].partition(":")[0]].load(request)
+    kind = _KINDS[spec.partition("?")[0].partition(":")[0]]
+    data = replace(kind.load(request), advice=kind.advice)
     for name, split in (("calibration", data.train), ("evaluation", data.eval)):
         if len(split) == 0:
-            raise _bad(spec, f"no {name} samples", "at least one", "add samples")
+            raise DataError.at(spec, f"no {name} samples", "at least one", "add samples")
     return data if request.limit is None else _limited(data, request.limit, seed)
 
 
@@ -303,13 +304,15 @@ def _parse(spec: str, shape: tuple[int, ...], seed: int) -> _Request:
     kind = _KINDS.get(name)
     if kind is None:
         known = ", ".join(k.usage(n) for n, k in _KINDS.items())
-        raise _bad(f"data spec {spec!r}", f"source {name!r}", f"one of {known}", "use one of them")
+        raise DataError.at(f"data spec {spec!r}", f"source {name!r}", f"one of {known}", "use one of them")
     if bool(where) != bool(kind.location):
-        raise _bad(f"data spec {spec!r}", f"{source!r}", f"{kind.usage(name)!r}", "write it like that")
+        raise DataError.at(
+            f"data spec {spec!r}", f"{source!r}", f"{kind.usage(name)!r}", "write it like that"
+        )
     if not shape or min(shape) < 1:
-        raise _bad("input shape", shape, "positive sizes of one sample", "e.g. (3, 224, 224)")
+        raise DataError.at("input shape", shape, "positive sizes of one sample", "e.g. (3, 224, 224)")
     if not 0 <= seed < 2**32:
-        raise _bad("seed", seed, "0 to 2**32 - 1", "choose another")
+        raise DataError.at("seed", seed, "0 to 2**32 - 1", "choose another")
     options = _options(spec, query, kind.options) if question else {}
     return _Request(spec, where, shape, seed, **options)
 
@@ -319,24 +322,24 @@ def _options(spec: str, query: str, known: tuple[str, ...]) -> dict[str, Any]:
     for item in query.split("&"):
         name, _, text = item.partition("=")
         if name not in known:
-            raise _bad(f"data spec {spec!r}", f"option {name!r}", _listed(known), "correct it")
+            raise DataError.at(f"data spec {spec!r}", f"option {name!r}", _listed(known), "correct it")
         if name in options:
-            raise _bad(f"data spec {spec!r}", f"option {name!r} twice", "it once", "remove one")
+            raise DataError.at(f"data spec {spec!r}", f"option {name!r} twice", "it once", "remove one")
         options[name] = _READERS[name](spec, name, text)
     if ("mean" in options) != ("std" in options):
-        raise _bad(f"data spec {spec!r}", "only one of mean and std", "both", "give the other too")
+        raise DataError.at(f"data spec {spec!r}", "only one of mean and std", "both", "give the other too")
     return options
 
 
 def _limit(spec: str, name: str, text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise _bad(f"data spec {spec!r}", f"{name}={text!r}", "a whole number from 1", "correct it")
+        raise DataError.at(f"data spec {spec!r}", f"{name}={text!r}", "a whole number from 1", "correct it")
     return int(text)
 
 
 def _text(spec: str, name: str, text: str) -> str:
     if not text:
-        raise _bad(f"data spec {spec!r}", f"{name} without a value", "one", "correct it")
+        raise DataError.at(f"data spec {spec!r}", f"{name} without a value", "one", "correct it")
     return text
 
 
@@ -347,7 +350,7 @@ def _floats(spec: str, name: str, text: str) -> tuple[float, ...]:
         values = (math.nan,)
     if not all(math.isfinite(v) for v in values) or (name == "std" and min(values) <= 0):
         expected = "positive numbers" if name == "std" else "numbers"
-        raise _bad(f"data spec {spec!r}", f"{name}={text!r}", expected, f"e.g. {name}=0.5,0.5,0.5")
+        raise DataError.at(f"data spec {spec!r}", f"{name}={text!r}", expected, f"e.g. {name}=0.5,0.5,0.5")
     return values
 
 
@@ -399,7 +402,7 @@ def _statistics(request: _Request) -> tuple[Tensor, Tensor]:
     mean, std = request.mean or IMAGENET_MEAN, request.std or IMAGENET_STD
     channels = request.shape[0]
     if not len(mean) == len(std) == channels:
-        raise _bad(
+        raise DataError.at(
             request.spec,
             f"{len(mean)} mean and {len(std)} std values",
             f"one for each of the {channels} channels that the model takes",
@@ -430,7 +433,7 @@ def _float_fetch(samples: NDArray[np.float32], request: _Request) -> Fetch:
     if request.mean is None:
         return _Source(lambda indices: torch.from_numpy(samples[indices]), identify)
     if samples.ndim != 4:
-        raise _bad(
+        raise DataError.at(
             request.spec, f"mean and std for samples of shape {samples.shape[1:]}", "CxHxW", "leave them out"
         )
     mean, std = _statistics(request)
@@ -446,7 +449,7 @@ def _identity(samples: NDArray[Any], indices: Indices, request: _Request) -> Ite
 
 def _require_sample(request: _Request, found: tuple[int, ...]) -> None:
     if found != request.shape:
-        raise _bad(
+        raise DataError.at(
             request.spec,
             f"samples of shape {_sizes(found)}",
             f"{_sizes(request.shape)} as the model takes them",
@@ -469,7 +472,7 @@ def _digits(request: _Request) -> Data:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise _bad("digits", "no scikit-learn", "it", "pip install graphcomp[demo]") from error
+        raise DataError.at("digits", "no scikit-learn", "it", "pip install graphcomp[demo]") from error
     source = load_digits()
     grey = np.rint(source.images * (255 / 16)).astype(np.uint8)
     images = grey.repeat(4, axis=1).repeat(4, axis=2)[..., None].repeat(3, axis=3)
@@ -532,14 +535,16 @@ def _npz(request: _Request) -> Data:
         what = "arrays, fixed stratified split into halves"
     else:
         found = _listed(tuple(sorted(arrays))) or "nothing"
-        raise _bad(
+        raise DataError.at(
             request.where,
             f"arrays {found}",
             f"{', '.join(PAIR)} or {', '.join(FOUR)}",
             "save it with np.savez(file, x=x, y=y)",
         )
     if train.regression != evaluation.regression:
-        raise _bad(request.where, "classes in one set and values in the other", "one kind", "convert them")
+        raise DataError.at(
+            request.where, "classes in one set and values in the other", "one kind", "convert them"
+        )
     largest = max((int(s.labels.max()) for s in (train, evaluation) if len(s)), default=0)
     classes = None if train.regression else _index_count(request, largest)
     return Data(
@@ -553,21 +558,25 @@ def _index_count(request: _Request, largest: int) -> int:
         return largest + 1
     count = _limit(request.spec, "classes", request.classes)
     if largest >= count:
-        raise _bad(request.where, f"label {largest}", f"0 to {count - 1} (classes={count})", "correct one")
+        raise DataError.at(
+            request.where, f"label {largest}", f"0 to {count - 1} (classes={count})", "correct one"
+        )
     return count
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     if not is_file(path):
-        raise _bad(path, "no such file", "an .npz file", "correct the path")
+        raise DataError.at(path, "no such file", "an .npz file", "correct the path")
     try:
         with path.open("rb") as file:
             content = np.load(file, allow_pickle=False)
             if not isinstance(content, np.lib.npyio.NpzFile):
-                raise _bad(path, "a single array", "an .npz file", "save it with np.savez(file, x=x, y=y)")
+                raise DataError.at(
+                    path, "a single array", "an .npz file", "save it with np.savez(file, x=x, y=y)"
+                )
             return {key: content[key] for key in content.files if key in PAIR + FOUR}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise _bad(
+        raise DataError.at(
             path, f"an unreadable file ({error})", "plain arrays", "save it again with np.savez"
         ) from error
 
@@ -581,33 +590,33 @@ def _samples(
     place = f"{request.where}[{x_key}]"
     if x.dtype == np.uint8:
         if x.ndim != 4:
-            raise _bad(place, f"uint8 of shape {x.shape}", "images (N, H, W, C)", "reshape them")
+            raise DataError.at(place, f"uint8 of shape {x.shape}", "images (N, H, W, C)", "reshape them")
         return labels, _bytes_fetch(x, request)
     if x.dtype.kind != "f":
-        raise _bad(place, x.dtype, "uint8 (N, H, W, C) or float (N, C, H, W)", "convert it")
+        raise DataError.at(place, x.dtype, "uint8 (N, H, W, C) or float (N, C, H, W)", "convert it")
     with np.errstate(over="ignore"):
         samples = np.ascontiguousarray(x, dtype=np.float32)
     if bad := samples.size - int(np.isfinite(samples).sum()):
-        raise _bad(place, f"{bad} NaN or infinite values", "finite float32", "clean the data")
+        raise DataError.at(place, f"{bad} NaN or infinite values", "finite float32", "clean the data")
     return labels, _float_fetch(samples, request)
 
 
 def _values(place: str, y: NDArray[Any], samples: tuple[int, ...]) -> NDArray[np.float32]:
     """Labels of a regression: (N,) or (N, k)."""
     if y.shape[:1] != samples or y.ndim > 2:
-        raise _bad(
+        raise DataError.at(
             place, f"{y.dtype} of shape {y.shape}", f"({samples[0]},) or ({samples[0]}, k)", "reshape it"
         )
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(y, dtype=np.float32)
     if bad := values.size - int(np.isfinite(values).sum()):
-        raise _bad(place, f"{bad} NaN or infinite values", "finite float32", "clean the data")
+        raise DataError.at(place, f"{bad} NaN or infinite values", "finite float32", "clean the data")
     return values
 
 
 def _labels(place: str, y: NDArray[Any], samples: tuple[int, ...], classes: int | None = None) -> Indices:
     if y.dtype.kind not in "iu" or y.shape != samples:
-        raise _bad(
+        raise DataError.at(
             place,
             f"{y.dtype} labels of shape {y.shape}",
             f"integers of shape {samples}",
@@ -617,7 +626,7 @@ def _labels(place: str, y: NDArray[Any], samples: tuple[int, ...], classes: int 
     top = np.iinfo(np.int64).max if classes is None else classes - 1
     if low < 0 or high > top:
         limits = f"0 to {top}" if classes else "0 or larger"
-        raise _bad(place, f"labels from {low} to {high}", limits, "correct the class ids")
+        raise DataError.at(place, f"labels from {low} to {high}", limits, "correct the class ids")
     return y.astype(np.int64)
 
 
@@ -641,7 +650,7 @@ def _cifar_folder(where: Path) -> Path:
     missing = tuple(n for n in CIFAR_TRAIN + CIFAR_TEST if not is_file(folder / n))
     if missing:
         found = f"no {', '.join(missing)}" if is_dir(where) else "no such directory"
-        raise _bad(
+        raise DataError.at(
             folder,
             found,
             "the python batches of CIFAR-10",
@@ -661,16 +670,20 @@ def _cifar_batch(path: Path) -> tuple[NDArray[np.uint8], Indices]:
     content = _read_pickle(path)
     data, labels = (content.get(k, content.get(k.encode())) for k in ("data", "labels"))
     if not isinstance(data, _PickledArray) or not isinstance(labels, list | _PickledArray):
-        raise _bad(path, "no data and labels", "a python batch of CIFAR-10", "unpack the archive again")
+        raise DataError.at(
+            path, "no data and labels", "a python batch of CIFAR-10", "unpack the archive again"
+        )
     rows, ids = data.value, labels.value if isinstance(labels, _PickledArray) else _integers(path, labels)
     if rows.dtype != np.uint8 or rows.shape[1:] != (3072,):
-        raise _bad(path, f"data of {rows.dtype} {rows.shape}", "uint8 (N, 3072)", "unpack the archive again")
+        raise DataError.at(
+            path, f"data of {rows.dtype} {rows.shape}", "uint8 (N, 3072)", "unpack the archive again"
+        )
     return rows, _labels(str(path), ids, rows.shape[:1], 10)
 
 
 def _integers(path: Path, labels: list[Any]) -> NDArray[Any]:
     if not all(isinstance(v, int) for v in labels):
-        raise _bad(path, "labels that are not integers", "0 to 9", "unpack the archive again")
+        raise DataError.at(path, "labels that are not integers", "0 to 9", "unpack the archive again")
     return np.array(labels, dtype=np.int64)
 
 
@@ -679,11 +692,11 @@ def _read_pickle(path: Path) -> dict[Any, Any]:
         with path.open("rb") as file:
             content = _BatchUnpickler(file).load()
     except Exception as error:  # a damaged pickle can raise anything at all
-        raise _bad(
+        raise DataError.at(
             path, f"an unreadable file ({error})", "a python batch of CIFAR-10", "unpack the archive again"
         ) from error
     if not isinstance(content, dict):
-        raise _bad(path, f"a {type(content).__name__}", "a dictionary", "unpack the archive again")
+        raise DataError.at(path, f"a {type(content).__name__}", "a dictionary", "unpack the archive again")
     return content
 
 
@@ -754,9 +767,9 @@ class _BatchUnpickler(pickle.Unpickler):
 def _imagefolder(request: _Request) -> Data:
     root = Path(request.where)
     if not is_dir(root):
-        raise _bad(root, "no such directory", "class folders of images", "correct the path")
+        raise DataError.at(root, "no such directory", "class folders of images", "correct the path")
     if len(request.shape) != 3 or request.shape[0] not in (1, 3):
-        raise _bad(
+        raise DataError.at(
             request.spec,
             f"a model that takes {_sizes(request.shape)}",
             "1xHxW or 3xHxW for images",
@@ -769,7 +782,7 @@ def _imagefolder(request: _Request) -> Data:
 def _separate(request: _Request, root: Path, parts: set[str]) -> Data:
     held_out = "val" if "val" in parts else "test"
     if not {"train", held_out} <= parts:
-        raise _bad(
+        raise DataError.at(
             root,
             f"{_listed(tuple(sorted(parts)))} alone",
             "train and val (or test)",
@@ -778,7 +791,7 @@ def _separate(request: _Request, root: Path, parts: set[str]) -> Data:
     folders = _folders(root / "train")
     extra = sorted(set(_folders(root / held_out)) - set(folders))
     if extra and not _is_mapped(request):
-        raise _bad(
+        raise DataError.at(
             root / held_out,
             f"class folder {extra[0]!r}",
             f"only those of {root / 'train'}",
@@ -824,7 +837,7 @@ def _folders(folder: Path) -> list[str]:
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         loose = sum(is_image(p) for p in folder.iterdir())
-        raise _bad(
+        raise DataError.at(
             folder,
             f"{loose} images and no class folders",
             "<class>/<image>",
@@ -846,7 +859,7 @@ def _images(folder: Path, *, may_be_empty: bool) -> list[Path]:
         return []
     images = sorted(p for p in folder.iterdir() if is_image(p))
     if not images and not may_be_empty:
-        raise _bad(
+        raise DataError.at(
             folder,
             "no images",
             f"files ending in {', '.join(sorted(SUFFIXES))}",
@@ -869,7 +882,7 @@ def _file_fetch(paths: list[Path], request: _Request) -> Fetch:
             try:
                 status = paths[i].stat()
             except OSError as error:
-                raise _bad(
+                raise DataError.at(
                     paths[i], f"no file ({error})", "the image that was listed", "restore it"
                 ) from error
             yield f"{real(i)} {status.st_size} {status.st_mtime_ns}\n".encode()
