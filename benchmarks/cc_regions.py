@@ -25,7 +25,8 @@ from section import replace_section
 
 import graphcomp
 from graphcomp.compiler.compiler import load_source
-from graphcomp.data.sources import Data, load_data
+from graphcomp.data.sources import load_data
+from graphcomp.data.split import Data
 from graphcomp.factors.decompose import Factor
 from graphcomp.factors.surgery import candidates
 from graphcomp.ir.program import Program

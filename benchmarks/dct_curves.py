@@ -33,7 +33,8 @@ from section import replace_section
 
 import graphcomp
 from graphcomp.compiler.compiler import load_source
-from graphcomp.data.sources import Data, load_data
+from graphcomp.data.sources import load_data
+from graphcomp.data.split import Data
 from graphcomp.ir.program import Program
 from graphcomp.measure.cost import params_order, params_trainable
 from graphcomp.measure.evaluate import accuracy, wilson

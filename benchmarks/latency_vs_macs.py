@@ -30,7 +30,8 @@ import graphcomp
 from graphcomp.channels import analyse
 from graphcomp.channels.surgery import legalise, no_drop
 from graphcomp.compiler.compiler import load_source
-from graphcomp.data.sources import Data, load_data
+from graphcomp.data.sources import load_data
+from graphcomp.data.split import Data
 from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs
 from graphcomp.measure.evaluate import accuracy

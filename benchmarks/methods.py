@@ -25,7 +25,8 @@ from section import replace_section
 
 import graphcomp
 from graphcomp.compiler.compiler import load_source
-from graphcomp.data.sources import Data, load_data
+from graphcomp.data.sources import load_data
+from graphcomp.data.split import Data
 from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs, snapshot
 from graphcomp.measure.evaluate import accuracy

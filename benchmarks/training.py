@@ -23,7 +23,7 @@ from torch import Tensor
 
 from graphcomp import trace
 from graphcomp.data.augment import CropAndFlip
-from graphcomp.data.sources import Indices, Split
+from graphcomp.data.split import Indices, Split
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.records.records import Interval
 from graphcomp.runtime.bench import ratio_interval

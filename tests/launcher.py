@@ -25,7 +25,7 @@ from graphcomp.base.cache import VARIABLE
 from graphcomp.budget.latency import Stopwatch
 from graphcomp.budget.revert import stopwatch
 from graphcomp.cli import main as command_line
-from graphcomp.data.sources import Data
+from graphcomp.data.split import Data
 from graphcomp.errors import DataError, DistributedError, GraphcompError
 from graphcomp.ir.program import Program
 from graphcomp.measure import calibrate, gradients

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from graphcomp.data.sources import Data, Split
+from graphcomp.data.split import Data, Split
 from graphcomp.ir.program import Program
 from tests.tiny import traced
 

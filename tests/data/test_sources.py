@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-import graphcomp.data.sources
-from graphcomp.data.sources import Data, Split, load_data
+import graphcomp.data.arrays
+from graphcomp.data.sources import load_data
+from graphcomp.data.split import Data, Split
 from graphcomp.errors import DataError
 
 SHAPE = (3, 32, 32)
@@ -579,13 +580,13 @@ def test_a_fingerprint_of_samples_that_only_a_function_knows():
 def test_arrays_are_hashed_once(tmp_path, monkeypatch):
     """Also of parts that are made anew at every call; other parts, and other sources, by themselves."""
     hashed = []
-    identity = graphcomp.data.sources._identity
+    identity = graphcomp.data.arrays.identity
 
     def counting(samples, indices, request):
         hashed.append(len(indices))
         return identity(samples, indices, request)
 
-    monkeypatch.setattr(graphcomp.data.sources, "_identity", counting)
+    monkeypatch.setattr(graphcomp.data.arrays, "identity", counting)
     train = load("digits").train
     first = [train.subset(np.arange(n)).fingerprint() for n in (50, 60, 50, 60)]
     assert hashed == [50, 60] and first[:2] == first[2:] and first[0] != first[1]

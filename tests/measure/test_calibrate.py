@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from graphcomp.base.cache import VARIABLE
-from graphcomp.data.sources import Split
+from graphcomp.data.split import Split
 from graphcomp.errors import AnalysisError, DataError
 from graphcomp.ir.program import Program
 from graphcomp.measure import calibrate

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp.data.sources import Split, load_data
+from graphcomp.data.sources import load_data
+from graphcomp.data.split import Split
 from graphcomp.errors import DataError
 from graphcomp.measure.damage import (
     NUMBERS,

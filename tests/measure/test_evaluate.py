@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp.data.sources import Split
+from graphcomp.data.split import Split
 from graphcomp.errors import DataError
 from graphcomp.ir.program import Program
 from graphcomp.measure.evaluate import (

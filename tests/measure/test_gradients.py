@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphcomp.data.sources import Split
+from graphcomp.data.split import Split
 from graphcomp.errors import AnalysisError, DataError
 from graphcomp.ir.program import Program
 from graphcomp.measure import gradients

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import graphcomp
 from graphcomp.channels import analyse
 from graphcomp.compiler.recipe import parse_passes
-from graphcomp.data.sources import Data, Split
+from graphcomp.data.split import Data, Split
 from graphcomp.errors import DataError, PassError
 from graphcomp.ir.program import Program
 from graphcomp.models import MODELS

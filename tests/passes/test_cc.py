@@ -15,7 +15,8 @@ from graphcomp.base.cache import VARIABLE
 from graphcomp.budget.latency import Stopwatch
 from graphcomp.compiler.checkpoints import load_weights
 from graphcomp.compiler.models import load_model
-from graphcomp.data.sources import Data, load_data
+from graphcomp.data.sources import load_data
+from graphcomp.data.split import Data
 from graphcomp.errors import DataError, PassError
 from graphcomp.factors.decompose import decompose, read_factors
 from graphcomp.factors.surgery import layer_macs, region

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from graphcomp.compiler.compiler import Job, build, compile_program
 from graphcomp.compiler.recipe import Recipe, parse_passes
-from graphcomp.data.sources import Data
+from graphcomp.data.split import Data
 from graphcomp.errors import DataError, PassError
 from graphcomp.ir.program import Program
 from graphcomp.models.resnet_cifar import ResNet

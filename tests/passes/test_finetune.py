@@ -18,7 +18,8 @@ from torch import Tensor
 from graphcomp.bases.training import STATE
 from graphcomp.compiler.compiler import Job, build, load_source
 from graphcomp.compiler.recipe import Recipe, parse_passes
-from graphcomp.data.sources import Data, Split, load_data
+from graphcomp.data.sources import load_data
+from graphcomp.data.split import Data, Split
 from graphcomp.errors import DataError, PassError, VerifyError
 from graphcomp.ir.program import Program
 from graphcomp.measure.evaluate import mean_error

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from graphcomp.channels import analyse
 from graphcomp.compiler.recipe import parse_passes
-from graphcomp.data.sources import Data, Split
+from graphcomp.data.split import Data, Split
 from graphcomp.errors import DataError, PassError, RecipeError
 from graphcomp.ir.program import Program
 from graphcomp.measure.calibrate import Covariance, Request

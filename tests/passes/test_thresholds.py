@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from graphcomp.base.cache import VARIABLE
 from graphcomp.channels import analyse
 from graphcomp.channels.surgery import mask, no_drop, remove
-from graphcomp.data.sources import Split
+from graphcomp.data.split import Split
 from graphcomp.ir.program import Program
 from graphcomp.measure.evaluate import accuracy
 from graphcomp.passes.play_and_prune import thresholds

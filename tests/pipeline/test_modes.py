@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from graphcomp.compiler.compiler import Source, compile_program, evaluate_source
-from graphcomp.data.sources import Split
+from graphcomp.data.split import Split
 from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.program import Program, output_tensors
 from graphcomp.measure.calibrate import Covariance, Request, collect

@@ -8,7 +8,8 @@ import torch
 
 from graphcomp.compiler.compiler import compile_program
 from graphcomp.compiler.recipe import parse_passes
-from graphcomp.data.sources import Data, load_data
+from graphcomp.data.sources import load_data
+from graphcomp.data.split import Data
 from graphcomp.errors import GraphcompError, PassError
 from graphcomp.ir.program import Program
 from graphcomp.passes import PASSES

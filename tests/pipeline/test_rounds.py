@@ -21,7 +21,7 @@ from graphcomp.channels import analyse
 from graphcomp.channels.surgery import dropped_rows, no_drop
 from graphcomp.compiler.compiler import Job, build
 from graphcomp.compiler.recipe import Recipe
-from graphcomp.data.sources import Data, Indices
+from graphcomp.data.split import Data, Indices
 from graphcomp.errors import DataError, LoadError, PassError
 from graphcomp.ir.program import Program
 from graphcomp.measure.evaluate import accuracy

@@ -11,7 +11,7 @@ from torch import Tensor
 from graphcomp.channels import analyse
 from graphcomp.channels.surgery import feasible, remove
 from graphcomp.data.augment import CropAndFlip
-from graphcomp.data.sources import Split
+from graphcomp.data.split import Split
 from graphcomp.errors import LoadError, PassError
 from graphcomp.ir.program import output_tensors
 from graphcomp.pipeline.verify import check

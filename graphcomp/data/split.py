@@ -1,0 +1,234 @@
+"""Samples in a fixed order: splits, the data of a run, and what a hash of them is made of."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from graphcomp.errors import DataError
+
+SPLIT_SEED = 0
+READ = 1000
+"""Samples at a time when they are only read."""
+
+Indices = NDArray[np.int64]
+Labels = NDArray[np.int64] | NDArray[np.float32]
+Fetch = Callable[[Indices], Tensor]
+Buffer = bytes | memoryview
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A fetch that can say what it would yield without doing so.
+
+    Attributes:
+        fetch: see `Split`.
+        identify: what decides the samples at some positions, for a hash.
+        pixels: see `Split`.
+        held: whether the samples are in memory, where they stay what they are; files may change.
+    """
+
+    fetch: Fetch
+    identify: Callable[[Indices], Iterable[Buffer]]
+    pixels: tuple[Tensor, Tensor] | None = None
+    held: bool = True
+    _digests: dict[bytes, bytes] = field(default_factory=dict, repr=False)
+
+    def digest(self, indices: Indices) -> bytes:
+        """sha256 of the samples at some positions; those in memory are only hashed once."""
+        key = hashlib.sha256(np.ascontiguousarray(indices).data).digest()
+        if key in self._digests:
+            return self._digests[key]
+        digest = hashlib.sha256()
+        for part in self.identify(indices):
+            digest.update(part)
+        if self.held:
+            self._digests[key] = digest.digest()
+        return digest.digest()
+
+    def __call__(self, indices: Indices) -> Tensor:
+        """See `fetch`."""
+        return self.fetch(indices)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Samples in a fixed order.
+
+    Attributes:
+        labels: int64 `[len]`, the class of every sample; float32 `[len]` or `[len, k]`, its values, for
+            regression; zeros if not `labelled`.
+        indices: int64 `[len]`, the position of every sample in its source.
+        fetch: reads the samples at some positions of the source as one float32 tensor.
+        labelled: whether the labels mean anything.
+    """
+
+    labels: Tensor
+    indices: Indices = field(repr=False)
+    fetch: Fetch = field(repr=False)
+    labelled: bool = True
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def regression(self) -> bool:
+        """Whether the labels are values and no classes."""
+        return self.labelled and self.labels.is_floating_point()
+
+    @property
+    def pixels(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and std, `[C, 1, 1]`, that pixels in [0, 1] are normalised by; None for other samples."""
+        return self.fetch.pixels if isinstance(self.fetch, Source) else None
+
+    def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (float32 `[n, C, H, W]` normalised, labels), n = `size` but for a smaller last batch.
+
+        The order is that of the source, or shuffled by `shuffle_seed`. Raises DataError if `size` < 1, or
+        if an image cannot be decoded when its batch is due.
+        """
+        if size < 1:
+            raise DataError.at("batch size", size, "at least 1", "give a positive number")
+        order = np.arange(len(self)) if shuffle_seed is None else _rng(shuffle_seed).permutation(len(self))
+        chunks = (order[start : start + size] for start in range(0, len(self), size))
+        return ((self.fetch(self.indices[chunk]), self.labels[torch.from_numpy(chunk)]) for chunk in chunks)
+
+    def fingerprint(self) -> str:
+        """sha256 of the samples, their order, their normalisation and their labels.
+
+        Arrays are hashed, once; image files are known by path, size and time of change, looked up at every
+        call. Where only `fetch` knows the samples, they are read, at every call: they may have changed.
+        """
+        digest = hashlib.sha256(f"{self.labelled}\n".encode())
+        digest.update(self.labels.numpy().data)
+        if isinstance(self.fetch, Source):
+            digest.update(self.fetch.digest(self.indices))
+        else:
+            for x, _ in self.batches(READ):
+                digest.update(x.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def subset(self, positions: Indices) -> "Split":
+        """The samples at `positions` of this split."""
+        return replace(self, labels=self.labels[torch.from_numpy(positions)], indices=self.indices[positions])
+
+    def hold_out(self, fraction: float) -> tuple["Split", "Split"]:
+        """Two parts: most samples, and a fixed `fraction`, every class in proportion to within one sample.
+
+        Values have no classes: there the part is drawn from all samples alike.
+        """
+        held = stratified(self.labels.numpy(), round(fraction * len(self)), SPLIT_SEED)
+        return self.subset(np.setdiff1d(np.arange(len(self)), held)), self.subset(held)
+
+
+def choose_others(outputs: int) -> str:
+    """The advice where a source has none of its own."""
+    return "choose data and network that belong to each other"
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Calibration and training samples (`train`), evaluation samples (`eval`) and where they came from.
+
+    `num_classes` is None without classes, for `npz` the largest label plus one; `description` is one line;
+    `advice` says what to do if there are not as many classes as a network has outputs.
+    """
+
+    train: Split
+    eval: Split
+    num_classes: int | None
+    spec: str
+    description: str
+    advice: Callable[[int], str] = field(default=choose_others, repr=False)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether accuracy (or the error of predicted values) can be computed."""
+        return self.eval.labelled
+
+    @property
+    def regression(self) -> bool:
+        """Whether the labels are values and no classes."""
+        return self.eval.regression
+
+    def require_outputs(self, outputs: int) -> None:
+        """DataError unless there are as many classes as a network has outputs: scores would mean nothing."""
+        if not self.labelled or self.regression or self.num_classes in (None, outputs):
+            return
+        raise DataError.at(
+            self.spec,
+            f"{self.num_classes} classes",
+            f"{outputs}, the number of the network's outputs",
+            self.advice(outputs),
+        )
+
+    def only(self, classes: Sequence[int]) -> "Data":
+        """The samples of some classes; label i becomes that of the i-th smallest.
+
+        Raises DataError without labels, or if a class has no samples to calibrate or to evaluate with.
+        """
+        if not self.labelled:
+            raise DataError.at(
+                "classes", f"{self.spec!r} without labels", "labelled data", "give other --data"
+            )
+        if self.regression:
+            raise DataError.at(
+                "classes", f"{self.spec!r} with values", "whole numbers as labels", "give other --data"
+            )
+        ids = torch.tensor(sorted(set(classes)))
+        listed = ", ".join(map(str, ids.tolist()))
+        return replace(
+            self,
+            train=_only(self.train, ids),
+            eval=_only(self.eval, ids),
+            num_classes=len(ids),
+            description=f"{self.description}; classes {listed} only",
+        )
+
+
+def _only(split: Split, ids: Tensor) -> Split:
+    for label in ids.tolist():
+        if not bool((split.labels == label).any()):
+            raise DataError.at(
+                "classes", f"no sample of class {label}", "some of every class", "choose others"
+            )
+    chosen = split.subset(torch.isin(split.labels, ids).nonzero().flatten().numpy())
+    return replace(chosen, labels=torch.searchsorted(ids, chosen.labels))
+
+
+def _rng(seed: int) -> np.random.RandomState:
+    return np.random.RandomState(seed)
+
+
+def stratified(labels: Labels, count: int, seed: int) -> Indices:
+    """Positions (sorted) of `count` random samples, every class in proportion to within one sample."""
+    if labels.dtype.kind == "f":
+        labels = np.zeros(len(labels), np.int64)
+    order = _rng(seed).permutation(len(labels))
+    by_class = np.argsort(labels[order], kind="stable")
+    _, starts, sizes = np.unique(labels[order][by_class], return_index=True, return_counts=True)
+    rank = np.arange(len(labels)) - np.repeat(starts, sizes)
+    # The k-th sample of a class of n comes at (k + 1/2) / n: any prefix of that order is in proportion.
+    place = np.empty(len(labels))
+    place[by_class] = (rank + 0.5) / np.repeat(sizes, sizes)
+    return np.sort(order[np.argsort(place, kind="stable")[:count]])
+
+
+def split_in_two(labels: Labels, fetch: Fetch, fraction: float) -> tuple[Split, Split]:
+    """A fixed stratified split: `fraction` of the samples, and the others."""
+    others, first = whole_split(labels, fetch).hold_out(fraction)
+    return first, others
+
+
+def whole_split(labels: Labels, fetch: Fetch) -> Split:
+    """All samples, in the order of their source."""
+    return Split(torch.from_numpy(labels), np.arange(len(labels)), fetch)
+
+
+def describe(what: str, train: Split, evaluation: Split) -> str:
+    """One line about the data."""
+    return f"{what}: {len(train)} for calibration and training, {len(evaluation)} for evaluation"
