@@ -23,6 +23,7 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
+from graphcomp.records.records import Interval
 from rows import DOCS, OUT, Row, Rows, table
 from section import replace_section
 
@@ -36,7 +37,6 @@ from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs
 from graphcomp.measure.evaluate import accuracy
 from graphcomp.passes import PASSES
-from graphcomp.records.records import Interval
 from graphcomp.runtime.bench import Times, in_turn, ratio_interval
 
 GOALS = (0.8, 0.65, 0.5)

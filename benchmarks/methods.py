@@ -20,6 +20,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+from graphcomp.records.records import Snapshot
 from rows import DOCS, Row, Rows, table, timed
 from section import replace_section
 
@@ -30,7 +31,6 @@ from graphcomp.data.split import Data
 from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs, snapshot
 from graphcomp.measure.evaluate import accuracy
-from graphcomp.records.records import Snapshot
 
 ENERGIES = (0.99, 0.98, 0.97, 0.96, 0.95, 0.93, 0.90, 0.80)
 PFA_PAPER = {

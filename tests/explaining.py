@@ -14,10 +14,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from graphcomp import records
 from graphcomp.explanation import profiling
 from graphcomp.explanation.attribution import AttributedKernel, attribute
 from graphcomp.explanation.profiling import Node, Profile
-from graphcomp.records import records
 from graphcomp.runtime import onnxfile
 from graphcomp.runtime.bench import random_inputs
 

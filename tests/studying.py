@@ -4,7 +4,7 @@ from typing import Any
 
 from graphcomp.measure.evaluate import wilson
 from graphcomp.passes import PASSES
-from graphcomp.records.records import Accuracy, LayerRow, MeanError, Snapshot
+from graphcomp.records import Accuracy, LayerRow, MeanError, Snapshot
 from graphcomp.study.grid import Cell, Study, expand
 from graphcomp.study.run import CellResult
 

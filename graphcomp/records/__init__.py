@@ -1,39 +1,29 @@
 """What a run writes, as data: reports, plans, timings, explanations."""
 
-from graphcomp.records import records
-from graphcomp.records.records import (
-    Accuracy,
-    BatchTiming,
-    Bench,
-    CorruptedScore,
-    DctWeights,
-    Drift,
-    EpochRow,
-    Evaluation,
+from graphcomp.records.explanation import (
     ExplainedRow,
     Explanation,
-    Export,
     Gather,
     GatherForm,
-    Interval,
-    LayerRow,
-    LeftAlone,
-    MeanError,
-    ModelFile,
-    ModeTrial,
     Part,
     PartKind,
-    Record,
-    Report,
-    Robustness,
+    TracedFile,
+)
+from graphcomp.records.passes import (
+    Drift,
+    EpochRow,
+    LeftAlone,
+    ModeTrial,
     Round,
-    Snapshot,
     Spectrum,
     Step,
-    TracedFile,
     Training,
     Width,
 )
+from graphcomp.records.program import Accuracy, LayerRow, MeanError, Snapshot
+from graphcomp.records.record import Record
+from graphcomp.records.report import CorruptedScore, DctWeights, Evaluation, Export, Report, Robustness
+from graphcomp.records.timing import BatchTiming, Bench, Environment, Interval, ModelFile, TimingStats
 
 __all__ = [
     "Accuracy",
@@ -42,6 +32,7 @@ __all__ = [
     "CorruptedScore",
     "DctWeights",
     "Drift",
+    "Environment",
     "EpochRow",
     "Evaluation",
     "ExplainedRow",
@@ -64,8 +55,8 @@ __all__ = [
     "Snapshot",
     "Spectrum",
     "Step",
+    "TimingStats",
     "TracedFile",
     "Training",
     "Width",
-    "records",
 ]

@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
+from graphcomp import records
 from graphcomp.base import Progress, part, quiet
 from graphcomp.errors import BenchError
-from graphcomp.records import records
 from graphcomp.runtime import doctor, onnxfile
 from graphcomp.runtime.onnxfile import OnnxFile, onnx_macs
 from graphcomp.runtime.session import OpenSession, Provider, open_session, probe, run_errors

@@ -21,8 +21,8 @@ from packaging.version import InvalidVersion, Version
 from rich.table import Table
 from rich.text import Text
 
+from graphcomp import records
 from graphcomp.errors import BenchError
-from graphcomp.records import records
 from graphcomp.runtime.session import ADVICE, PROVIDERS, Provider, installed_runtimes, probe
 
 __all__ = ["Finding", "auto_target", "diagnose", "environment", "render"]

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 from graphcomp.base.workers import Tell, run_tasks
 from graphcomp.compiler import compiler
 from graphcomp.passes import PASSES
-from graphcomp.records.records import Export
+from graphcomp.records import Export
 from graphcomp.study.grid import Cell, Study, expand
 from graphcomp.study.run import run_study
 from tests.base.test_workers import check_failures, divide, done, double, fail, train

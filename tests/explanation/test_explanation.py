@@ -13,7 +13,7 @@ from graphcomp.explanation import explanation
 from graphcomp.explanation.attribution import AttributedKernel, Source
 from graphcomp.explanation.explanation import KINDS, explain, explain_bench, split
 from graphcomp.explanation.profiling import Node, Operator, Profile
-from graphcomp.records.records import ExplainedRow, Explanation
+from graphcomp.records import ExplainedRow, Explanation
 from tests.explaining import base, bench, kernels, pruned, recorded, timing
 
 QUICK: dict[str, Any] = {"runs": 12, "seconds": 0.2, "traced_runs": 8, "traced_seconds": 0.2}

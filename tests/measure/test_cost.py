@@ -14,7 +14,7 @@ from graphcomp.ir.program import Program, trace
 from graphcomp.measure.cost import layer_rows, macs, params_state, params_trainable, snapshot
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.models.vgg_cifar import VGG16
-from graphcomp.records.records import Accuracy
+from graphcomp.records import Accuracy
 from tests.nets import TRAPS
 from tests.removing import half, plain_program
 

@@ -20,7 +20,7 @@ from graphcomp.measure.damage import (
     robustness,
 )
 from graphcomp.measure.evaluate import accuracy
-from graphcomp.records.records import Accuracy, MeanError
+from graphcomp.records import Accuracy, MeanError
 from tests.learnable import SHAPE, make_split, normalised_net
 from tests.tiny import random_data, seeded, traced
 

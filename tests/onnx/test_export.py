@@ -25,7 +25,7 @@ from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.program import PASS_KEY, Program, named_tensors, output_tensors, trace
 from graphcomp.onnx import export
 from graphcomp.onnx.export import MODULE_PROP, NODE_PROP, PASS_PROP, export_onnx
-from graphcomp.records.records import Export
+from graphcomp.records import Export
 from tests.nets import TRAPS, scramble
 
 HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul"}

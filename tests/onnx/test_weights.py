@@ -27,7 +27,7 @@ from graphcomp.onnx import export, weights
 from graphcomp.onnx.export import MODULE_PROP, NODE_PROP, PASS_PROP, export_onnx
 from graphcomp.onnx.lowering import dct_layers, densified, weight_name
 from graphcomp.onnx.weights import rebuild_weights
-from graphcomp.records.records import Export
+from graphcomp.records import Export
 from graphcomp.runtime.onnxfile import onnx_macs
 from tests.dct_nets import LAYERS, dct_program, with_dct
 

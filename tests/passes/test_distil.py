@@ -21,7 +21,7 @@ from graphcomp.passes.distil import cosine_distance, cosine_loss, hinton
 from graphcomp.pipeline import Pipeline, Plan, held
 from graphcomp.pipeline.contract import TrainingPass
 from graphcomp.pipeline.pipeline import run_pass
-from graphcomp.records.records import Step
+from graphcomp.records import Step
 from graphcomp.train.options import Seen
 from tests.learnable import SHAPE, exact_data, make_data, plain_net, weights
 from tests.processes import in_processes

@@ -27,7 +27,7 @@ from graphcomp.passes import L1, PASSES, Finetune, FoldBN
 from graphcomp.pipeline import Context, Pipeline, Plan
 from graphcomp.pipeline.contract import TrainingPass
 from graphcomp.pipeline.pipeline import run_pass
-from graphcomp.records.records import Report, Training
+from graphcomp.records import Report, Training
 from graphcomp.runtime.targets import find_target
 from graphcomp.train.options import Seen, cross_entropy
 from tests.learnable import CLASSES, SHAPE, arrays, make_data, normalised_net, same, weights

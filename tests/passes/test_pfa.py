@@ -23,7 +23,7 @@ from graphcomp.passes.pfa.principal import spectrum
 from graphcomp.pipeline import Context, Plan
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference, verify_pass
-from graphcomp.records.records import Spectrum
+from graphcomp.records import Spectrum
 from tests.nets import TRAPS, Net, Spec, build, random_cnn, scramble
 from tests.tiny import context, seeded, tiny_program, traced
 

@@ -10,7 +10,7 @@ from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.models import MODELS
 from graphcomp.passes.play_and_prune.afp import candidates, emptied
 from graphcomp.passes.play_and_prune.prc import Limits, Standing, is_enough, points, rate, stand
-from graphcomp.records.records import Accuracy
+from graphcomp.records import Accuracy
 from tests.tiny import traced
 
 LONG = Limits(patience=10, stall=10, epochs=100)

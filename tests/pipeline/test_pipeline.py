@@ -19,7 +19,7 @@ from graphcomp.passes import L1, APoZ, FoldBN
 from graphcomp.pipeline.contract import plan_file
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference
-from graphcomp.records.records import Step
+from graphcomp.records import Step
 from tests.tiny import context, random_data, seeded, tiny, tiny_program
 
 __all__ = ["seeded"]

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from graphcomp.records.records import Explanation, Gather, GatherForm, Interval
+from graphcomp.records import Explanation, Gather, GatherForm, Interval
 from graphcomp.report.explanation import (
     describe,
     describe_gathers,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from graphcomp.records.records import LayerRow
+from graphcomp.records import LayerRow
 from graphcomp.report.layer_pairs import owner, pair_layers
 
 

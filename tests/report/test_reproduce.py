@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 import graphcomp
 from graphcomp.cli import main as command_line
 from graphcomp.compiler import compiler
-from graphcomp.records.records import Export, Report
+from graphcomp.records import Export, Report
 from graphcomp.report.report import read_report
 from tests.tiny import SPEC, seeded, tiny
 

@@ -4,7 +4,7 @@ import pytest
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
-from graphcomp.records.records import Round, Step
+from graphcomp.records import Round, Step
 from graphcomp.report.plots import svg
 from graphcomp.report.rounds import MOST_NAMED, Removals, removals, removed_figure, rounds_figure
 from tests.report.test_report import STEP, with_rounds

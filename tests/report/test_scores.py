@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 from matplotlib.figure import Figure
 
-from graphcomp.records.records import Accuracy, MeanError, Snapshot
+from graphcomp.records import Accuracy, MeanError, Snapshot
 from graphcomp.report.scores import (
     Score,
     Verdict,

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
+from graphcomp import records
 from graphcomp.errors import BenchError, ProviderError
-from graphcomp.records import records
 from graphcomp.runtime import bench, session
 from graphcomp.runtime.bench import Samples, TimingBudget, benchmark, ratio_interval, verdict
 

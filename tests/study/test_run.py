@@ -18,7 +18,7 @@ from graphcomp.errors import LoadError, OutputError, RecipeError
 from graphcomp.ir.program import Program
 from graphcomp.measure import gradients
 from graphcomp.passes import PASSES
-from graphcomp.records.records import Export
+from graphcomp.records import Export
 from graphcomp.study import run
 from graphcomp.study.grid import Cell, Study, expand
 from graphcomp.study.page import write_results

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from graphcomp.data.augment import Unchanged
 from graphcomp.ir.program import Program
-from graphcomp.records.records import ModeTrial
+from graphcomp.records import ModeTrial
 from graphcomp.train import mode
 from graphcomp.train.mode import choose_mode, fastest, measure
 from graphcomp.train.network import Mode

@@ -1,0 +1,154 @@
+"""What passes did, and why."""
+
+from typing import Any
+
+from pydantic import Field
+
+from graphcomp.records.program import Accuracy, Snapshot
+from graphcomp.records.record import Record
+
+
+class Drift(Record):
+    """How far a lossy step moved the outputs, on the calibration batches."""
+
+    relative_l2: float = Field(description="||new - old|| / ||old|| of the outputs")
+    top1_agreement: float | None = Field(
+        description="fraction of samples with the same argmax; null if not a classifier"
+    )
+
+
+class LeftAlone(Record):
+    """Something a pass left alone, and why."""
+
+    where: str = Field(description="node or module path")
+    reason: str
+
+
+class Width(Record):
+    """What was decided for one channel group; `evidence["groups"]` of a removal's plan is a list of them."""
+
+    group: str = Field(description="the layer that the group is named after")
+    channels: int = Field(description="before the pass")
+    share: float | None = Field(
+        description="what part (of the channels, of the energy, …) was to be preserved; null if the "
+        "criterion has a rule of its own"
+    )
+    wanted: int = Field(description="channels that preserve it, before rounding")
+    kept: int = Field(description="channels after the pass")
+
+
+class Spectrum(Width):
+    """A channel group's decision with the spectrum of its responses' covariance (`pfa`)."""
+
+    eigenvalues: list[float] = Field(
+        description="of the responses' covariance, largest first, normalised to sum 1 (all 0 if nothing "
+        "varies), six significant digits"
+    )
+    samples: int = Field(description="that the covariance was estimated from")
+    dead: int = Field(description="channels whose responses do not vary")
+    statistics: list[str] = Field(description="nodes whose outputs were analysed")
+
+
+class ModeTrial(Record):
+    """One kind of arithmetic that a network could be trained with."""
+
+    precision: str = Field(description="float32 (the program's own type) or bf16 (autocast)")
+    layout: str = Field(description="of images in memory: contiguous or channels_last")
+    ms: float | None = Field(
+        description="a step's CPU time, on a GPU its wall time; null if it does not run here"
+    )
+
+
+class EpochRow(Record):
+    """One epoch of a training; number 0 is the program as it came."""
+
+    epoch: int
+    steps: int = Field(description="of the optimiser, from the beginning")
+    rate: float | None = Field(description="learning rate of the last step; null for number 0")
+    loss: float | None = Field(description="mean over the epoch's samples as it trained; null for number 0")
+    held_out: float | None = Field(
+        description="score on held-out training data: top-1 accuracy, or minus the mean absolute error where "
+        "labels are values; null if there is none"
+    )
+    samples: int
+    seconds: float = Field(description="of the steps alone")
+
+
+class Training(Record):
+    """How a program was trained."""
+
+    samples: int
+    held_out_samples: int = Field(description="of the training data, to choose the best epoch by")
+    batch: int = Field(description="samples a step at most, over all processes")
+    processes: int
+    device: str
+    precision: str
+    layout: str
+    trials: list[ModeTrial] = Field(description="what the choice of precision and layout was made from")
+    epochs: list[EpochRow]
+    kept_epoch: int
+    bn_samples: int = Field(description="that normalisation statistics were estimated from at the end")
+    held_out: float | None = Field(description="score of the result on held-out training data")
+    samples_per_second: float | None = Field(description="in the steps; null if there was none")
+    seconds: float = Field(description="of the steps alone")
+    resumed: int = Field(description="how often the training went on after an interruption")
+    teacher: str | None = Field(
+        default=None, description="which program it learned from: a step of the run, or a directory"
+    )
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        last = self.epochs[-1]
+        kept = f"trained {last.steps} steps, kept epoch {self.kept_epoch} of {last.epoch}"
+        parts = [kept] if last.epoch else []
+        parts += [f"learned from {self.teacher}"] if self.teacher else []
+        parts += [f"statistics from {self.bn_samples} samples"] if self.bn_samples else []
+        if self.held_out is not None and self.epochs[0].held_out is not None:
+            parts.append(f"held-out score {self.epochs[0].held_out:.4f} -> {self.held_out:.4f}")
+        return "; ".join(parts)
+
+
+class Round(Record):
+    """One inner step of a pass that goes over several rounds; number 0 is the program as it came."""
+
+    number: int
+    name: str = Field(description="of the inner pass; `start` for number 0")
+    summary: str = Field(description="one line: what the round did")
+    accuracy: Accuracy | None = Field(description="on held-out training samples")
+    params_trainable: int
+    macs: int = Field(description="multiply-accumulates for one sample")
+    removed: dict[str, int] = Field(
+        default_factory=dict, description="layer -> output channels that this round removed"
+    )
+    kept: bool = Field(
+        description="whether the pass's result has it behind it; rounds that do not were undone"
+    )
+    verify_error: float = 0.0
+    evidence: dict[str, Any] = Field(default_factory=dict, description="why it was decided so")
+    training: Training | None = None
+    seconds: float = 0.0
+
+
+class Step(Record):
+    """One pass of the pipeline."""
+
+    index: int
+    name: str
+    options: dict[str, Any]
+    summary: str = Field(description="one line: what the pass did")
+    plan_file: str = Field(description="path of the plan, relative to the output directory")
+    kept: list[LeftAlone] = Field(default_factory=list)
+    drift: Drift | None = Field(description="null for a pass that changes no value")
+    verify_error: float = Field(
+        description="max |rewrite - simulate| / max |simulate|, float64, scrambled statistics"
+    )
+    seconds: float
+    evidence: dict[str, Any] = Field(
+        default_factory=dict, description="why the pass decided so, as its method puts it; see the plan"
+    )
+    training: Training | None = Field(default=None, description="null for a pass that does not train")
+    rounds: list[Round] = Field(
+        default_factory=list, description="of a pass that goes over several; empty for the others"
+    )
+    after: Snapshot
