@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from graphcomp.inspection import inspect
     from graphcomp.ir import Program, trace
     from graphcomp.onnx import export_onnx
-    from graphcomp.pipeline import Context, Pass, Pipeline, Plan
-    from graphcomp.records import Report
+    from graphcomp.pipeline import Context, Pass, Pipeline
+    from graphcomp.records import Plan, Report
     from graphcomp.report import read_report
     from graphcomp.runtime import benchmark
 
@@ -71,8 +71,8 @@ _ROOMS = {
     "inspection": "inspect",
     "ir": "Program trace",
     "onnx": "export_onnx",
-    "pipeline": "Context Pass Pipeline Plan",
-    "records": "Report",
+    "pipeline": "Context Pass Pipeline",
+    "records": "Plan Report",
     "report": "read_report",
     "runtime": "benchmark",
 }

@@ -27,16 +27,8 @@ from graphcomp.errors import PassError
 from graphcomp.ir import Program
 from graphcomp.measure import Request, Zeros, is_classifier
 from graphcomp.passes.finetune import Finetune
-from graphcomp.pipeline import (
-    Context,
-    Course,
-    Outlook,
-    Pass,
-    Plan,
-    lost_points,
-    require_data,
-    require_trained,
-)
+from graphcomp.pipeline import Context, Course, Outlook, Pass, lost_points, require_data, require_trained
+from graphcomp.records import Plan
 
 
 @dataclass(frozen=True, config=OPTIONS)

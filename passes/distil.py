@@ -37,7 +37,8 @@ from graphcomp.compiler import is_program_dir
 from graphcomp.errors import PassError
 from graphcomp.ir import Program, output_tensors
 from graphcomp.measure import is_classifier
-from graphcomp.pipeline import Context, Outlook, Plan
+from graphcomp.pipeline import Context, Outlook
+from graphcomp.records import Plan
 from graphcomp.train import OPTIONS, Loss, Seen, cross_entropy
 
 STUDENT = "student"

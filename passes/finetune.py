@@ -24,7 +24,8 @@ from torch import Tensor
 from graphcomp.bases import Lesson, Recovery
 from graphcomp.errors import DataError, PassError
 from graphcomp.ir import FrozenBatchNorm2d, Program
-from graphcomp.pipeline import Context, Outlook, Plan
+from graphcomp.pipeline import Context, Outlook
+from graphcomp.records import Plan
 from graphcomp.train import OPTIONS, BatchNorm, Distance, Loss, Seen, cross_entropy, value_loss
 
 

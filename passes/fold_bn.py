@@ -19,8 +19,8 @@ from torch import Tensor, fx, nn
 from graphcomp.bases import OPTIONS, Globs, matches, options_of
 from graphcomp.errors import PassError
 from graphcomp.ir import PASS_KEY, Program, editable
-from graphcomp.pipeline import Concern, Context, Outlook, Plan
-from graphcomp.records import LeftAlone
+from graphcomp.pipeline import Concern, Context, Outlook
+from graphcomp.records import LeftAlone, Plan
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 AS_ARITHMETIC = "it is written as arithmetic or a function, not as a layer"

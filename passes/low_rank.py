@@ -77,8 +77,8 @@ from graphcomp.factors import (
 )
 from graphcomp.ir import Program
 from graphcomp.measure import macs, params_trainable
-from graphcomp.pipeline import Concern, Context, Outlook, Plan
-from graphcomp.records import LeftAlone
+from graphcomp.pipeline import Concern, Context, Outlook
+from graphcomp.records import LeftAlone, Plan
 
 
 @dataclass(frozen=True, config=OPTIONS)

@@ -40,8 +40,8 @@ from graphcomp.channels import (
 )
 from graphcomp.errors import PassError
 from graphcomp.ir import Program, editable
-from graphcomp.pipeline import Concern, Context, Outlook, Plan
-from graphcomp.records import LeftAlone, Width
+from graphcomp.pipeline import Concern, Context, Outlook
+from graphcomp.records import LeftAlone, Plan, Width
 
 Normalisation = nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm
 Weighted = nn.modules.conv._ConvNd | nn.Linear

@@ -31,8 +31,9 @@ from graphcomp.ir.program import Program
 from graphcomp.measure import calibrate, gradients
 from graphcomp.measure.calibrate import Covariance, Request, Statistic
 from graphcomp.passes import L1, LowRank
-from graphcomp.pipeline import Context, Pass, Plan
+from graphcomp.pipeline import Context, Pass
 from graphcomp.pipeline.pipeline import run_pass
+from graphcomp.records import Plan
 from tests.stopwatch import Machine
 from tests.tiny import SPEC, context, random_data, tiny_program, traced
 

@@ -60,8 +60,8 @@ from graphcomp.channels import (
 )
 from graphcomp.errors import PassError
 from graphcomp.ir import Program
-from graphcomp.pipeline import Concern, Context, Outlook, Plan
-from graphcomp.records import LeftAlone, Width
+from graphcomp.pipeline import Concern, Context, Outlook
+from graphcomp.records import LeftAlone, Plan, Width
 
 OPTIONS = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 

@@ -19,8 +19,8 @@ from graphcomp.data import Augmentation, Data, Split, find_augmentation
 from graphcomp.errors import DataError, PassError
 from graphcomp.ir import Program
 from graphcomp.measure import is_classifier, values_like
-from graphcomp.pipeline import Concern, Context, Outlook, Plan
-from graphcomp.records import Training
+from graphcomp.pipeline import Concern, Context, Outlook
+from graphcomp.records import Plan, Training
 from graphcomp.train import (
     OPTIONS,
     Loss,

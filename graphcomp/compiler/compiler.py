@@ -50,13 +50,14 @@ from graphcomp.explanation import TRACED_RUNS, TRACED_SECONDS, explain_bench
 from graphcomp.ir import Program, numbers_of, trace
 from graphcomp.measure import Corruption, count_outputs, require_classes, require_images, robustness
 from graphcomp.onnx import Exports, Stored, export_onnx
-from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, Plan, check_order, held, verify, work_name
+from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, check_order, held, verify, work_name
 from graphcomp.records import (
     Bench,
     CorruptedScore,
     Evaluation,
     Explanation,
     Export,
+    Plan,
     Record,
     Report,
     Robustness,

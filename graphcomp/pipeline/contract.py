@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
-from pydantic import Field
 from torch import Tensor
 
 from graphcomp.base import Progress, part, quiet
@@ -25,27 +24,10 @@ from graphcomp.measure import (
 )
 from graphcomp.onnx import Exports
 from graphcomp.pipeline.accounting import Concern
-from graphcomp.records import Accuracy, Drift, LeftAlone, Record, Snapshot, Step, Training
+from graphcomp.records import Accuracy, Drift, Plan, Record, Snapshot, Step, Training
 from graphcomp.runtime import Target, Timer
 
 DRIFT_SAMPLES = 250
-
-
-class Plan(Record):
-    """What a pass decided: JSON, saved beside the result, diffable, replayable without the data."""
-
-    name: str = Field(description="the pass")
-    options: dict[str, Any] = Field(default_factory=dict)
-    decisions: dict[str, Any] = Field(default_factory=dict, description="read by simulate and rewrite only")
-    kept: list[LeftAlone] = Field(default_factory=list, description="what was left alone, and why")
-    summary: str = ""
-    evidence: dict[str, Any] = Field(
-        default_factory=dict, description="why it was decided so: for reports, read by no verb"
-    )
-    bulk: dict[str, str] = Field(
-        default_factory=dict,
-        description="decisions that are too many numbers to be read, packed; not in a program's history",
-    )
 
 
 @dataclass(frozen=True)

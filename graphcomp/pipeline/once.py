@@ -8,17 +8,8 @@ from graphcomp.base import distributed
 from graphcomp.ir import Program
 from graphcomp.pipeline import verify
 from graphcomp.pipeline.accounting import unaccounted
-from graphcomp.pipeline.contract import (
-    Concerned,
-    Context,
-    Pass,
-    Plan,
-    TrainingPass,
-    plan_file,
-    within,
-    work_name,
-)
-from graphcomp.records import LeftAlone, Step, Training
+from graphcomp.pipeline.contract import Concerned, Context, Pass, TrainingPass, plan_file, within, work_name
+from graphcomp.records import LeftAlone, Plan, Step, Training
 
 
 def run_once(pass_: Pass, program: Program, context: Context, index: int = 0) -> tuple[Step, Plan, Program]:

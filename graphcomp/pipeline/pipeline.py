@@ -17,13 +17,12 @@ from graphcomp.pipeline.contract import (
     IterativePass,
     Outlook,
     Pass,
-    Plan,
     TrainingPass,
     held,
 )
 from graphcomp.pipeline.once import all_kept, run_once
 from graphcomp.pipeline.rounds import run_rounds
-from graphcomp.records import Step
+from graphcomp.records import Plan, Step
 
 Observer = Callable[[int, Step, Plan, Program], None]
 """Called after every pass with its index, record, plan and result."""

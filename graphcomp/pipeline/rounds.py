@@ -24,20 +24,10 @@ from graphcomp.base import cache, distributed, load_state, read_record, save_sta
 from graphcomp.data import Data, Split
 from graphcomp.errors import DataError, GraphcompError, LoadError, PassError
 from graphcomp.ir import Program
-from graphcomp.pipeline.contract import (
-    Context,
-    Course,
-    Done,
-    Pass,
-    Plan,
-    Strategy,
-    TrainingPass,
-    within,
-    work_name,
-)
+from graphcomp.pipeline.contract import Context, Course, Done, Pass, Strategy, TrainingPass, within, work_name
 from graphcomp.pipeline.momenta import cut_momenta
 from graphcomp.pipeline.once import run_once, step_of
-from graphcomp.records import LayerRow, Record, Round, Snapshot, Step
+from graphcomp.records import LayerRow, Plan, Record, Round, Snapshot, Step
 
 START = "start"
 """What the program as it came is called among the rounds."""

@@ -1,4 +1,4 @@
-"""What passes did, and why."""
+"""What passes decided and did, and why."""
 
 from typing import Any
 
@@ -107,6 +107,23 @@ class Training(Record):
         if self.held_out is not None and self.epochs[0].held_out is not None:
             parts.append(f"held-out score {self.epochs[0].held_out:.4f} -> {self.held_out:.4f}")
         return "; ".join(parts)
+
+
+class Plan(Record):
+    """What a pass decided: JSON, saved beside the result, diffable, replayable without the data."""
+
+    name: str = Field(description="the pass")
+    options: dict[str, Any] = Field(default_factory=dict)
+    decisions: dict[str, Any] = Field(default_factory=dict, description="read by simulate and rewrite only")
+    kept: list[LeftAlone] = Field(default_factory=list, description="what was left alone, and why")
+    summary: str = ""
+    evidence: dict[str, Any] = Field(
+        default_factory=dict, description="why it was decided so: for reports, read by no verb"
+    )
+    bulk: dict[str, str] = Field(
+        default_factory=dict,
+        description="decisions that are too many numbers to be read, packed; not in a program's history",
+    )
 
 
 class Round(Record):

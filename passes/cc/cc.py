@@ -46,8 +46,8 @@ from graphcomp.passes.cc.analysis import Analysis, side_by_side
 from graphcomp.passes.cc.gcro import Slope, curve_cost, solve_rates
 from graphcomp.passes.cc.mshc import Compression, Lookahead, least_macs
 from graphcomp.passes.cc.units import Unit, WeightShape
-from graphcomp.pipeline import Concern, Context, Outlook, Plan, require_data
-from graphcomp.records import LeftAlone, Record
+from graphcomp.pipeline import Concern, Context, Outlook, require_data
+from graphcomp.records import LeftAlone, Plan, Record
 
 GRADIENT_PART, TIMED_PART = 0.5, 0.2
 """Of the progress bar: of what is decided without a clock, and of all where times are measured."""

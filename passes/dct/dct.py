@@ -47,8 +47,8 @@ from graphcomp.measure import layer_row
 from graphcomp.passes.dct.layout import Layout, LayoutRule, layouts
 from graphcomp.passes.dct.ordering import OrderDistance, StartNorm
 from graphcomp.passes.dct.orders import by_chain, by_norm, packed, unpacked
-from graphcomp.pipeline import Concern, Context, Outlook, Plan
-from graphcomp.records import LeftAlone, Record
+from graphcomp.pipeline import Concern, Context, Outlook
+from graphcomp.records import LeftAlone, Plan, Record
 
 
 class Stored(Record):

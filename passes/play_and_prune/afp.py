@@ -20,7 +20,8 @@ from graphcomp.bases import OPTIONS, Lesson, Recovery, RowRemoval, filter_norms,
 from graphcomp.budget import Scores
 from graphcomp.channels import Axis, Channels, Ints, analyse, dropped_rows, feasible, layer_name, no_drop
 from graphcomp.ir import Program
-from graphcomp.pipeline import Context, Plan
+from graphcomp.pipeline import Context
+from graphcomp.records import Plan
 from graphcomp.train import Loss, Seen, TrainOptions, cross_entropy
 
 

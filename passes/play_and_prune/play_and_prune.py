@@ -29,17 +29,8 @@ from graphcomp.ir import Program
 from graphcomp.passes.play_and_prune.afp import Cut, Epoch, EpochOptions, find_layers
 from graphcomp.passes.play_and_prune.prc import Limits, Standing, points, stand
 from graphcomp.passes.play_and_prune.thresholds import first_thresholds
-from graphcomp.pipeline import (
-    Concern,
-    Context,
-    Course,
-    Outlook,
-    Pass,
-    Plan,
-    held_out_samples,
-    require_trained,
-)
-from graphcomp.records import LeftAlone
+from graphcomp.pipeline import Concern, Context, Course, Outlook, Pass, held_out_samples, require_trained
+from graphcomp.records import LeftAlone, Plan
 
 
 @dataclass(frozen=True, config=OPTIONS)

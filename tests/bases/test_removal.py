@@ -27,9 +27,10 @@ from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.onnx.export import export_onnx
 from graphcomp.passes import L1, PASSES, FoldBN, Random
-from graphcomp.pipeline import Context, Plan
+from graphcomp.pipeline import Context
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference, verify_pass
+from graphcomp.records import Plan
 from tests.nets import TRAPS, scramble
 from tests.tiny import context, seeded, tiny_program, traced
 
@@ -470,7 +471,7 @@ def test_plans_replay_in_a_fresh_process(tmp_path: Path) -> None:
         import sys, torch
         from pathlib import Path
         from graphcomp.passes import FoldBN, L1, Random
-        from graphcomp.pipeline import Plan
+        from graphcomp.records import Plan
         from graphcomp.ir.program import Program
         out = Path(sys.argv[1])
         program = Program.load(out / "before")

@@ -18,9 +18,10 @@ from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs
 from graphcomp.passes.l1 import L1
 from graphcomp.passes.low_rank import LowRank
-from graphcomp.pipeline import Context, Plan
+from graphcomp.pipeline import Context
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE
+from graphcomp.records import Plan
 from tests.removing import digest
 from tests.stopwatch import Machine
 from tests.tiny import context, seeded, traced

@@ -24,8 +24,8 @@ from graphcomp.cli import main as command_line
 from graphcomp.compiler import compiler
 from graphcomp.errors import GraphcompWarning, ProviderError
 from graphcomp.passes import L1, PASSES, FoldBN
-from graphcomp.pipeline import Context, Plan
-from graphcomp.records import Bench, Evaluation, Explanation
+from graphcomp.pipeline import Context
+from graphcomp.records import Bench, Evaluation, Explanation, Plan
 from graphcomp.report.report import read_report
 from graphcomp.runtime.doctor import Finding
 from graphcomp.runtime.session import probe

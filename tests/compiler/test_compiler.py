@@ -32,9 +32,8 @@ from graphcomp.errors import LoadError, OutputError, PassError, RecipeError, Ver
 from graphcomp.ir.program import Program
 from graphcomp.onnx import export
 from graphcomp.passes import L1, PASSES, FoldBN
-from graphcomp.pipeline import Plan
 from graphcomp.pipeline.verify import difference
-from graphcomp.records import Export, Report, Step
+from graphcomp.records import Export, Plan, Report, Step
 from graphcomp.report.report import read_report
 from graphcomp.runtime.targets import TARGETS
 from tests.tiny import SHAPE, SPEC, seeded, tiny

@@ -20,9 +20,9 @@ from graphcomp.passes.play_and_prune.afp import (
     find_layers,
     penalised,
 )
-from graphcomp.pipeline import Plan
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE
+from graphcomp.records import Plan
 from graphcomp.train.options import Seen, cross_entropy
 from tests.learnable import SHAPE, make_data, normalised_net
 from tests.tiny import context, seeded, tiny_program, traced

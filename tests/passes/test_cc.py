@@ -25,9 +25,10 @@ from graphcomp.ir.saved.storage import load
 from graphcomp.measure.cost import layer_rows, macs, params_trainable
 from graphcomp.passes import CC
 from graphcomp.passes.cc.cc import Allocated, network_ends, too_large
-from graphcomp.pipeline import Context, Plan
+from graphcomp.pipeline import Context
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE
+from graphcomp.records import Plan
 from tests.learnable import SHAPE, make_data, normalised_net
 from tests.removing import digest
 from tests.stopwatch import Machine

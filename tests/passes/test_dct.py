@@ -25,9 +25,10 @@ from graphcomp.measure.evaluate import accuracy
 from graphcomp.passes import L1, Dct, Finetune, FoldBN, LowRank
 from graphcomp.passes.dct.layout import LayoutRule
 from graphcomp.passes.dct.ordering import chain
-from graphcomp.pipeline import Pipeline, Plan
+from graphcomp.pipeline import Pipeline
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference
+from graphcomp.records import Plan
 from tests.learnable import make_data, normalised_net
 from tests.nets import TRAPS, Spec, build, random_cnn
 from tests.removing import digest, exact_program

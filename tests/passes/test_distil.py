@@ -18,10 +18,10 @@ from graphcomp.ir.program import Program
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.passes import L1, PASSES, Distil, Finetune, Student
 from graphcomp.passes.distil import cosine_distance, cosine_loss, hinton
-from graphcomp.pipeline import Pipeline, Plan, held
+from graphcomp.pipeline import Pipeline, held
 from graphcomp.pipeline.contract import TrainingPass
 from graphcomp.pipeline.pipeline import run_pass
-from graphcomp.records import Step
+from graphcomp.records import Plan, Step
 from graphcomp.train.options import Seen
 from tests.learnable import SHAPE, exact_data, make_data, plain_net, weights
 from tests.processes import in_processes

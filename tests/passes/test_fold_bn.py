@@ -11,9 +11,9 @@ from torchvision.ops import FrozenBatchNorm2d
 from graphcomp.errors import PassError
 from graphcomp.ir.program import PASS_KEY, Program
 from graphcomp.passes import FoldBN
-from graphcomp.pipeline import Plan
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference, verify_pass
+from graphcomp.records import Plan
 from tests.nets import Net, scramble
 from tests.tiny import context, seeded, tiny_program, traced
 

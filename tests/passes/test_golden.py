@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from graphcomp.compiler.recipe import parse_passes
 from graphcomp.ir.program import Program
 from graphcomp.passes import PASSES
-from graphcomp.pipeline import Pipeline, Plan
+from graphcomp.pipeline import Pipeline
+from graphcomp.records import Plan
 from tests.learnable import make_data
 from tests.nets import Net, _block, _conv, _head
 from tests.tiny import context, traced

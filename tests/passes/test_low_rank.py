@@ -17,9 +17,9 @@ from graphcomp.ir.program import Program, trace
 from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.models import MODELS
 from graphcomp.passes import LowRank
-from graphcomp.pipeline import Plan
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference
+from graphcomp.records import Plan
 from tests.removing import digest
 from tests.tiny import context, seeded, tiny_program, traced
 

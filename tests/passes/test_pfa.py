@@ -20,10 +20,10 @@ from graphcomp.models import MODELS
 from graphcomp.passes import PASSES, PFA
 from graphcomp.passes.pfa.pfa import View, group_covariance
 from graphcomp.passes.pfa.principal import spectrum
-from graphcomp.pipeline import Context, Plan
+from graphcomp.pipeline import Context
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference, verify_pass
-from graphcomp.records import Spectrum
+from graphcomp.records import Plan, Spectrum
 from tests.nets import TRAPS, Net, Spec, build, random_cnn, scramble
 from tests.tiny import context, seeded, tiny_program, traced
 

@@ -17,10 +17,10 @@ from graphcomp.measure.evaluate import accuracy
 from graphcomp.passes import PASSES, PlayAndPrune
 from graphcomp.passes.play_and_prune.afp import EpochOptions
 from graphcomp.passes.play_and_prune.prc import points
-from graphcomp.pipeline import Context, Course, Plan
+from graphcomp.pipeline import Context, Course
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.rounds import held_out_samples
-from graphcomp.records import Step
+from graphcomp.records import Plan, Step
 from graphcomp.train.options import Seen, TrainOptions, cross_entropy
 from graphcomp.train.training import fit
 from tests.learnable import make_data, make_split, normalised_net, same

@@ -12,8 +12,9 @@ from torchvision.ops import FrozenBatchNorm2d
 from graphcomp.channels.analysis import analyse
 from graphcomp.ir.program import Program, trace
 from graphcomp.passes import PASSES
-from graphcomp.pipeline import Pipeline, Plan
+from graphcomp.pipeline import Pipeline
 from graphcomp.pipeline.accounting import FROZEN, FUNCTION
+from graphcomp.records import Plan
 from tests.learnable import SHAPE, make_data
 from tests.nets import scramble
 from tests.tiny import context

@@ -26,11 +26,11 @@ from graphcomp.errors import DataError, LoadError, PassError
 from graphcomp.ir.program import Program
 from graphcomp.measure.evaluate import accuracy
 from graphcomp.passes import APoZ, Finetune, PlayAndPrune
-from graphcomp.pipeline import Context, Course, Pass, Pipeline, Plan
+from graphcomp.pipeline import Context, Course, Pass, Pipeline
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.rounds import held_out_samples, lost_points, removed_channels, round_rows, run_rounds
 from graphcomp.pipeline.verify import TOLERANCE, difference
-from graphcomp.records import Accuracy, Report, Round, Snapshot, Step
+from graphcomp.records import Accuracy, Plan, Report, Round, Snapshot, Step
 from graphcomp.train.options import Seen, cross_entropy
 from tests.learnable import SHAPE, arrays, exact_data, make_data, normalised_net, same, weights
 from tests.processes import in_processes

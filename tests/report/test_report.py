@@ -806,7 +806,9 @@ def test_every_record_is_part_of_the_documented_schema() -> None:
     defined = {
         name
         for name, item in vars(records).items()
-        if isinstance(item, type) and issubclass(item, BaseModel) and item.__module__.startswith(records.__name__)
+        if isinstance(item, type)
+        and issubclass(item, BaseModel)
+        and item.__module__.startswith(records.__name__)
     }
     assert defined - {"Record"} == set(MODELS)
 
