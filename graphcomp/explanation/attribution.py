@@ -12,7 +12,7 @@ Going back takes three steps, on names and on how the graph hangs together, neve
 
 What the runtime adds by itself (reorders between layouts, copies between devices) belongs to no node of the
 file.
-The exported node says the rest in its metadata (`onnx.export`): module, fx node and pass. Where these
+The exported node says the rest in its metadata (`onnx.origins`): module, fx node and pass. Where these
 are missing, as in files of other exporters, a node is its own layer and no pass is to blame.
 """
 

@@ -1,6 +1,7 @@
 """A program becomes an ONNX file."""
 
-from graphcomp.onnx.export import MODULE_PROP, NODE_PROP, PASS_PROP, Exports, Stored, export_onnx
+from graphcomp.onnx.export import Exports, Stored, export_onnx
+from graphcomp.onnx.origins import MODULE_PROP, NODE_PROP, PASS_PROP
 from graphcomp.onnx.selection import SELECT
 
 __all__ = ["Exports", "MODULE_PROP", "NODE_PROP", "PASS_PROP", "SELECT", "Stored", "export_onnx"]

@@ -14,12 +14,13 @@ from graphcomp.runtime.bench import (
 from graphcomp.runtime.doctor import cores, diagnose, environment, render
 from graphcomp.runtime.kernel import ACTIVATIONS, Kernel, Timer, measure, race_timer
 from graphcomp.runtime.onnxfile import NodeWork, OnnxFile, node_work
-from graphcomp.runtime.session import PROVIDERS, OpenSession, Provider, open_session, probe, run_errors
+from graphcomp.runtime.session import HEAVY, PROVIDERS, OpenSession, Provider, open_session, probe, run_errors
 from graphcomp.runtime.targets import TARGETS, Target, find_target
 
 __all__ = [
     "ACTIVATIONS",
     "BUSY",
+    "HEAVY",
     "Kernel",
     "NodeWork",
     "OnnxFile",

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from graphcomp.errors import ExportError, OutputError
 from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.program import PASS_KEY, Program, named_tensors, output_tensors, trace
-from graphcomp.onnx import export
-from graphcomp.onnx.export import MODULE_PROP, NODE_PROP, PASS_PROP, export_onnx
+from graphcomp.onnx import cleanup, export, translate
+from graphcomp.onnx.export import export_onnx
+from graphcomp.onnx.origins import MODULE_PROP, NODE_PROP, PASS_PROP
 from graphcomp.records import Export
 from tests.nets import TRAPS, scramble
 
@@ -392,7 +393,7 @@ def cleaned(body: str, output: str = "float[n,c,h,w] y") -> tuple[list[str], lis
         int64[8] some = {{0,0,0,1,0,0,0,0}}, int64[3,1] index = {{2,0,-1}}, int64[2,2] pairs = {{0,1,1,0}}>
     {{ {body} }}"""
     model = onnx.parser.parse_model(text)
-    new, done = export._clean(model)
+    new, done = cleanup.clean(model)
     onnx.checker.check_model(new, full_check=True)
     x = torch.randn(2, 4, 6, 6)
     before, after = run(model.SerializeToString(), x), run(new.SerializeToString(), x)
@@ -461,16 +462,16 @@ def test_clean_up_keeps_a_slice_that_is_an_output() -> None:
 def halves(exported_halves: tuple[Program, Any], monkeypatch: pytest.MonkeyPatch) -> Program:
     """A program whose translation, which takes a second or two, is already there."""
     program, translated = exported_halves
-    monkeypatch.setattr(export, "_capture", lambda *_: None)
-    monkeypatch.setattr(export, "_translate", lambda *_: translated)
+    monkeypatch.setattr(export, "capture", lambda *_: None)
+    monkeypatch.setattr(export, "translate", lambda *_: translated)
     return program
 
 
 @pytest.fixture(scope="module")
 def exported_halves() -> tuple[Program, Any]:
     program = traced(Plain(lambda x: {"first": x[:, :2], "second": x[:, 2:]}))
-    captured = export._capture(program, None)
-    return program, export._translate(program, captured, 18, ["input"], ["first", "second"], True)
+    captured = translate.capture(program, None)
+    return program, translate.translate(program, captured, 18, ["input"], ["first", "second"], True)
 
 
 def test_a_run_translates_a_network_once(
@@ -479,11 +480,11 @@ def test_a_run_translates_a_network_once(
     """The same bytes as alone, named by each program's own passes; other weights are another network."""
     asked: list[str] = []
 
-    def translate(program: Program, *_: Any) -> Any:
+    def translated(program: Program, *_: Any) -> Any:
         asked.append(program.fingerprint())
         return exported_halves[1]
 
-    monkeypatch.setattr(export, "_translate", translate)
+    monkeypatch.setattr(export, "translate", translated)
     known, told = export.Exports(), list[str]()
     for number, name in enumerate(("trial", "l1", "l1")):
         program = halves.clone()
@@ -513,9 +514,9 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "_MAX_KEPT", 25)
     known = export.Exports()
     for name in "abc":
-        known.add(name, export._Translated(bytes(10), {}))
+        known.add(name, translate.Translated(bytes(10), {}))
     assert [known.find(name) is not None for name in "abc"] == [False, True, True]
-    known.add("d", export._Translated(bytes(99), {}))
+    known.add("d", translate.Translated(bytes(99), {}))
     assert [known.find(name) is not None for name in "bcd"] == [False, False, True]
 
 
@@ -538,7 +539,7 @@ def test_wrong_file_is_caught(tmp_path: Path, halves: Program, monkeypatch: pyte
         bias.CopyFrom(numpy_helper.from_array(values, bias.name))
         return model, []
 
-    monkeypatch.setattr(export, "_clean", broken)
+    monkeypatch.setattr(export, "clean", broken)
     assert_refused(tmp_path, halves, "output 'second' at batch 1: found a relative error")
 
 
@@ -547,7 +548,7 @@ def test_invalid_file_is_caught(tmp_path: Path, halves: Program, monkeypatch: py
         model.graph.node[0].op_type = "Convolve"
         return model, []
 
-    monkeypatch.setattr(export, "_clean", broken)
+    monkeypatch.setattr(export, "clean", broken)
     assert_refused(tmp_path, halves, r"m\.onnx: the ONNX checker found .*Convolve")
 
 

@@ -24,8 +24,9 @@ from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.program import Program, trace
 from graphcomp.measure import cost
 from graphcomp.onnx import export, weights
-from graphcomp.onnx.export import MODULE_PROP, NODE_PROP, PASS_PROP, export_onnx
+from graphcomp.onnx.export import export_onnx
 from graphcomp.onnx.lowering import dct_layers, densified, weight_name
+from graphcomp.onnx.origins import MODULE_PROP, NODE_PROP, PASS_PROP
 from graphcomp.onnx.weights import rebuild_weights
 from graphcomp.records import Export
 from graphcomp.runtime.onnxfile import onnx_macs
