@@ -26,7 +26,9 @@ class TracedFile(Record):
 class Part(Record):
     """One reason for the gap, summed over the network."""
 
-    kind: PartKind
+    kind: PartKind = Field(
+        description="`mix`, `padding`, `kernel`, `fusion`, `layout`, `intensity` or `host`"
+    )
     ms: float = Field(description="above 0: slower than theory")
     by_pass: dict[str, float] = Field(
         description="milliseconds by the pass that made it so; under an empty name where none did"
@@ -44,15 +46,15 @@ class ExplainedRow(Record):
         description="of the runtime (Select: picks channels); empty for what is gone"
     )
     base_form: str = Field(description="blocked, plain, tensor cores or CUDA cores; empty if there is none")
-    new_form: str
+    new_form: str = Field(description="the same")
     made_by: str | None = Field(description="the pass that made or last changed it; null if none did")
-    base_ms: float
-    new_ms: float
+    base_ms: float = Field(description="of all of its operators in the baseline")
+    new_ms: float = Field(description="in the candidate")
     theory_ms: float = Field(description="base_ms by the ratio of MACs, of elements where there are none")
     base_macs: int = Field(description="that the network asks for, of a whole batch")
-    new_macs: int
+    new_macs: int = Field(description="the same")
     base_computed: int = Field(description="MACs that are carried out, whole blocks included")
-    new_computed: int
+    new_computed: int = Field(description="the same")
     parts: dict[PartKind, float] = Field(description="milliseconds; they sum to new_ms - theory_ms")
 
 
@@ -79,17 +81,17 @@ class Gather(Record):
 class Explanation(Record):
     """Result of `graphcomp explain`: theory against practice at one batch size."""
 
-    schema_version: Literal[1] = 1
-    provider: str
-    threads: int
-    batch: int
+    schema_version: Literal[1] = Field(default=1, description="the same as the report's")
+    provider: str = Field(description="execution provider, e.g. cpu")
+    threads: int = Field(description="intra-op threads")
+    batch: int = Field(description="samples a run")
     clock: Literal["wall", "CPU"] = Field(description="CPU where the machine was busy")
     theoretical: float = Field(description="MACs of the baseline / MACs of the candidate")
     speedup: Interval = Field(description="as measured")
     theory_ms: float = Field(description="what the MACs promised: the baseline's time / theoretical")
     gap: Interval = Field(description="milliseconds that the candidate takes beyond that")
-    base: TracedFile
-    new: TracedFile
+    base: TracedFile = Field(description="the baseline")
+    new: TracedFile = Field(description="the candidate")
     parts: list[Part] = Field(description="they sum to the gap")
     rows: list[ExplainedRow] = Field(description="in the order of the candidate's graph")
     gathers: list[Gather] = Field(

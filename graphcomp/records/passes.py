@@ -21,11 +21,11 @@ class LeftAlone(Record):
     """Something a pass left alone, and why."""
 
     where: str = Field(description="node or module path")
-    reason: str
+    reason: str = Field(description="in words")
 
 
 class Width(Record):
-    """What was decided for one channel group; `evidence["groups"]` of a removal's plan is a list of them."""
+    """What was decided for one channel group; `evidence["groups"]` of a removal is a list of them."""
 
     group: str = Field(description="the layer that the group is named after")
     channels: int = Field(description="before the pass")
@@ -62,7 +62,7 @@ class ModeTrial(Record):
 class EpochRow(Record):
     """One epoch of a training; number 0 is the program as it came."""
 
-    epoch: int
+    epoch: int = Field(description="from 0")
     steps: int = Field(description="of the optimiser, from the beginning")
     rate: float | None = Field(description="learning rate of the last step; null for number 0")
     loss: float | None = Field(description="mean over the epoch's samples as it trained; null for number 0")
@@ -70,23 +70,23 @@ class EpochRow(Record):
         description="score on held-out training data: top-1 accuracy, or minus the mean absolute error where "
         "labels are values; null if there is none"
     )
-    samples: int
+    samples: int = Field(description="seen in the epoch")
     seconds: float = Field(description="of the steps alone")
 
 
 class Training(Record):
     """How a program was trained."""
 
-    samples: int
+    samples: int = Field(description="to learn from")
     held_out_samples: int = Field(description="of the training data, to choose the best epoch by")
     batch: int = Field(description="samples a step at most, over all processes")
-    processes: int
-    device: str
-    precision: str
-    layout: str
+    processes: int = Field(description="that shared every step")
+    device: str = Field(description="`cpu` or `cuda:0`")
+    precision: str = Field(description="`float32` or `bf16`")
+    layout: str = Field(description="`contiguous` or `channels_last`")
     trials: list[ModeTrial] = Field(description="what the choice of precision and layout was made from")
-    epochs: list[EpochRow]
-    kept_epoch: int
+    epochs: list[EpochRow] = Field(description="number 0 first")
+    kept_epoch: int = Field(description="the one that is the result")
     bn_samples: int = Field(description="that normalisation statistics were estimated from at the end")
     held_out: float | None = Field(description="score of the result on held-out training data")
     samples_per_second: float | None = Field(description="in the steps; null if there was none")
@@ -113,10 +113,10 @@ class Plan(Record):
     """What a pass decided: JSON, saved beside the result, diffable, replayable without the data."""
 
     name: str = Field(description="the pass")
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict, description="of the pass")
     decisions: dict[str, Any] = Field(default_factory=dict, description="read by simulate and rewrite only")
     kept: list[LeftAlone] = Field(default_factory=list, description="what was left alone, and why")
-    summary: str = ""
+    summary: str = Field(default="", description="one line: what the pass does")
     evidence: dict[str, Any] = Field(
         default_factory=dict, description="why it was decided so: for reports, read by no verb"
     )
@@ -129,11 +129,11 @@ class Plan(Record):
 class Round(Record):
     """One inner step of a pass that goes over several rounds; number 0 is the program as it came."""
 
-    number: int
+    number: int = Field(description="from 0")
     name: str = Field(description="of the inner pass; `start` for number 0")
     summary: str = Field(description="one line: what the round did")
     accuracy: Accuracy | None = Field(description="on held-out training samples")
-    params_trainable: int
+    params_trainable: int = Field(description="after the round")
     macs: int = Field(description="multiply-accumulates for one sample")
     removed: dict[str, int] = Field(
         default_factory=dict, description="layer -> output channels that this round removed"
@@ -141,26 +141,28 @@ class Round(Record):
     kept: bool = Field(
         description="whether the pass's result has it behind it; rounds that do not were undone"
     )
-    verify_error: float = 0.0
+    verify_error: float = Field(default=0.0, description="as of a [Step](#step)")
     evidence: dict[str, Any] = Field(default_factory=dict, description="why it was decided so")
-    training: Training | None = None
-    seconds: float = 0.0
+    training: Training | None = Field(default=None, description="null for a round that does not train")
+    seconds: float = Field(
+        default=0.0, description="wall time of the round; of number 0: of what was measured before the first"
+    )
 
 
 class Step(Record):
     """One pass of the pipeline."""
 
-    index: int
-    name: str
-    options: dict[str, Any]
+    index: int = Field(description="0 for the first pass")
+    name: str = Field(description="of the pass, e.g. l1")
+    options: dict[str, Any] = Field(description="of the pass")
     summary: str = Field(description="one line: what the pass did")
     plan_file: str = Field(description="path of the plan, relative to the output directory")
-    kept: list[LeftAlone] = Field(default_factory=list)
+    kept: list[LeftAlone] = Field(default_factory=list, description="what the pass left alone")
     drift: Drift | None = Field(description="null for a pass that changes no value")
     verify_error: float = Field(
         description="max |rewrite - simulate| / max |simulate|, float64, scrambled statistics"
     )
-    seconds: float
+    seconds: float = Field(description="wall time of the step")
     evidence: dict[str, Any] = Field(
         default_factory=dict, description="why the pass decided so, as its method puts it; see the plan"
     )
@@ -168,4 +170,4 @@ class Step(Record):
     rounds: list[Round] = Field(
         default_factory=list, description="of a pass that goes over several; empty for the others"
     )
-    after: Snapshot
+    after: Snapshot = Field(description="the program after the step")

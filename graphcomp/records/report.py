@@ -18,7 +18,7 @@ class DctWeights(Record):
         description="coefficients, from which the runtime rebuilds the weights when it loads the file, or "
         "the dense weights themselves"
     )
-    layers: int
+    layers: int = Field(description="how many")
     coefficient_bytes: int = Field(description="0 if dense")
     order_bytes: int = Field(description="of the columns of all weights; 0 if dense")
 
@@ -26,10 +26,10 @@ class DctWeights(Record):
 class Export(Record):
     """The exported ONNX file and how equal it is to the program."""
 
-    path: str
-    bytes: int
-    opset: int
-    nodes: int
+    path: str = Field(description="relative to the output directory")
+    bytes: int = Field(description="size of the file")
+    opset: int = Field(description="as found in the file")
+    nodes: int = Field(description="after the clean-up")
     parity: dict[str, float] = Field(
         description="per batch size: max |onnx - torch| / max |torch|, the worst of several inputs"
     )
@@ -45,56 +45,60 @@ class CorruptedScore(Record):
         description="motion-blur: length as a fraction of the shorter side; occlusion: hidden part of the "
         "area; brightness: factor of the pixel values"
     )
-    score: Accuracy | MeanError
+    score: Accuracy | MeanError = Field(description="on the damaged images")
 
 
 class Evaluation(Record):
     """Result of `graphcomp evaluate`."""
 
-    schema_version: Literal[1] = 1
-    model: str
-    weights: str | None
+    schema_version: Literal[1] = Field(default=1, description="the same as the report's")
+    model: str = Field(description="as it was named")
+    weights: str | None = Field(description="file of the weights, null for the model's own")
     remarks: list[str] = Field(
         default_factory=list, description="what to know of the weights: random ones, or where in the file"
     )
-    data: str
-    seed: int
-    snapshot: Snapshot
-    robustness: list[CorruptedScore] = Field(default_factory=list)
+    data: str = Field(description="what was evaluated on, in a line")
+    seed: int = Field(description="of the damage, and of what `?limit=N` keeps")
+    snapshot: Snapshot = Field(description="the model")
+    robustness: list[CorruptedScore] = Field(
+        default_factory=list, description="empty if it was not asked for"
+    )
 
 
 class Robustness(Record):
     """The baseline and the result on the same damaged images, in the same order."""
 
-    baseline: list[CorruptedScore]
-    final: list[CorruptedScore]
+    baseline: list[CorruptedScore] = Field(description="one for each kind of damage and strength")
+    final: list[CorruptedScore] = Field(description="the same")
 
 
 class Report(Record):
     """Result of `graphcomp compile`."""
 
-    schema_version: Literal[1] = 1
-    model: str
-    weights: str | None
+    schema_version: Literal[1] = Field(
+        default=1, description="raised when a field changes its meaning or goes away"
+    )
+    model: str = Field(description="as it was named to the compiler, e.g. torchvision:resnet18")
+    weights: str | None = Field(description="file of the weights, null for the model's own")
     remarks: list[str] = Field(
         default_factory=list, description="what to know of the weights: random ones, or where in the file"
     )
-    data: str
-    target: str
-    seed: int
+    data: str = Field(description="a description; what the compiler was told is in `recipe`")
+    target: str = Field(description="what widths were rounded for, e.g. cpu-avx2")
+    seed: int = Field(description="of every random choice")
     input_shape: tuple[int, ...] | None = Field(
         default=None, description="that was asked for, with the batch; null for the model's own"
     )
-    recipe: dict[str, Any]
-    baseline: Snapshot
-    final: Snapshot
-    steps: list[Step]
-    export: Export
-    baseline_export: Export
+    recipe: dict[str, Any] = Field(description="the passes and options that ran, as a recipe file holds them")
+    baseline: Snapshot = Field(description="the program before the first pass")
+    final: Snapshot = Field(description="the program after the last pass")
+    steps: list[Step] = Field(description="the passes, in the order they ran")
+    export: Export = Field(description="of the result")
+    baseline_export: Export = Field(description="of the baseline, by the same exporter")
     dense_export: Export | None = Field(
         default=None, description="the result once more, with the weights of its DCT layers stored dense"
     )
-    bench: Bench | None
+    bench: Bench | None = Field(description="null if nothing was timed")
     dct_bench: Bench | None = Field(
         default=None, description="the result with dense weights (base) against DCT coefficients (new)"
     )
@@ -104,6 +108,6 @@ class Report(Record):
         description="theory against practice at the first batch size; null if nothing was timed, or not "
         "on a CPU",
     )
-    environment: Environment
+    environment: Environment = Field(description="where the compilation ran")
     started: str = Field(description="ISO 8601, UTC")
-    seconds: float
+    seconds: float = Field(description="wall time of the whole run")

@@ -10,19 +10,19 @@ from graphcomp.records.record import Record
 class Interval(Record):
     """An estimate with its bootstrap 95 % interval."""
 
-    value: float
-    low: float
-    high: float
+    value: float = Field(description="the estimate")
+    low: float = Field(description="lower end")
+    high: float = Field(description="upper end")
 
 
 class TimingStats(Record):
     """Times of one model at one batch size."""
 
-    runs: int
+    runs: int = Field(description="how many were timed, warm-up left out")
     first_ms: float = Field(description="the first inference after loading, not part of the other columns")
-    median_ms: float
-    p90_ms: float
-    p99_ms: float
+    median_ms: float = Field(description="wall time of a whole batch")
+    p90_ms: float = Field(description="90th percentile")
+    p99_ms: float = Field(description="99th percentile")
     cpu_median_ms: float = Field(
         description="CPU time per run: the calling thread's at one thread, otherwise the whole process's"
     )
@@ -34,9 +34,9 @@ class TimingStats(Record):
 class BatchTiming(Record):
     """Baseline against candidate at one batch size, interleaved in one process."""
 
-    batch: int
-    base: TimingStats
-    new: TimingStats
+    batch: int = Field(description="samples in a run")
+    base: TimingStats = Field(description="the baseline")
+    new: TimingStats = Field(description="the candidate")
     speedup: Interval = Field(description="median base time / median new time (wall)")
     cpu_speedup: Interval = Field(description="the same in CPU time")
     theoretical: float = Field(description="MACs of the baseline / MACs of the candidate")
@@ -60,38 +60,38 @@ class BatchTiming(Record):
 class ModelFile(Record):
     """An ONNX file that was timed."""
 
-    path: str
-    sha256: str
-    bytes: int
+    path: str = Field(description="as it was given")
+    sha256: str = Field(description="of the file, in hex")
+    bytes: int = Field(description="size of the file")
     macs: int = Field(description="for one sample")
-    load_seconds: float
+    load_seconds: float = Field(description="to open the session")
     load_cpu_seconds: float | None = Field(
         default=None, description="CPU time to open the session, of the whole process"
     )
-    nodes_per_provider: dict[str, int]
-    memcpy_nodes: int = 0
+    nodes_per_provider: dict[str, int] = Field(description="how many nodes each execution provider runs")
+    memcpy_nodes: int = Field(default=0, description="copies between host and device inside the graph")
 
 
 class Environment(Record):
     """Where numbers were taken."""
 
-    python: str
-    platform: str
-    cpu: str
-    isa: str
-    cores: int
-    versions: dict[str, str]
+    python: str = Field(description="version")
+    platform: str = Field(description="operating system")
+    cpu: str = Field(description="name of the processor")
+    isa: str = Field(description="widest vector instructions, e.g. avx2")
+    cores: int = Field(description="usable by the process")
+    versions: dict[str, str] = Field(description="package to version")
 
 
 class Bench(Record):
     """Result of `graphcomp bench`."""
 
-    schema_version: Literal[1] = 1
-    provider: str
-    provider_options: dict[str, str]
-    threads: int
+    schema_version: Literal[1] = Field(default=1, description="the same as the report's")
+    provider: str = Field(description="execution provider, e.g. cpu")
+    provider_options: dict[str, str] = Field(description="as given to the runtime")
+    threads: int = Field(description="intra-op threads")
     tf32: bool | None = Field(default=None, description="TF32 state on CUDA; null on the CPU")
-    base: ModelFile
-    new: ModelFile
-    batches: list[BatchTiming]
-    environment: Environment
+    base: ModelFile = Field(description="the baseline")
+    new: ModelFile = Field(description="the candidate")
+    batches: list[BatchTiming] = Field(description="one for each batch size")
+    environment: Environment = Field(description="where the times were taken")

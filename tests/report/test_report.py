@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import types
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -13,7 +12,6 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
-from pydantic import BaseModel
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -25,7 +23,6 @@ from tests.explanation.test_explanation import recorded_explanation
 from tests.nets import Net
 from tests.tiny import SHAPE, traced
 
-SCHEMA_DOC = Path(__file__).parents[2] / "docs" / "report-schema.md"
 ENVIRONMENT = records.Environment(
     python="3.11.9", platform="Linux", cpu="some CPU", isa="avx2", cores=2, versions={"torch": "2.14.1"}
 )
@@ -773,44 +770,6 @@ def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
     path.write_text(json.dumps(data | {"surprise": 1}))
     with pytest.raises(LoadError, match=r"report\.json: surprise: Extra inputs are not permitted"):
         report.read_report(path)
-
-
-def documented(name: str) -> dict[str, str]:
-    """Field name to its row in the table under `## name`."""
-    section = re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", SCHEMA_DOC.read_text(encoding="utf-8"), re.M | re.S)
-    assert section, f"docs/report-schema.md has no section '## {name}'"
-    return {row[1]: row[0] for row in re.finditer(r"^\| `(\w+)` \|.*$", section[1], re.M)}
-
-
-SCHEMA = records.Report.model_json_schema()
-MODELS: dict[str, types.MappingProxyType[str, Any]] = {
-    "Report": types.MappingProxyType(SCHEMA["properties"]),
-    **{name: types.MappingProxyType(d["properties"]) for name, d in SCHEMA["$defs"].items()},
-    **{  # what a method may put into Step.evidence, and the result of another command
-        record.__name__: types.MappingProxyType(record.model_json_schema()["properties"])
-        for record in (records.Width, records.Spectrum, records.Evaluation)
-    },
-}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_the_documented_schema_is_the_schema(name: str) -> None:
-    rows = documented(name)
-    assert set(rows) == set(MODELS[name])
-    for field, schema in MODELS[name].items():
-        description = schema.get("description", "").replace("|", "\\|")
-        assert description in rows[field], f"{name}.{field}: the document does not say '{description}'"
-
-
-def test_every_record_is_part_of_the_documented_schema() -> None:
-    defined = {
-        name
-        for name, item in vars(records).items()
-        if isinstance(item, type)
-        and issubclass(item, BaseModel)
-        and item.__module__.startswith(records.__name__)
-    }
-    assert defined - {"Record"} == set(MODELS)
 
 
 # ---------------------------------------------------------------------- values, and damaged images
