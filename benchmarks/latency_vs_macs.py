@@ -37,7 +37,8 @@ from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs
 from graphcomp.measure.evaluate import accuracy
 from graphcomp.passes import PASSES
-from graphcomp.runtime.bench import Times, in_turn, ratio_interval
+from graphcomp.runtime.bench import ratio_interval
+from graphcomp.runtime.turns import Times, in_turn
 
 GOALS = (0.8, 0.65, 0.5)
 COUNTERS = ("macs", "latency")

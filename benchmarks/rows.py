@@ -9,7 +9,7 @@ from typing import Any
 
 import graphcomp
 from graphcomp.ir.program import Program
-from graphcomp.runtime.doctor import environment
+from graphcomp.runtime.machine import environment
 
 Row = dict[str, Any]
 OUT = Path(__file__).parent.parent / "out"

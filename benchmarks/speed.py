@@ -216,7 +216,8 @@ def timed(name: str, batch: int, seconds: float, runs: int) -> Result:
     """All variants side by side: times, and what dense and Torch-Pruning's take of them."""
     import numpy as np
 
-    from graphcomp.runtime.bench import in_turn, ratio_interval
+    from graphcomp.runtime.bench import ratio_interval
+    from graphcomp.runtime.turns import in_turn
 
     files = [file_of(variant, name) for variant in MAKERS]
     turns = dict(zip(MAKERS, in_turn(files, batch=batch, seconds=seconds, runs=runs), strict=True))

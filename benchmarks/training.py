@@ -27,7 +27,7 @@ from graphcomp.data.augment import CropAndFlip
 from graphcomp.data.split import Indices, Split
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.runtime.bench import ratio_interval
-from graphcomp.runtime.doctor import environment
+from graphcomp.runtime.machine import environment
 from graphcomp.train.loop import Loop
 from graphcomp.train.network import LAYOUTS, Mode
 from graphcomp.train.options import Task, TrainOptions, cross_entropy, is_correct

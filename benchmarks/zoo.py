@@ -629,7 +629,7 @@ def save(results: Result) -> None:
 
 def describe(theirs: Path | None, known: Mapping[str, str]) -> Result:
     """Machine, versions (on top of those known from earlier runs) and date."""
-    from graphcomp.runtime.doctor import environment
+    from graphcomp.runtime.machine import environment
 
     here = environment()
     shown = ("torch", "torchvision", "onnxruntime-gpu", "onnxruntime")

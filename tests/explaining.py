@@ -19,7 +19,7 @@ from graphcomp.explanation import profiling
 from graphcomp.explanation.attribution import AttributedKernel, attribute
 from graphcomp.explanation.profiling import Node, Profile
 from graphcomp.runtime import onnxfile
-from graphcomp.runtime.bench import random_inputs
+from graphcomp.runtime.turns import random_inputs
 
 TRACES = Path(__file__).parent / "traces"
 ENVIRONMENT = records.Environment(

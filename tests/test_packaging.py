@@ -16,7 +16,7 @@ from packaging.version import Version
 import graphcomp
 from graphcomp import errors, passes
 from graphcomp.errors import GraphcompError
-from graphcomp.runtime import doctor
+from graphcomp.runtime import doctor, machine
 
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -315,7 +315,7 @@ def pins() -> dict[str, tuple[int, ...]]:
 
 def test_doctor_asks_for_what_the_project_asks_for() -> None:
     declared = floors()
-    assert {name: declared[name][:2] for name in doctor.MINIMUM} == doctor.MINIMUM
+    assert {name: declared[name][:2] for name in machine.MINIMUM} == machine.MINIMUM
     assert declared["onnxruntime"][:2] == declared["onnxruntime-gpu"][:2] == doctor.RUNTIME_MINIMUM
 
 

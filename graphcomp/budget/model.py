@@ -34,7 +34,7 @@ from graphcomp.base import Progress, cache, quiet
 from graphcomp.channels import CONCATENATIONS, Channels, Drop, Ints, compact, live_of, no_drop
 from graphcomp.ir import Program, op_name
 from graphcomp.measure import layer_row
-from graphcomp.runtime import ACTIVATIONS, Kernel, Target, Timer, doctor, measure, race_timer
+from graphcomp.runtime import ACTIVATIONS, Kernel, Target, Timer, environment, measure, race_timer
 
 KernelForm = Literal["blocked", "direct", "plain"]
 Operator = tuple[Kernel, int, int]
@@ -425,7 +425,7 @@ class LatencyModel:
         return self.timer or race_timer(self.target.provider, self.threads, cold=self.cold)
 
     def _key(self, kernel: Kernel, form: KernelForm) -> str:
-        here = doctor.environment()
+        here = environment()
         return cache.key(
             MEASURING,
             kernel=kernel.json(),

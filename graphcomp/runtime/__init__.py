@@ -1,21 +1,16 @@
 """ONNX Runtime and this machine: targets, sessions, timings."""
 
-from graphcomp.runtime import doctor, onnxfile
-from graphcomp.runtime.bench import (
-    BUSY,
-    RACE_LOADS,
-    benchmark,
-    check_inputs,
-    format_table,
-    race,
-    random_inputs,
-    sweep_table,
-)
-from graphcomp.runtime.doctor import cores, diagnose, environment, render
+from graphcomp.runtime import onnxfile
+from graphcomp.runtime.bench import benchmark
+from graphcomp.runtime.doctor import diagnose, render
 from graphcomp.runtime.kernel import ACTIVATIONS, Kernel, Timer, measure, race_timer
+from graphcomp.runtime.machine import cores, environment
 from graphcomp.runtime.onnxfile import NodeWork, OnnxFile, node_work
-from graphcomp.runtime.session import HEAVY, PROVIDERS, OpenSession, Provider, open_session, probe, run_errors
+from graphcomp.runtime.providers import HEAVY, PROVIDERS, Provider, run_errors
+from graphcomp.runtime.session import OpenSession, open_session, probe
+from graphcomp.runtime.tables import format_table, sweep_table
 from graphcomp.runtime.targets import TARGETS, Target, find_target
+from graphcomp.runtime.turns import BUSY, RACE_LOADS, check_inputs, race, random_inputs
 
 __all__ = [
     "ACTIVATIONS",
@@ -35,7 +30,6 @@ __all__ = [
     "check_inputs",
     "cores",
     "diagnose",
-    "doctor",
     "environment",
     "find_target",
     "format_table",

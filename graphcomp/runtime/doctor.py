@@ -1,19 +1,13 @@
-"""What this machine is, and what really works on it.
+"""What really works on this machine.
 
-`environment` is the record that goes with every number; `diagnose` is what `graphcomp doctor` prints.
+`diagnose` is what `graphcomp doctor` prints.
 Providers are not asked whether they exist (the runtime's answer to that says nothing) but made to run a
 model, through the same function that opens sessions for timing.
 """
 
-import functools
-import importlib.metadata
 import os
-import platform
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import psutil
 import torch
@@ -21,24 +15,11 @@ from packaging.version import InvalidVersion, Version
 from rich.table import Table
 from rich.text import Text
 
-from graphcomp import records
 from graphcomp.errors import BenchError
-from graphcomp.runtime.session import ADVICE, PROVIDERS, Provider, installed_runtimes, probe
+from graphcomp.runtime.machine import MINIMUM, Isa, cores, cpu_model, instruction_set, version_of
+from graphcomp.runtime.providers import ADVICE, PROVIDERS, Provider, installed_runtimes
+from graphcomp.runtime.session import probe
 
-__all__ = ["Finding", "auto_target", "diagnose", "environment", "render"]
-
-Isa = Literal["avx512", "avx2", "other x86", "arm64-neon", "other"]
-# The floors that pyproject.toml asks for, as (major, minor).
-MINIMUM = {
-    "torch": (2, 9),
-    "torchvision": (0, 24),
-    "numpy": (1, 26),
-    "onnx": (1, 18),
-    "onnxscript": (0, 5),
-    "onnx-ir": (0, 1),
-    "onnx-graphsurgeon": (0, 5),
-    "safetensors": (0, 5),
-}
 RUNTIME_MINIMUM = (1, 24)
 CROWDED = 1.1
 
@@ -63,43 +44,18 @@ class Finding:
     essential: bool = True
 
 
-def environment() -> records.Environment:
-    """The machine and the versions that numbers are recorded with."""
-    versions = {name: version for name in ("graphcomp", *MINIMUM) if (version := _version(name))}
-    versions |= installed_runtimes()
-    if torch.cuda.is_available():
-        versions |= {"gpu": torch.cuda.get_device_name(0), "cuda (torch)": str(torch.version.cuda)}
-    return records.Environment(
-        python=platform.python_version(),
-        platform=platform.platform(),
-        cpu=_cpu_model(),
-        isa=_isa(),
-        cores=cores(),
-        versions=versions,
-    )
-
-
 def diagnose() -> list[Finding]:
     """Look at versions, instruction set, runtime, every provider, the GPU and the load; takes about a
     second."""
     return [
         *(_package(name, floor) for name, floor in MINIMUM.items()),
         _runtime(installed_runtimes()),
-        _instruction_set(_isa()),
+        _instruction_set(instruction_set()),
         *(_provider(name) for name in PROVIDERS),
         _gpu(),
         _threads(),
         _load(_contention()),
     ]
-
-
-def auto_target() -> str:
-    """The target that `auto` means here: the CPU, by the width of its vectors.
-
-    Without AVX-512 the runtime's kernels are assumed to work in blocks of 8, which is what cpu-avx2 stands
-    for.
-    """
-    return "cpu-avx512" if _isa() == "avx512" else "cpu-avx2"
 
 
 def render(findings: list[Finding]) -> Table:
@@ -113,15 +69,8 @@ def render(findings: list[Finding]) -> Table:
     return table
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _package(name: str, floor: tuple[int, int]) -> Finding:
-    found, wanted = _version(name), ".".join(map(str, floor))
+    found, wanted = version_of(name), ".".join(map(str, floor))
     if found is None:
         return Finding(name, False, "not installed", f"pip install '{name}>={wanted}'")
     ok = _at_least(found, floor)
@@ -155,7 +104,7 @@ def _instruction_set(isa: Isa) -> Finding:
     advice = (
         "" if known else "timings here say little about other machines: use one with AVX2, AVX-512 or NEON"
     )
-    return Finding("instruction set", known, f"{isa} ({_cpu_model()})", advice)
+    return Finding("instruction set", known, f"{isa} ({cpu_model()})", advice)
 
 
 def _provider(name: Provider) -> Finding:
@@ -199,47 +148,3 @@ def _contention(seconds: float = 0.2) -> float:
         pass
     # A coarse CPU clock may not have moved at all on a machine that starved the loop.
     return (time.perf_counter() - wall) / max(time.thread_time() - cpu, 1e-3)
-
-
-def cores() -> int:
-    """Logical cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _isa() -> Isa:
-    return _classify(platform.machine(), _cpu_flags())
-
-
-def _classify(machine: str, flags: Collection[str]) -> Isa:
-    if machine.lower() in ("arm64", "aarch64"):
-        return "arm64-neon"
-    if machine.lower() not in ("x86_64", "amd64", "i386", "i686", "x86"):
-        return "other"
-    if "avx512f" in flags:
-        return "avx512"
-    return "avx2" if "avx2" in flags else "other x86"
-
-
-def _cpu_flags() -> frozenset[str]:
-    """Flags as Linux names them; elsewhere torch is asked, which tells only the two that matter."""
-    if flags := _cpuinfo().get("flags"):
-        return frozenset(flags.split())
-    capability = torch.backends.cpu.get_cpu_capability()
-    return frozenset({"AVX512": ("avx512f", "avx2"), "AVX2": ("avx2",)}.get(capability, ()))
-
-
-def _cpu_model() -> str:
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
-
-
-@functools.cache
-def _cpuinfo() -> dict[str, str]:
-    """The first processor in /proc/cpuinfo; empty where there is none."""
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return {}
-    first = path.read_text().split("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}

@@ -20,12 +20,12 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from graphcomp.base import distributed
 from graphcomp.errors import BenchError
-from graphcomp.runtime.bench import race
-from graphcomp.runtime.session import Provider
+from graphcomp.runtime.providers import Provider
+from graphcomp.runtime.turns import race
 
 Feeds = Mapping[str, NDArray[Any]]
 Timer = Callable[[Sequence[bytes], Feeds], list[float]]
-"""Median ms of several ONNX models that take the same inputs, run in turn; `runtime.bench.race` is one."""
+"""Median ms of several ONNX models that take the same inputs, run in turn; `runtime.turns.race` is one."""
 
 COPIES, WORK = 8, 2e8
 """At most so many copies of an operator, or as many as make this much work (MACs)."""

@@ -10,11 +10,6 @@ been run on a GPU**. What is tested is that they refuse, by name, on a machine w
 
 import contextlib
 import ctypes
-import functools
-import hashlib
-import importlib.metadata
-import json
-import os
 import platform
 import tempfile
 import time
@@ -22,53 +17,27 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from graphcomp.base import cache, muted
+from graphcomp.base import muted
 from graphcomp.errors import BenchError, ProviderError
-
-__all__ = [
-    "PROVIDERS",
-    "OpenSession",
-    "Provider",
-    "installed_runtimes",
-    "open_session",
-    "probe",
-    "run_errors",
-]
-
-Provider = Literal["cpu", "cuda", "tensorrt"]
-PROVIDERS: dict[Provider, str] = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
-HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-# Reduced precision and algorithm search stated rather than inherited, so that the record says what was timed.
-OPTIONS: dict[Provider, dict[str, str]] = {
-    "cpu": {},
-    "cuda": {"device_id": "0", "use_tf32": "1", "cudnn_conv_algo_search": "EXHAUSTIVE"},
-    "tensorrt": {"device_id": "0", "trt_fp16_enable": "0", "trt_int8_enable": "0"},
-}
-ADVICE: dict[Provider, str] = {
-    "cpu": "reinstall onnxruntime",
-    "cuda": "install the NVIDIA driver, CUDA and cuDNN that this onnxruntime-gpu was built for, or use "
-    "provider 'cpu'",
-    "tensorrt": "install the NVIDIA driver and the TensorRT libraries (pip install tensorrt), or use "
-    "provider 'cpu'",
-}
-
-
-ENGINES = "tensorrt"
-"""Kind of the cache's entries that TensorRT writes."""
-TENSORRT = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
-"""Distributions that it comes in."""
+from graphcomp.runtime.providers import (
+    ADVICE,
+    HEAVY,
+    OPTIONS,
+    PROVIDERS,
+    Provider,
+    allows_tf32,
+    graph_options,
+    import_runtime,
+    run_errors,
+    tensorrt_options,
+)
 
 
 @dataclass(frozen=True)
@@ -123,9 +92,9 @@ def open_session(
         raise BenchError(f"provider: found {provider!r}, expected one of {', '.join(PROVIDERS)}")
     if threads < 1:
         raise BenchError(f"threads: found {threads}, expected at least 1; give the number explicitly")
-    graphs = _graph_options(provider, cuda_graphs)
-    ort = _runtime()
-    options = OPTIONS[provider] | graphs | _tensorrt_options(provider, shapes, cache_key)
+    graphs = graph_options(provider, cuda_graphs)
+    ort = import_runtime()
+    options = OPTIONS[provider] | graphs | tensorrt_options(provider, shapes, cache_key)
     place = str(model) if isinstance(model, Path) else "model"
     with _quiet(ort, provider):
         start, cpu_start = time.perf_counter(), time.process_time()
@@ -147,7 +116,7 @@ def open_session(
         provider,
         threads,
         options | chosen,
-        _tf32(provider, options),
+        allows_tf32(provider, options),
         nodes,
         copies,
         seconds,
@@ -161,7 +130,7 @@ def probe(provider: Provider, threads: int = 1, *, cuda_graphs: bool = False) ->
     With `cuda_graphs` their setting is checked as well. Raises ProviderError if the provider does not work on
     this machine or computes something else.
     """
-    _graph_options(provider, cuda_graphs)
+    graph_options(provider, cuda_graphs)
     opened = open_session(_probe_model(), provider, threads)
     x = np.ones((1, 8, 4, 4), np.float32)
     try:
@@ -174,54 +143,6 @@ def probe(provider: Provider, threads: int = 1, *, cuda_graphs: bool = False) ->
     if not np.array_equal(y, np.full((1, 8, 4, 4), 16, np.float32)):
         raise ProviderError(f"provider {provider!r}: a convolution is wrong, expected 16; {ADVICE[provider]}")
     return opened
-
-
-@functools.cache
-def installed_runtimes() -> dict[str, str]:
-    """Every installed distribution that provides the module `onnxruntime`, with its version."""
-    names = importlib.metadata.packages_distributions().get("onnxruntime", [])
-    return {name: importlib.metadata.version(name) for name in sorted(set(names))}
-
-
-def run_errors() -> tuple[type[BaseException], ...]:
-    """The exceptions that the installed runtime raises when a session cannot be opened or run."""
-    state = _runtime().capi.onnxruntime_pybind11_state
-    names = (
-        "Fail",
-        "InvalidArgument",
-        "NoSuchFile",
-        "NoModel",
-        "EngineError",
-        "RuntimeException",
-        "InvalidProtobuf",
-        "NotImplemented",
-        "InvalidGraph",
-        "EPFail",
-    )
-    return (RuntimeError, ValueError, *(getattr(state, name) for name in names))
-
-
-def _runtime() -> Any:
-    found = installed_runtimes()
-    if len(found) > 1:
-        listed = " and ".join(f"{name} {version}" for name, version in found.items())
-        raise ProviderError(
-            f"onnxruntime: found {listed} installed at once, expected one distribution; they overwrite each "
-            "other's "
-            f"files: run `pip uninstall {' '.join(found)}` and install only the one you want"
-        )
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise ProviderError(
-            f"onnxruntime: cannot be imported ({error}); reinstall onnxruntime or onnxruntime-gpu"
-        ) from error
-    if not hasattr(getattr(ort, "InferenceSession", None), "get_provider_graph_assignment_info"):
-        raise ProviderError(
-            f"onnxruntime: found {getattr(ort, '__version__', 'a broken install')}, expected 1.24 or later, "
-            "whose sessions tell where each node runs; upgrade or reinstall it"
-        )
-    return ort
 
 
 def _create(
@@ -368,61 +289,6 @@ def _memcpy_nodes(
         _create(ort, model, provider, threads, options, dump=dump)
         graph = onnx.load(dump, load_external_data=False).graph
     return sum(node.op_type.startswith("Memcpy") for node in graph.node)
-
-
-GRAPHS: dict[Provider, dict[str, str]] = {
-    "cuda": {"enable_cuda_graph": "1"},
-    "tensorrt": {"trt_cuda_graph_enable": "1"},
-}
-"""What switches CUDA graphs on."""
-
-
-def _graph_options(provider: Provider, cuda_graphs: bool) -> dict[str, str]:
-    if not cuda_graphs:
-        return {}
-    if provider not in GRAPHS:
-        raise BenchError(
-            f"CUDA graphs: found provider {provider!r}, expected one of {', '.join(GRAPHS)}; leave them off"
-        )
-    return GRAPHS[provider]
-
-
-def _tensorrt_options(
-    provider: Provider, shapes: Mapping[str, Sequence[int]] | None, cache_key: str | None
-) -> dict[str, str]:
-    if provider != "tensorrt":
-        return {}
-    options: dict[str, str] = {}
-    if shapes:
-        # One profile that is exactly the timed shape: an engine built for a range is slower inside it.
-        profile = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
-        options |= {f"trt_profile_{bound}_shapes": profile for bound in ("min", "opt", "max")}
-    place = cache.place(ENGINES, _engine_name(cache_key, options)) if cache_key else None
-    if place is not None:
-        options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(place)}
-    return options
-
-
-def _engine_name(cache_key: str, options: dict[str, str]) -> str:
-    """Of everything that an engine is built by and for; TensorRT refuses those of another version or GPU."""
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
-    parts = [cache_key, OPTIONS["tensorrt"] | options, installed_runtimes(), _tensorrt_versions(), gpu]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _tensorrt_versions() -> list[str]:
-    found = []
-    for name in TENSORRT:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f"{name} {importlib.metadata.version(name)}")
-    return found
-
-
-def _tf32(provider: Provider, options: Mapping[str, str]) -> bool | None:
-    """TensorRT has no option for it: its builder allows TF32 unless NVIDIA_TF32_OVERRIDE=0 forbids it."""
-    if provider == "cpu":
-        return None
-    return options.get("use_tf32", "1") == "1" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
 
 
 def _probe_model() -> bytes:

@@ -1,11 +1,10 @@
 """Targets: what a removal is for, and the multiple that its kernels round channel counts up to anyway."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from graphcomp.errors import RecipeError
-
-Provider = Literal["cpu", "cuda", "tensorrt"]
+from graphcomp.runtime.machine import auto_target
+from graphcomp.runtime.providers import Provider
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,6 @@ TARGETS = {
 def find_target(name: str) -> Target:
     """The target called `name`; `auto` is this machine's CPU. RecipeError if there is none."""
     if name == "auto":
-        from graphcomp.runtime.doctor import auto_target
-
         name = auto_target()
     if name not in TARGETS:
         raise RecipeError(f"target: found {name!r}, expected one of auto, {', '.join(TARGETS)}")

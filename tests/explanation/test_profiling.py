@@ -10,7 +10,7 @@ from graphcomp.errors import BenchError, ProviderError
 from graphcomp.explanation import profiling
 from graphcomp.explanation.profiling import Node, read_trace, trace_cost, trace_pair
 from graphcomp.runtime import onnxfile
-from graphcomp.runtime.bench import random_inputs
+from graphcomp.runtime.turns import random_inputs
 from tests.explaining import TRACES, base, pruned, recorded
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from graphcomp import records
 from graphcomp.errors import BenchError, ProviderError
-from graphcomp.runtime import bench, session
-from graphcomp.runtime.bench import Samples, TimingBudget, benchmark, ratio_interval, verdict
+from graphcomp.runtime import bench, session, tables, turns
+from graphcomp.runtime.bench import benchmark, ratio_interval, verdict
+from graphcomp.runtime.turns import Samples, TimingBudget
 
 QUICK = {"runs": 12, "seconds": 0.2, "warmup_runs": 1, "warmup_seconds": 0.0}
 IDLE = TimingBudget(runs=12, seconds=60)
@@ -55,7 +56,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write(folder / "base.onnx", 16), write(folder / "new.onnx", 8)
 
 
-def rounds(median: float, count: int = 100, noise: float = 0.02, seed: int = 0) -> bench.Times:
+def rounds(median: float, count: int = 100, noise: float = 0.02, seed: int = 0) -> turns.Times:
     """Synthetic milliseconds with the right skew of a stopwatch: never early, sometimes late."""
     rng = np.random.default_rng(seed)
     return np.asarray(median * (1 + noise * (rng.exponential(size=(count, 2)) - np.log(2))))
@@ -173,14 +174,14 @@ def test_wall_over_cpu_says_nothing_with_threads_or_a_gpu() -> None:
 @pytest.mark.parametrize(("wall", "busy"), [(1.09, False), (1.11, True)])
 def test_busy_from_ten_per_cent_on(wall: float, busy: bool) -> None:
     ones = np.ones((6, 10, 2))
-    assert bench._busy(2 * [Samples(wall * ones, ones)]) is Samples(wall * ones, ones).busy is busy
+    assert turns.is_busy(2 * [Samples(wall * ones, ones)]) is Samples(wall * ones, ones).busy is busy
 
 
 def test_a_few_long_stalls_are_busy_though_medians_are_clean() -> None:
     ones = np.ones((6, 10, 2))
     stalled = ones.copy()
     stalled[0, 0, 0] = 40
-    assert bench._busy([Samples(stalled, ones), Samples(ones, ones)])
+    assert turns.is_busy([Samples(stalled, ones), Samples(ones, ones)])
 
 
 # the loop
@@ -189,7 +190,7 @@ def test_a_few_long_stalls_are_busy_though_medians_are_clean() -> None:
 def take_turns(
     *steps: Callable[[], object], budget: TimingBudget = IDLE, order: Sequence[int] = (0, 1)
 ) -> Any:
-    return bench._take_turns(steps, order, 1, budget.spent)
+    return turns._take_turns(steps, order, 1, budget.spent)
 
 
 def test_turns_are_a_b_b_a() -> None:
@@ -231,7 +232,7 @@ def test_budget_of_a_load_is_its_part_and_all_runs_of_warming_up() -> None:
 def test_a_race_loads_its_models_in_alternating_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was opened second was faster; so both are, as often as the other."""
     opened: list[int] = []
-    turns: list[int] = []
+    took: list[int] = []
 
     class Runner:
         def __init__(self, session: int, *_: Any) -> None:
@@ -241,30 +242,30 @@ def test_a_race_loads_its_models_in_alternating_order(monkeypatch: pytest.Monkey
             self.run()
 
         def run(self) -> None:
-            turns.append(self.session)
+            took.append(self.session)
 
     def open_one(model: bytes, *_: Any) -> int:
         opened.append(int(model))
         return int(model)
 
-    monkeypatch.setattr(bench, "open_session", open_one)
-    monkeypatch.setattr(bench, "_Runner", Runner)
-    found = bench.race([b"0", b"1"], {}, "cpu", runs=24, seconds=60.0)
+    monkeypatch.setattr(turns, "open_session", open_one)
+    monkeypatch.setattr(turns, "_Runner", Runner)
+    found = turns.race([b"0", b"1"], {}, "cpu", runs=24, seconds=60.0)
     assert opened == [0, 1, 1, 0, 1, 0, 0, 1] and len(found) == 2
-    each = 2 + 2 * (24 // bench.RACE_LOADS // 2)  # the first two warm up, then rounds of two
-    assert [turns.count(model) for model in (0, 1)] == [bench.RACE_LOADS * each] * 2
+    each = 2 + 2 * (24 // turns.RACE_LOADS // 2)  # the first two warm up, then rounds of two
+    assert [took.count(model) for model in (0, 1)] == [turns.RACE_LOADS * each] * 2
     opened.clear()
-    bench.race([b"0", b"1"], {}, "cpu", runs=2, seconds=0.0, loads=1)
+    turns.race([b"0", b"1"], {}, "cpu", runs=2, seconds=0.0, loads=1)
     assert opened == [0, 1]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_every_place_in_the_order_is_shared_out(count: int) -> None:
     """Two loads are each other's mirror images; over all loads nobody is always the first."""
-    orders = [bench._order(count, number) for number in range(bench.LOADS)]
+    orders = [turns._order(count, number) for number in range(turns.LOADS)]
     for one, other in zip(orders[::2], orders[1::2], strict=True):
         assert sorted(one) == list(range(count)) and other == one[::-1]
-    assert len({order[0] for order in orders}) >= min(count, bench.LOADS // 2)
+    assert len({order[0] for order in orders}) >= min(count, turns.LOADS // 2)
 
 
 def test_a_load_that_was_slow_is_in_the_interval() -> None:
@@ -280,16 +281,16 @@ def test_every_load_has_as_many_rounds_as_the_first(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    original = bench._open
+    original = turns._open
 
     def spy(file: Any, *rest: Any) -> Any:
         opened.append(file.path.stem)
         return original(file, *rest)
 
-    monkeypatch.setattr(bench, "_open", spy)
-    found = bench.in_turn(files, runs=36, seconds=60.0, warmup_seconds=0.0)
+    monkeypatch.setattr(turns, "_open", spy)
+    found = turns.in_turn(files, runs=36, seconds=60.0, warmup_seconds=0.0)
     assert [one.wall.shape for one in found] == [(6, 3, 2)] * 2
-    assert opened == [files[i].stem for n in range(6) for i in bench._order(2, n)]
+    assert opened == [files[i].stem for n in range(6) for i in turns._order(2, n)]
     assert (opened.count("base"), opened.count("new")) == (6, 6)
 
 
@@ -318,19 +319,19 @@ def test_progress_is_throttled_but_ends_at_one() -> None:
 def test_any_number_of_files_take_turns(files: tuple[Path, Path], tmp_path: Path) -> None:
     """A round a load at least, whatever the number of files; of which any two make an interval."""
     third = write(tmp_path / "third.onnx", 4)
-    found = bench.in_turn([*files, third], runs=1, seconds=0.0, warmup_seconds=0.0)
+    found = turns.in_turn([*files, third], runs=1, seconds=0.0, warmup_seconds=0.0)
     assert [one.wall.shape for one in found] == [one.cpu.shape for one in found] == [(6, 1, 2)] * 3
     assert all((one.wall > 0).all() for one in found)
     ratio = ratio_interval(found[0].wall, found[2].wall)
     assert ratio.low <= ratio.value <= ratio.high
     with pytest.raises(BenchError, match="expected the same names, types and sizes"):
-        bench.in_turn([files[0], write(tmp_path / "other.onnx", 4, size=6)])
+        turns.in_turn([files[0], write(tmp_path / "other.onnx", 4, size=6)])
 
 
 def test_bound_runs_compute_what_the_session_computes(files: tuple[Path, Path]) -> None:
     opened = session.open_session(files[0])
     x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
-    runner = bench._Runner(opened, {"x": x}, files[0])
+    runner = turns._Runner(opened, {"x": x}, files[0])
     runner.first()
     runner.run()
     (expected,) = opened.session.run(None, {"x": x})
@@ -339,7 +340,7 @@ def test_bound_runs_compute_what_the_session_computes(files: tuple[Path, Path]) 
 
 
 def test_later_runs_write_to_the_buffers_of_the_first(files: tuple[Path, Path]) -> None:
-    runner = bench._Runner(session.open_session(files[0]), {"x": np.ones((1, 3, 8, 8), np.float32)}, files[0])
+    runner = turns._Runner(session.open_session(files[0]), {"x": np.ones((1, 3, 8, 8), np.float32)}, files[0])
     runner.first()
     before = runner._binding.get_outputs()[0].data_ptr()
     runner._values["x"].update_inplace(np.zeros((1, 3, 8, 8), np.float32))
@@ -349,7 +350,7 @@ def test_later_runs_write_to_the_buffers_of_the_first(files: tuple[Path, Path]) 
 
 
 def test_end_to_end_takes_its_inputs_from_the_host(files: tuple[Path, Path]) -> None:
-    runner = bench._Runner(session.open_session(files[0]), {"x": np.ones((1, 3, 8, 8), np.float32)}, files[0])
+    runner = turns._Runner(session.open_session(files[0]), {"x": np.ones((1, 3, 8, 8), np.float32)}, files[0])
     runner.first()
     runner._arrays["x"] = np.zeros((1, 3, 8, 8), np.float32)
     runner.run_end_to_end()
@@ -395,7 +396,7 @@ def test_table_shows_measured_beside_theory(files: tuple[Path, Path]) -> None:
     found = benchmark(*files, batches=(2,), **QUICK)
     console = Console(width=250)
     with console.capture() as captured:
-        console.print(bench.format_table(found))
+        console.print(tables.format_table(found))
     text = " ".join(captured.get().split())  # captions wrap
     row = found.batches[0]
     assert f"{row.speedup.value:.3f}x [{row.speedup.low:.3f}, {row.speedup.high:.3f}]" in text
@@ -418,7 +419,7 @@ def test_a_sweep_is_one_line_a_batch_with_providers_side_by_side(files: tuple[Pa
     ]
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(bench.sweep_table(pair))
+        console.print(tables.sweep_table(pair))
     lines = [line.split() for line in capture.get().splitlines() if "[" in line]
     assert [line[1] for line in lines] == ["1", "4"]
     for line in lines:
@@ -514,12 +515,12 @@ def test_inputs_that_cannot_be_generated_are_refused(tmp_path: Path) -> None:
     file.graph.input[0].type.tensor_type.elem_type = TensorProto.BFLOAT16
     onnx.save(file, tmp_path / "x.onnx")
     with pytest.raises(BenchError, match=r"input x BFLOAT16 .* cannot be generated"):
-        bench.random_inputs(bench.onnxfile.read(tmp_path / "x.onnx"), 1, 0)
+        turns.random_inputs(bench.onnxfile.read(tmp_path / "x.onnx"), 1, 0)
 
 
 def test_inputs_depend_on_the_seed_only(files: tuple[Path, Path]) -> None:
     file = bench.onnxfile.read(files[0])
-    first, again, other = (bench.random_inputs(file, 2, seed)["x"] for seed in (1, 1, 2))
+    first, again, other = (turns.random_inputs(file, 2, seed)["x"] for seed in (1, 1, 2))
     assert first.shape == (2, 3, 8, 8)
     assert first.dtype == np.float32
     assert np.array_equal(first, again)
@@ -549,4 +550,4 @@ def test_cuda_times_with_and_without_copies(files: tuple[Path, Path]) -> None:
     assert found.tf32 is not None
     assert found.base.nodes_per_provider.get("CUDAExecutionProvider", 0) >= 2
     assert found.batches[0].base.end_to_end_median_ms is not None
-    assert "end to end" in [column.header for column in bench.format_table(found).columns]
+    assert "end to end" in [column.header for column in tables.format_table(found).columns]

@@ -6,12 +6,12 @@ import pytest
 from rich.console import Console
 
 from graphcomp.errors import ProviderError
-from graphcomp.runtime import doctor
-from graphcomp.runtime.session import PROVIDERS
+from graphcomp.runtime import doctor, machine
+from graphcomp.runtime.providers import PROVIDERS
 
 
 def test_environment_names_machine_and_versions() -> None:
-    found = doctor.environment()
+    found = machine.environment()
     assert found.cores >= 1
     assert found.cpu
     assert found.versions.keys() >= {"torch", "torchvision", "onnx", "onnxscript", "onnx-ir", "numpy"}
@@ -19,7 +19,7 @@ def test_environment_names_machine_and_versions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "flags", "isa"),
+    ("name", "flags", "isa"),
     [
         ("x86_64", {"avx512f", "avx2"}, "avx512"),
         ("AMD64", {"avx2"}, "avx2"),
@@ -29,16 +29,16 @@ def test_environment_names_machine_and_versions() -> None:
         ("riscv64", set(), "other"),
     ],
 )
-def test_instruction_set(machine: str, flags: set[str], isa: str) -> None:
-    assert doctor._classify(machine, flags) == isa
+def test_instruction_set(name: str, flags: set[str], isa: str) -> None:
+    assert machine._classify(name, flags) == isa
 
 
 @pytest.mark.parametrize(
     ("isa", "target"), [("avx512", "cpu-avx512"), ("avx2", "cpu-avx2"), ("arm64-neon", "cpu-avx2")]
 )
 def test_auto_target_follows_the_vectors(isa: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_isa", lambda: isa)
-    assert doctor.auto_target() == target
+    monkeypatch.setattr(machine, "instruction_set", lambda: isa)
+    assert machine.auto_target() == target
 
 
 def test_floors_are_those_of_pyproject() -> None:
@@ -48,7 +48,7 @@ def test_floors_are_those_of_pyproject() -> None:
         match = re.match(r"([\w-]+)>=(\d+)\.(\d+)", line)
         assert match is not None, line
         floors[match[1]] = (int(match[2]), int(match[3]))
-    assert {name: floors[name] for name in doctor.MINIMUM} == doctor.MINIMUM
+    assert {name: floors[name] for name in machine.MINIMUM} == machine.MINIMUM
 
 
 def test_every_provider_is_tried() -> None:

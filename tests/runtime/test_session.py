@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 
 from graphcomp.base import cache
 from graphcomp.errors import BenchError, GraphcompWarning, ProviderError
-from graphcomp.runtime import session
+from graphcomp.runtime import providers, session
 
 
 def has_cuda() -> bool:
@@ -98,7 +98,7 @@ def test_provider_that_was_not_built_in_is_named(monkeypatch: pytest.MonkeyPatch
 
 def test_two_runtimes_at_once_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     both = {"onnxruntime": "1.31.0", "onnxruntime-gpu": "1.31.1"}
-    monkeypatch.setattr(session, "installed_runtimes", lambda: both)
+    monkeypatch.setattr(providers, "installed_runtimes", lambda: both)
     with pytest.raises(
         ProviderError, match=r"found onnxruntime 1\.31\.0 and onnxruntime-gpu 1\.31\.1"
     ) as caught:
@@ -108,9 +108,9 @@ def test_two_runtimes_at_once_are_refused_by_name(monkeypatch: pytest.MonkeyPatc
 
 def test_installed_runtimes_reads_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     owners = {"onnxruntime": ["onnxruntime-gpu", "onnxruntime", "onnxruntime"], "onnxruntime_genai": ["x"]}
-    monkeypatch.setattr(session.importlib.metadata, "packages_distributions", lambda: owners)
-    monkeypatch.setattr(session.importlib.metadata, "version", lambda name: f"of {name}")
-    assert session.installed_runtimes.__wrapped__() == {
+    monkeypatch.setattr(providers.importlib.metadata, "packages_distributions", lambda: owners)
+    monkeypatch.setattr(providers.importlib.metadata, "version", lambda name: f"of {name}")
+    assert providers.installed_runtimes.__wrapped__() == {
         "onnxruntime": "of onnxruntime",
         "onnxruntime-gpu": "of onnxruntime-gpu",
     }
@@ -160,13 +160,13 @@ def test_model_that_the_runtime_refuses() -> None:
 
 def test_tf32_is_what_options_and_environment_allow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
-    assert session._tf32("cpu", {}) is None
-    assert session._tf32("cuda", {"use_tf32": "1"}) is True
-    assert session._tf32("cuda", {"use_tf32": "0"}) is False
-    assert session._tf32("tensorrt", {}) is True
+    assert providers.allows_tf32("cpu", {}) is None
+    assert providers.allows_tf32("cuda", {"use_tf32": "1"}) is True
+    assert providers.allows_tf32("cuda", {"use_tf32": "0"}) is False
+    assert providers.allows_tf32("tensorrt", {}) is True
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    assert session._tf32("cuda", {"use_tf32": "1"}) is False
-    assert session._tf32("tensorrt", {}) is False
+    assert providers.allows_tf32("cuda", {"use_tf32": "1"}) is False
+    assert providers.allows_tf32("tensorrt", {}) is False
 
 
 SHAPES = {"x": (8, 3, 32, 32)}
@@ -174,7 +174,7 @@ SHAPES = {"x": (8, 3, 32, 32)}
 
 def engines(key: str, shapes: dict[str, tuple[int, ...]] = SHAPES) -> str | None:
     """Where TensorRT is told to keep its engines, if anywhere."""
-    options = session._tensorrt_options("tensorrt", shapes, key)
+    options = providers.tensorrt_options("tensorrt", shapes, key)
     assert ("trt_engine_cache_path" in options) == (options.get("trt_engine_cache_enable") == "1")
     return options.get("trt_engine_cache_path")
 
@@ -190,14 +190,14 @@ def test_tensorrt_engines_are_in_the_cache_by_all_that_they_are_built_for(
     assert not (tmp_path / "elsewhere").exists()
     others = {engines("def-b8"), engines("abc-b8", {"x": (1, 3, 32, 32)})}
     with monkeypatch.context() as patch:
-        patch.setattr(session, "installed_runtimes", lambda: {"onnxruntime-gpu": "99"})
+        patch.setattr(providers, "installed_runtimes", lambda: {"onnxruntime-gpu": "99"})
         others.add(engines("abc-b8"))
     with monkeypatch.context() as patch:
         patch.setitem(session.OPTIONS, "tensorrt", session.OPTIONS["tensorrt"] | {"trt_fp16_enable": "1"})
         others.add(engines("abc-b8"))
     with monkeypatch.context() as patch:
-        patch.setattr(session.torch.cuda, "is_available", lambda: True)
-        patch.setattr(session.torch.cuda, "get_device_name", lambda index: "another GPU")
+        patch.setattr(providers.torch.cuda, "is_available", lambda: True)
+        patch.setattr(providers.torch.cuda, "get_device_name", lambda index: "another GPU")
         others.add(engines("abc-b8"))
     assert len({place, *others}) == 6 and None not in others
 
@@ -214,15 +214,15 @@ def test_no_engines_are_kept_where_nothing_is(tmp_path: Path, monkeypatch: pytes
 
 
 def test_options_of_tensorrt() -> None:
-    options = session._tensorrt_options("tensorrt", SHAPES, "abc-b8")
+    options = providers.tensorrt_options("tensorrt", SHAPES, "abc-b8")
     assert {options[f"trt_profile_{bound}_shapes"] for bound in ("min", "opt", "max")} == {"x:8x3x32x32"}
-    assert session._tensorrt_options("cuda", SHAPES, "abc-b8") == {}
+    assert providers.tensorrt_options("cuda", SHAPES, "abc-b8") == {}
 
 
 def test_cuda_graphs_are_an_option_of_gpus_alone() -> None:
-    assert session._graph_options("cuda", True) == {"enable_cuda_graph": "1"}
-    assert session._graph_options("tensorrt", True) == {"trt_cuda_graph_enable": "1"}
-    assert session._graph_options("cuda", False) == session._graph_options("cpu", False) == {}
+    assert providers.graph_options("cuda", True) == {"enable_cuda_graph": "1"}
+    assert providers.graph_options("tensorrt", True) == {"trt_cuda_graph_enable": "1"}
+    assert providers.graph_options("cuda", False) == providers.graph_options("cpu", False) == {}
     for refused in (session.probe, partial(session.open_session, session._probe_model())):
         with pytest.raises(
             BenchError, match="CUDA graphs: found provider 'cpu', expected one of cuda, tensorrt"

@@ -3,8 +3,8 @@
 import pytest
 
 from graphcomp.errors import RecipeError
-from graphcomp.runtime import doctor
-from graphcomp.runtime.session import PROVIDERS
+from graphcomp.runtime import machine
+from graphcomp.runtime.providers import PROVIDERS
 from graphcomp.runtime.targets import TARGETS, find_target
 
 
@@ -34,7 +34,7 @@ def test_by_name(name: str) -> None:
     ("isa", "name"), [("avx512", "cpu-avx512"), ("avx2", "cpu-avx2"), ("other", "cpu-avx2")]
 )
 def test_auto(isa: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_isa", lambda: isa)
+    monkeypatch.setattr(machine, "instruction_set", lambda: isa)
     assert find_target("auto") is TARGETS[name]
 
 
