@@ -34,7 +34,7 @@ from graphcomp.measure.classes import class_statistics
 from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.measure.evaluate import confusion, wilson
 from graphcomp.passes import CC
-from graphcomp.study.grid import Regions, blocks_of, regions
+from graphcomp.study.axes import Regions, blocks_of, regions
 
 BEGIN, END = "<!-- cc: begin, written by benchmarks/cc_regions.py --render -->", "<!-- cc: end -->"
 NAME = "cc-regions"

@@ -29,7 +29,7 @@ from graphcomp.data.split import Data
 from graphcomp.errors import DataError, DistributedError, GraphcompError
 from graphcomp.ir.program import Program
 from graphcomp.measure import calibrate, gradients
-from graphcomp.measure.calibrate import Covariance, Request, Statistic
+from graphcomp.measure.statistics import Covariance, Request, Statistic
 from graphcomp.passes import L1, LowRank
 from graphcomp.pipeline import Context, Pass
 from graphcomp.pipeline.pipeline import run_pass

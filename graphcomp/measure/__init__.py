@@ -1,7 +1,6 @@
 """What a program costs and how good it is."""
 
 from graphcomp.measure import calibrate
-from graphcomp.measure.calibrate import Covariance, Request, Statistic, Zeros
 from graphcomp.measure.classes import ClassStatistics, class_statistics, largest_confusions
 from graphcomp.measure.cost import layer_row, layer_weight, macs, params_trainable, snapshot, with_macs
 from graphcomp.measure.damage import Corruption, Kind, require_images, robustness
@@ -18,6 +17,7 @@ from graphcomp.measure.evaluate import (
     values_like,
 )
 from graphcomp.measure.gradients import mean_gradients
+from graphcomp.measure.statistics import Covariance, Request, Statistic, Zeros
 
 __all__ = [
     "ClassStatistics",

@@ -22,7 +22,7 @@ from graphcomp.report import (
     responsive,
     style,
 )
-from graphcomp.study.grid import number, numeric_axes
+from graphcomp.study.axes import number, numeric_axes
 from graphcomp.study.table import Findings, by_measure
 
 COLOURS = (AFTER, THEORY, FASTER, SLOWER, "#E69F00", "#56B4E9", INK, "#8c6d1f")

@@ -12,7 +12,8 @@ from graphcomp.errors import OutputError
 from graphcomp.measure import ClassStatistics, class_statistics
 from graphcomp.records import MeanError, Snapshot
 from graphcomp.report import Score, Verdict, change_text, judge, judge_speed, measure_of, owner, quality
-from graphcomp.study.grid import Cell, number
+from graphcomp.study.axes import number
+from graphcomp.study.grid import Cell
 from graphcomp.study.run import CellResult, Outcome
 
 Value = str | int | float | None

@@ -15,7 +15,8 @@ from graphcomp.data.split import Split
 from graphcomp.errors import AnalysisError, DataError
 from graphcomp.ir.program import Program
 from graphcomp.measure import calibrate
-from graphcomp.measure.calibrate import BATCHES, Covariance, Request, Zeros, batch_size, collect, watch
+from graphcomp.measure.calibrate import BATCHES, batch_size, collect, watch
+from graphcomp.measure.statistics import Covariance, Request, Zeros
 from tests.nets import Net, scramble
 from tests.tiny import seeded, traced
 

@@ -14,8 +14,8 @@ from graphcomp.compiler.recipe import parse_passes
 from graphcomp.data.split import Data, Split
 from graphcomp.errors import DataError, PassError, RecipeError
 from graphcomp.ir.program import Program
-from graphcomp.measure.calibrate import Covariance, Request
 from graphcomp.measure.cost import macs, params_trainable
+from graphcomp.measure.statistics import Covariance, Request
 from graphcomp.models import MODELS
 from graphcomp.passes import PASSES, PFA
 from graphcomp.passes.pfa.pfa import View, group_covariance

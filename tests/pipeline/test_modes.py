@@ -13,10 +13,11 @@ from graphcomp.compiler.compiler import Source, compile_program, evaluate_source
 from graphcomp.data.split import Split
 from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.program import Program, output_tensors
-from graphcomp.measure.calibrate import Covariance, Request, collect
+from graphcomp.measure.calibrate import collect
 from graphcomp.measure.damage import Corruption, robustness
 from graphcomp.measure.evaluate import accuracy, confusion, drift, first_inputs, mean_error, score
 from graphcomp.measure.gradients import mean_gradients
+from graphcomp.measure.statistics import Covariance, Request
 from graphcomp.onnx.export import export_onnx
 from graphcomp.passes.finetune import Finetune
 from graphcomp.passes.fold_bn import FoldBN

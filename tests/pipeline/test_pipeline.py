@@ -13,8 +13,8 @@ from graphcomp.base.cache import VARIABLE
 from graphcomp.errors import DataError, PassError, RecipeError, VerifyError
 from graphcomp.ir.program import editable
 from graphcomp.measure import calibrate
-from graphcomp.measure.calibrate import Request
 from graphcomp.measure.cost import macs, params_trainable
+from graphcomp.measure.statistics import Request
 from graphcomp.passes import L1, APoZ, FoldBN
 from graphcomp.pipeline.contract import plan_file
 from graphcomp.pipeline.pipeline import run_pass

@@ -8,19 +8,8 @@ import pytest
 import graphcomp.models
 from graphcomp.errors import RecipeError
 from graphcomp.passes import CC, PASSES, Finetune
-from graphcomp.study.grid import (
-    Cell,
-    Regions,
-    Study,
-    blocks_of,
-    expand,
-    fill,
-    load_study,
-    placeholders,
-    regions,
-    values_of,
-    waves,
-)
+from graphcomp.study.axes import Regions, blocks_of, fill, placeholders, regions, values_of
+from graphcomp.study.grid import Cell, Study, expand, load_study, waves
 from tests.tiny import SPEC
 
 RECIPE: dict[str, Any] = {"model": SPEC, "passes": [{"l1": {"ratio": "$rate"}}]}
