@@ -32,8 +32,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 from scipy.stats import trim_mean
 
 from graphcomp.base import Progress, quiet
@@ -356,11 +356,10 @@ def _untraced(model: bytes, feeds: Mapping[str, NDArray[Any]], threads: int, run
 
 
 def _chain(length: int) -> bytes:
-    nodes = [helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"], name=f"relu{i}") for i in range(length)]
-    ends = [helper.make_tensor_value_info(f"t{i}", TensorProto.FLOAT, [1, 4]) for i in (0, length)]
-    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    return bytes(model.SerializeToString())
+    ends = [gs.Variable(f"t{i}", np.float32, (1, 4)) for i in range(length + 1)]
+    nodes = [gs.Node("Relu", f"relu{i}", inputs=[ends[i]], outputs=[ends[i + 1]]) for i in range(length)]
+    graph = gs.Graph(nodes, ends[:1], ends[-1:], opset=18)
+    return bytes(gs.export_onnx(graph, ir_version=8).SerializeToString())
 
 
 def _typical(microseconds: Sequence[float], busy: bool = False) -> float:

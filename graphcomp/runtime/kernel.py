@@ -12,11 +12,12 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto
 
 from graphcomp.base import distributed
 from graphcomp.errors import BenchError
@@ -141,8 +142,8 @@ def measure(kernel: Kernel, into: int, out: int, timer: Timer) -> float:
 
 def build(kernel: Kernel, into: int, out: int, copies: int, *, with_operator: bool) -> ModelProto:
     """The network that is timed: with the operators, or what is left without them."""
-    graph = _Graph()
-    trunk = graph.trunk(into) if _is_blocked(kernel) else "x"
+    graph = _Graph(_feeds(kernel, into)["x"].shape)
+    trunk = graph.trunk(into) if _is_blocked(kernel) else graph.x
     if kernel.op in FRESH and _is_blocked(kernel):
         graph.sink(trunk, kernel.plane, copies, True)  # or the runtime drops it where nothing else reads it
     for copy in range(copies):
@@ -153,7 +154,7 @@ def build(kernel: Kernel, into: int, out: int, copies: int, *, with_operator: bo
             value = graph.operator(kernel, value, trunk, into, out)
             value = graph.activation(kernel.activation, value) if kernel.activation else value
         graph.sink(value, kernel.out_plane if with_operator else kernel.plane, copy, _is_blocked(kernel))
-    return graph.model(_feeds(kernel, into)["x"].shape)
+    return cast(ModelProto, gs.export_onnx(graph, ir_version=8))
 
 
 def _is_blocked(kernel: Kernel) -> bool:
@@ -183,45 +184,41 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
 }
 """Name -> ONNX operators that it becomes; `Mul` multiplies by what the activation was given."""
 
-CLIP = np.float32(0), np.float32(6)
+CLIP = [np.array(limit, np.float32) for limit in (0, 6)]
 
 FRESH = {*ACTIVATIONS, "add", "mul", "scale", "concat", "move", "max_pool", "avg_pool"}
 
 
-class _Graph:
+class _Graph(gs.Graph):  # type: ignore[misc]
     """An ONNX graph that grows."""
 
-    def __init__(self) -> None:
-        self.nodes: list[NodeProto] = []
-        self.weights: list[TensorProto] = []
-        self.outputs: list[str] = []
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.x = gs.Variable("x", np.float32, shape)
+        super().__init__(inputs=[self.x], opset=18)
         self.rng = np.random.default_rng(0)
 
-    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
-        name = f"t{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, [name], **attributes))
-        return name
+    def add(self, op: str, *inputs: Any, **attributes: Any) -> gs.Variable:
+        """A node's result; arrays among the inputs become constants."""
+        return self.layer(list(inputs), ["t"], op=op, attrs=attributes)[0]
 
-    def weight(self, *shape: int) -> str:
-        values = self.rng.uniform(0.01, 0.1, shape).astype(np.float32)
-        return self.constant(values)
+    def weight(self, *shape: int) -> NDArray[np.float32]:
+        return self.rng.uniform(0.01, 0.1, shape).astype(np.float32)
 
-    def constant(self, values: NDArray[Any] | np.generic) -> str:
-        name = f"w{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(np.asarray(values), name))
-        return name
+    def trunk(self, width: int) -> gs.Variable:
+        return self.add("Conv", self.x, self.weight(width, 1, 1, 1), kernel_shape=[1, 1])
 
-    def trunk(self, width: int) -> str:
-        return self.add("Conv", "x", self.weight(width, 1, 1, 1), kernel_shape=[1, 1])
+    def sink(self, value: gs.Variable, plane: Sequence[int], copy: int, is_blocked: bool) -> None:
+        if is_blocked:
+            strides = [plane[0] + copy, plane[1]]  # equal sinks of one trunk would become one
+            value = self.add("MaxPool", value, kernel_shape=[1, 1], strides=strides)
+        elif value is self.x:
+            value = self.add("Identity", value)
+        value.dtype = np.float32
+        self.outputs.append(value)
 
-    def sink(self, value: str, plane: Sequence[int], copy: int, is_blocked: bool) -> None:
-        if not is_blocked:
-            self.outputs.append(self.add("Identity", value) if value == "x" else value)
-            return
-        strides = [plane[0] + copy, plane[1]]  # equal sinks of one trunk would become one
-        self.outputs.append(self.add("MaxPool", value, kernel_shape=[1, 1], strides=strides))
-
-    def operator(self, kernel: Kernel, value: str, trunk: str, into: int, out: int) -> str:
+    def operator(
+        self, kernel: Kernel, value: gs.Variable, trunk: gs.Variable, into: int, out: int
+    ) -> gs.Variable:
         if kernel.op in ("conv", "depthwise"):
             groups = into if kernel.op == "depthwise" else kernel.groups
             weight, bias = self.weight(out, into // groups, *kernel.size), self.weight(out)
@@ -245,25 +242,15 @@ class _Graph:
         if kernel.op == "concat":
             return self.add("Concat", value, trunk, axis=1)
         if kernel.op == "move":
-            return self.add("Gather", value, self.constant(np.arange(into)[::-1].copy()), axis=1)
+            return self.add("Gather", value, np.arange(into)[::-1].copy(), axis=1)
         return self.activation(kernel.op, value)
 
-    def activation(self, name: str, value: str) -> str:
+    def activation(self, name: str, value: gs.Variable) -> gs.Variable:
         result = value
         for op in ACTIVATIONS[name]:
-            more = [value] if op == "Mul" else [self.constant(v) for v in CLIP] if op == "Clip" else []
+            more = [value] if op == "Mul" else CLIP if op == "Clip" else []
             result = self.add(op, result, *more)
         return result
-
-    def model(self, shape: Sequence[int]) -> ModelProto:
-        graph = helper.make_graph(
-            self.nodes,
-            "microbench",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self.outputs],
-            self.weights,
-        )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
 
 def _window(kernel: Kernel) -> dict[str, tuple[int, ...]]:

@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+import onnx_graphsurgeon as gs
 
 from graphcomp.base import muted
 from graphcomp.errors import BenchError, ProviderError
@@ -292,14 +291,7 @@ def _memcpy_nodes(
 
 
 def _probe_model() -> bytes:
-    weight: NDArray[np.float32] = np.full((8, 8, 1, 1), 2, np.float32)
-    shape = [1, 8, 4, 4]
-    graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w"], ["y"], name="probe")],
-        "probe",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
-        [numpy_helper.from_array(weight, "w")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    return bytes(model.SerializeToString())
+    x, y = (gs.Variable(name, np.float32, (1, 8, 4, 4)) for name in "xy")
+    weight = gs.Constant("w", np.full((8, 8, 1, 1), 2, np.float32))
+    graph = gs.Graph([gs.Node("Conv", "probe", inputs=[x, weight], outputs=[y])], [x], [y], opset=18)
+    return bytes(gs.export_onnx(graph, ir_version=8).SerializeToString())
