@@ -2,8 +2,9 @@
 
 A version says only what was released. Entries of the cache also have to change while somebody works on the
 code that computes them, and should not while they work on other code, so each names the module that computes
-it: that module's source decides, and the sources of what it imports, wherever in it, and so on. What it calls
-without importing it (a function or an object that it is given) is the caller's to name.
+it: that module's source decides, and the sources of what it imports, wherever in it, and so on. A name that a
+room offers is followed through its face to the file that defines it: the room's other files do not matter.
+What is called without being imported (a function or an object that is given) is the caller's to name.
 
 The sources are those on disk when a digest is first asked for in a process; that takes a few milliseconds.
 """
@@ -61,15 +62,31 @@ def _source(module: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _imported(text: str) -> Iterator[str]:
+    for base, name, _ in _statements(text):
+        yield from _defining(base, name)
+
+
+def _statements(text: str) -> Iterator[tuple[str, str, str]]:
+    """Module, name in it and name here of all that a text imports from us; no names for `import module`."""
     for base, names, plain in IMPORT.findall(text):
-        for name in re.split(r"[,\s]+", plain):
-            if _file(name) is not None:
-                yield name
-        listed = re.findall(r"\w+", re.sub(r"#[^\n]*", "", names))
-        inside = [f"{base}.{name}" for name in listed if base and _file(f"{base}.{name}") is not None]
-        yield from inside
-        if base and base != PACKAGE and _file(base) is not None:
-            yield base
+        yield from ((name, "", "") for name in re.split(r"[,\s]+", plain) if name)
+        for name, local in re.findall(r"(\w+)(?: +as +(\w+))?", re.sub(r"#[^\n]*", "", names)):
+            yield base, name, local or name
+
+
+def _defining(base: str, name: str) -> Iterator[str]:
+    """The modules that make what is imported as `name` from `base`; several if it is renamed on the way."""
+    place = _file(base)
+    if name and _file(f"{base}.{name}") is not None:
+        yield f"{base}.{name}"
+    elif place is not None:
+        offers = _statements(place.read_text()) if name and place.name == "__init__.py" else ()
+        for further, offered, local in offers:
+            if local == name:
+                yield from _defining(further, offered)
+                if offered == local:
+                    return
+        yield base
 
 
 @cache

@@ -17,7 +17,6 @@ from graphcomp.ir.operators import CASTS, MODULE_NAMES
 from graphcomp.ir.program import (
     PASS_KEY,
     Program,
-    Shape,
     acts_in_place,
     assemble,
     copy_graph,
@@ -38,6 +37,7 @@ from graphcomp.ir.program import (
     with_tensors,
 )
 from graphcomp.ir.ranges import Numbers
+from graphcomp.ir.shapes import Shape
 
 __all__ = [
     "Basis",

@@ -42,14 +42,13 @@ from graphcomp.ir.operators import (
     reshape_out_of_place,
     spelling,
 )
+from graphcomp.ir.shapes import Shape
 
 if TYPE_CHECKING:
     import networkx as nx
 
 PASS_KEY = "graphcomp_pass"
 """`node.meta` key: the name of the pass that made the node or changed it last."""
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)

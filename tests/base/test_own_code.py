@@ -1,7 +1,9 @@
 """Which code an entry of the cache is known by: all that computes it, and nothing else."""
 
 import ast
+import importlib
 import re
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,17 +23,28 @@ def module_of(file: Path) -> str:
 
 
 MODULES = {module_of(file): file for file in FILES}
+FACES = {module for module, file in MODULES.items() if file.name == "__init__.py"}
 
 
 def imported(file: Path) -> Iterator[str]:
-    """What Python's own parser finds, wherever it stands."""
+    """What Python's own parser finds, wherever it stands, and where Python says that it was made."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module, f"{file}: found a relative import"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            if node.module not in FACES:
+                yield node.module
+            elif node.module in MODULES:
+                yield from (made_by(node.module, alias.name) for alias in node.names)
+
+
+def made_by(face: str, name: str) -> str:
+    """The module that it is, or that a class or function is of; "graphcomp" for values, which do not say."""
+    if f"{face}.{name}" in MODULES:
+        return f"{face}.{name}"
+    offered = getattr(importlib.import_module(face), name)
+    return offered.__module__ if isinstance(offered, type | types.FunctionType) else "graphcomp"
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m != "graphcomp"])
@@ -91,6 +104,46 @@ def test_a_change_of_what_computes_it_is_another_key(package: Path, changed: str
     assert digest_of("graphcomp.a") == before, "once a process"
     forget()
     assert (digest_of("graphcomp.a") == before) == (changed == "e")
+
+
+@pytest.mark.parametrize(
+    ("changed", "matters"),
+    [
+        ("user", True),
+        ("room/used", True),
+        ("other/renamed", True),
+        ("other/__init__", True),  # it says which name stands for what, so it counts as a whole
+        ("room/__init__", False),
+        ("room/next_door", False),
+        ("other/next_door", True),
+    ],
+)
+def test_of_a_room_only_the_files_that_make_what_is_used_matter(
+    package: Path, changed: str, matters: bool
+) -> None:
+    for place, text in {
+        "user": "from graphcomp.room import far, one\n",
+        "room/__init__": (
+            "from graphcomp.other import far\n"
+            "from graphcomp.room.next_door import two\n"
+            "from graphcomp.room.used import one\n"
+        ),
+        "room/used": "def one(): ...\n",
+        "room/next_door": "def two(): ...\n",
+        "other/__init__": (
+            "from graphcomp.other import next_door\nfrom graphcomp.other.renamed import near as far\n"
+        ),
+        "other/renamed": "def near(): ...\n",
+        "other/next_door": "",
+    }.items():
+        (package / place).parent.mkdir(exist_ok=True)
+        (package / f"{place}.py").write_text(text)
+    own_code._file.cache_clear()
+    before = digest_of("graphcomp.user")
+    with (package / f"{changed}.py").open("a") as file:
+        file.write("# mended\n")
+    forget()
+    assert (digest_of("graphcomp.user") != before) == matters
 
 
 def test_no_such_module(package: Path) -> None:

@@ -1,0 +1,4 @@
+"""Shapes of tensors, for whoever knows no network."""
+
+Shape = tuple[int, ...]
+"""Sizes, outermost dimension first."""
