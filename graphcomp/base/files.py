@@ -15,7 +15,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -64,19 +64,15 @@ def atomic_directory(final: Path, replaces: Callable[[Path], bool]) -> Iterator[
         OutputError: naming `final` and the reason, for any OSError of the body (so only write in it).
     """
     final = final.resolve()
-    temporary = _beside(final)
     with _as_output_error(final):
         _check_replaceable(final, replaces)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        try:
+        with _staged(final) as temporary:
+            temporary.mkdir()
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _sync(file)
             _replace(temporary, final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -87,16 +83,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
         OutputError: naming `path` and the reason, for any OSError of the body (so only write in it).
     """
     path = path.resolve()
-    temporary = _beside(path)
-    with _as_output_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            _sync(temporary)
-            temporary.replace(path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+    with _as_output_error(path), _staged(path) as temporary:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -114,22 +104,17 @@ def write_texts(texts: Mapping[Path, str]) -> None:
     Raises:
         OutputError: naming the file and the reason.
     """
-    staged: dict[Path, Path] = {}
-    try:
+    with ExitStack() as stack:
+        staged: dict[Path, Path] = {}
         for path, text in texts.items():
             with _as_output_error(path):
                 final = path.resolve()
-                final.parent.mkdir(parents=True, exist_ok=True)
-                staged[final] = _beside(final)
+                staged[final] = stack.enter_context(_staged(final))
                 staged[final].write_text(text, encoding="utf-8", newline="\n")
                 _sync(staged[final])
         for final, temporary in staged.items():
             with _as_output_error(final):
                 temporary.replace(final)
-    finally:
-        for temporary in staged.values():
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -145,20 +130,18 @@ def atomic_entries(directory: Path) -> Iterator[Path]:
     Raises:
         OutputError: naming `directory` and the reason.
     """
-    temporary = _beside(directory / "entries")
-    with _as_output_error(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-    try:
-        yield temporary
-        for entry in sorted(temporary.iterdir()):
-            with _as_output_error(directory / entry.name):
-                _replace(entry, directory / entry.name)
-    except GraphcompError as error:
-        error.args = tuple(str(text).replace(f"{temporary.name}{os.sep}", "") for text in error.args)
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with ExitStack() as stack:
+        with _as_output_error(directory):
+            temporary = stack.enter_context(_staged(directory / "entries"))
+            temporary.mkdir()
+        try:
+            yield temporary
+            for entry in sorted(temporary.iterdir()):
+                with _as_output_error(directory / entry.name):
+                    _replace(entry, directory / entry.name)
+        except GraphcompError as error:
+            error.args = tuple(str(text).replace(f"{temporary.name}{os.sep}", "") for text in error.args)
+            raise
 
 
 def settled(directory: Path, read: Callable[[Path], T]) -> T:
@@ -311,6 +294,21 @@ def _holder(file: Path) -> str:
 
 def _beside(path: Path) -> Path:
     return path.parent / f".{secrets.token_hex(4)}-{path.name}"
+
+
+@contextmanager
+def _staged(final: Path) -> Iterator[Path]:
+    """A name beside `final`, whose parents are made; what is still there at the end is removed."""
+    temporary = _beside(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def _identity(directory: Path) -> tuple[int, int, int] | None:
