@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from graphcomp.passes.pfa.pfa import PFA
     from graphcomp.passes.play_and_prune.play_and_prune import PlayAndPrune
     from graphcomp.passes.random_ import Random
+    from graphcomp.passes.refit.refit import Refit
     from graphcomp.passes.slimming import Slimming
     from graphcomp.passes.student import Student
 
@@ -35,6 +36,7 @@ __all__ = [
     "LowRank",
     "PlayAndPrune",
     "Random",
+    "Refit",
     "Slimming",
     "Student",
 ]
@@ -72,6 +74,7 @@ _PLACES = {
     "cc": "cc.cc:CC",
     "pfa": "pfa.pfa:PFA",
     "dct": "dct.dct:Dct",
+    "refit": "refit.refit:Refit",
     "finetune": "finetune:Finetune",
     "student": "student:Student",
     "distil": "distil:Distil",

@@ -57,6 +57,12 @@ class FoldBN:
             summary=f"folded {len(pairs)} of {len(pairs) + len(kept)} normalisations",
         )
 
+    def follow(self, program: Program, plan: Plan) -> Program:
+        """Fold the same normalisations of another program, as far as it has them; its function stays."""
+        pairs, _ = self._pairs(program)
+        same = {norm: layer for norm, layer in pairs.items() if norm in plan.decisions["pairs"]}
+        return self.rewrite(program, Plan(name=self.name, decisions={"pairs": same}))
+
     def _pairs(self, program: Program) -> tuple[dict[str, str], list[LeftAlone]]:
         """Normalisation -> the layer that it is folded into, and why the others are not."""
         pairs: dict[str, str] = {}

@@ -17,6 +17,17 @@ from graphcomp.measure.evaluate import (
     values_like,
 )
 from graphcomp.measure.gradients import mean_gradients
+from graphcomp.measure.patches import (
+    Positions,
+    as_weight,
+    is_linear,
+    is_mixing,
+    matrix,
+    matrix_shape,
+    outputs_at,
+    patches_at,
+)
+from graphcomp.measure.regression import Moments, Normal
 from graphcomp.measure.statistics import Covariance, Request, Statistic, Zeros
 
 __all__ = [
@@ -24,11 +35,15 @@ __all__ = [
     "Corruption",
     "Covariance",
     "Kind",
+    "Moments",
+    "Normal",
+    "Positions",
     "Request",
     "Statistic",
     "Zeros",
     "absolute_errors",
     "accuracy",
+    "as_weight",
     "calibrate",
     "class_statistics",
     "confusion",
@@ -36,13 +51,19 @@ __all__ = [
     "drift",
     "first_inputs",
     "is_classifier",
+    "is_linear",
+    "is_mixing",
     "largest_confusions",
     "layer_row",
     "layer_weight",
     "macs",
+    "matrix",
+    "matrix_shape",
     "mean_error",
     "mean_gradients",
+    "outputs_at",
     "params_trainable",
+    "patches_at",
     "require_classes",
     "require_images",
     "robustness",

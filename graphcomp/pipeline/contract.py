@@ -24,7 +24,7 @@ from graphcomp.measure import (
 )
 from graphcomp.onnx import Exports
 from graphcomp.pipeline.accounting import Concern
-from graphcomp.records import Accuracy, Drift, Plan, Record, Snapshot, Step, Training
+from graphcomp.records import Accuracy, Drift, Fit, Plan, Record, Snapshot, Step, Training
 from graphcomp.runtime import Target, Timer
 
 DRIFT_SAMPLES = 250
@@ -175,7 +175,7 @@ class Pass(Protocol):
 class TrainingPass(Pass, Protocol):
     """A pass that changes values by learning from data, for which a plan is not enough."""
 
-    def train(self, program: Program, plan: Plan, context: Context) -> tuple[Program, Training]:
+    def train(self, program: Program, plan: Plan, context: Context) -> tuple[Program, Training | Fit]:
         """Take the place of `simulate`: the same graph with the same shapes, and how it came to be."""
         ...
 
@@ -273,14 +273,15 @@ class IterativePass(Pass, Protocol):
         ...
 
 
-def require_data(name: str, context: Context, *, labels: bool = False) -> None:
-    """DataError if a pass that looks at data has none, or none with classes as labels if it needs these."""
+def require_data(name: str, context: Context, *, labels: bool = False) -> Data:
+    """The data of a pass; DataError if it has none, or none with classes as labels if it needs these."""
     data = context.data
     if data is None:
         raise DataError(f"{name}: found no data, expected samples; give --data")
     if labels and (not data.labelled or data.regression):
         found = "data without labels" if not data.labelled else "values as labels"
         raise DataError(f"{name}: found {found}, expected a class for every sample; give labelled --data")
+    return data
 
 
 def require_trained(name: str, outlook: Outlook, what: str) -> None:

@@ -9,7 +9,7 @@ from graphcomp.ir import Program
 from graphcomp.pipeline import verify
 from graphcomp.pipeline.accounting import unaccounted
 from graphcomp.pipeline.contract import Concerned, Context, Pass, TrainingPass, plan_file, within, work_name
-from graphcomp.records import LeftAlone, Plan, Step, Training
+from graphcomp.records import Fit, LeftAlone, Plan, Step, Training
 
 
 def run_once(pass_: Pass, program: Program, context: Context, index: int = 0) -> tuple[Step, Plan, Program]:
@@ -19,10 +19,10 @@ def run_once(pass_: Pass, program: Program, context: Context, index: int = 0) ->
     tell = context.progress
     tell(f"{pass_.name}: plan", 0.0)
     plan = distributed.broadcast(pass_.plan(program, within(context, f"{pass_.name}: ", 0.0, 0.4)))
-    training: Training | None = None
+    learned: Training | Fit | None = None
     if isinstance(pass_, TrainingPass):
         place = replace(context, workdir=context.workdir and context.workdir / work_name(index, pass_.name))
-        simulated, training = pass_.train(program, plan, within(place, f"{pass_.name}: ", 0.05, 0.45))
+        simulated, learned = pass_.train(program, plan, within(place, f"{pass_.name}: ", 0.05, 0.45))
     else:
         tell(f"{pass_.name}: simulate", 0.4)
         simulated = pass_.simulate(program, plan)
@@ -30,7 +30,7 @@ def run_once(pass_: Pass, program: Program, context: Context, index: int = 0) ->
     result = pass_.rewrite(simulated, plan)
     tell(f"{pass_.name}: verify", 0.6)
     verify.check(result)
-    if training is None:
+    if learned is None:
         error = verify.verify_pass(pass_, program, plan, context.seed)
     else:
         error = verify.verify_trained(pass_.name, program, result)
@@ -41,8 +41,9 @@ def run_once(pass_: Pass, program: Program, context: Context, index: int = 0) ->
     tell(f"{pass_.name}: done", 1.0)
     seconds = time.perf_counter() - started
     step = step_of(index, plan, drift=changed, verify_error=error, seconds=seconds, after=after)
-    if training is not None:
-        step = step.model_copy(update={"summary": training.summary, "training": training})
+    if learned is not None:
+        kind = "fit" if isinstance(learned, Fit) else "training"
+        step = step.model_copy(update={"summary": learned.summary, kind: learned})
     return step, plan, result
 
 

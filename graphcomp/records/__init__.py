@@ -12,6 +12,8 @@ from graphcomp.records.explanation import (
 from graphcomp.records.passes import (
     Drift,
     EpochRow,
+    Fit,
+    FittedLayer,
     LeftAlone,
     ModeTrial,
     Plan,
@@ -39,6 +41,8 @@ __all__ = [
     "ExplainedRow",
     "Explanation",
     "Export",
+    "Fit",
+    "FittedLayer",
     "Gather",
     "GatherForm",
     "Interval",

@@ -109,6 +109,41 @@ class Training(Record):
         return "; ".join(parts)
 
 
+class FittedLayer(Record):
+    """One layer that `refit` fitted; errors are those of samples that no ridge was fitted on, if any are."""
+
+    layer: str
+    original: str = Field(description="the layer that it comes from")
+    rows: int = Field(description="sampled positions of all samples")
+    columns: int = Field(description="weights of one output channel")
+    ridge: float | None = Field(description="null: only the bias was fitted, or the layer was exact already")
+    before: float = Field(description="squared error against the original, as a share of its variance")
+    after: float = Field(description="the same after the fit")
+
+
+class Fit(Record):
+    """How a program was fitted to an earlier one in closed form."""
+
+    original: str = Field(description="which program it was fitted to: a step of the run, or a directory")
+    samples: int
+    positions: int = Field(description="of every map, at most")
+    layers: list[FittedLayer]
+    seconds: float
+    resumed: int = Field(description="layers that an interrupted run had fitted before")
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        fitted = [x for x in self.layers if x.after != x.before]
+        if not fitted:
+            return f"nothing differs from {self.original}"
+        before, after = (sum(getattr(x, n) for x in fitted) / len(fitted) for n in ("before", "after"))
+        return (
+            f"fitted {len(fitted)} layers to {self.original} on {self.samples} samples; "
+            f"mean relative error {before:.3g} -> {after:.3g}"
+        )
+
+
 class Plan(Record):
     """What a pass decided: JSON, saved beside the result, diffable, replayable without the data."""
 
@@ -167,6 +202,7 @@ class Step(Record):
         default_factory=dict, description="why the pass decided so, as its method puts it; see the plan"
     )
     training: Training | None = Field(default=None, description="null for a pass that does not train")
+    fit: Fit | None = Field(default=None, description="null for a pass that fits nothing in closed form")
     rounds: list[Round] = Field(
         default_factory=list, description="of a pass that goes over several; empty for the others"
     )

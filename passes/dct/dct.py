@@ -70,6 +70,7 @@ class Dct:
 
     name: ClassVar[str] = "dct"
     concern: ClassVar[Concern] = "weights"
+    keeps_rows: ClassVar[bool] = True
 
     rate: Annotated[
         float, Field(gt=0, description="r: 1/r of the coefficients stay; progressive-r: 1 + rate * rho")

@@ -1,0 +1,264 @@
+"""Fitting: the original once, then the small network node by node over all samples, each layer as it is due.
+
+A layer is fitted on what the small network, fitted so far, feeds it. So all samples wait at the same node:
+what is alive there is held in memory, and beyond a budget in files that are mapped into it.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from graphcomp.base import Progress, distributed
+from graphcomp.data import Split
+from graphcomp.ir import Program, editable, evaluating
+from graphcomp.measure import Positions, calibrate, layer_row, outputs_at
+from graphcomp.passes.refit.layer import Rows, fit_layer
+from graphcomp.passes.refit.units import Unit
+from graphcomp.records import FittedLayer
+
+HELD_OUT = 8
+"""One of so many chunks of samples is held out from the choice of the ridge."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a fit may look at.
+
+    Attributes:
+        positions: of every map of every sample.
+        ridge: None: chosen by held-out samples.
+        seed: of positions and order.
+        memory: bytes of activations to hold before files are used.
+        bias_only: fits no weights.
+    """
+
+    positions: int
+    ridge: float | None
+    seed: int
+    memory: int
+    bias_only: bool = False
+
+
+class _Chunk(fx.Interpreter):
+    """Some samples on their way through the small network."""
+
+    def __init__(self, module: fx.GraphModule, x: Tensor, first: int, is_held_out: bool) -> None:
+        super().__init__(module)
+        self.env: dict[fx.Node, Any] = {}
+        self.args_iter = iter([x])
+        self.x, self.count, self.first, self.is_held_out = x, len(x), first, is_held_out
+        self.targets: dict[str, Tensor] = {}
+
+    def held(self) -> Iterator[Tensor]:
+        """Tensors that wait here."""
+        yield from (v for v in self.env.values() if isinstance(v, Tensor))
+        yield from self.targets.values()
+
+
+@torch.no_grad()
+def fit(
+    program: Program,
+    original: Program,
+    units: Sequence[Unit],
+    split: Split,
+    limits: Limits,
+    progress: Progress,
+    known: Mapping[str, Mapping[str, Tensor]],
+    done: Callable[[FittedLayer, Mapping[str, Tensor]], None],
+) -> Program:
+    """Fit all units in the order of the graph; collective.
+
+    Args:
+        program, original: the small network and what its layers are to compute; left as they are.
+        units: see `find_units`.
+        split: the samples to look at, all of them.
+        limits: see there.
+        progress: told of every layer.
+        known: tensors by layer that were fitted before an interruption, to take instead.
+        done: told of every layer that was fitted, with all tensors that changed, by name.
+    """
+    device = distributed.device()
+    module = editable(program).to(device)
+    nodes = list(module.graph.nodes)
+    due = {unit.node.name: unit for unit in units}
+    with tempfile.TemporaryDirectory(prefix="graphcomp-refit-") as folder, evaluating(module):
+        shelf = _Shelf(Path(folder), limits.memory)
+        chunks = [_Chunk(module, x.to(device), *rest) for x, *rest in _chunks(original, split, limits.seed)]
+        shelf.chunks = chunks
+        drawn = Positions(limits.positions, limits.seed)
+        missing = [unit for unit in units if unit.layer not in known]
+        if missing:
+            _watch(original, program, missing, chunks, drawn, shelf, progress)
+        last_use = _last_use(nodes)
+        work = [1 + (row.macs if (row := layer_row(program, n)) else 0) for n in program.graph.nodes]
+        for number, node in enumerate(nodes):
+            unit = due.get(node.name)
+            if unit is not None:
+                share = sum(work[:number]) / sum(work)
+                progress(f"fit {unit.layer}", 0.3 + 0.7 * share)
+                if unit.layer in known:
+                    _put(module, known[unit.layer])
+                else:
+                    rows = _rows(program, module, node, unit, chunks, drawn)
+                    record, changed = fit_layer(module, unit, rows, limits.ridge, limits.bias_only)
+                    done(record, changed)
+                for chunk in chunks:
+                    chunk.targets.pop(unit.layer, None)
+            for chunk in chunks:
+                chunk.env[node] = chunk.run_node(node)
+                for dead in last_use.get(node, ()):
+                    del chunk.env[dead]
+                shelf.settle(chunk, node)
+    return replace(program, module=module.cpu())
+
+
+def _chunks(original: Program, split: Split, seed: int) -> Iterator[tuple[Tensor, int, bool]]:
+    """This process's samples in random order: batches, the number of each one's first, whether held out."""
+    size = max(1, min(calibrate.batch_size(original), math.ceil(len(split) / (2 * HELD_OUT))))
+    shuffled = split.subset(np.random.default_rng(seed).permutation(len(split)))
+    mine = distributed.share(len(split), size)
+    for positions in np.split(mine, np.flatnonzero(np.diff(mine // size)) + 1):
+        if len(positions):
+            x, _ = next(shuffled.subset(positions).batches(len(positions)))
+            number = int(positions[0])
+            yield x, number, number // size % HELD_OUT == HELD_OUT - 1
+
+
+def _last_use(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """Node -> the values that nothing needs once it has run."""
+    last: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        last[node] = node
+        for source in node.all_input_nodes:
+            last[source] = node
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node, user in last.items():
+        found.setdefault(user, []).append(node)
+    return found
+
+
+def _put(module: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, value in tensors.items():
+        own[name].copy_(value)
+
+
+# ---------------------------------------------------------------------- what the original computes
+
+
+def _watch(
+    original: Program,
+    program: Program,
+    units: Sequence[Unit],
+    chunks: Sequence[_Chunk],
+    drawn: Positions,
+    shelf: "_Shelf",
+    progress: Progress,
+) -> None:
+    """Run the original over all samples, and give every chunk its targets at the sampled positions."""
+    device = distributed.device()
+    if device.type != "cpu":
+        original = replace(original, module=editable(original).to(device))
+    number = 0
+
+    def keep(wanted: Sequence[Unit], output: Tensor) -> None:
+        chunk = chunks[number]
+        for unit in wanted:
+            module = program.layer(unit.layer)
+            at = drawn.of(_plane(program, unit), chunk.first, chunk.count).to(device)
+            rows = torch.from_numpy(unit.origin.rows).to(device)
+            chunk.targets[unit.layer] = shelf.keep(outputs_at(module, output, at)[:, rows])
+
+    def next_chunk(seen: int) -> None:
+        nonlocal number
+        number += 1
+        progress(f"original: {number} of {len(chunks)} batches", 0.3 * number / len(chunks))
+
+    by_node: dict[str, list[Unit]] = {}
+    for unit in units:
+        by_node.setdefault(unit.seen, []).append(unit)
+    watchers = {node: partial(keep, wanted) for node, wanted in by_node.items()}
+    calibrate.watch(original, (chunk.x for chunk in chunks), watchers, next_chunk)
+
+
+def _plane(program: Program, unit: Unit) -> int:
+    shape = program.shape(unit.node) or ()
+    return math.prod(shape[1:-1] if unit.is_last else shape[2:])
+
+
+def _rows(
+    program: Program,
+    module: fx.GraphModule,
+    node: fx.Node,
+    unit: Unit,
+    chunks: Sequence[_Chunk],
+    drawn: Positions,
+) -> list[Rows]:
+    """What a layer reads and what it is to yield, chunk by chunk, when asked."""
+    layer: nn.Module = module.get_submodule(unit.layer)
+    source = node.args[0]
+    other = None if unit.other is None else next(n for n in module.graph.nodes if n.name == unit.other.name)
+    found = []
+    for chunk in chunks:
+        at = drawn.of(_plane(program, unit), chunk.first, chunk.count).to(chunk.x.device)
+        base = None if other is None else outputs_at(layer, chunk.env[other], at)
+        read = chunk.env[source]
+        found.append(Rows(layer, read, at, chunk.targets[unit.layer], base, chunk.is_held_out))
+    return found
+
+
+# ---------------------------------------------------------------------- memory
+
+
+class _Shelf:
+    """Where tensors wait: in memory, and beyond a budget in files that are mapped."""
+
+    def __init__(self, folder: Path, budget: int) -> None:
+        self.folder, self.budget, self.count = folder, budget, 0
+        self.chunks: Sequence[_Chunk] = ()
+        self.held = 0
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """The tensor, or a copy in a file if memory is spent; for tensors that nothing else views."""
+        self.held += tensor.nbytes
+        return tensor if self.held <= self.budget or tensor.device.type != "cpu" else self._mapped(tensor)
+
+    def settle(self, chunk: _Chunk, node: fx.Node) -> None:
+        """Move what a node has just yielded to a file if memory is spent."""
+        value = chunk.env.get(node)
+        if not isinstance(value, Tensor) or value.device.type != "cpu" or not value.is_contiguous():
+            return
+        if self._in_memory() <= self.budget:
+            return
+        storage = value.untyped_storage()._cdata
+        views = [t for n, t in chunk.env.items() if n is not node and isinstance(t, Tensor)]
+        if all(t.untyped_storage()._cdata != storage for t in views):
+            chunk.env[node] = self._mapped(value)
+
+    def _in_memory(self) -> int:
+        sizes = {}
+        for chunk in self.chunks:
+            for t in chunk.held():
+                if not getattr(t, "_is_mapped", False):
+                    storage = t.untyped_storage()
+                    sizes[storage._cdata] = storage.nbytes()
+        return sum(sizes.values())
+
+    def _mapped(self, tensor: Tensor) -> Tensor:
+        """A copy in a file without a name, which goes with the last use of it."""
+        path = self.folder / str(self.count)
+        self.count += 1
+        array = np.memmap(path, mode="w+", dtype=tensor.numpy().dtype, shape=tuple(tensor.shape))
+        path.unlink()
+        copy = torch.from_numpy(array)
+        copy.copy_(tensor)
+        copy._is_mapped = True  # type: ignore[attr-defined]
+        return copy

@@ -1,0 +1,279 @@
+"""refit: every layer fitted again, in closed form and without labels, to what the original computed.
+
+Layers are fitted in the order of the graph, each on what the network, fitted so far, feeds it (METHODS 9.5):
+
+    W, b = argmin  E |W a + b - y|^2  +  ridge * |W - W0|^2
+
+with a the patch that the layer reads at a sampled position, y what the original has there at the rows that
+are left, and W0 the weights as they were. Before an addition whose other operand is already computed, y is
+the original's sum less that operand: a layer makes up for what the other branch lost. Before a ReLU only
+the sign counts where the original's value is negative. Statistics of normalisations are part of what is
+fitted: do not estimate them again afterwards.
+
+It changes values and nothing else. Which rows of the original a layer's outputs are follows from the plans of
+the passes in between (`lineage`). Where nothing was removed, nothing changes, bit for bit.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import psutil
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from graphcomp.base import distributed
+from graphcomp.bases import OPTIONS, Globs, RowRemoval, matches, options_of, require_matches
+from graphcomp.bases.teacher import find_step, load_saved, load_step, no_such_step
+from graphcomp.compiler import is_program_dir
+from graphcomp.data import Split
+from graphcomp.errors import AnalysisError, PassError
+from graphcomp.ir import Program
+from graphcomp.measure import is_mixing
+from graphcomp.passes import PASSES
+from graphcomp.passes.refit.lineage import Replay, origins
+from graphcomp.passes.refit.lockstep import Limits, fit
+from graphcomp.passes.refit.units import Unit, find_units
+from graphcomp.pipeline import Concern, Context, Outlook, TrainingPass, require_data
+from graphcomp.records import Fit, FittedLayer, LeftAlone, Plan
+
+STATE = "refit.safetensors"
+"""Name of the file of what was fitted so far, in the working directory."""
+
+
+class _Recorded(RowRemoval):
+    """What any removal of rows comes to, whoever planned it."""
+
+    name: ClassVar[str] = "refit"
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class Refit:
+    """Fit all layers again, in closed form, to what the original network computes: no labels, no training."""
+
+    name: ClassVar[str] = "refit"
+    concern: ClassVar[Concern] = "weights"
+
+    samples: Annotated[int, Field(ge=1, description="of the calibration data, without labels")] = 1000
+    positions: Annotated[int, Field(ge=1, description="of every map of every sample, drawn at random")] = 64
+    teacher: Annotated[
+        str | int | None,
+        Field(
+            description="whom to fit to: a step of the run by its name (the last of that name) or number, "
+            "`input` (or 0): what the run began with, or the directory of a saved program; default: what was "
+            "trained last, the run's input if nothing was"
+        ),
+    ] = None
+    ridge: Annotated[
+        Literal["auto"] | Annotated[float, Field(ge=0)],
+        Field(
+            description="pull towards the weights as they are, as a share of the inputs' mean energy; auto: "
+            "of 1e-3 to 1 what is best on samples held out from the fit"
+        ),
+    ] = "auto"
+    only: Annotated[
+        Literal["bias"] | None, Field(description="bias: means alone are restored, no weight is fitted")
+    ] = None
+    include: Annotated[Globs, Field(description="globs on module paths of layers to fit")] = ("*",)
+    exclude: Annotated[Globs, Field(description="globs on module paths of layers to leave alone")] = ()
+
+    def require(self, outlook: Outlook) -> None:
+        """Data, an earlier program and layers for every glob."""
+        require_data(self.name, outlook.context)
+        names = [earlier.name for earlier in outlook.context.earlier]
+        if self.teacher is not None and find_step(self.teacher, names) is None:
+            self._place(names)
+        if outlook.names and outlook.plain:
+            layers = (t for t, m in outlook.program.called_modules().items() if is_mixing(m))
+            require_matches((*self.include, *self.exclude), layers)
+
+    def foresee(self, outlook: Outlook) -> Outlook:
+        """Structure stays."""
+        return outlook
+
+    def plan(self, program: Program, context: Context) -> Plan:
+        """Name the original and the layers that can be fitted to it.
+
+        Raises:
+            DataError: no data. PassError: no such program, or one that this one was not made from.
+        """
+        require_data(self.name, context)
+        label, units, left, original = self._prepared(program, context)
+        summary = f"{len(units)} layers to fit to {label}" if units else f"nothing differs from {label}"
+        return Plan(
+            name=self.name,
+            options=options_of(self),
+            decisions={
+                "teacher": label,
+                "teacher_fingerprint": original.fingerprint(),
+                "seed": context.seed,
+                "samples": min(self.samples, len(context.data.train)) if context.data else 0,
+                "layers": {u.layer: u.origin.layer for u in units},
+            },
+            kept=left,
+            summary=summary,
+        )
+
+    def simulate(self, program: Program, plan: Plan) -> Program:
+        """Refuse: a plan is not enough to fit."""
+        raise PassError(
+            f"{self.name}: found a plan without data, expected data to fit to; run the pass in a pipeline"
+        )
+
+    def rewrite(self, program: Program, plan: Plan) -> Program:
+        """Nothing: a fitted program has the shapes that it had."""
+        return program
+
+    def train(self, program: Program, plan: Plan, context: Context) -> tuple[Program, Fit]:
+        """Fit layer by layer; an interrupted fit goes on behind the last layer that was done; collective."""
+        data = require_data(self.name, context)
+        label, units, _, original = self._prepared(program, context)
+        if len(program.example_inputs) != 1:
+            raise AnalysisError(
+                f"{self.name}: found {len(program.example_inputs)} inputs, expected a network with one; data "
+                "sources yield one tensor a sample"
+            )
+        split = spread(data.train, self.samples)
+        seed: int = plan.decisions["seed"]
+        state = _State(context.workdir and context.workdir / STATE)
+        known = distributed.broadcast(state.read())
+        limits = Limits(
+            self.positions,
+            None if self.ridge == "auto" else self.ridge,
+            seed,
+            psutil.virtual_memory().total // 4,
+            self.only == "bias",
+        )
+        rows: list[FittedLayer] = []
+
+        def done(row: FittedLayer, tensors: Mapping[str, Tensor]) -> None:
+            rows.append(row)
+            if distributed.is_first():
+                state.write(row.layer, tensors)
+
+        started = time.perf_counter()
+        result = program
+        if units:
+            result = fit(program, original, units, split, limits, context.progress, known, done)
+        state.clear()
+        return result, Fit(
+            original=label,
+            samples=len(split),
+            positions=self.positions,
+            layers=rows,
+            seconds=time.perf_counter() - started,
+            resumed=len(known),
+        )
+
+    def _prepared(
+        self, program: Program, context: Context
+    ) -> tuple[str, list[Unit], list[LeftAlone], Program]:
+        """Who the original is, what can be fitted to it, what is left alone, and the original."""
+        label, start, since = self._original(program, context)
+        original = start
+        passes = [(plan, _pass_of(plan)) for plan in since]
+        replays: list[Replay] = []
+        changed = False
+        for plan, pass_ in passes:
+            if hasattr(pass_, "follow"):
+                original = pass_.follow(original, plan)
+            else:
+                changed = True
+            if not isinstance(pass_, TrainingPass) and not getattr(pass_, "keeps_rows", False):
+                replays.append(_replay(pass_, plan))
+        if not changed:
+            return label, [], [], original
+        found = origins(start, replays)
+        units, left = find_units(program, original, found)
+        outside = [
+            u for u in units if not matches([u.layer], self.include) or matches([u.layer], self.exclude)
+        ]
+        left += [LeftAlone(where=u.layer, reason="excluded") for u in outside]
+        chosen = [u for u in units if u not in outside]
+        return label, chosen, left, original
+
+    def _original(self, program: Program, context: Context) -> tuple[str, Program, list[Plan]]:
+        """Who it is, the program, and the plans since."""
+        names = [earlier.name for earlier in context.earlier]
+        index = self._default(names) if self.teacher is None else find_step(self.teacher, names)
+        if index is not None:
+            label, original = load_step(context, index)
+        else:
+            label = self._place(names)
+            original = load_saved(label)
+        count = len(original.history)
+        if list(program.history[:count]) != list(original.history):
+            raise PassError(
+                f"teacher: found {label}, whose history is no beginning of this network's, expected a "
+                "program that this one was made from; name an earlier step"
+            )
+        return label, original, [Plan.model_validate(plan) for plan in program.history[count:]]
+
+    def _place(self, names: list[str]) -> str:
+        if isinstance(self.teacher, str) and is_program_dir(self.teacher):
+            return self.teacher
+        raise no_such_step(repr(self.teacher), names)
+
+    def _default(self, names: list[str]) -> int:
+        """What was trained last."""
+        for index in reversed(range(1, len(names))):
+            kind = PASSES[names[index]]
+            if issubclass(kind, Refit):
+                continue
+            if hasattr(kind, "train") or hasattr(kind, "iteration"):
+                return index
+        return 0
+
+
+def spread(split: Split, samples: int) -> Split:
+    """So many samples, evenly spaced over a split (which may be sorted by class)."""
+    count = min(samples, len(split))
+    return split if count == len(split) else split.subset(np.arange(count) * len(split) // count)
+
+
+def _pass_of(plan: Plan) -> Any:
+    """The pass that made a plan; of one that is part of another, what its plan comes to."""
+    if plan.name in PASSES:
+        return TypeAdapter(PASSES[plan.name]).validate_python(plan.options)
+    if "rows" in plan.decisions:
+        return _Recorded()
+    raise PassError(
+        f"teacher: found the pass {plan.name!r} in this network's history, expected passes of this version; "
+        "fit to a later step"
+    )
+
+
+def _replay(pass_: Any, plan: Plan) -> Replay:
+    return lambda program: pass_.rewrite(program, plan)
+
+
+class _State:
+    """What was fitted before an interruption: tensors by layer, in one file."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.tensors: dict[str, Tensor] = {}
+
+    def read(self) -> dict[str, dict[str, Tensor]]:
+        found: dict[str, dict[str, Tensor]] = {}
+        if self.path is not None and self.path.exists():
+            self.tensors = load_file(self.path)
+            for key, tensor in self.tensors.items():
+                layer, _, name = key.partition("#")
+                found.setdefault(layer, {})[name] = tensor
+        return found
+
+    def write(self, layer: str, tensors: Mapping[str, Tensor]) -> None:
+        if self.path is None:
+            return
+        self.tensors |= {f"{layer}#{name}": tensor for name, tensor in tensors.items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(self.tensors, self.path)
+
+    def clear(self) -> None:
+        if self.path is not None and distributed.is_first():
+            self.path.unlink(missing_ok=True)

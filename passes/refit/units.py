@@ -1,0 +1,158 @@
+"""What is fitted: every layer that yields rows of the original, with what its outputs are compared with.
+
+    layer -> [normalisation] -> [+ what was computed before] -> [ReLU]
+
+The target is the original's value behind the normalisation or, before an addition whose other operand the
+small network has computed already, the original's sum less that operand: so a layer also makes up for what
+the other branch lost (METHODS 9.5). A ReLU behind it says where only the sign matters.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from graphcomp.ir import Program, op_name
+from graphcomp.measure import is_linear, is_mixing
+from graphcomp.passes.refit.lineage import Origin
+from graphcomp.records import LeftAlone
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+BOUNDS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """A layer to fit.
+
+    Attributes:
+        layer, node: its path and its only call in the small program.
+        origin: which rows of the original its outputs are.
+        norm: path of the normalisation that alone reads it.
+        seen: name of the original's node that holds the target.
+        other: node of the small program that is added to it; None if nothing is, or not yet computed.
+        low, high: what the activation behind it cuts off.
+        is_last: whether its channels are the last dimension, not the second.
+    """
+
+    layer: str
+    node: fx.Node
+    origin: Origin
+    norm: str | None
+    seen: str
+    other: fx.Node | None
+    low: float
+    high: float
+    is_last: bool
+
+
+def find_units(
+    program: Program, original: Program, origins: Mapping[str, Origin]
+) -> tuple[list[Unit], list[LeftAlone]]:
+    """All layers that can be fitted, in the order of the graph, and why the other mixing layers cannot."""
+    units, left = list[Unit](), list[LeftAlone]()
+    calls = Counter(n.target for n in program.graph.nodes if n.op == "call_module")
+    sources: dict[str, list[fx.Node]] = {}
+    for node in original.graph.nodes:
+        if node.op == "call_module":
+            sources.setdefault(str(node.target), []).append(node)
+    order = {node: i for i, node in enumerate(program.graph.nodes)}
+    tied = _tied(program)
+    for node in program.graph.nodes:
+        if node.op != "call_module" or not is_mixing(program.layer(node.target)):
+            continue
+        layer, origin = str(node.target), origins.get(str(node.target))
+        source = sources.get(origin.layer, []) if origin else []
+        reason = None
+        if origin is None:
+            reason = "its outputs are no channels of the original"
+        elif calls[layer] > 1 or len(source) != 1:
+            reason = "it is called more than once"
+        elif layer in tied:
+            reason = "its weight is used elsewhere too"
+        if reason is not None or origin is None:
+            if reason is not None and not any(k.where == layer for k in left):
+                left.append(LeftAlone(where=layer, reason=reason))
+            continue
+        unit = _unit(program, original, node, source[0], origin, order)
+        if unit is None:
+            left.append(LeftAlone(where=layer, reason="its output has another size than in the original"))
+        else:
+            units.append(unit)
+    return units, left
+
+
+def _unit(
+    program: Program,
+    original: Program,
+    node: fx.Node,
+    source: fx.Node,
+    origin: Origin,
+    order: Mapping[fx.Node, int],
+) -> Unit | None:
+    out, norm = _behind(program, node)
+    seen = source
+    if norm is not None:
+        seen, theirs = _behind(original, source)
+        if theirs is None:
+            return None
+    other = None
+    added = _sum(program, out)
+    their_sum = _sum(original, seen)
+    if added is not None and their_sum is not None and added[0].name == their_sum[0].name:
+        own = _other_width(program, added, out)
+        if order[added[1]] < order[node] and own and _other_width(original, their_sum, seen):
+            out, other, seen = added[0], added[1], their_sum[0]
+    a, b = program.shape(out), original.shape(seen)
+    is_last = is_linear(program.layer(str(node.target)))
+    dim = -1 if is_last else 1
+    if a is None or b is None or len(a) != len(b):
+        return None
+    if [n for i, n in enumerate(a) if i != dim % len(a)] != [n for i, n in enumerate(b) if i != dim % len(b)]:
+        return None
+    low, high = _bounds(program, out)
+    return Unit(str(node.target), node, origin, norm, seen.name, other, low, high, is_last)
+
+
+def _behind(program: Program, node: fx.Node) -> tuple[fx.Node, str | None]:
+    """The normalisation that alone reads a layer, and its path; else the layer's node."""
+    (user,) = node.users if len(node.users) == 1 else (None,)
+    if user is not None and user.op == "call_module":
+        norm = program.layer(str(user.target))
+        calls = sum(n.op == "call_module" and n.target == user.target for n in program.graph.nodes)
+        if isinstance(norm, BatchNorm) and norm.running_mean is not None and calls == 1:
+            return user, str(user.target)
+    return node, None
+
+
+def _sum(program: Program, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """The addition that alone reads a value, and its other operand."""
+    (user,) = node.users if len(node.users) == 1 else (None,)
+    if user is None or op_name(program, user) != "add" or len(user.args) != 2 or user.kwargs:
+        return None
+    others = [arg for arg in user.args if arg is not node]
+    return (user, others[0]) if len(others) == 1 and isinstance(others[0], fx.Node) else None
+
+
+def _other_width(program: Program, added: tuple[fx.Node, fx.Node], node: fx.Node) -> bool:
+    shapes = {program.shape(n) for n in (*added, node)}
+    return len(shapes) == 1 and None not in shapes
+
+
+def _bounds(program: Program, node: fx.Node) -> tuple[float, float]:
+    kinds = {op_name(program, user) for user in node.users}
+    return BOUNDS.get(kinds.pop(), (-math.inf, math.inf)) if len(kinds) == 1 else (-math.inf, math.inf)
+
+
+def _tied(program: Program) -> set[str]:
+    """Layers whose tensors have another name, or are read by a node directly."""
+    count = Counter(id(t) for t in program.tensors.values())
+    read = {str(n.target) for n in program.graph.nodes if n.op == "get_attr"}
+    found = set()
+    for path, module in program.called_modules().items():
+        names = [f"{path}.{name}" for name, _ in module.named_parameters()]
+        if any(count[id(program.tensors[n])] > 1 or n in read for n in names):
+            found.add(path)
+    return found
