@@ -31,7 +31,16 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from graphcomp.bases import Globs, Lesson, Recovery, prunable_relus
+from graphcomp.bases import (
+    Globs,
+    Lesson,
+    Recovery,
+    find_step,
+    load_saved,
+    load_step,
+    no_such_step,
+    prunable_relus,
+)
 from graphcomp.channels import analyse
 from graphcomp.compiler import is_program_dir
 from graphcomp.errors import PassError
@@ -133,31 +142,24 @@ class Distil(Recovery):
         names = [earlier.name for earlier in context.earlier]
         index = self._step(names)
         if index is not None:
-            label = f"step {index} ({names[index]})" if index else "the run's input"
-            return label, context.earlier[index].load()
+            return load_step(context, index)
         place = self._named(names)
-        return place, Program.load(place)
+        return place, load_saved(place)
 
     def _named(self, names: Sequence[str]) -> str:
         """The directory of the teacher; PassError if there is none."""
         if isinstance(self.teacher, str) and is_program_dir(self.teacher):
             return self.teacher
-        known = ", ".join(f"{i} {name}" for i, name in enumerate(names)) or "none"
         asked = f"a step {STUDENT!r}" if self.teacher is None else repr(self.teacher)
-        raise PassError(
-            f"teacher: did not find {asked}, expected a step of this run before this pass (known: {known}) "
-            "or the directory of a saved program; the method's is the pruned network, not the baseline"
-        )
+        advice = "; the method's is the pruned network, not the baseline"
+        raise no_such_step(asked, names, advice)
 
     def _step(self, names: Sequence[str]) -> int | None:
         """The number of the step that the teacher is the result of; None if it is no step."""
-        if isinstance(self.teacher, int):
-            return self.teacher if 0 <= self.teacher < len(names) else None
-        name = STUDENT if self.teacher is None else self.teacher
-        found = [i for i, known in enumerate(names) if known == name]
-        if self.teacher is None:
-            return found[-1] - 1 if found else None
-        return found[-1] if found else None
+        if self.teacher is not None:
+            return find_step(self.teacher, names)
+        last = find_step(STUDENT, names)
+        return None if last is None else last - 1
 
     def _hints(self, program: Program, teacher: Program) -> dict[str, str]:
         """Prunable layer -> node of its ReLU, in both networks; PassError if shapes differ."""

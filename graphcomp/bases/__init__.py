@@ -29,6 +29,7 @@ from graphcomp.bases.removal import (
     options_of,
     require_matches,
 )
+from graphcomp.bases.teacher import find_step, load_saved, load_step, no_such_step
 from graphcomp.bases.training import Lesson, Recovery
 from graphcomp.budget import Scores
 from graphcomp.factors import irreplaceable
@@ -56,11 +57,15 @@ __all__ = [
     "editable",
     "filter_norms",
     "filters",
+    "find_step",
     "irreplaceable",
     "is_greedy",
     "layer_node",
+    "load_saved",
+    "load_step",
     "matches",
     "missed",
+    "no_such_step",
     "norm_scores",
     "only_one",
     "options_of",

@@ -137,7 +137,8 @@ class Normal:
         level = (ridge * self.gram.diagonal(dim1=1, dim2=2).mean(1)).clamp_(min=FLOOR)
         damped = self.gram.clone()
         damped.diagonal(dim1=1, dim2=2).add_(level.unsqueeze(1))
-        return torch.linalg.cholesky(damped)
+        factor: Tensor = torch.linalg.cholesky(damped)
+        return factor
 
     def solve(self, w0: Tensor, factor: Tensor) -> Tensor:
         """W `[g, o, K]`: the ridge regression that is pulled towards W0."""

@@ -25,7 +25,7 @@ from graphcomp.measure import (
 from graphcomp.onnx import Exports
 from graphcomp.pipeline.accounting import Concern
 from graphcomp.records import Accuracy, Drift, Fit, Plan, Record, Snapshot, Step, Training
-from graphcomp.runtime import Target, Timer
+from graphcomp.runtime import Target, Timer, memory
 
 DRIFT_SAMPLES = 250
 
@@ -61,6 +61,8 @@ class Context:
         threads: that the result will run with, where times are targets.
         timer: measures ONNX models for such passes; None: the target's provider does.
         timed: whether the run ends with a measurement on the target, so that passes may measure as well.
+        memory: bytes of activations that a pass may hold at once; a quarter of the machine's. More of them
+            lie in files.
         earlier: what the run began with, and what each pass before this one yielded: number i is step i.
     """
 
@@ -76,6 +78,7 @@ class Context:
     threads: int = 1
     timer: Timer | None = None
     timed: bool = False
+    memory: int = field(default_factory=lambda: memory() // 4, compare=False)
     earlier: tuple[Earlier, ...] = field(default=(), repr=False, compare=False)
 
     def evaluate(self, program: Program) -> Accuracy | None:

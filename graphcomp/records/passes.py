@@ -112,7 +112,7 @@ class Training(Record):
 class FittedLayer(Record):
     """One layer that `refit` fitted; errors are those of samples that no ridge was fitted on, if any are."""
 
-    layer: str
+    layer: str = Field(description="module path")
     original: str = Field(description="the layer that it comes from")
     rows: int = Field(description="sampled positions of all samples")
     columns: int = Field(description="weights of one output channel")
@@ -125,10 +125,10 @@ class Fit(Record):
     """How a program was fitted to an earlier one in closed form."""
 
     original: str = Field(description="which program it was fitted to: a step of the run, or a directory")
-    samples: int
+    samples: int = Field(description="of the calibration data that were looked at, without labels")
     positions: int = Field(description="of every map, at most")
-    layers: list[FittedLayer]
-    seconds: float
+    layers: list[FittedLayer] = Field(description="in the order in which they were fitted")
+    seconds: float = Field(description="that it took")
     resumed: int = Field(description="layers that an interrupted run had fitted before")
 
     @property

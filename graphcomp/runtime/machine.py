@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 
 from graphcomp import records
@@ -58,6 +59,11 @@ def version_of(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def memory() -> int:
+    """Bytes of this machine."""
+    return int(psutil.virtual_memory().total)
 
 
 def cores() -> int:

@@ -187,8 +187,7 @@ class _Fit:
         if ridge is not None or jury is None:
             return None if count < ENOUGH * self.w0.shape[2] else FEW if ridge is None else ridge
         normal = seen.centred(self.has_intercept)
-        errors = {None: float(jury.error(self.w0, normal.bias(self.w0)).sum())}
-        found: dict[float | None, float] = dict(errors)
+        found: dict[float | None, float] = {None: float(jury.error(self.w0, normal.bias(self.w0)).sum())}
         for candidate in RIDGES:
             w = self.solved(normal, self.w0, candidate, normal.factor(candidate))
             found[candidate] = float(jury.error(w, normal.bias(w)).sum())

@@ -1,9 +1,10 @@
 """Which layer and which rows of an earlier program the rows of a compressed one are, by the recorded plans.
 
 Every row of the earlier program gets a number of its own, written into the biases of a copy; then the plans
-of all passes since are carried out on that copy, as they were on the program. What is left of the numbers says
-which rows are left: whatever a pass removes, splits or renames takes the biases along. So there is no rule a
-pass, and none by name. Passes that change values only, or the form in which a weight is stored, move no row.
+of all passes since are carried out on that copy, as they were on the program. What is left of the numbers
+says which rows are left: whatever a pass removes, splits or renames takes the biases along. So there is no
+rule a pass, and none by name. Passes that change values only, or the form in which a weight is stored, move
+no row.
 """
 
 from collections.abc import Callable, Sequence

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -91,12 +91,13 @@ def fit(
     due = {unit.node.name: unit for unit in units}
     with tempfile.TemporaryDirectory(prefix="graphcomp-refit-") as folder, evaluating(module):
         shelf = _Shelf(Path(folder), limits.memory)
-        chunks = [_Chunk(module, x.to(device), *rest) for x, *rest in _chunks(original, split, limits.seed)]
+        drawn = _chunks(original, split, limits.seed)
+        chunks = [_Chunk(module, x.to(device), first, held) for x, first, held in drawn]
         shelf.chunks = chunks
-        drawn = Positions(limits.positions, limits.seed)
+        places = Positions(limits.positions, limits.seed)
         missing = [unit for unit in units if unit.layer not in known]
         if missing:
-            _watch(original, program, missing, chunks, drawn, shelf, progress)
+            _watch(original, program, missing, chunks, places, shelf, progress)
         last_use = _last_use(nodes)
         work = [1 + (row.macs if (row := layer_row(program, n)) else 0) for n in program.graph.nodes]
         for number, node in enumerate(nodes):
@@ -107,7 +108,7 @@ def fit(
                 if unit.layer in known:
                     _put(module, known[unit.layer])
                 else:
-                    rows = _rows(program, module, node, unit, chunks, drawn)
+                    rows = _rows(program, module, node, unit, chunks, places)
                     record, changed = fit_layer(module, unit, rows, limits.ridge, limits.bias_only)
                     done(record, changed)
                 for chunk in chunks:
@@ -204,7 +205,7 @@ def _rows(
 ) -> list[Rows]:
     """What a layer reads and what it is to yield, chunk by chunk, when asked."""
     layer: nn.Module = module.get_submodule(unit.layer)
-    source = node.args[0]
+    source = cast(fx.Node, node.args[0])
     other = None if unit.other is None else next(n for n in module.graph.nodes if n.name == unit.other.name)
     found = []
     for chunk in chunks:

@@ -20,29 +20,36 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import psutil
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from graphcomp.base import distributed
-from graphcomp.bases import OPTIONS, Globs, RowRemoval, matches, options_of, require_matches
-from graphcomp.bases.teacher import find_step, load_saved, load_step, no_such_step
+from graphcomp.base import cache, distributed, load_state, remove, save_state
+from graphcomp.bases import (
+    OPTIONS,
+    Globs,
+    RowRemoval,
+    find_step,
+    load_saved,
+    load_step,
+    matches,
+    no_such_step,
+    options_of,
+    require_matches,
+)
 from graphcomp.compiler import is_program_dir
 from graphcomp.data import Split
 from graphcomp.errors import AnalysisError, PassError
 from graphcomp.ir import Program
 from graphcomp.measure import is_mixing
-from graphcomp.passes import PASSES
 from graphcomp.passes.refit.lineage import Replay, origins
 from graphcomp.passes.refit.lockstep import Limits, fit
 from graphcomp.passes.refit.units import Unit, find_units
 from graphcomp.pipeline import Concern, Context, Outlook, TrainingPass, require_data
 from graphcomp.records import Fit, FittedLayer, LeftAlone, Plan
 
-STATE = "refit.safetensors"
-"""Name of the file of what was fitted so far, in the working directory."""
+STATE = "fitted"
+"""Name of the folder of what was fitted so far, in the working directory; a file a layer."""
 
 
 class _Recorded(RowRemoval):
@@ -139,27 +146,30 @@ class Refit:
             )
         split = spread(data.train, self.samples)
         seed: int = plan.decisions["seed"]
-        state = _State(context.workdir and context.workdir / STATE)
-        known = distributed.broadcast(state.read())
+        work = cache.identity(
+            program=program.fingerprint(), plan=plan.model_dump(mode="json"), samples=split.fingerprint()
+        )
+        state = _State(context.workdir and context.workdir / STATE, work)
+        known = distributed.on_first(state.read)
         limits = Limits(
             self.positions,
             None if self.ridge == "auto" else self.ridge,
             seed,
-            psutil.virtual_memory().total // 4,
+            context.memory,
             self.only == "bias",
         )
-        rows: list[FittedLayer] = []
+        rows = [row for row, _ in known]
 
         def done(row: FittedLayer, tensors: Mapping[str, Tensor]) -> None:
             rows.append(row)
-            if distributed.is_first():
-                state.write(row.layer, tensors)
+            distributed.on_first(lambda: state.write(row, tensors))
 
         started = time.perf_counter()
         result = program
         if units:
-            result = fit(program, original, units, split, limits, context.progress, known, done)
-        state.clear()
+            fitted = {row.layer: tensors for row, tensors in known}
+            result = fit(program, original, units, split, limits, context.progress, fitted, done)
+        distributed.on_first(state.clear)
         return result, Fit(
             original=label,
             samples=len(split),
@@ -221,8 +231,8 @@ class Refit:
     def _default(self, names: list[str]) -> int:
         """What was trained last."""
         for index in reversed(range(1, len(names))):
-            kind = PASSES[names[index]]
-            if issubclass(kind, Refit):
+            kind = _kind(names[index])
+            if kind is None or issubclass(kind, Refit):
                 continue
             if hasattr(kind, "train") or hasattr(kind, "iteration"):
                 return index
@@ -235,10 +245,17 @@ def spread(split: Split, samples: int) -> Split:
     return split if count == len(split) else split.subset(np.arange(count) * len(split) // count)
 
 
+def _kind(name: str) -> Any:
+    """The class of a pass by its name; None if there is none."""
+    from graphcomp.passes import PASSES  # which offers this pass
+
+    return PASSES.get(name)
+
+
 def _pass_of(plan: Plan) -> Any:
     """The pass that made a plan; of one that is part of another, what its plan comes to."""
-    if plan.name in PASSES:
-        return TypeAdapter(PASSES[plan.name]).validate_python(plan.options)
+    if (kind := _kind(plan.name)) is not None:
+        return TypeAdapter(kind).validate_python(plan.options)
     if "rows" in plan.decisions:
         return _Recorded()
     raise PassError(
@@ -252,28 +269,27 @@ def _replay(pass_: Any, plan: Plan) -> Replay:
 
 
 class _State:
-    """What was fitted before an interruption: tensors by layer, in one file."""
+    """What was fitted before an interruption: a file a layer, its row and its tensors."""
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.tensors: dict[str, Tensor] = {}
+    def __init__(self, folder: Path | None, work: str) -> None:
+        self.folder, self.work = folder, work
+        self.count = 0
 
-    def read(self) -> dict[str, dict[str, Tensor]]:
-        found: dict[str, dict[str, Tensor]] = {}
-        if self.path is not None and self.path.exists():
-            self.tensors = load_file(self.path)
-            for key, tensor in self.tensors.items():
-                layer, _, name = key.partition("#")
-                found.setdefault(layer, {})[name] = tensor
+    def read(self) -> list[tuple[FittedLayer, dict[str, Tensor]]]:
+        found = []
+        for path in sorted(self.folder.glob("*.safetensors")) if self.folder is not None else ():
+            state = load_state(path, self.work)
+            if state is not None:
+                found.append((FittedLayer.model_validate(state[0]), state[1]))
+        self.count = len(found)
         return found
 
-    def write(self, layer: str, tensors: Mapping[str, Tensor]) -> None:
-        if self.path is None:
-            return
-        self.tensors |= {f"{layer}#{name}": tensor for name, tensor in tensors.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(self.tensors, self.path)
+    def write(self, row: FittedLayer, tensors: Mapping[str, Tensor]) -> None:
+        if self.folder is not None:
+            path = self.folder / f"{self.count:05}.safetensors"
+            save_state(path, self.work, row.model_dump(mode="json"), tensors)
+            self.count += 1
 
     def clear(self) -> None:
-        if self.path is not None and distributed.is_first():
-            self.path.unlink(missing_ok=True)
+        if self.folder is not None:
+            remove(self.folder)

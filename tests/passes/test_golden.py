@@ -19,7 +19,7 @@ from graphcomp.compiler.recipe import parse_passes
 from graphcomp.ir.program import Program
 from graphcomp.passes import PASSES
 from graphcomp.pipeline import Pipeline
-from graphcomp.records import Plan
+from graphcomp.records import Plan, Step
 from tests.learnable import make_data
 from tests.nets import Net, _block, _conv, _head
 from tests.tiny import context, traced
@@ -161,7 +161,7 @@ def plain() -> Net:
 
 @dataclass(frozen=True)
 class Example:
-    """A network, and the pass as a recipe says it."""
+    """A network, and the pass as a recipe says it; the last one, where it needs others before it."""
 
     net: Callable[[], Net]
     line: str
@@ -181,6 +181,7 @@ EXAMPLES = {
     "cc": Example(redundant, "cc{rate=0.5, multiple=1}"),
     "pfa": Example(copies, "pfa{energy=0.9999, multiple=1}"),
     "dct": Example(three_kinds_of_layers, "dct{rate=4, min_weights=128}"),
+    "refit": Example(smallest_filters, "fold-bn, l1{ratio=0.5, multiple=1}, refit"),
     "finetune": Example(plain, f"finetune{{{QUICK}}}"),
     "student": Example(residual, "student{fraction=0.5}"),
     "distil": Example(residual, f"distil{{teacher=input, {QUICK}}}"),
@@ -207,13 +208,17 @@ def test_every_pass_has_an_example() -> None:
 @pytest.mark.parametrize("name", PASSES)
 def test_golden(name: str) -> None:
     example = EXAMPLES[name]
-    (pass_,) = parse_passes(example.line, PASSES)
-    assert pass_.name == name
-    before = build(example.net)
+    passes = parse_passes(example.line, PASSES)
+    assert passes[-1].name == name
+    results = [build(example.net)]
     plans: list[Plan] = []
-    pipeline = Pipeline([pass_], [lambda index, step, plan, result: plans.append(plan)])
-    after, _ = pipeline.run(before, context(make_data()))
-    found = text(example.line, before, plans[0], after)
+
+    def keep(index: int, step: Step, plan: Plan, result: Program) -> None:
+        plans.append(plan)
+        results.append(result)
+
+    Pipeline(passes, [keep]).run(results[0], context(make_data()))
+    found = text(example.line, results[-2], plans[-1], results[-1])
     path = GOLDEN / f"{name}.txt"
     if os.environ.get("GRAPHCOMP_UPDATE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)

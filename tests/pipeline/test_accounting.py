@@ -85,6 +85,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "low-rank": ("weights", {"energy": 0.7, "multiple": 1}),
     "cc": ("weights", {"rate": 0.4, "multiple": 1, "samples": 32}),
     "dct": ("weights", {"rate": 4, "min_weights": 1}),
+    "refit": ("weights", {}),
     "finetune": ("parameters", TRAINING),
     "distil": ("parameters", {**TRAINING, "teacher": 0, "loss": "kl"}),
 }
