@@ -1,10 +1,14 @@
 """Filter norms, which more than one method goes by."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from graphcomp.budget import Scores
 from graphcomp.channels import Axis, Channels
+
+_AT_ONCE = 1 << 20
+"""Weights that are converted to float64 at once."""
 
 
 def norm_scores(channels: Channels) -> Scores:
@@ -18,7 +22,9 @@ def norm_scores(channels: Channels) -> Scores:
 
 def filter_norms(weight: Tensor, axis: Axis) -> Scores:
     """`sum |W|` of every output channel's filter, shape (channels,)."""
-    norms = filters(weight.detach().double(), axis).abs().sum(1)
+    rows = filters(weight.detach(), axis)
+    some = max(_AT_ONCE // rows.size(1), 1)  # fresh memory costs more than the arithmetic
+    norms = torch.cat([part.double().abs().sum(1) for part in torch.split(rows, some)])
     return np.asarray(norms.numpy(), dtype=np.float64)
 
 

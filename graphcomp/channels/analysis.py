@@ -14,6 +14,7 @@ function as writing zeros into the weights that read it (`channels.surgery`).
 """
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +34,20 @@ def analyse(program: Program, join: JoinPolicy = "couple") -> Channels:
         join: "couple" ties the operands of every addition; "pad" lets each operand of an addition keep
             channels of its own, to be padded with zeros before the addition.
 
+    Returns:
+        The same object whenever it is asked for the same program and policy.
+
     Cost: one run of the graph on labels, plus connected components of the couplings; milliseconds. What is
     computed from parameters alone gets labels only where an operator with a rule takes it: a label for every
     element of every weight would cost seconds.
     """
+    known = program.findings.setdefault("channels", {})
+    if join not in known:
+        known[join] = _analyse(program, join)
+    return cast(Channels, known[join])
+
+
+def _analyse(program: Program, join: JoinPolicy) -> Channels:
     tracker = Tracker(program, join, unfollowed(program))
     for node in program.graph.nodes:
         tracker.values[node] = apply_rule(tracker, node)

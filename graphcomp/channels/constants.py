@@ -538,4 +538,9 @@ def _has_dead_rows(channels: Channels, axis: Axis, gone: np.ndarray[Any, np.dtyp
         rows = [
             t.reshape(-1, 1) if d == ELEMENTS else t.movedim(d, 0).reshape(t.size(d), -1) for t, d in held
         ]
-    return any(not bool(t[torch.from_numpy(gone)].any(1).all()) for t in rows)
+    return any(_has_zero_row(t, torch.from_numpy(gone)) for t in rows)
+
+
+def _has_zero_row(matrix: Tensor, among: Tensor) -> bool:
+    suspects = among & (matrix[:, 0] == 0)  # few: no matrix is gone through for them
+    return bool(suspects.any()) and not bool(matrix[suspects].any(1).all())

@@ -9,6 +9,7 @@ bypassed by one `index_select` (a channel shuffle whose halves lose different ch
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -152,7 +153,7 @@ def feasible(channels: Channels, drop: Drop, score: np.ndarray[Any, Any]) -> tup
     drop = legalise(channels, drop, score)
     while True:
         try:
-            remove(channels.program, channels, drop, "trial")
+            _Surgeon(channels.program, channels, drop, "trial", on_meta=True).run()
             return drop, kept
         except SurgeryError as refusal:
             if not refusal.channels:
@@ -290,14 +291,22 @@ gone are deleted, and the others stay in their order.
 
 
 class _Surgeon:
-    def __init__(self, program: Program, channels: Channels, drop: Drop, pass_name: str) -> None:
+    """One removal; on the meta device, where no weight is copied, to see whether it succeeds."""
+
+    def __init__(
+        self, program: Program, channels: Channels, drop: Drop, pass_name: str, on_meta: bool = False
+    ) -> None:
         self.program, self.channels, self.drop, self.pass_name = program, channels, drop, pass_name
         marks = zip(program.graph.nodes, live_of(channels).idle(drop), strict=True)
         self.idle = {node for node, is_idle in marks if is_idle}
         self.kept = torch.from_numpy(~drop[channels.channel_of])
+        self.tensors = {n: t.detach().to("meta") if on_meta else t for n, t in program.tensors.items()}
         replaced = self.sliced_tensors()
         self.sliced = {id(program.tensors[name]): tensor for name, tensor in replaced.items()}
-        self.root, self.graph = parts(program, replaced)
+        whole = {
+            n: t for n, t in self.tensors.items() if on_meta and id(program.tensors[n]) not in self.sliced
+        }
+        self.root, self.graph = parts(program, {**whole, **replaced})
         self.new = dict(zip(program.graph.nodes, self.graph.nodes, strict=True))
         self.changed_layers = {name.rpartition(".")[0] for name in replaced}
         self.cuts: dict[fx.Node, Any] = {}
@@ -353,13 +362,14 @@ class _Surgeon:
 
     def refuse_moved_memory(self, result: Program) -> None:
         """What an in-place operator writes through a view must reach the same readers as before."""
-        old, nodes, alive = self.program.values, list(self.program.graph.nodes), set(self.graph.nodes)
-        order = {node: i for i, node in enumerate(nodes)}
-        for at in self.writes():
-            written = nodes[at].all_input_nodes[0]
+        old, order, alive = self.program.values, self.program.order, set(self.graph.nodes)
+        for writer in self.writers:
+            at, written = order[writer], writer.all_input_nodes[0]
             if not (is_move(self.program, written) or _is_item(self.program, written)):
                 continue
-            for node in nodes[:at]:
+            for node in self.program.graph.nodes:
+                if node is writer:
+                    break
                 read_later = node is not written and any(order[user] > at for user in node.users)
                 if not read_later or self.new[node] not in alive:
                     continue
@@ -367,18 +377,20 @@ class _Surgeon:
                 if before != same_memory(result.values[self.new[node]], result.values[self.new[written]]):
                     raise self.refusal(written, f"memory shared with {node.name}, and written in place,")
 
-    def writes(self) -> list[int]:
-        """Positions of the in-place operators in the graph that stay."""
-        nodes = [(i, n) for i, n in enumerate(self.program.graph.nodes) if n not in self.idle]
-        return [i for i, n in nodes if acts_in_place(self.program.module, n) and n.all_input_nodes]
+    @cached_property
+    def writers(self) -> list[fx.Node]:
+        """The in-place operators in the graph that stay."""
+        module = self.program.module
+        staying = (n for n in self.program.graph.nodes if n not in self.idle and n.all_input_nodes)
+        return [n for n in staying if acts_in_place(module, n)]
 
     def overwritten(self, source: fx.Node, chain: Sequence[fx.Node]) -> bool:
         """Whether an in-place operator changes `source` while a chain of moves (last first) is at work."""
-        values, nodes = self.program.values, list(self.program.graph.nodes)
-        between = range(nodes.index(chain[-1]) + 1, nodes.index(chain[0]))
+        values, order = self.program.values, self.program.order
         return any(
-            at in between and same_memory(values[nodes[at].all_input_nodes[0]], values[source])
-            for at in self.writes()
+            order[chain[-1]] < order[writer] < order[chain[0]]
+            and same_memory(values[writer.all_input_nodes[0]], values[source])
+            for writer in self.writers
         )
 
     # -------------------------------------------------------------- tensors
@@ -397,7 +409,7 @@ class _Surgeon:
         return {name: self.slice(name, dims) for name, dims in selections.items()}
 
     def slice(self, name: str, dims: Mapping[int, Axis]) -> Tensor:
-        tensor = self.program.tensors[name].detach()
+        tensor = self.tensors[name].detach()
         if ELEMENTS in dims:
             cut = self.cut_of(torch.from_numpy(dims[ELEMENTS].channels), of_channels=True)
             if isinstance(cut, _Ragged | _Gone):
@@ -409,7 +421,7 @@ class _Surgeon:
         if grouped is not None:
             return self.slice_grouped(tensor, dims, grouped)
         for dim, axis in dims.items():
-            tensor = tensor.index_select(dim, self.indices[id(axis)])
+            tensor = _pick(tensor, dim, self.indices[id(axis)])
         return tensor
 
     def slice_grouped(self, tensor: Tensor, dims: Mapping[int, Axis], grouped: int) -> Tensor:
@@ -421,7 +433,7 @@ class _Surgeon:
             rows = ~self.drop[dims[0].channels].reshape(groups, -1)
         blocks = tensor.reshape(groups, -1, *tensor.shape[1:])
         parts = [
-            block.index_select(0, _indices(r)).index_select(1, _indices(c))
+            _pick(_pick(block, 0, _indices(r)), 1, _indices(c))
             for block, r, c in zip(blocks, rows, columns, strict=True)
         ]
         return torch.cat(parts)
@@ -854,6 +866,13 @@ def _indices(keep: Drop) -> Tensor:
     return torch.from_numpy(np.flatnonzero(keep))
 
 
+def _pick(tensor: Tensor, axis: int, positions: Tensor) -> Tensor:
+    """Those positions of an axis; their shape on the meta device."""
+    if tensor.is_meta:
+        return tensor.narrow(axis, 0, positions.numel())
+    return tensor.index_select(axis, positions)
+
+
 def _apply(tensor: Tensor, cut: Cut) -> Tensor:
     """The tensor with positions deleted, still broadcast where it was."""
     if cut is None:
@@ -862,7 +881,7 @@ def _apply(tensor: Tensor, cut: Cut) -> Tensor:
         raise SurgeryError("a tensor that is ragged or gone has no shape")
     axis, keep = cut
     if tensor.is_meta:
-        return tensor.narrow(axis, 0, keep.numel())
+        return _pick(tensor, axis, keep)
     shape = [*tensor.shape[:axis], keep.numel(), *tensor.shape[axis + 1 :]]
     if tensor.size(axis) > 1 and tensor.stride(axis) == 0:
         return tensor.narrow(axis, 0, 1).expand(shape)

@@ -94,7 +94,7 @@ class Program:
     def to(self, dtype: torch.dtype) -> "Program":
         """A clone that computes in `dtype`: its floating point tensors have it, and its casts follow."""
         inputs = tuple(x.to(dtype) if x.is_floating_point() else x.clone() for x in self.example_inputs)
-        root, graph = parts(self)
+        root, graph = parts(self, _as_type(self.tensors, dtype))  # converted while they are copied
         follow_type(graph, dtype)
         return Program(assemble(self, root, graph).to(dtype), inputs, self.history)
 
@@ -124,6 +124,29 @@ class Program:
     def values(self) -> dict[fx.Node, Any]:
         """What every node yields for the example inputs, as meta tensors (shapes and types, no numbers)."""
         return run_on_meta(self)
+
+    @cached_property
+    def findings(self) -> dict[str, dict[Any, Any]]:
+        """What was found out about the structure of this program, by who did: it never changes."""
+        return {}
+
+    @cached_property
+    def order(self) -> dict[fx.Node, int]:
+        """Where in the graph every node is."""
+        return {node: i for i, node in enumerate(self.graph.nodes)}
+
+    @cached_property
+    def _by_memory(self) -> dict[int, list[fx.Node]]:
+        found: dict[int, list[fx.Node]] = {}
+        for node, value in self.values.items():
+            if isinstance(value, Tensor):
+                found.setdefault(value.untyped_storage()._cdata, []).append(node)
+        return found
+
+    def sharing(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes that yield a tensor in the same memory (see `same_memory`), itself with them."""
+        value = self.values[node]
+        return self._by_memory[value.untyped_storage()._cdata] if isinstance(value, Tensor) else []
 
     @property
     def output(self) -> Any:
@@ -334,13 +357,9 @@ def same_memory(a: Any, b: Any) -> bool:
 
 def is_read_later(program: Program, writer: fx.Node) -> bool:
     """Whether what an in-place node writes is seen by later nodes that do not take its result."""
-    order = {node: i for i, node in enumerate(program.graph.nodes)}
-    written = program.values[writer.all_input_nodes[0]]
-    return any(
-        any(order[user] > at for user in node.users) and same_memory(program.values[node], written)
-        for node, i in order.items()
-        if i < (at := order[writer])
-    )
+    order, at = program.order, program.order[writer]
+    sharing = program.sharing(writer.all_input_nodes[0])
+    return any(order[node] < at and any(order[user] > at for user in node.users) for node in sharing)
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -688,6 +707,12 @@ def _run_node(
     if node.op == "call_method":
         return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
     return args[0]
+
+
+def _as_type(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Those that are floating point, converted; tied ones once."""
+    unlike = {id(t): (n, t) for n, t in tensors.items() if t.is_floating_point() and t.dtype != dtype}
+    return {name: tensor.detach().to(dtype) for name, tensor in unlike.values()}
 
 
 def output_tensors(output: Any) -> list[Tensor]:

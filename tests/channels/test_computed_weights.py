@@ -78,7 +78,7 @@ def every_label(program: Program, patch: pytest.MonkeyPatch) -> Channels:
     """The analysis that follows every element of every parameter."""
     with patch.context() as inner:
         inner.setattr(analysis, "unfollowed", lambda program: frozenset())
-        return analyse(program)
+        return analyse(program.clone())
 
 
 @pytest.mark.parametrize("kind", KINDS)

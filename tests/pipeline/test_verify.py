@@ -171,8 +171,9 @@ def test_the_checker_catches(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     plan = plan_for(program, mutation.join)
     assert verify_pass(removal, program, plan) <= TOLERANCE
     mutation.install(monkeypatch)
+    anew = program.clone()
     with pytest.raises(VerifyError):
-        verify_pass(removal, program, plan_for(program, mutation.join))
+        verify_pass(removal, anew, plan_for(anew, mutation.join))
 
 
 def missed_when_fresh(mutation: Mutation, patch: pytest.MonkeyPatch) -> bool:
