@@ -28,8 +28,7 @@ from rows import DOCS, OUT, Row, Rows, table
 from section import replace_section
 
 import graphcomp
-from graphcomp.channels import analyse
-from graphcomp.channels.surgery import legalise, no_drop
+from graphcomp.channels import analyse, legalise, no_drop
 from graphcomp.compiler.compiler import load_source
 from graphcomp.data.sources import load_data
 from graphcomp.data.split import Data

@@ -215,7 +215,7 @@ def guarded(work: Callable[[], Result]) -> Result:
 
 def half(channels: Any) -> tuple[Any, Any]:
     """Drop half of every removable group by the L1 norm of the producing rows: (drop, score)."""
-    from graphcomp.channels.surgery import no_drop
+    from graphcomp.channels import no_drop
 
     drop, score = no_drop(channels), np.zeros(len(channels.channel_of))
     for axis in channels.axes:
@@ -233,7 +233,7 @@ def half(channels: Any) -> tuple[Any, Any]:
 
 def halved(program: Any, channels: Any) -> tuple[Any, Any, dict[str, str]]:
     """(smaller program, drop, what was kept because it cannot be removed exactly)."""
-    from graphcomp.channels.surgery import feasible, legalise, remove
+    from graphcomp.channels import feasible, legalise, remove
     from graphcomp.errors import SurgeryError
 
     wanted, score = half(channels)
@@ -265,8 +265,7 @@ def ours_timed(name: str) -> dict[str, float]:
 
 def ours_exact(name: str) -> Result:
     """What can be removed, and whether removing half of it changes what the masked network computes."""
-    from graphcomp.channels import analyse
-    from graphcomp.channels.surgery import drop_of, dropped_rows, mask, remove
+    from graphcomp.channels import analyse, drop_of, dropped_rows, mask, remove
     from graphcomp.ir.program import trace
 
     program = trace(lively(name), image(check_pixels(name)).double(), copy_weights=False)

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from graphcomp.channels import Channels, JoinPolicy, analyse
+from graphcomp.channels import Channels, Drop, JoinPolicy, analyse, drop_of, mask, no_drop, remove
 from graphcomp.channels.labels import Ints
-from graphcomp.channels.surgery import Drop, drop_of, mask, no_drop, remove
 from graphcomp.ir.program import Program, named_tensors, trace
 from tests.nets import Built, scramble
 

@@ -486,7 +486,7 @@ def _summary(channels: Channels, drop: Drop) -> str:
 
 
 def _moved(lost: Sequence[Shift]) -> str:
-    """What the summary adds where removed channels held constants: see `channels.constants`."""
+    """What the summary adds where removed channels held constants: see `channels.shifts`."""
     if not lost:
         return ""
     border = [s.layer for s in lost if not s.exact]

@@ -1,23 +1,16 @@
 """Which channels are coupled, which may go, and how they go exactly."""
 
 from graphcomp.channels.analysis import analyse
-from graphcomp.channels.constants import Shift, shifts
+from graphcomp.channels.indexing import insert_select
 from graphcomp.channels.labels import Ints, compact, varying
+from graphcomp.channels.legal import Drop, drop_of, dropped_rows, legalise, no_drop
 from graphcomp.channels.liveness import live_of
+from graphcomp.channels.masks import mask
 from graphcomp.channels.model import ELEMENTS, Axis, ChannelGroup, Channels, JoinPolicy, layer_name
-from graphcomp.channels.rules import CONCATENATIONS, opaque_layers
-from graphcomp.channels.surgery import (
-    Drop,
-    drop_of,
-    dropped_rows,
-    feasible,
-    insert_select,
-    legalise,
-    mask,
-    no_drop,
-    remove,
-    sync_attributes,
-)
+from graphcomp.channels.moves import CONCATENATIONS
+from graphcomp.channels.rules import opaque_layers
+from graphcomp.channels.shifts import Shift, shifts
+from graphcomp.channels.surgery import feasible, remove, sync_attributes
 from graphcomp.channels.widths import round_up, rounding_step
 
 __all__ = [

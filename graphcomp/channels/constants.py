@@ -18,13 +18,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from graphcomp.channels.labels import canonical, compact
-from graphcomp.channels.model import ELEMENTS, Axis, Channels
-from graphcomp.channels.rules import NotMovable, kind_of, move, padding_of
+from graphcomp.channels.moves import NotMovable, move, padding_of
+from graphcomp.channels.pointwise import batch_norm_affine, drops, functional_affine, keeps_constants, rounds
+from graphcomp.channels.rules import kind_of
 from graphcomp.ir import Program, acts_in_place, is_read_later, op_name, same_memory, with_tensors
 
 SAME = 1e-9
@@ -143,7 +143,7 @@ class _Run:
 
     def apply(self, node: fx.Node) -> Known | None:
         """Element by element: known where all operands are, and zero times anything is zero."""
-        if _drops(self.program, node):
+        if drops(self.program, node):
             return None
         operands = [self.known[n] for n in node.all_input_nodes if isinstance(self.known[n], Known)]
         value, sure = self.run(node), operands[0].sure
@@ -161,7 +161,7 @@ class _Run:
         planes = range(2 if len(shape) > 2 else 1, len(shape))
         if any(t.size(d) > 1 for t in (x.value, x.sure) for d in planes) or len(shape) != x.value.ndim:
             raise NotMovable
-        if _keeps_constants(self.program, node):
+        if keeps_constants(self.program, node):
             return x
         source = self.program.shape(self.source(node)) or ()
         plane = x.value.expand([n if d in planes else x.value.size(d) for d, n in enumerate(source)])
@@ -172,7 +172,7 @@ class _Run:
         source = node.args[0]
         if isinstance(source, fx.Node) and isinstance(self.known[source], tuple):
             return self.known[source][cast(int, node.args[1])]
-        if isinstance(source, fx.Node) and _rounds(self.program, source, node):
+        if isinstance(source, fx.Node) and rounds(self.program, source, node):
             return None
 
         def whole(part: str) -> Callable[[fx.Node], Tensor]:
@@ -201,7 +201,7 @@ class _Run:
         x, padding = self.first(node), padding_of(self.program, node)
         if padding is None:
             return None
-        value, sure = _whole(x)
+        value, sure = in_one_shape(x)
         filler = float(padding.value or 0.0) if padding.mode == "constant" else None
         for d, (before, after) in padding.amounts(value.ndim).items():
             if value.size(d) == 1:
@@ -219,9 +219,9 @@ class _Run:
     def conv(self, node: fx.Node) -> Known | None:
         """Known where every weight of what is not known is zero; at a padded border, of all but zeros."""
         layer = cast(nn.Conv2d, self.layer(node))
-        x = _along_channels(self.first(node), layer, self.program.shape(self.source(node)) or ())
-        certain = x.sure if _is_uniform(layer) else x.sure & (x.value == 0)
-        weight = _per_output(layer)
+        x = along_channels(self.first(node), layer, self.program.shape(self.source(node)) or ())
+        certain = x.sure if is_uniform(layer) else x.sure & (x.value == 0)
+        weight = per_output(layer)
         used, taps = (weight != 0).any(-1), weight.sum(-1)
         groups = layer.groups
         doubtful = (used & ~certain.reshape(groups, 1, -1)).any(-1).flatten()
@@ -234,7 +234,7 @@ class _Run:
         """The same along the last axis."""
         layer, x = cast(nn.Linear, self.layer(node)), self.first(node)
         width = layer.weight.shape[1]
-        value, sure = (t.expand(*t.shape[:-1], width) for t in _whole(x))
+        value, sure = (t.expand(*t.shape[:-1], width) for t in in_one_shape(x))
         doubtful = (~sure).to(torch.float64) @ (layer.weight != 0).to(torch.float64).T > 0
         return _made(nn.functional.linear(value, layer.weight, layer.bias), ~doubtful)
 
@@ -275,7 +275,7 @@ class _Run:
         given = [dims] if isinstance(dims, int) else range(len(shape)) if dims is None else dims
         reduced = {cast(int, d) % len(shape) for d in cast(Sequence[Any], given)}
         value, sure = (
-            t.expand([n if d in reduced else t.size(d) for d, n in enumerate(shape)]) for t in _whole(x)
+            t.expand([n if d in reduced else t.size(d) for d, n in enumerate(shape)]) for t in in_one_shape(x)
         )
         found = self.run(node, value)
         first = found if isinstance(found, Tensor) else found[0]
@@ -292,7 +292,7 @@ class _Run:
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", getattr(layer, "dim", -1))
         axis = cast(int, dim) % len(shape)
         value, sure = (
-            t.expand([n if d == axis else t.size(d) for d, n in enumerate(shape)]) for t in _whole(x)
+            t.expand([n if d == axis else t.size(d) for d, n in enumerate(shape)]) for t in in_one_shape(x)
         )
         one, gate = sure.chunk(2, axis)
         return _made(self.run(node, value), one & (gate | (value.chunk(2, axis)[0] == 0)))
@@ -316,33 +316,7 @@ _RULES: dict[str, Callable[[_Run, fx.Node], Any]] = {
 """By what `rules.kind_of` says; all other operators are not followed."""
 
 
-# ---------------------------------------------------------------------- affine maps of channels
-
-
-def batch_norm_affine(
-    weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor] | None:
-    """(scale, shift) of a normalisation by stored statistics; None if it has none."""
-    if mean is None or var is None:
-        return None
-    scale = (torch.ones_like(mean) if weight is None else weight) / torch.sqrt(var + eps)
-    return scale, (torch.zeros_like(mean) if bias is None else bias) - scale * mean
-
-
-def functional_affine(program: Program, node: fx.Node) -> tuple[Tensor, Tensor] | None:
-    """(scale, shift), float64, of a call of `F.batch_norm` with tensors that the network holds."""
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    held = [given.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
-    if given.get("training", False) or any(isinstance(n, fx.Node) and n.op != "get_attr" for n in held):
-        return None
-    weight, bias, mean, var = (
-        None if n is None else program.tensors[str(cast(fx.Node, n).target)].detach().double() for n in held
-    )
-    return batch_norm_affine(weight, bias, mean, var, float(cast(float, given.get("eps", 1e-5))))
-
-
-def _whole(x: Known) -> tuple[Tensor, Tensor]:
+def in_one_shape(x: Known) -> tuple[Tensor, Tensor]:
     """Value and certainty in one shape."""
     shape = torch.broadcast_shapes(x.value.shape, x.sure.shape)  # type: ignore[no-untyped-call]
     return x.value.expand(shape), x.sure.expand(shape)
@@ -358,49 +332,7 @@ def _laid(value: Tensor, sure: Tensor, axis: int, ndim: int) -> Known:
     return _made(_view(value, axis, ndim), _view(sure, axis, ndim))
 
 
-# ---------------------------------------------------------------------- operators, closer
-
-
-_DROPOUTS = ("dropout", "alpha_dropout", "feature_alpha_dropout", "stochastic_depth", "rrelu")
-
-
-def _rounds(program: Program, source: fx.Node, node: fx.Node) -> bool:
-    """Whether a node makes whole numbers of others."""
-    before, after = program.values[source], program.values[node]
-    if not (isinstance(before, Tensor) and isinstance(after, Tensor)):
-        return False
-    return before.is_floating_point() and not after.is_floating_point()
-
-
-def _drops(program: Program, node: fx.Node) -> bool:
-    """Whether a function draws random numbers: it was told to train, whatever the mode."""
-    name = op_name(program, node)
-    if node.op == "call_module" or not (name in _DROPOUTS or name.startswith("dropout")):
-        return False
-    if name == "rrelu":
-        return bool(node.kwargs.get("training", node.args[3] if len(node.args) > 3 else False))
-    last = node.args[-1] if isinstance(node.args[-1], bool) else True
-    return bool(node.kwargs.get("training", last))
-
-
-def _keeps_constants(program: Program, node: fx.Node) -> bool:
-    """Whether a constant plane comes out of a pooling or resizing operator as it was."""
-    if node.op == "call_module":
-        layer = program.layer(cast(str, node.target))
-        what, options = type(layer).__name__.lower(), vars(layer)
-        padding = options.get("padding", 0)
-    else:
-        what, options = op_name(program, node), dict(node.kwargs)
-        padding = options.get("padding", node.args[3] if len(node.args) > 3 else 0)
-        if len(node.args) > 4 and "avg" in what:
-            return False
-    if "lp" in what or options.get("divisor_override") is not None:
-        return False
-    padded = any(padding) if isinstance(padding, tuple | list) else bool(padding)
-    return "avg" not in what or "adaptive" in what or not (padded and options.get("count_include_pad", True))
-
-
-def _is_uniform(layer: nn.Conv2d) -> bool:
+def is_uniform(layer: nn.Conv2d) -> bool:
     """Whether a convolution of constant planes yields constant planes."""
     if getattr(layer, "transposed", False):
         return False
@@ -411,136 +343,19 @@ def _is_uniform(layer: nn.Conv2d) -> bool:
     return not padded or layer.padding_mode != "zeros"
 
 
-def _per_output(layer: nn.Conv2d) -> Tensor:
+def per_output(layer: nn.Conv2d) -> Tensor:
     """The weight as (groups, outputs of one, inputs of one, taps)."""
     blocks = layer.weight.detach().reshape(layer.groups, -1, *layer.weight.shape[1:]).flatten(3)
     return blocks.transpose(1, 2) if getattr(layer, "transposed", False) else blocks
 
 
-def _along_channels(x: Known, layer: nn.Module, shape: Sequence[int]) -> Known:
+def along_channels(x: Known, layer: nn.Module, shape: Sequence[int]) -> Known:
     """What is known of each channel that a layer reads, as vectors; only what holds at all positions."""
     weight = cast(Tensor, layer.weight)
     axis = len(shape) - (weight.ndim - 2) - 1
     value, sure = (
         t.expand([n if d == axis else t.size(d) for d, n in enumerate(shape)]).movedim(axis, 0).flatten(1)
-        for t in _whole(x)
+        for t in in_one_shape(x)
     )
     certain = sure.all(1) & (value == value[:, :1]).all(1)
     return Known(torch.where(certain, value[:, 0], 0.0), certain)
-
-
-# ---------------------------------------------------------------------- what goes into biases
-
-
-@dataclass(frozen=True, eq=False)
-class Shift:
-    """What the outputs of a reader lose when constants that it reads become zeros.
-
-    Attributes:
-        layer: module path.
-        amount: to be added to its bias; float64, one a row of its output.
-        exact: whether every position loses just that.
-        channels: how many of its inputs are constants that go.
-    """
-
-    layer: str
-    amount: Tensor
-    exact: bool
-    channels: int
-
-
-def shifts(channels: Channels, drop: np.ndarray[Any, np.dtype[np.bool_]]) -> list[Shift]:
-    """For every layer that reads removed channels which hold constants what belongs into its bias.
-
-    A layer whose calls lose different constants gets nothing: it has one bias, and reads zeros.
-
-    Args:
-        channels: the analysis of the program as it is.
-        drop: which channels go, one bool a channel id.
-    """
-    if not any(_has_dead_rows(channels, axis, drop[axis.channels]) for axis in channels.axes):
-        return []
-    program, known = channels.program, constants(channels.program)
-    gone = {
-        id(program.tensors[axis.tensors[0][0]]): torch.from_numpy(drop[axis.channels])
-        for axis in channels.axes
-        if axis.reads and drop[axis.channels].any()
-    }
-    calls: dict[int, list[Shift]] = {}
-    for node in program.graph.nodes:
-        layer = program.modules.get(str(node.target)) if node.op == "call_module" else None
-        weight = getattr(layer, "weight", None)
-        if layer is not None and id(weight) in gone:
-            bias = getattr(layer, "bias", None)
-            found = _shift(program, node, known[node.all_input_nodes[0]], gone[id(weight)])
-            calls.setdefault(id(layer if bias is None else bias), []).append(found)
-    return [s for found in calls.values() for s in _agreed(found)]
-
-
-def _agreed(found: Sequence[Shift]) -> list[Shift]:
-    """One a layer, if all calls that share a bias lose the same."""
-    first = found[0]
-    if not first.amount.any() or any(not torch.allclose(first.amount, s.amount) for s in found[1:]):
-        return []
-    exact = all(s.exact for s in found)
-    return [
-        Shift(name, first.amount, exact, first.channels) for name in dict.fromkeys(s.layer for s in found)
-    ]
-
-
-def _shift(program: Program, node: fx.Node, x: Known, gone: Tensor) -> Shift:
-    layer = with_tensors(program.layer(cast(str, node.target)), lambda t: t.detach().double()).eval()
-    shape = program.shape(node.all_input_nodes[0]) or ()
-    if isinstance(layer, nn.Linear):
-        shape = (*shape[-1:],)  # (features,): every position of the other axes reads the same
-        x = _last_axis(x, shape[0])
-    else:
-        x = _along_channels(x, layer, shape)
-    lost = torch.where(gone & x.sure, x.value, 0.0)
-    layer._parameters["bias"] = None
-    count = int((lost != 0).sum())
-    rows = cast(Tensor, layer.weight)
-    if not count:
-        width = rows.shape[0] if isinstance(layer, nn.Linear) else cast(int, layer.out_channels)
-        return Shift(str(node.target), torch.zeros(width, dtype=torch.float64), True, 0)
-    with torch.no_grad():
-        if isinstance(layer, nn.Linear):
-            return Shift(str(node.target), layer(lost), True, count)
-        convolution = cast(nn.Conv2d, layer)
-        if _is_uniform(convolution):
-            taps = _per_output(convolution).sum(-1)
-            amount = (taps * lost.reshape(convolution.groups, 1, -1)).sum(-1).flatten()
-            return Shift(str(node.target), amount, True, count)
-        plane = shape[len(shape) - (rows.ndim - 2) :]
-        out = layer(lost.reshape(1, -1, *[1] * len(plane)).expand(1, -1, *plane)).flatten(2)[0]
-    amount = out.mean(1)
-    error = float((out - amount[:, None]).abs().max())
-    return Shift(str(node.target), amount, error <= SAME * float(out.abs().max()), count)
-
-
-def _last_axis(x: Known, width: int) -> Known:
-    value, sure = (t.expand(*t.shape[:-1], width).reshape(-1, width) for t in _whole(x))
-    certain = sure.all(0) & (value == value[:1]).all(0)
-    return Known(torch.where(certain, value[0], 0.0), certain)
-
-
-def _has_dead_rows(channels: Channels, axis: Axis, gone: np.ndarray[Any, np.dtype[np.bool_]]) -> bool:
-    """Whether some channel that goes has only zeros on a weight that makes it: nothing else is a constant."""
-    if axis.reads or not gone.any():
-        return False
-    if axis.role == "out":
-        (name, dim), *_ = axis.tensors
-        tensor = channels.program.tensors[name].detach()
-        blocks = tensor.reshape(axis.groups, -1, *tensor.shape[1:]).movedim(dim + 1, 1)
-        rows = [blocks.flatten(2).flatten(0, 1)]
-    else:
-        held = [(channels.program.tensors[n].detach(), d) for n, d in axis.tensors if n.endswith("weight")]
-        rows = [
-            t.reshape(-1, 1) if d == ELEMENTS else t.movedim(d, 0).reshape(t.size(d), -1) for t, d in held
-        ]
-    return any(_has_zero_row(t, torch.from_numpy(gone)) for t in rows)
-
-
-def _has_zero_row(matrix: Tensor, among: Tensor) -> bool:
-    suspects = among & (matrix[:, 0] == 0)  # few: no matrix is gone through for them
-    return bool(suspects.any()) and not bool(matrix[suspects].any(1).all())

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from graphcomp.channels.labels import Ints, compact, varying
 from graphcomp.channels.model import Channels
-from graphcomp.channels.rules import concatenated_axis
+from graphcomp.channels.moves import concatenated_axis
 from graphcomp.ir import Program, acts_in_place, is_read_later
 
 Marks = NDArray[np.bool_]

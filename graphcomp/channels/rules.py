@@ -1,45 +1,66 @@
 """What every operator does with channel labels: one row an operator, in the tables at the end of this file.
 
 An operator without a row is opaque: what it touches is pinned and named. Data movement needs no rule of its
-own: the operator runs on the labels (`MOVES`), here and, on position numbers, in `channels.surgery`.
+own: the operator runs on the labels (`MOVES`), here and, on position numbers, in `channels.layouts`.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from graphcomp.channels.labels import along, canonical, compact, concatenate, varying
+from graphcomp.channels.layers import (
+    conv,
+    functional_norm,
+    group_norm,
+    is_beside,
+    layer_norm,
+    linear,
+    norm,
+    slide,
+)
+from graphcomp.channels.moves import MOVES, NotMovable, holds_tensor, move, padding_of
+from graphcomp.channels.numbers import network_input, plain
+from graphcomp.channels.opaque import (
+    COEFFICIENTS,
+    Rule,
+    argument,
+    computed,
+    dims_of,
+    is_hooked,
+    opaque,
+    operand,
+    pin_value,
+    what,
+    why_opaque,
+)
 from graphcomp.channels.tracker import Tracker, Unread
-from graphcomp.ir import CASTS, LAYERS, MODULE_NAMES, Program, is_read_later, op_name
-
-Rule = Callable[[Tracker, fx.Node], Any]
+from graphcomp.ir import LAYERS, MODULE_NAMES, Program, is_read_later, op_name
 
 
 def apply_rule(tracker: Tracker, node: fx.Node) -> Any:
     """Run one node on labels."""
     if node.op == "placeholder":
-        return _input(tracker, node)
+        return network_input(tracker, node)
     if node.op == "get_attr":
         return Unread()
     if node.op == "output":
         for source in node.all_input_nodes:
-            _pin_value(tracker, node, source, "network output")
+            pin_value(tracker, node, source, "network output")
         return None
     value = tracker.program.values[node]
-    if not _holds_tensor(value):
-        return _plain(tracker, node, value)
+    if not holds_tensor(value):
+        return plain(tracker, node, value)
     if node in tracker.unfollowed:
         for source in node.all_input_nodes:
             tracker.freeze(source)
         return Unread()
     rule = _find_rule(tracker.program, node)
     if rule is None:
-        return _opaque(tracker, node)
+        return opaque(tracker, node)
     if rule is not _move:
         for source in node.all_input_nodes:
             for labels in tracker.counts.get(source, ()):
@@ -52,7 +73,7 @@ def apply_rule(tracker: Tracker, node: fx.Node) -> Any:
 def _find_rule(program: Program, node: fx.Node) -> Rule | None:
     if node.op == "call_module":
         module = program.layer(cast(str, node.target))
-        if _is_hooked(module):
+        if is_hooked(module):
             return None
         return MODULE_RULES.get(type(module))
     return FUNCTION_RULES.get(op_name(program, node))
@@ -76,10 +97,6 @@ def unfollowed(program: Program) -> frozenset[fx.Node]:
     return frozenset(n for n in constant - followed if n.op != "get_attr")
 
 
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 def is_move(program: Program, node: fx.Node) -> bool:
     """Whether a node only moves data."""
     return node.op.startswith("call_") and _find_rule(program, node) in (_move, _stack, _pad)
@@ -91,116 +108,6 @@ def kind_of(program: Program, node: fx.Node) -> str | None:
     return None if rule is None else rule.__name__.strip("_")
 
 
-def _holds_tensor(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return any(map(_holds_tensor, value))
-    return isinstance(value, Tensor)
-
-
-# ---------------------------------------------------------------------- the ends, and what is not a tensor
-
-
-def _input(tracker: Tracker, node: fx.Node) -> Any:
-    if not isinstance(tracker.program.values[node], Tensor):
-        return tracker.program.values[node]
-    shape = tracker.shape(node)
-    labels = tracker.mint(1).reshape([1] * len(shape)).expand(shape)
-    tracker.pin(node, labels, "network input")
-    return labels
-
-
-def _plain(tracker: Tracker, node: fx.Node, value: Any) -> Any:
-    """Shapes and numbers: remember which channels a number counts."""
-    sources = [s for s in node.all_input_nodes if isinstance(tracker.values[s], Tensor)]
-    name = op_name(tracker.program, node)
-    counted = [labels for s in node.all_input_nodes for labels in tracker.counts.get(s, ())]
-    if name in ("numel", "stride", "size", "len") or name == "getattr" and node.args[1] == "shape":
-        for source in node.all_input_nodes:
-            if isinstance(tracker.values[source], Unread):
-                tracker.freeze(source)
-    entries = _entries(tracker, node, value)
-    if entries is not None:
-        tracker.entries[node] = entries
-        counted = list({id(t): t for entry in entries for t in entry}.values())
-    elif name in ("numel", "stride") and sources:
-        counted += [x for s in sources if varying(x := cast(Tensor, tracker.values[s]))]
-    elif name in ("size", "len") and sources:
-        tensor = cast(Tensor, tracker.values[sources[0]])
-        index = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        axes = varying(tensor)
-        counted += (
-            [tensor] if any(not isinstance(index, int) or index % tensor.ndim == a for a in axes) else []
-        )
-    elif name == "getitem" and isinstance(index := node.args[1], int) and node.args[0] in tracker.entries:
-        counted = tracker.entries[cast(fx.Node, node.args[0])][index]
-    elif name == "_assert":
-        for labels_ in counted:
-            tracker.pin(node, labels_, "the number of channels is asserted")
-    elif node.op == "call_module" or sources and name not in QUERIES:
-        for source in node.all_input_nodes:
-            _pin_value(tracker, node, source, f"no rule for {name}")
-    tracker.counts[node] = counted
-    return value
-
-
-def _entries(tracker: Tracker, node: fx.Node, value: Any) -> tuple[list[Tensor], ...] | None:
-    """What each number of a shape, of a part of one, or of two put together counts; None for all else."""
-
-    def known(arg: Any) -> tuple[list[Tensor], ...] | None:
-        if isinstance(arg, tuple | list):
-            return tuple(list(tracker.counts.get(a, ())) if isinstance(a, fx.Node) else [] for a in arg)
-        return tracker.entries.get(arg) if isinstance(arg, fx.Node) else None
-
-    if not isinstance(value, tuple | list) or not node.args:
-        return None
-    name, first = op_name(tracker.program, node), node.args[0]
-    tensor = tracker.values.get(first) if isinstance(first, fx.Node) else None
-    if isinstance(tensor, Tensor) and (name == "size" or name == "getattr" and node.args[1] == "shape"):
-        return tuple([tensor] if d in varying(tensor) else [] for d in range(tensor.ndim))
-    whole = known(first)
-    if name == "getitem" and whole is not None and isinstance(node.args[1], slice):
-        return whole[fx.node.map_arg(node.args[1], lambda n: tracker.program.values[n])]
-    if name == "add" and whole is not None and (rest := known(node.args[1])) is not None:
-        return (*whole, *rest)
-    return None
-
-
-QUERIES = {
-    "getattr",
-    "size",
-    "len",
-    "dim",
-    "numel",
-    "is_floating_point",
-    "stride",
-    "type",
-    "get_device",
-}
-
-
-def _pin_value(tracker: Tracker, node: fx.Node, source: fx.Node, reason: str) -> None:
-    value = tracker.values[source]
-    tracker.freeze(source)
-    for labels in value if isinstance(value, tuple | list) else (value,):
-        if isinstance(labels, Tensor):
-            tracker.pin(node, labels, reason)
-    for labels in tracker.counts.get(source, ()):
-        tracker.pin(node, labels, "the number of channels is used as a number")
-
-
-def _computed(tracker: Tracker, node: fx.Node) -> Any:
-    """Its weight is not there to be cut: pin what goes in and what comes out."""
-    return _opaque(tracker, node, COEFFICIENTS)
-
-
-def _why_opaque(program: Program, node: fx.Node) -> str:
-    if node.op != "call_module":
-        return f"no rule for {op_name(program, node)}"
-    layer = program.layer(cast(str, node.target))
-    name = type(layer).__name__
-    return f"{name} has forward hooks" if _is_hooked(layer) else f"no rule for {name}"
-
-
 def opaque_layers(program: Program) -> dict[str, str]:
     """Layers with parameters that no rule follows -> why: their channels are in no group, and stay."""
     found = {}
@@ -208,58 +115,10 @@ def opaque_layers(program: Program) -> dict[str, str]:
         if node.op == "call_module" and any(True for _ in program.layer(node.target).parameters()):
             rule = _find_rule(program, node)
             if rule is None:
-                found[node.target] = _why_opaque(program, node)
-            elif rule is _computed:
+                found[node.target] = why_opaque(program, node)
+            elif rule is computed:
                 found[node.target] = COEFFICIENTS
     return found
-
-
-COEFFICIENTS = "its weight is stored as coefficients"
-
-
-def _opaque(tracker: Tracker, node: fx.Node, reason: str | None = None) -> Any:
-    """No rule: pin what goes in and what comes out."""
-    reason = reason or _why_opaque(tracker.program, node)
-    for source in node.all_input_nodes:
-        _pin_value(tracker, node, source, reason)
-
-    def fresh(value: Any) -> Any:
-        if isinstance(value, tuple | list):
-            return (
-                type(value)(map(fresh, value)) if type(value) in (tuple, list) else tuple(map(fresh, value))
-            )
-        if not isinstance(value, Tensor):
-            return value
-        labels = tracker.mint(1).reshape([1] * value.ndim).expand(value.shape)
-        tracker.pin(node, labels, reason)
-        return labels
-
-    return fresh(tracker.program.values[node])
-
-
-# ---------------------------------------------------------------------- helpers for arguments
-
-
-def _arg(tracker: Tracker, node: fx.Node, index: int, name: str, default: Any = None) -> Any:
-    """A literal argument, or the number that a node yields."""
-    value = node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
-
-    def number(a: Any) -> Any:
-        return tracker.program.values[a]
-
-    return fx.node.map_arg(value, number)
-
-
-def _x(tracker: Tracker, node: fx.Node) -> Tensor:
-    """Labels of the first operand."""
-    source = node.args[0] if node.args else next(iter(node.kwargs.values()))
-    return tracker.labels(cast(fx.Node, source))
-
-
-def _dims(value: Any, ndim: int) -> tuple[int, ...]:
-    if value is None:
-        return tuple(range(ndim))
-    return tuple(d % ndim for d in ((value,) if isinstance(value, int) else value))
 
 
 # ---------------------------------------------------------------------- rules
@@ -269,200 +128,31 @@ def _pass(tracker: Tracker, node: fx.Node) -> Any:
     """Element-wise on one tensor (clamp and its like may take more)."""
     if sum(map(tracker.is_tensor, node.all_input_nodes)) > 1:
         return _couple(tracker, node)
-    return _x(tracker, node)
+    return operand(tracker, node)
 
 
 def _spatial(tracker: Tracker, node: fx.Node) -> Any:
     """Works on each channel's plane (pooling, resizing)."""
-    labels, value = _x(tracker, node), tracker.program.values[node]
-    rank = {"1d": 1, "2d": 2, "3d": 3}.get(_what(tracker, node).lower()[-2:], labels.ndim - 2)
+    labels, value = operand(tracker, node), tracker.program.values[node]
+    rank = {"1d": 1, "2d": 2, "3d": 3}.get(what(tracker, node).lower()[-2:], labels.ndim - 2)
     axis = labels.ndim - rank - 1
-    if _is_beside(labels, axis):
-        return _opaque(tracker, node) if isinstance(value, tuple) else _slide(tracker, node, labels)
+    if is_beside(labels, axis):
+        return opaque(tracker, node) if isinstance(value, tuple) else slide(tracker, node, labels)
     vector = tracker.vector(node, labels, axis)
     if isinstance(value, tuple):  # with the positions that maxima were found at
         return tuple(along(vector, axis, part.shape) for part in value)
     return along(vector, axis, tracker.shape(node))
 
 
-def _what(tracker: Tracker, node: fx.Node) -> str:
-    if node.op == "call_module":
-        return type(tracker.program.layer(cast(str, node.target))).__name__
-    return op_name(tracker.program, node)
-
-
-def _conv(tracker: Tracker, node: fx.Node) -> Any:
-    module = cast(nn.modules.conv._ConvNd, tracker.program.layer(cast(str, node.target)))
-    groups, transposed = module.groups, module.transposed
-    labels, shape = _x(tracker, node), tracker.shape(node)
-    weight = f"{node.target}.weight"
-    axis = len(shape) - (module.weight.ndim - 2) - 1
-    beside = _is_beside(labels, axis)
-    vector = _read_along(tracker, node, labels, axis)
-    biases = [(f"{node.target}.bias", 0)] if module.bias is not None else []
-    if groups == vector.numel() > 1:
-        out = _depthwise(tracker, node, vector, weight, biases, shape[axis], transposed)
-        return _slide(tracker, node, labels) if beside else along(out, axis, shape)
-    read, made = (0, 1) if transposed else (1, 0)
-    out = _mint_rows(tracker, weight, made, shape[axis])
-    tracker.site(node, "in", [(weight, read)], vector, 1 if transposed else groups)
-    if transposed and groups > 1:
-        tracker.site(node, "out", [(weight, made)], out, groups)
-        tracker.site(node, "norm", biases, out) if biases else None
-    else:
-        tracker.site(node, "out", [(weight, made), *biases], out)
-    if groups > 1:
-        tracker.rows += [(node.name, vector.reshape(groups, -1)), (node.name, out.reshape(groups, -1))]
-    if beside:
-        tracker.pin(node, out, BESIDE)
-        return _slide(tracker, node, labels)
-    return along(out, axis, shape)
-
-
-BESIDE = "works along another axis than that of the channels"
-
-
-def _is_beside(labels: Tensor, axis: int) -> bool:
-    """Whether there are channels, but not on the axis that an operator takes for theirs."""
-    axes = varying(labels)
-    return bool(axes) and axis not in axes
-
-
-def _read_along(tracker: Tracker, node: fx.Node, labels: Tensor, axis: int) -> Tensor:
-    """The labels along the axis that an operator takes for the channels'; if it is not, some that stay."""
-    if _is_beside(labels, axis):
-        return tracker.stand_in(node, labels.size(axis), BESIDE)
-    return tracker.vector(node, labels, axis)
-
-
-def _slide(tracker: Tracker, node: fx.Node, labels: Tensor) -> Any:
-    """A window that runs over the channels, as ECA's does, sees several of them at once: they stay."""
-    shape, axes = tracker.shape(node), varying(labels)
-    kept = len(shape) == labels.ndim and all(shape[d] == labels.size(d) for d in axes)
-    if not (kept and _is_pointwise(tracker, node)):
-        tracker.pin(node, labels, f"{_what(tracker, node)} slides over the channels")
-    if kept:
-        return compact(labels).expand(shape)
-    return along(tracker.stand_in(node, 1, f"{_what(tracker, node)} slides over the channels"), 0, shape)
-
-
-def _is_pointwise(tracker: Tracker, node: fx.Node) -> bool:
-    """Whether a convolution sees one place at a time."""
-    module = tracker.program.layer(cast(str, node.target)) if node.op == "call_module" else None
-    return isinstance(module, nn.modules.conv._ConvNd) and set(module.kernel_size) == {1}
-
-
-def _depthwise(
-    tracker: Tracker,
-    node: fx.Node,
-    vector: Tensor,
-    weight: str,
-    biases: list[tuple[str, int]],
-    width: int,
-    transposed: bool,
-) -> Tensor:
-    """Every output channel is computed from one input channel and shares its label."""
-    out = vector.repeat_interleave(width // vector.numel())
-    if transposed:
-        tracker.site(node, "norm", [(weight, 0)], vector)
-        if biases:
-            tracker.site(node, "norm", biases, out)
-    else:
-        tracker.site(node, "norm", [(weight, 0), *biases], out)
-    return out
-
-
-def _mint_rows(tracker: Tracker, weight: str, dim: int, count: int) -> Tensor:
-    known = tracker.known_rows(weight, dim)
-    return tracker.mint(count) if known is None else known
-
-
-def _linear(tracker: Tracker, node: fx.Node) -> Tensor:
-    """Reads and mints along the last axis; channels on another axis pass through untouched."""
-    module = cast(nn.Linear, tracker.program.layer(cast(str, node.target)))
-    labels, shape = _x(tracker, node), tracker.shape(node)
-    last = labels.ndim - 1
-    weight = f"{node.target}.weight"
-    biases = [(f"{node.target}.bias", 0)] if module.bias is not None else []
-    out = _mint_rows(tracker, weight, 0, shape[-1])
-    beside = _is_beside(labels, last)
-    vector = _read_along(tracker, node, labels, last)
-    tracker.site(node, "in", [(weight, 1)], vector)
-    tracker.site(node, "out", [(weight, 0), *biases], out)
-    if beside:
-        tracker.pin(node, out, BESIDE)
-        return compact(labels).expand(shape)
-    return along(out, last, shape)
-
-
-def _functional_norm(tracker: Tracker, node: fx.Node) -> Any:
-    """F.batch_norm with statistics of the network's own; the layers of torch are lifted when it is traced."""
-    held = [n for n in node.all_input_nodes if n is not node.args[0]]
-    if _arg(tracker, node, 5, "training", False) or any(n.op != "get_attr" for n in held):
-        return _opaque(tracker, node)
-    labels = _x(tracker, node)
-    beside = _is_beside(labels, 1)
-    vector = _read_along(tracker, node, labels, 1)
-    tracker.site(node, "norm", [(cast(str, n.target), 0) for n in held], vector)
-    return labels if beside else along(vector, 1, tracker.shape(node))
-
-
-def norm_axis(module: nn.Module, ndim: int) -> int:
-    """The axis of what arrives, of `ndim` axes, that a normalisation (or PReLU) takes for the channels'."""
-    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
-        return ndim - int(type(module).__name__[-2]) - 1
-    return min(1, ndim - 1)
-
-
-def _norm(tracker: Tracker, node: fx.Node) -> Any:
-    """Per-channel parameters and statistics."""
-    module = tracker.program.layer(cast(str, node.target))
-    labels, shape = _x(tracker, node), tracker.shape(node)
-    axis = norm_axis(module, len(shape))
-    names = [*module._parameters.items(), *module._buffers.items()]
-    tensors = [(f"{node.target}.{n}", 0) for n, t in names if t is not None and t.numel() > 1 and t.ndim == 1]
-    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
-        return labels
-    if not tensors and isinstance(module, nn.PReLU | nn.modules.batchnorm._BatchNorm) and shape[axis] > 1:
-        return _opaque(tracker, node)
-    beside = _is_beside(labels, axis)
-    if beside and not isinstance(module, nn.PReLU) and getattr(module, "running_mean", None) is None:
-        tracker.pin(node, labels, f"{_what(tracker, node)}'s statistics mix the channels")
-    vector = _read_along(tracker, node, labels, axis)
-    if tensors:
-        tracker.site(node, "norm", tensors, vector)
-    return labels if beside else along(vector, axis, shape)
-
-
-def _group_norm(tracker: Tracker, node: fx.Node) -> Any:
-    module = cast(nn.GroupNorm, tracker.program.layer(cast(str, node.target)))
-    if module.num_groups == module.num_channels:
-        return _norm(tracker, node)
-    tracker.pin(node, _x(tracker, node), "GroupNorm's statistics mix the channels of a group")
-    return _x(tracker, node)
-
-
-def _layer_norm(tracker: Tracker, node: fx.Node) -> Tensor:
-    labels = _x(tracker, node)
-    if node.op == "call_module":
-        normalized = cast(nn.LayerNorm, tracker.program.layer(cast(str, node.target))).normalized_shape
-    else:
-        normalized = _arg(tracker, node, 1, "normalized_shape")
-    mixed = set(range(labels.ndim - len(normalized), labels.ndim))
-    if mixed & set(varying(labels)):
-        tracker.pin(node, labels, "LayerNorm's statistics mix the channels")
-    return labels
-
-
 def _softmax(tracker: Tracker, node: fx.Node) -> Tensor:
     """Keeps the shape and mixes along an axis."""
-    labels = _x(tracker, node)
+    labels = operand(tracker, node)
     if node.op == "call_module":
         module = tracker.program.layer(cast(str, node.target))
         dim = -3 if isinstance(module, nn.Softmax2d) else getattr(module, "dim", None)
     else:
-        dim = _arg(tracker, node, 2 if op_name(tracker.program, node) == "normalize" else 1, "dim", 1)
-    return _mix(tracker, node, labels, _dims(dim, labels.ndim))
+        dim = argument(tracker, node, 2 if op_name(tracker.program, node) == "normalize" else 1, "dim", 1)
+    return _mix(tracker, node, labels, dims_of(dim, labels.ndim))
 
 
 def _mix(tracker: Tracker, node: fx.Node, labels: Tensor, dims: Sequence[int]) -> Tensor:
@@ -470,7 +160,7 @@ def _mix(tracker: Tracker, node: fx.Node, labels: Tensor, dims: Sequence[int]) -
     axes = varying(labels)
     mixed = [d for d in axes if d in dims]
     if mixed and len(mixed) == len(axes):
-        tracker.pin(node, labels, f"{_what(tracker, node)} mixes the channels")
+        tracker.pin(node, labels, f"{what(tracker, node)} mixes the channels")
         return labels
     for d in mixed:
         tracker.couple(node, labels.narrow(d, 0, 1), labels)
@@ -479,16 +169,16 @@ def _mix(tracker: Tracker, node: fx.Node, labels: Tensor, dims: Sequence[int]) -
 
 def _reduce(tracker: Tracker, node: fx.Node) -> Any:
     """mean, sum, amax …, and max/min/median along an axis, which yield values and indices."""
-    labels, name = _x(tracker, node), op_name(tracker.program, node)
+    labels, name = operand(tracker, node), op_name(tracker.program, node)
     if name in ("max", "min") and any(
         map(tracker.is_tensor, [*node.args[1:], node.kwargs.get("other")])  # may be the first operand again
     ):
         return _couple(tracker, node)
     position = 2 if name in ("norm", "vector_norm") else 1
-    dim = _arg(tracker, node, position, "dim", None)
+    dim = argument(tracker, node, position, "dim", None)
     if name in ("var", "std") and isinstance(dim, bool):
         dim = None
-    dims = _dims(dim, labels.ndim)
+    dims = dims_of(dim, labels.ndim)
     labels = _mix(tracker, node, labels, dims)
     value = tracker.program.values[node]
     if isinstance(value, tuple):
@@ -506,11 +196,11 @@ def _reduced(labels: Tensor, dims: Sequence[int], shape: Sequence[int]) -> Tenso
 
 def _glu(tracker: Tracker, node: fx.Node) -> Any:
     """a * sigmoid(b) for the two halves of an axis: position k meets position k + n/2."""
-    labels = _x(tracker, node)
+    labels = operand(tracker, node)
     if node.op == "call_module":
         dim = cast(nn.GLU, tracker.program.layer(cast(str, node.target))).dim
     else:
-        dim = _arg(tracker, node, 1, "dim", -1)
+        dim = argument(tracker, node, 1, "dim", -1)
     a, b = labels.chunk(2, dim)
     tracker.couple(node, a, b)
     return a
@@ -574,7 +264,7 @@ def _move(tracker: Tracker, node: fx.Node) -> Any:
     try:
         result = move(tracker.program, node, tracker.labels, lambda n: tracker.program.values[n])
     except NotMovable:
-        return _opaque(tracker, node)
+        return opaque(tracker, node)
     if isinstance(result, Tensor):
         return canonical(result)
     return tuple(canonical(r) for r in result)
@@ -587,14 +277,14 @@ def _attribute(tracker: Tracker, node: fx.Node) -> Any:
     if isinstance(whole, tuple) and isinstance(tracker.values[source], tuple):
         at = next(i for i, part in enumerate(whole) if part is getattr(whole, name))
         return tracker.values[source][at]
-    return _opaque(tracker, node)
+    return opaque(tracker, node)
 
 
 def _item(tracker: Tracker, node: fx.Node) -> Any:
     source, index = cast(fx.Node, node.args[0]), node.args[1]
     index = fx.node.map_arg(index, lambda n: tracker.program.values[n])
     values = tracker.values[source]
-    return values[index] if isinstance(index, int | slice) else _opaque(tracker, node)
+    return values[index] if isinstance(index, int | slice) else opaque(tracker, node)
 
 
 def _stack(tracker: Tracker, node: fx.Node) -> Any:
@@ -610,14 +300,14 @@ def _stack(tracker: Tracker, node: fx.Node) -> Any:
 
 def _pad(tracker: Tracker, node: fx.Node) -> Any:
     """Zeros (or any constant) beside the channels get labels of their own; beside a plane, its channel's."""
-    labels = _x(tracker, node)
+    labels = operand(tracker, node)
     padding = padding_of(tracker.program, node)
     if padding is None:
-        return _opaque(tracker, node)
+        return opaque(tracker, node)
     for d, (before, after) in padding.amounts(labels.ndim).items():
         if d in varying(labels):
             if padding.mode != "constant" or min(before, after) < 0 or len(varying(labels)) > 1:
-                return _opaque(tracker, node)
+                return opaque(tracker, node)
             parts = [
                 along(tracker.mint(n), d, [*labels.shape[:d], n, *labels.shape[d + 1 :]])
                 for n in (before, after)
@@ -628,183 +318,6 @@ def _pad(tracker: Tracker, node: fx.Node) -> Any:
             labels = labels.narrow(d, 0, 1).expand(shape)
     return labels
 
-
-@dataclass(frozen=True)
-class Padding:
-    """What a padding operator does, in the arguments of F.pad."""
-
-    flat: tuple[int, ...]
-    mode: str
-    value: float | None
-
-    def amounts(self, ndim: int) -> dict[int, tuple[int, int]]:
-        """Axis -> (before, after), of the axes that are padded."""
-        pairs = zip(self.flat[::2], self.flat[1::2], strict=True)
-        return {ndim - 1 - i: pair for i, pair in enumerate(pairs) if any(pair)}
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Pad numbers of positions; 0 beside them, or what the mode repeats."""
-        for d, (before, after) in self.amounts(x.ndim).items():
-            numbers = torch.arange(1.0, x.size(d) + 1, dtype=torch.float64).reshape(1, 1, -1)
-            index = F.pad(numbers, (before, after), self.mode).long().flatten()
-            shape = [len(index) if i == d else 1 for i in range(x.ndim)]
-            x = x.index_select(d, (index - 1).clamp(min=0)) * (index > 0).reshape(shape)
-        return x
-
-
-def padding_of(program: Program, node: fx.Node) -> Padding | None:
-    """The padding that a node applies; None if its amounts are computed."""
-    if node.op == "call_module":
-        module = program.layer(cast(str, node.target))
-        mode = next((m for kind, m in _PAD_MODES.items() if isinstance(module, kind)), "constant")
-        return Padding(tuple(module.padding), mode, getattr(module, "value", None))  # type: ignore[arg-type]
-    given = dict(zip(("pad", "mode", "value"), node.args[1:], strict=False)) | node.kwargs
-    raw = given["pad"]
-    flat = tuple(raw) if isinstance(raw, tuple | list) else (raw,)
-    if not all(isinstance(a, int) for a in flat):
-        return None
-    return Padding(cast(tuple[int, ...], flat), given.get("mode", "constant"), given.get("value"))  # type: ignore[arg-type]
-
-
-_PAD_MODES: dict[type[nn.Module], str] = {
-    nn.modules.padding._ReflectionPadNd: "reflect",
-    nn.modules.padding._ReplicationPadNd: "replicate",
-    nn.modules.padding._CircularPadNd: "circular",
-}
-
-
-# ---------------------------------------------------------------------- data movement
-
-
-class NotMovable(Exception):  # noqa: N818 - a signal inside this module, not an error
-    """The operands of a data movement operator are not of a kind that can be followed."""
-
-
-def move(
-    program: Program, node: fx.Node, tensor: Callable[[fx.Node], Tensor], number: Callable[[fx.Node], Any]
-) -> Any:
-    """Run a data movement node on tensors of one's own (labels, positions).
-
-    Args:
-        program: the program that the node is in; its integer and boolean buffers serve as indices.
-        node: a node for which `is_move` is true.
-        tensor, number: what its argument nodes yield.
-    """
-
-    name = op_name(program, node)
-
-    def load(source: fx.Node) -> Any:
-        value = program.values[source]
-        if not _holds_tensor(value):
-            return number(source)
-        if not isinstance(value, Tensor):
-            return tensor(source)
-        if (
-            not value.dtype.is_floating_point
-            and source is not node.args[0]
-            and op_name(program, node) in INDEXERS
-        ):
-            if source.op != "get_attr":
-                raise NotMovable
-            return program.tensors[cast(str, source.target)]
-        return tensor(source)
-
-    args, kwargs = fx.node.map_arg(node.args, load), fx.node.map_arg(node.kwargs, load)
-    if name == "pad":
-        padding = padding_of(program, node)
-        if padding is None:
-            raise NotMovable
-        return padding(cast(Tensor, args[0]))
-    if node.op == "call_module":
-        return MODULE_MOVES[name](program.layer(cast(str, node.target)), *args, **kwargs)
-    if any(isinstance(a, torch.dtype) for a in args) and name == "view":
-        raise NotMovable
-    return MOVES[name](*args, **kwargs)
-
-
-INDEXERS = {"getitem", "index_select"}
-
-
-def _concatenate(tensors: Sequence[Tensor], dim: int = 0, axis: int | None = None) -> Tensor:
-    return concatenate(list(tensors), dim if axis is None else axis)
-
-
-def _concatenation(axis: int) -> Callable[[Sequence[Tensor]], Tensor]:
-    """hstack and its like: a concatenation along a fixed axis, for tensors that have more axes."""
-
-    def concatenated(tensors: Sequence[Tensor]) -> Tensor:
-        if min(t.ndim for t in tensors) <= max(axis, 1):
-            raise NotMovable
-        return concatenate(list(tensors), axis)
-
-    return concatenated
-
-
-def concatenated_axis(program: Program, node: fx.Node) -> int | None:
-    """The axis that operands are concatenated along; None if the node does something else, or computes it."""
-    if node.op != "call_function":
-        return None
-    name = op_name(program, node)
-    if name != "cat":
-        return _STACKS.get(name)
-    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
-    return given if isinstance(given, int) else None
-
-
-def _same(x: Tensor, *_: Any, **__: Any) -> Tensor:
-    return x
-
-
-def _shuffle(x: Tensor, groups: int) -> Tensor:
-    b, c, *rest = x.shape
-    return x.reshape(b, groups, c // groups, *rest).transpose(1, 2).reshape(b, c, *rest)
-
-
-_STACKS = {"hstack": 1, "column_stack": 1, "vstack": 0, "dstack": 2}
-CONCATENATIONS = ("cat", *_STACKS)
-
-MOVES: dict[str, Callable[..., Any]] = {
-    "view": torch.Tensor.reshape,
-    "reshape": torch.Tensor.reshape,
-    "flatten": torch.flatten,
-    "unflatten": torch.unflatten,
-    "permute": torch.Tensor.permute,
-    "transpose": torch.transpose,
-    "movedim": torch.movedim,
-    "t": torch.t,
-    "squeeze": torch.squeeze,
-    "unsqueeze": torch.unsqueeze,
-    "expand": torch.Tensor.expand,
-    "repeat": torch.Tensor.repeat,
-    "tile": torch.tile,
-    "roll": torch.roll,
-    "flip": lambda x, *dims: torch.flip(x, dims[0] if isinstance(dims[0], tuple | list) else dims),
-    "repeat_interleave": torch.repeat_interleave,
-    "chunk": torch.chunk,
-    "split": torch.split,
-    "tensor_split": torch.tensor_split,
-    "unbind": torch.unbind,
-    "narrow": torch.narrow,
-    "select": torch.select,
-    "index_select": torch.index_select,
-    "getitem": operator.getitem,
-    "cat": _concatenate,
-    **{name: _concatenation(axis) for name, axis in _STACKS.items()},
-    "stack": torch.stack,
-    "pixel_shuffle": F.pixel_shuffle,
-    "pixel_unshuffle": F.pixel_unshuffle,
-    "channel_shuffle": _shuffle,
-    **dict.fromkeys([*CASTS, "to", "type", "type_as"], _same),
-    **dict.fromkeys(["contiguous", "clone", "detach"], _same),
-}
-
-MODULE_MOVES: dict[str, Callable[..., Any]] = {
-    "flatten": lambda m, x: torch.flatten(x, m.start_dim, m.end_dim),
-    "unflatten": lambda m, x: torch.unflatten(x, m.dim, m.unflattened_size),
-    "pixel_shuffle": lambda m, x: F.pixel_shuffle(x, m.upscale_factor),
-    "pixel_unshuffle": lambda m, x: F.pixel_unshuffle(x, m.downscale_factor),
-    "channel_shuffle": lambda m, x: _shuffle(x, m.groups),
-}
 
 # ---------------------------------------------------------------------- the tables
 
@@ -823,8 +336,8 @@ FUNCTION_RULES: dict[str, Rule] = {
         _pass,
     ),
     **dict.fromkeys([*_POOLS, "interpolate", "lp_pool1d", "lp_pool2d", "lp_pool3d"], _spatial),
-    "batch_norm": _functional_norm,
-    "layer_norm": _layer_norm,
+    "batch_norm": functional_norm,
+    "layer_norm": layer_norm,
     **dict.fromkeys(["softmax", "log_softmax", "softmin", "cumsum", "cumprod", "normalize"], _softmax),
     **dict.fromkeys(
         "mean sum prod amax amin max min median logsumexp norm vector_norm var std any all".split(), _reduce
@@ -840,15 +353,15 @@ FUNCTION_RULES: dict[str, Rule] = {
 }
 
 _LAYERS: dict[str, Rule] = {
-    **dict.fromkeys([f"conv{t}{d}d" for t in ("", "_transpose") for d in (1, 2, 3)], _conv),
-    "linear": _linear,
-    **dict.fromkeys(["batch_norm", "instance_norm", "prelu"], _norm),
-    "group_norm": _group_norm,
+    **dict.fromkeys([f"conv{t}{d}d" for t in ("", "_transpose") for d in (1, 2, 3)], conv),
+    "linear": linear,
+    **dict.fromkeys(["batch_norm", "instance_norm", "prelu"], norm),
+    "group_norm": group_norm,
     "identity": _pass,
 }
 """Modules whose parameters channels sit on; all others are a form of the function with their name."""
 
 MODULE_RULES: dict[type[nn.Module], Rule] = {
     **{kind: _LAYERS.get(name) or FUNCTION_RULES[name] for kind, name in MODULE_NAMES.items()},
-    **dict.fromkeys(LAYERS.values(), _computed),
+    **dict.fromkeys(LAYERS.values(), computed),
 }

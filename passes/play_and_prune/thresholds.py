@@ -4,7 +4,7 @@
 
 by bisection over the sorted norms. Filters are lost as a removal would lose them, by what reads their
 channels: a normalisation's shift is lost as well, but for filters of zeros, whose shift the readers' biases
-take up (`channels.constants`). A layer's threshold is kept by content (`base.cache`): a search that is
+take up (`channels.shifts`). A layer's threshold is kept by content (`base.cache`): a search that is
 interrupted, even by kill -9, goes on at the layer where it was, and a game by other rules needs none.
 """
 

@@ -18,9 +18,7 @@ from graphcomp.budget.allocation import (
     fewest,
     largest,
 )
-from graphcomp.channels import ChannelGroup, analyse
-from graphcomp.channels.liveness import live_of
-from graphcomp.channels.surgery import feasible, legalise, no_drop, remove
+from graphcomp.channels import ChannelGroup, analyse, feasible, legalise, live_of, no_drop, remove
 from graphcomp.channels.widths import round_up
 from graphcomp.errors import TraceError
 from graphcomp.ir.program import Program

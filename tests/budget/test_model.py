@@ -26,8 +26,7 @@ from graphcomp.budget.model import (
     form_of,
 )
 from graphcomp.budget.revert import latency_model
-from graphcomp.channels import analyse
-from graphcomp.channels.surgery import feasible, legalise, no_drop, remove
+from graphcomp.channels import analyse, feasible, legalise, no_drop, remove
 from graphcomp.errors import TraceError
 from graphcomp.runtime.kernel import Kernel
 from graphcomp.runtime.targets import TARGETS

@@ -9,8 +9,7 @@ from torch import nn
 
 from graphcomp.budget.latency import Stopwatch
 from graphcomp.budget.revert import Paying, layer_left_alone, paying_factors, restore
-from graphcomp.channels import analyse
-from graphcomp.channels.surgery import no_drop
+from graphcomp.channels import analyse, no_drop
 from graphcomp.errors import PassError, ProviderError
 from graphcomp.factors.decompose import Factor
 from graphcomp.factors.surgery import rewrite, simulate

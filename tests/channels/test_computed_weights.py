@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphcomp.channels import Channels, analyse, analysis, rules
-from graphcomp.channels.surgery import dropped_rows, feasible
+from graphcomp.channels import Channels, analyse, analysis, dropped_rows, feasible, rules
 from graphcomp.ir.program import Program
 from graphcomp.pipeline.verify import verify_pass
 from tests.nets import TRAPS, Net, _conv, _head, scramble

@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from hypothesis import Phase, given, settings
 from torch import Tensor, nn
 
-from graphcomp.channels.analysis import analyse
-from graphcomp.channels.constants import Shift, constants, shifts
+from graphcomp.channels import Drop, Shift, analyse, feasible, mask, no_drop, remove, shifts
+from graphcomp.channels.constants import constants
 from graphcomp.channels.model import Channels
-from graphcomp.channels.surgery import Drop, feasible, mask, no_drop, remove
 from graphcomp.ir.program import Program, editable, trace
 from graphcomp.passes.l1 import L1
 from graphcomp.pipeline.pipeline import run_pass

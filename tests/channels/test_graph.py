@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from graphcomp.channels.analysis import analyse
+from graphcomp.channels import analyse
 from graphcomp.channels.model import Channels, JoinPolicy
 from graphcomp.ir.program import trace
 from tests.nets import TRAPS

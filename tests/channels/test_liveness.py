@@ -8,9 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphcomp.channels import Channels, JoinPolicy, analyse
-from graphcomp.channels.liveness import live_of
-from graphcomp.channels.surgery import Drop, dropped_rows, legalise, mask, no_drop, remove
+from graphcomp.channels import (
+    Channels,
+    Drop,
+    JoinPolicy,
+    analyse,
+    dropped_rows,
+    legalise,
+    live_of,
+    mask,
+    no_drop,
+    remove,
+)
 from graphcomp.measure.cost import macs
 from graphcomp.pipeline.verify import TOLERANCE, difference
 from tests.nets import TRAPS

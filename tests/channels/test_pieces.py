@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from graphcomp.channels import JoinPolicy, analyse, surgery
-from graphcomp.channels.surgery import Drop, feasible, legalise, mask, no_drop, remove
+from graphcomp.channels import Drop, JoinPolicy, analyse, feasible, legalise, mask, no_drop, remove, surgery
 from graphcomp.errors import SurgeryError
 from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.program import Program, output_tensors

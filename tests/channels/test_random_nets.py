@@ -11,8 +11,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from graphcomp.budget.allocation import cost_of
-from graphcomp.channels import Channels, JoinPolicy, analyse
-from graphcomp.channels.surgery import Drop, drop_of, dropped_rows, feasible, legalise, mask, remove
+from graphcomp.channels import (
+    Channels,
+    Drop,
+    JoinPolicy,
+    analyse,
+    drop_of,
+    dropped_rows,
+    feasible,
+    legalise,
+    mask,
+    remove,
+)
 from graphcomp.errors import SurgeryError
 from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs

@@ -12,9 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from graphcomp.channels import Channels, JoinPolicy, analyse
-from graphcomp.channels.liveness import live_of
-from graphcomp.channels.surgery import drop_of, dropped_rows, feasible, legalise, mask, no_drop, remove
+from graphcomp.channels import (
+    Channels,
+    JoinPolicy,
+    analyse,
+    drop_of,
+    dropped_rows,
+    feasible,
+    legalise,
+    live_of,
+    mask,
+    no_drop,
+    remove,
+)
 from graphcomp.errors import SurgeryError
 from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.program import PASS_KEY, Program, output_tensors

@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d as Torchvisions
 
-from graphcomp.channels.analysis import analyse
+from graphcomp.channels import analyse
 from graphcomp.errors import PassError
 from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.program import Program, trace

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphcomp.channels import analyse
-from graphcomp.channels.surgery import dropped_rows, feasible
+from graphcomp.channels import analyse, dropped_rows, feasible
 from graphcomp.compiler.compiler import open_data
 from graphcomp.ir.inputs import fresh_inputs, numbers_of
 from graphcomp.ir.program import Program, trace

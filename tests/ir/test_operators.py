@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 from graphcomp.budget.allocation import cost_of
 from graphcomp.budget.model import LIGHT_OPS, calls
-from graphcomp.channels import analyse
+from graphcomp.channels import analyse, dropped_rows, feasible, remove
 from graphcomp.channels.rules import FUNCTION_RULES, MODULE_RULES
-from graphcomp.channels.surgery import dropped_rows, feasible, remove
 from graphcomp.errors import ExportError
 from graphcomp.ir import op_name
 from graphcomp.ir.coefficients import LAYERS

@@ -8,8 +8,7 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from graphcomp.channels import analyse
-from graphcomp.channels.surgery import remove
+from graphcomp.channels import analyse, remove
 from graphcomp.ir.program import Program, trace
 from graphcomp.measure.cost import layer_rows, macs, params_state, params_trainable, snapshot
 from graphcomp.models.resnet_cifar import ResNet

@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp.channels import Channels, analyse
-from graphcomp.channels.surgery import drop_of, dropped_rows, mask, remove
+from graphcomp.channels import Channels, analyse, drop_of, dropped_rows, mask, remove
 from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.models import MODELS

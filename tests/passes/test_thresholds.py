@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from graphcomp.base.cache import VARIABLE
-from graphcomp.channels import analyse
-from graphcomp.channels.surgery import mask, no_drop, remove
+from graphcomp.channels import analyse, mask, no_drop, remove
 from graphcomp.data.split import Split
 from graphcomp.ir.program import Program
 from graphcomp.measure.evaluate import accuracy

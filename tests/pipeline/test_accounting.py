@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from graphcomp.channels.analysis import analyse
+from graphcomp.channels import analyse
 from graphcomp.ir.program import Program, trace
 from graphcomp.passes import PASSES
 from graphcomp.pipeline import Pipeline

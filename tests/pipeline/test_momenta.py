@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from graphcomp.channels import analyse
-from graphcomp.channels.surgery import drop_of, remove
+from graphcomp.channels import analyse, drop_of, remove
 from graphcomp.errors import PassError
 from graphcomp.ir.program import Program
 from graphcomp.passes import L1

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from graphcomp.base.cache import VARIABLE
 from graphcomp.bases.removal import RowRemoval
-from graphcomp.channels import analyse
-from graphcomp.channels.surgery import dropped_rows, no_drop
+from graphcomp.channels import analyse, dropped_rows, no_drop
 from graphcomp.compiler.compiler import Job, build
 from graphcomp.compiler.recipe import Recipe
 from graphcomp.data.split import Data, Indices

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from graphcomp.channels import JoinPolicy, analyse, rules, surgery
-from graphcomp.channels.surgery import _Surgeon, dropped_rows, legalise
+from graphcomp.channels import JoinPolicy, analyse, dropped_rows, legalise, masks, moves, rules
+from graphcomp.channels.surgery import _Surgeon
 from graphcomp.errors import VerifyError
 from graphcomp.ir.program import Program, named_tensors, trace
 from graphcomp.passes import FoldBN
@@ -70,7 +70,7 @@ def slicing(owner: str, change: Callable[[Tensor, Tensor], Tensor]) -> Callable[
 
 
 def half_masked(patch: pytest.MonkeyPatch) -> None:
-    right = surgery._zero
+    right = masks._zero
 
     def wrong(weight: Tensor, dim: int, gone: Any, groups: int) -> Tensor:
         whole = weight.clone()
@@ -78,12 +78,12 @@ def half_masked(patch: pytest.MonkeyPatch) -> None:
         rows = len(zeroed) // 2
         return torch.cat([zeroed[:rows], whole[rows:]])
 
-    patch.setattr(surgery, "_zero", wrong)
+    patch.setattr(masks, "_zero", wrong)
 
 
 def reversed_cat(patch: pytest.MonkeyPatch) -> None:
-    right = rules.MOVES["cat"]
-    patch.setitem(rules.MOVES, "cat", lambda tensors, dim=0: right(list(tensors)[::-1], dim))
+    right = moves.MOVES["cat"]
+    patch.setitem(moves.MOVES, "cat", lambda tensors, dim=0: right(list(tensors)[::-1], dim))
 
 
 def swapped_pads(patch: pytest.MonkeyPatch) -> None:

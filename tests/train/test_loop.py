@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphcomp.channels import analyse
-from graphcomp.channels.surgery import feasible, remove
+from graphcomp.channels import analyse, feasible, remove
 from graphcomp.data.augment import CropAndFlip
 from graphcomp.data.split import Split
 from graphcomp.errors import LoadError, PassError

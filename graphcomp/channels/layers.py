@@ -1,0 +1,175 @@
+"""Rules for layers that channels sit on: convolutions and linear layers mint, normalisations pass on."""
+
+from typing import Any, cast
+
+from torch import Tensor, fx, nn
+
+from graphcomp.channels.labels import along, compact, varying
+from graphcomp.channels.opaque import argument, opaque, operand, what
+from graphcomp.channels.tracker import Tracker
+
+
+def conv(tracker: Tracker, node: fx.Node) -> Any:
+    """Reads along the channel axis and mints there; a depthwise one passes labels on."""
+    module = cast(nn.modules.conv._ConvNd, tracker.program.layer(cast(str, node.target)))
+    groups, transposed = module.groups, module.transposed
+    labels, shape = operand(tracker, node), tracker.shape(node)
+    weight = f"{node.target}.weight"
+    axis = len(shape) - (module.weight.ndim - 2) - 1
+    beside = is_beside(labels, axis)
+    vector = _read_along(tracker, node, labels, axis)
+    biases = [(f"{node.target}.bias", 0)] if module.bias is not None else []
+    if groups == vector.numel() > 1:
+        out = _depthwise(tracker, node, vector, weight, biases, shape[axis], transposed)
+        return slide(tracker, node, labels) if beside else along(out, axis, shape)
+    read, made = (0, 1) if transposed else (1, 0)
+    out = _mint_rows(tracker, weight, made, shape[axis])
+    tracker.site(node, "in", [(weight, read)], vector, 1 if transposed else groups)
+    if transposed and groups > 1:
+        tracker.site(node, "out", [(weight, made)], out, groups)
+        tracker.site(node, "norm", biases, out) if biases else None
+    else:
+        tracker.site(node, "out", [(weight, made), *biases], out)
+    if groups > 1:
+        tracker.rows += [(node.name, vector.reshape(groups, -1)), (node.name, out.reshape(groups, -1))]
+    if beside:
+        tracker.pin(node, out, BESIDE)
+        return slide(tracker, node, labels)
+    return along(out, axis, shape)
+
+
+BESIDE = "works along another axis than that of the channels"
+
+
+def is_beside(labels: Tensor, axis: int) -> bool:
+    """Whether there are channels, but not on the axis that an operator takes for theirs."""
+    axes = varying(labels)
+    return bool(axes) and axis not in axes
+
+
+def _read_along(tracker: Tracker, node: fx.Node, labels: Tensor, axis: int) -> Tensor:
+    """The labels along the axis that an operator takes for the channels'; if it is not, some that stay."""
+    if is_beside(labels, axis):
+        return tracker.stand_in(node, labels.size(axis), BESIDE)
+    return tracker.vector(node, labels, axis)
+
+
+def slide(tracker: Tracker, node: fx.Node, labels: Tensor) -> Any:
+    """A window that runs over the channels, as ECA's does, sees several of them at once: they stay."""
+    shape, axes = tracker.shape(node), varying(labels)
+    kept = len(shape) == labels.ndim and all(shape[d] == labels.size(d) for d in axes)
+    if not (kept and _is_pointwise(tracker, node)):
+        tracker.pin(node, labels, f"{what(tracker, node)} slides over the channels")
+    if kept:
+        return compact(labels).expand(shape)
+    return along(tracker.stand_in(node, 1, f"{what(tracker, node)} slides over the channels"), 0, shape)
+
+
+def _is_pointwise(tracker: Tracker, node: fx.Node) -> bool:
+    """Whether a convolution sees one place at a time."""
+    module = tracker.program.layer(cast(str, node.target)) if node.op == "call_module" else None
+    return isinstance(module, nn.modules.conv._ConvNd) and set(module.kernel_size) == {1}
+
+
+def _depthwise(
+    tracker: Tracker,
+    node: fx.Node,
+    vector: Tensor,
+    weight: str,
+    biases: list[tuple[str, int]],
+    width: int,
+    transposed: bool,
+) -> Tensor:
+    """Every output channel is computed from one input channel and shares its label."""
+    out = vector.repeat_interleave(width // vector.numel())
+    if transposed:
+        tracker.site(node, "norm", [(weight, 0)], vector)
+        if biases:
+            tracker.site(node, "norm", biases, out)
+    else:
+        tracker.site(node, "norm", [(weight, 0), *biases], out)
+    return out
+
+
+def _mint_rows(tracker: Tracker, weight: str, dim: int, count: int) -> Tensor:
+    known = tracker.known_rows(weight, dim)
+    return tracker.mint(count) if known is None else known
+
+
+def linear(tracker: Tracker, node: fx.Node) -> Tensor:
+    """Reads and mints along the last axis; channels on another axis pass through untouched."""
+    module = cast(nn.Linear, tracker.program.layer(cast(str, node.target)))
+    labels, shape = operand(tracker, node), tracker.shape(node)
+    last = labels.ndim - 1
+    weight = f"{node.target}.weight"
+    biases = [(f"{node.target}.bias", 0)] if module.bias is not None else []
+    out = _mint_rows(tracker, weight, 0, shape[-1])
+    beside = is_beside(labels, last)
+    vector = _read_along(tracker, node, labels, last)
+    tracker.site(node, "in", [(weight, 1)], vector)
+    tracker.site(node, "out", [(weight, 0), *biases], out)
+    if beside:
+        tracker.pin(node, out, BESIDE)
+        return compact(labels).expand(shape)
+    return along(out, last, shape)
+
+
+def functional_norm(tracker: Tracker, node: fx.Node) -> Any:
+    """F.batch_norm with statistics of the network's own; the layers of torch are lifted when it is traced."""
+    held = [n for n in node.all_input_nodes if n is not node.args[0]]
+    if argument(tracker, node, 5, "training", False) or any(n.op != "get_attr" for n in held):
+        return opaque(tracker, node)
+    labels = operand(tracker, node)
+    beside = is_beside(labels, 1)
+    vector = _read_along(tracker, node, labels, 1)
+    tracker.site(node, "norm", [(cast(str, n.target), 0) for n in held], vector)
+    return labels if beside else along(vector, 1, tracker.shape(node))
+
+
+def norm_axis(module: nn.Module, ndim: int) -> int:
+    """The axis of what arrives, of `ndim` axes, that a normalisation (or PReLU) takes for the channels'."""
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+        return ndim - int(type(module).__name__[-2]) - 1
+    return min(1, ndim - 1)
+
+
+def norm(tracker: Tracker, node: fx.Node) -> Any:
+    """Per-channel parameters and statistics."""
+    module = tracker.program.layer(cast(str, node.target))
+    labels, shape = operand(tracker, node), tracker.shape(node)
+    axis = norm_axis(module, len(shape))
+    names = [*module._parameters.items(), *module._buffers.items()]
+    tensors = [(f"{node.target}.{n}", 0) for n, t in names if t is not None and t.numel() > 1 and t.ndim == 1]
+    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+        return labels
+    if not tensors and isinstance(module, nn.PReLU | nn.modules.batchnorm._BatchNorm) and shape[axis] > 1:
+        return opaque(tracker, node)
+    beside = is_beside(labels, axis)
+    if beside and not isinstance(module, nn.PReLU) and getattr(module, "running_mean", None) is None:
+        tracker.pin(node, labels, f"{what(tracker, node)}'s statistics mix the channels")
+    vector = _read_along(tracker, node, labels, axis)
+    if tensors:
+        tracker.site(node, "norm", tensors, vector)
+    return labels if beside else along(vector, axis, shape)
+
+
+def group_norm(tracker: Tracker, node: fx.Node) -> Any:
+    """Mixes the channels of a group, unless each is one channel."""
+    module = cast(nn.GroupNorm, tracker.program.layer(cast(str, node.target)))
+    if module.num_groups == module.num_channels:
+        return norm(tracker, node)
+    tracker.pin(node, operand(tracker, node), "GroupNorm's statistics mix the channels of a group")
+    return operand(tracker, node)
+
+
+def layer_norm(tracker: Tracker, node: fx.Node) -> Tensor:
+    """Mixes whatever lies along the axes that it normalises."""
+    labels = operand(tracker, node)
+    if node.op == "call_module":
+        normalized = cast(nn.LayerNorm, tracker.program.layer(cast(str, node.target))).normalized_shape
+    else:
+        normalized = argument(tracker, node, 1, "normalized_shape")
+    mixed = set(range(labels.ndim - len(normalized), labels.ndim))
+    if mixed & set(varying(labels)):
+        tracker.pin(node, labels, "LayerNorm's statistics mix the channels")
+    return labels
