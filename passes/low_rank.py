@@ -25,6 +25,7 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
@@ -47,12 +48,15 @@ from graphcomp.budget import (
     LayerClock,
     Preserved,
     Revert,
+    Step,
     fewest,
+    greedy,
     largest,
     latency,
     latency_model,
     layer_left_alone,
     paying_factors,
+    rungs,
     stopwatch,
 )
 from graphcomp.errors import PassError
@@ -266,22 +270,17 @@ class LowRank:
 
         def propose(goal: float) -> Energies | None:
             if self._is_greedy:
-                return _bought(layers, saving, (1 - goal) * clock.whole)
+                return _bought(layers, saving, clock.whole, goal * clock.whole)
             return _one_for_all(layers, lambda energies: left(energies) <= goal)
 
-        def measure(energies: Energies) -> tuple[float, float]:
+        def build(energies: Energies) -> Program:
             factors = list(self._chosen(layers, energies, clock)[0].values())
-            return watch.race(rewrite(simulate(program, factors), factors, self.name))
+            return rewrite(simulate(program, factors), factors, self.name)
 
-        trials = latency.close(asked, propose, left, measure)
-        if not trials:
-            least = left(dict.fromkeys(layers, 0.0))
-            raise PassError(
-                f"target latency: found {least:.3f} of the time left at the lowest ranks (rounded up to "
-                f"the multiple), expected {asked}; ask for less, include more layers, or set multiple=1"
-            )
-        chosen = latency.best(trials, asked)
-        return chosen.choice, {"latency": latency.evidence(asked, trials, chosen, context.threads)}
+        met = latency.meet(watch, asked, propose, left, build)
+        if met is None:
+            raise _out_of_reach("latency", "time", left(dict.fromkeys(layers, 0.0)), asked)
+        return met
 
     def _reached(self, program: Program, made: Mapping["_Layer", Factor]) -> dict[str, Any]:
         """What was asked for, and what part is left with these factors; nothing without a target."""
@@ -302,16 +301,11 @@ class LowRank:
             return whole - sum(x.saving(x.factor(x.wanted(e)), counter) for x, e in energies.items())
 
         if self._is_greedy:
-            found = _bought(layers, lambda x, factor: x.saving(factor, counter), (1 - fraction) * whole)
+            found = _bought(layers, lambda x, f: x.saving(f, counter), whole, fraction * whole)
         else:
             found = _one_for_all(layers, lambda energies: left(energies) <= fraction * whole)
         if found is None:
-            least = left(dict.fromkeys(layers, 0.0)) / whole
-            raise PassError(
-                f"target {counter}: found {least:.3f} of the {counter} left at the lowest ranks "
-                f"(rounded up to the multiple), expected {fraction}; ask for less, include more layers, or "
-                "set multiple=1"
-            )
+            raise _out_of_reach(counter, counter, left(dict.fromkeys(layers, 0.0)) / whole, fraction)
         return found
 
 
@@ -411,51 +405,60 @@ Energies = Mapping[_Layer, float]
 
 def _one_for_all(layers: Sequence[_Layer], meets: Callable[[Energies], bool]) -> Energies | None:
     """The largest energy, the same for all layers, that meets a target; None if none does."""
-    rungs = np.unique([e for x in layers for p in x.preserved for e in p]).tolist()
-    index = largest(rungs, lambda energy: meets(dict.fromkeys(layers, energy)))
-    return None if index is None else dict.fromkeys(layers, float(rungs[index]))
+    every = rungs(shares for layer in layers for shares in layer.preserved)
+    index = largest(every, lambda energy: meets(dict.fromkeys(layers, energy)))
+    return None if index is None else dict.fromkeys(layers, every[index])
 
 
 def _bought(
-    layers: Sequence[_Layer], saving: Callable[[_Layer, Factor], float], needed: float
+    layers: Sequence[_Layer], saving: Callable[[_Layer, Factor], float], whole: float, goal: float
 ) -> Energies | None:
-    """What saves most for the energy lost, step by step, until enough is saved; None if it cannot be.
+    """What saves most for the energy lost, step by step, until the goal is met; None if it cannot be."""
+    ladders = _Ladders(layers, saving, whole)
+    kept = greedy(dict.fromkeys(layers, 0), ladders.cost, goal, ladders)
+    return None if kept is None else {x: float(x.rungs[i - 1]) for x, i in kept.items() if i}
 
-    What the last step made needless is given back, the last bought first.
+
+class _Ladders:
+    """What can be bought of layers: their rungs, from 1 on; 0 is a layer as it is.
+
+    Args:
+        saving: what a layer's factors save.
+        whole: what all costs without factors.
     """
-    steps = [(gain, x, energy, more) for x in layers for gain, energy, more in _steps(x, saving)]
-    bought: list[tuple[_Layer, float, float]] = []
-    saved = 0.0
-    for _, layer, energy, more in sorted(steps, key=lambda step: -step[0]):
-        if saved >= needed:
-            break
-        bought.append((layer, energy, more))
-        saved += more
-    if saved < needed:
-        return None
-    final: set[_Layer] = set()  # whose last step stays, and so all before it
-    needless = []
-    for index in reversed(range(len(bought))):
-        layer, _, more = bought[index]
-        if layer not in final and saved - more >= needed:
-            saved -= more
-            needless.append(index)
-        else:
-            final.add(layer)
-    return {layer: energy for i, (layer, energy, _) in enumerate(bought) if i not in needless}
+
+    def __init__(
+        self, layers: Sequence[_Layer], saving: Callable[[_Layer, Factor], float], whole: float
+    ) -> None:
+        self.whole = whole
+        self.savings: dict[_Layer, NDArray[Any]] = {}
+        self.losses: dict[_Layer, NDArray[Any]] = {}
+        for layer in layers:
+            factors = [layer.factor(layer.wanted(energy)) for energy in layer.rungs]
+            self.savings[layer] = np.array([0, *(saving(layer, factor) for factor in factors)])
+            self.losses[layer] = np.array([0.0, *(layer.lost(factor) for factor in factors)])
+
+    def cost(self, choice: Mapping[_Layer, int]) -> float:
+        """Of a rung for every layer."""
+        return self.whole - float(sum(self.savings[layer][i] for layer, i in choice.items()))
+
+    def steps(self, layer: _Layer, choice: Mapping[_Layer, int], cost: float) -> Iterator[Step[int]]:
+        """The rung that saves most for the energy lost from here."""
+        saved = self.savings[layer] - self.savings[layer][choice[layer]]
+        lost = np.maximum(self.losses[layer] - self.losses[layer][choice[layer]], 1e-12)
+        if (saved > 0).any():
+            best = int(np.where(saved > 0, saved / lost, -np.inf).argmax())
+            yield Step(best, cost - float(saved[best]), float(lost[best]))
+
+    def taken(self, layer: _Layer, before: int, choice: Mapping[_Layer, int]) -> None:
+        """Nothing: layers save and lose by themselves."""
 
 
-def _steps(layer: _Layer, saving: Callable[[_Layer, Factor], float]) -> Iterator[tuple[float, float, float]]:
-    """From whole to the lowest rank, always what saves most for the energy lost: gain, energy, saved."""
-    factors = [layer.factor(layer.wanted(energy)) for energy in layer.rungs]
-    savings = np.array([saving(layer, factor) for factor in factors])
-    losses = np.array([layer.lost(factor) for factor in factors])
-    lost, saved = 0.0, 0.0
-    while (better := savings > saved).any():
-        gains = np.where(better, (savings - saved) / np.maximum(losses - lost, 1e-12), -np.inf)
-        best = int(gains.argmax())
-        yield float(gains[best]), float(layer.rungs[best]), float(savings[best] - saved)
-        lost, saved = float(losses[best]), float(savings[best])
+def _out_of_reach(counter: str, of: str, least: float, asked: float) -> PassError:
+    return PassError(
+        f"target {counter}: found {least:.3f} of the {of} left at the lowest ranks (rounded up to the "
+        f"multiple), expected {asked}; ask for less, include more layers, or set multiple=1"
+    )
 
 
 def _counted(program: Program, counter: str) -> int:

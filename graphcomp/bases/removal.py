@@ -314,21 +314,21 @@ class ChannelRemoval(RowRemoval, ABC):
         cost = LatencyCost(channels, latency_model(channels.program, context))
         whole = cost(no_drop(channels))
 
-        def measure(shares: dict[ChannelGroup, float]) -> tuple[float, float]:
+        def build(shares: dict[ChannelGroup, float]) -> Program:
             drop, _ = feasible(channels, allocation.choose(shares), scores)
-            return watch.race(remove(channels.program, channels, drop, self.name))
+            return remove(channels.program, channels, drop, self.name)
 
-        trials = latency.close(
+        met = latency.meet(
+            watch,
             asked,
             propose=lambda goal: self._meet(allocation, goal * whole, cost),
             predict=lambda shares: cost(allocation.choose(shares)) / whole,
-            measure=measure,
+            build=build,
         )
-        if not trials:
+        if met is None:
             raise self._infeasible("latency", asked, allocation, cost)
-        chosen = latency.best(trials, asked)
-        shares = [chosen.choice[group] for group in allocation.groups]
-        return shares, {"latency": latency.evidence(asked, trials, chosen, context.threads)}
+        shares, evidence = met
+        return [shares[group] for group in allocation.groups], evidence
 
     def _infeasible(self, counter: str, amount: float | str, allocation: Allocation, cost: Cost) -> PassError:
         whole = cost(no_drop(allocation.channels))

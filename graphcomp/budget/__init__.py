@@ -4,15 +4,15 @@ from graphcomp.budget import latency
 from graphcomp.budget.allocation import (
     Allocation,
     AllocationRule,
-    Cost,
     Judgement,
     Preserved,
     Scores,
-    cost_of,
     fewest,
-    largest,
+    rungs,
 )
+from graphcomp.budget.cost import Cost, cost_of
 from graphcomp.budget.factors import Factors, LayerClock
+from graphcomp.budget.market import Step, give_back, greedy, largest
 from graphcomp.budget.model import LatencyCost, Points
 from graphcomp.budget.revert import (
     REVERT,
@@ -44,9 +44,12 @@ __all__ = [
     "REVERT_FACTORS",
     "Revert",
     "Scores",
+    "Step",
     "calibrate",
     "cost_of",
     "fewest",
+    "give_back",
+    "greedy",
     "group_left_alone",
     "is_asked",
     "largest",
@@ -55,6 +58,7 @@ __all__ = [
     "layer_left_alone",
     "paying",
     "paying_factors",
+    "rungs",
     "stopwatch",
     "tables",
 ]

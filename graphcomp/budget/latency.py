@@ -87,6 +87,29 @@ def close(
     return trials
 
 
+def meet(
+    watch: "Stopwatch",
+    asked: float,
+    propose: Callable[[float], Choice | None],
+    predict: Callable[[Choice], float],
+    build: Callable[[Choice], Program],
+) -> tuple[Choice, dict[str, Any]] | None:
+    """The choice that takes the time asked for, with the evidence of it; None if none is small enough.
+
+    Args:
+        watch: times what `build` makes of a choice.
+        asked, propose, predict: see `close`.
+
+    Raises:
+        ExportError: if a program cannot be exported. ProviderError: if the target does not work here.
+    """
+    trials = close(asked, propose, predict, lambda choice: watch.race(build(choice)))
+    if not trials:
+        return None
+    chosen = best(trials, asked)
+    return chosen.choice, {"latency": evidence(asked, trials, chosen, watch.threads)}
+
+
 def best(trials: list[Trial[Choice]], asked: float) -> Trial[Choice]:
     """The largest network that is as fast as was asked for; if none is, the fastest, with a warning."""
     met = [t for t in trials if t.ratio <= asked * (1 + NEAR)]

@@ -34,6 +34,7 @@ from graphcomp.budget import (
     Factors,
     Paying,
     Revert,
+    give_back,
     is_asked,
     layer_left_alone,
     paying_factors,
@@ -340,15 +341,13 @@ def hand_back(
     Rounded forms are below their goals. Of what there is to spare, the layers that are furthest below theirs
     get back first, one step each.
     """
-    forms = list(forms)
-    spare = [goal - form.macs * x.positions for goal, form, x in zip(goals, forms, layers, strict=True)]
-    left = sum(spare)
-    for i in sorted(range(len(layers)), key=lambda i: spare[i] / layers[i].macs, reverse=True):
-        back = layers[i].analysis.step_back(forms[i], layers[i].multiple)
-        cost = (back.macs - forms[i].macs) * layers[i].positions
-        if cost <= left:
-            forms[i], left = back, left - cost
-    return forms
+    choice = dict(zip(layers, forms, strict=True))
+    spare = {x: (goal - choice[x].macs * x.positions) / x.macs for x, goal in zip(layers, goals, strict=True)}
+    furthest = sorted(layers, key=spare.__getitem__, reverse=True)
+    earlier = ((x, x.analysis.step_back(choice[x], x.multiple)) for x in furthest)
+    goal = sum(goals)
+    kept = give_back(choice, earlier, lambda t: sum(f.macs * x.positions for x, f in t.items()) <= goal)
+    return list(kept.values())
 
 
 def network_ends(program: Program) -> dict[str, str]:

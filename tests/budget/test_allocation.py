@@ -1,5 +1,6 @@
 """How many channels stay: shares, rounding, the exact search for a target, costs."""
 
+from itertools import product
 from typing import Any, get_args
 
 import numpy as np
@@ -9,15 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from graphcomp.budget.allocation import (
-    Allocation,
-    Counter,
-    Judgement,
-    _Inputs,
-    cost_of,
-    fewest,
-    largest,
-)
+from graphcomp.budget.allocation import Allocation, Judgement, fewest
+from graphcomp.budget.cost import Counter, cost_of
+from graphcomp.budget.losses import InputLosses
+from graphcomp.budget.market import largest
 from graphcomp.channels import ChannelGroup, analyse, feasible, legalise, live_of, no_drop, remove
 from graphcomp.channels.widths import round_up
 from graphcomp.errors import TraceError
@@ -301,7 +297,7 @@ def test_greedy_counts_a_summand_by_its_part_of_the_sum() -> None:
     channels = analyse(traced(Net(), 1, 4, 4, 4), "pad")
     groups = channels.removable
     assert [g.name for g in groups] == [*(f"parts.{i}" for i in range(3)), "alone"]
-    inputs = _Inputs(channels)
+    inputs = InputLosses(channels)
     assert [inputs.loss(g, 0.75) for g in groups] == pytest.approx([*[-np.log(0.75)] * 3, -np.log(0.25)])
 
 
@@ -358,6 +354,39 @@ def test_greedy_gives_back_what_the_last_step_made_needless() -> None:
     shares = made.buy(50, cost)
     assert shares is not None
     assert made.wanted(shares)[one] < 16 and made.wanted(shares)[two] == 16  # 10 was bought and given back
+
+
+@pytest.mark.parametrize("goal", [0.9, 0.75, 0.6])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_greedy_by_curves_of_what_every_width_loses(goal: float, seed: int) -> None:
+    """They add up over groups; against all choices: the best loses at most a step less."""
+    layers = [nn.Conv2d(a, b, 1) for a, b in ((4, 4), (4, 4), (4, 4), (4, 4))]
+    channels = analyse(traced(nn.Sequential(*layers), 1, 4, 4, 4))
+    groups = channels.removable
+    rng = np.random.default_rng(seed)
+    # every further channel that goes loses more than the one before
+    losses = {g: [*np.cumsum(np.sort(rng.random(4))).tolist()[::-1], 0.0] for g in groups}
+    judgement = Judgement(
+        random_scores(channels, seed),
+        {g: np.arange(1, 5) / 4 for g in groups},
+        losses={g: np.array(x) for g, x in losses.items()},
+    )
+    made = Allocation(channels, groups, judgement, 1, 1)
+
+    def cost(drop: Any) -> float:
+        return float(sum(n * (~drop[g.channels]).sum() for n, g in zip((3, 1, 2), groups, strict=True)))
+
+    def lost(kept: Any) -> float:
+        return float(sum(losses[g][k] for g, k in kept.items()))
+
+    whole = cost(no_drop(channels))
+    shares = made.buy(goal * whole, cost)
+    assert shares is not None
+    every = [dict(zip(groups, widths, strict=True)) for widths in product(range(1, 5), repeat=3)]
+    best = min(lost(kept) for kept in every if cost(made.drop(kept)) <= goal * whole)
+    assert cost(made.choose(shares)) <= goal * whole
+    dearest = max(x[k - 1] - x[k] for x in losses.values() for k in range(2, 5))
+    assert best <= lost(made.wanted(shares)) <= best + dearest
 
 
 # ---------------------------------------------------------------------- whole layers
@@ -464,7 +493,7 @@ def test_losses_add_up() -> None:
     """Bought one after the other or all together: what an input loses is the same."""
     made = dense(min_channels=0)
     one, two, *_ = [g for g in made.groups if g.name.startswith("outer")]
-    together, apart = _Inputs(made.channels), _Inputs(made.channels)
+    together, apart = InputLosses(made.channels), InputLosses(made.channels)
     total = together.total({one: 0.5, two: 1.0})
     first = apart.loss(one, 0.5)
     apart.lose(one, 0.5)
@@ -473,7 +502,7 @@ def test_losses_add_up() -> None:
 
 def test_a_layer_counts_for_more_than_its_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     """However much it saves, it stays where what it computes counts for enough."""
-    monkeypatch.setattr("graphcomp.budget.allocation.DEPTH", 1e6)
+    monkeypatch.setattr("graphcomp.budget.losses.DEPTH", 1e6)
     made = dense(min_channels=0)
     cost = cost_of("macs", made.channels)
     goal = 0.7 * cost(no_drop(made.channels))

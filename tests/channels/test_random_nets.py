@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from graphcomp.budget.allocation import cost_of
+from graphcomp.budget.cost import cost_of
 from graphcomp.channels import (
     Channels,
     Drop,
