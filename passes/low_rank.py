@@ -13,7 +13,7 @@ whole. Ranks are rounded up to what the target's kernels compute anyway. A targe
 by predicted times, unless said otherwise, and corrected by measured ones; layers that it would not make
 faster stay as well. Layers that would not get cheaper stay, and the plan says by how much: an svd pays below
 R = n c k / (c k + n) (METHODS 1.1). Where the run measures times, so do layers that would get slower
-(`revert`, see `budget.revert`). Needs no data. 1x1 convolutions and linear layers have no kernel to split,
+(`revert`, see `budget.restoring`). Needs no data. 1x1 convolutions and linear layers have no kernel to split,
 so all kinds are svd there.
 """
 

@@ -22,8 +22,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from graphcomp.base import distributed
 from graphcomp.base.cache import VARIABLE
-from graphcomp.budget.latency import Stopwatch
-from graphcomp.budget.revert import stopwatch
+from graphcomp.budget.stopwatch import Stopwatch, stopwatch
 from graphcomp.cli import main as command_line
 from graphcomp.data.split import Data
 from graphcomp.errors import DataError, DistributedError, GraphcompError

@@ -10,24 +10,16 @@ from graphcomp.budget.allocation import (
     fewest,
     rungs,
 )
+from graphcomp.budget.calibration import calibrate, tables
 from graphcomp.budget.cost import Cost, cost_of
-from graphcomp.budget.factors import Factors, LayerClock
+from graphcomp.budget.factor_times import Factors, LayerClock
+from graphcomp.budget.kernel_fit import Points
 from graphcomp.budget.market import Step, give_back, greedy, largest
-from graphcomp.budget.model import LatencyCost, Points
-from graphcomp.budget.revert import (
-    REVERT,
-    REVERT_FACTORS,
-    Paying,
-    Revert,
-    group_left_alone,
-    is_asked,
-    latency_model,
-    layer_left_alone,
-    paying,
-    paying_factors,
-    stopwatch,
-)
-from graphcomp.budget.staircase import calibrate, tables
+from graphcomp.budget.remaining import LatencyCost
+from graphcomp.budget.restoring import REVERT, REVERT_FACTORS, Paying, Revert, is_asked
+from graphcomp.budget.restoring_factors import layer_left_alone, paying_factors
+from graphcomp.budget.restoring_groups import group_left_alone, paying
+from graphcomp.budget.stopwatch import latency_model, stopwatch
 
 __all__ = [
     "Allocation",

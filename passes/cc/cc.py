@@ -7,7 +7,7 @@ Channel pruning and low-rank decomposition of every layer, decided together from
     GCRO      a rate for every layer; together they meet the global rate           `_gcro`, (1.3)
     MSHC      which units a layer gives up for its rate                            `_mshc`, (1.4)
     weights   the best rank-R approximation of the original W[:, K], two factors   `factors.surgery`
-    paying    layers that all this makes slower on the target stay, if asked for   `budget.revert`
+    paying    layers that all this makes slower on the target stay, if asked for   `budget.restoring`
 
 The rate is one of MACs of the whole network. Only readers change: a layer reads the channels K of its input;
 channels that nobody reads then go with their producers. `multiple=1` gives the numbers of the paper. Rounded

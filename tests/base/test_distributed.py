@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from graphcomp.base import distributed
 from graphcomp.base.cache import VARIABLE
-from graphcomp.budget.latency import Stopwatch
+from graphcomp.budget.stopwatch import Stopwatch
 from graphcomp.compiler.recipe import parse_passes
 from graphcomp.data.sources import load_data
 from graphcomp.errors import DistributedError, GraphcompWarning

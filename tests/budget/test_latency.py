@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from graphcomp.budget.latency import NEAR, ROUNDS, Stopwatch, Trial, best, close
+from graphcomp.budget.latency import NEAR, ROUNDS, Trial, best, close
+from graphcomp.budget.stopwatch import Stopwatch
 from graphcomp.errors import GraphcompWarning, PassError, ProviderError
 from graphcomp.measure.cost import macs
 from graphcomp.passes.l1 import L1

@@ -13,19 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from graphcomp.base.cache import VARIABLE
-from graphcomp.budget.model import (
-    CACHES,
-    MOST_POINTS,
-    LatencyCost,
-    LatencyModel,
-    calls,
-    cold_bytes,
-    computed,
-    design,
-    fit,
-    form_of,
-)
-from graphcomp.budget.revert import latency_model
+from graphcomp.budget.calls import calls
+from graphcomp.budget.kernel_fit import MOST_POINTS, computed, design, fit, form_of
+from graphcomp.budget.model import CACHES, LatencyModel, cold_bytes
+from graphcomp.budget.remaining import LatencyCost
+from graphcomp.budget.stopwatch import latency_model
 from graphcomp.channels import analyse, feasible, legalise, no_drop, remove
 from graphcomp.errors import TraceError
 from graphcomp.runtime.kernel import Kernel

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from graphcomp.budget.calls import LIGHT_OPS, calls
 from graphcomp.budget.cost import cost_of
-from graphcomp.budget.model import LIGHT_OPS, calls
 from graphcomp.channels import analyse, dropped_rows, feasible, remove
 from graphcomp.channels.rules import FUNCTION_RULES, MODULE_RULES
 from graphcomp.errors import ExportError

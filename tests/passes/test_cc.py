@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from graphcomp.base.cache import VARIABLE
-from graphcomp.budget.latency import Stopwatch
+from graphcomp.budget.stopwatch import Stopwatch
 from graphcomp.compiler.checkpoints import load_weights
 from graphcomp.compiler.models import load_model
 from graphcomp.data.sources import load_data

@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from graphcomp.budget.staircase import GRID, STAIRS, WIDTHS, Error, calibrate, median, tables
+from graphcomp.budget.calibration import GRID, STAIRS, WIDTHS, Error, calibrate, median, tables
 from graphcomp.errors import ProviderError, RecipeError
 from graphcomp.runtime.targets import TARGETS
 from tests.stopwatch import Machine, staircase

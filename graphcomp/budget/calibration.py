@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from graphcomp.base import Progress
-from graphcomp.budget.latency import Stopwatch
 from graphcomp.budget.model import CACHES, LatencyModel, cold_bytes
+from graphcomp.budget.stopwatch import Stopwatch
 from graphcomp.errors import RecipeError
 from graphcomp.ir import Program, trace
 from graphcomp.runtime import Kernel, Target, Timer, measure, race_timer

@@ -3,9 +3,9 @@
     a layer of rank R that reads K   picking K, if others need more of the tensor; then the factors' operators
     what makes the tensor            without the channels that nobody reads any more
 
-The second line is `budget.model.Remaining`; that a layer which lost rows so may be cheaper as one weight
+The second line is `budget.remaining.Remaining`; that a layer which lost rows so may be cheaper as one weight
 is `factors.surgery`'s rule. No weight is decomposed and no graph is changed, so that hundreds of choices can
-be compared. Picking is priced by the whole tensor, as `budget.model` prices selections that exist.
+be compared. Picking is priced by the whole tensor, as `budget.remaining` prices selections that exist.
 """
 
 from collections import defaultdict
@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from graphcomp.budget.model import Call, LatencyModel, Operator, Remaining, calls
+from graphcomp.budget.calls import Call, Operator, calls
+from graphcomp.budget.model import LatencyModel
+from graphcomp.budget.remaining import Remaining
 from graphcomp.channels import Channels, analyse, legalise
 from graphcomp.factors import Factor, macs_after, ranks, removable
 from graphcomp.ir import Program

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from torch import nn
 
-from graphcomp.budget.latency import Stopwatch
-from graphcomp.budget.revert import Paying, layer_left_alone, paying_factors, restore
+from graphcomp.budget.restoring import Paying, restore
+from graphcomp.budget.restoring_factors import layer_left_alone, paying_factors
+from graphcomp.budget.stopwatch import Stopwatch
 from graphcomp.channels import analyse, no_drop
 from graphcomp.errors import PassError, ProviderError
 from graphcomp.factors.decompose import Factor

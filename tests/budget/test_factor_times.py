@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp.budget.factors import FactorCost, LayerClock, factored
-from graphcomp.budget.model import LatencyModel, calls
+from graphcomp.budget.calls import calls
+from graphcomp.budget.factor_times import FactorCost, LayerClock, factored
+from graphcomp.budget.model import LatencyModel
 from graphcomp.factors.decompose import Factor, Kind
 from graphcomp.factors.surgery import rewrite, simulate
 from graphcomp.ir.program import Program
