@@ -4,6 +4,20 @@ The second public room; see docs/writing-a-pass.md. What is not in `__all__` may
 """
 
 from graphcomp.bases.norms import filter_norms, filters, norm_scores
+from graphcomp.bases.options import (
+    OPTIONS,
+    TARGET,
+    Asked,
+    Globs,
+    JoinOption,
+    TargetOption,
+    is_greedy,
+    matches,
+    only_one,
+    options_of,
+    require_matches,
+)
+from graphcomp.bases.outcome import missed
 from graphcomp.bases.prunable import (
     channel_dim,
     layer_node,
@@ -12,23 +26,8 @@ from graphcomp.bases.prunable import (
     unprunable_layers,
     why_shared,
 )
-from graphcomp.bases.removal import (
-    OPTIONS,
-    TARGET,
-    Asked,
-    ChannelRemoval,
-    Globs,
-    JoinOption,
-    RatioRemoval,
-    RowRemoval,
-    TargetOption,
-    is_greedy,
-    matches,
-    missed,
-    only_one,
-    options_of,
-    require_matches,
-)
+from graphcomp.bases.ratio import RatioRemoval
+from graphcomp.bases.removal import ChannelRemoval, RowRemoval
 from graphcomp.bases.teacher import find_step, load_saved, load_step, no_such_step
 from graphcomp.bases.training import Lesson, Recovery
 from graphcomp.budget import Scores

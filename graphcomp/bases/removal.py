@@ -4,36 +4,39 @@ A criterion judges channels and nothing else; how many go is decided in `budget.
 `channels.surgery`, and which may go here.
 """
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar
 
-import numpy as np
 from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ConfigDict,
     Field,
-    PlainValidator,
-    TypeAdapter,
-    model_validator,
 )
 from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticKnownError
 
 from graphcomp.base import distributed
+from graphcomp.bases.options import (
+    JOIN,
+    OPTIONS,
+    TARGET,
+    Asked,
+    Globs,
+    JoinOption,
+    TargetOption,
+    is_greedy,
+    matches,
+    options_of,
+    require_matches,
+)
+from graphcomp.bases.outcome import missed, moved, moved_evidence, summary, untouched
 from graphcomp.budget import (
     REVERT,
     Allocation,
-    AllocationRule,
     Cost,
     Judgement,
     LatencyCost,
     Paying,
     Revert,
-    Scores,
     cost_of,
     group_left_alone,
     latency,
@@ -46,7 +49,6 @@ from graphcomp.channels import (
     Channels,
     Drop,
     JoinPolicy,
-    Shift,
     analyse,
     drop_of,
     dropped_rows,
@@ -55,86 +57,12 @@ from graphcomp.channels import (
     no_drop,
     opaque_layers,
     remove,
-    round_up,
     shifts,
 )
 from graphcomp.errors import PassError
 from graphcomp.ir import Program
 from graphcomp.pipeline import Concern, Context, Outlook
 from graphcomp.records import LeftAlone, Plan, Width
-
-OPTIONS = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-
-
-def _parse_target(value: Any) -> Any:
-    """`macs:0.5` as on the command line, or {"macs": 0.5} as in a recipe."""
-    if isinstance(value, str):
-        name, found, amount = value.partition(":")
-        if not found:
-            raise ValueError(
-                "expected macs:FRACTION or params:FRACTION, or latency:0.5 or latency:3.5ms for times"
-            )
-        return {name.strip(): amount.strip()}
-    return value
-
-
-def _parse_amount(value: Any) -> float | str:
-    """A fraction, `0.5x` of a time, or milliseconds, which stay a string: `3.5ms`."""
-    text = value.strip() if isinstance(value, str) else value
-    is_time = isinstance(text, str) and text.endswith("ms")
-    number = text.removesuffix("ms").removesuffix("x").strip() if isinstance(text, str) else text
-    try:
-        if isinstance(number, bool):
-            raise TypeError
-        parsed = float(number)
-    except (TypeError, ValueError):
-        raise PydanticKnownError("float_parsing") from None
-    if not parsed > 0:
-        raise PydanticKnownError("greater_than", {"gt": 0})
-    if is_time and math.isfinite(parsed):
-        return f"{number}ms"
-    if not parsed < 1:
-        raise PydanticKnownError("less_than", {"lt": 1})
-    return parsed
-
-
-def _only_latency_is_a_time(target: dict[str, float | str]) -> dict[str, float | str]:
-    for name, amount in target.items():
-        if name != "latency" and isinstance(amount, str):
-            raise ValueError(f"found {amount} of {name}, expected a fraction such as 0.5")
-    return target
-
-
-Goal = Literal["macs", "params", "latency"]
-Amount = Annotated[float | str, PlainValidator(_parse_amount, json_schema_input_type=float | str)]
-TargetOption = Annotated[
-    dict[Goal, Amount],
-    BeforeValidator(_parse_target),
-    AfterValidator(_only_latency_is_a_time),
-    Field(min_length=1, max_length=1),
-]
-TARGET = (
-    "macs:x, params:x or latency:x: what is to be left of the whole network that the pass is given; "
-    "latency:3.5ms is measured on the target at batch 1"
-)
-Globs = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
-JoinOption = Literal["couple", "pad", "project"]
-JOIN = "couple: both sides of an addition lose the same channels; pad: each keeps its own, padded with zeros"
-
-
-Asked = AllocationRule | Literal["auto"]
-"""How a target is to be met; auto: what `is_greedy` says."""
-
-
-def is_greedy(allocation: Asked, target: Mapping[Goal, Any] | None) -> bool:
-    """Whether a target is met greedily: if that is asked for, or if it is a latency and nothing is."""
-    return allocation == "greedy" or (allocation == "auto" and "latency" in (target or {}))
-
-
-def options_of(pass_: Any) -> dict[str, Any]:
-    """A pass's options as plain JSON values."""
-    dumped: dict[str, Any] = TypeAdapter(type(pass_)).dump_python(pass_, mode="json")
-    return dumped
 
 
 class RowRemoval:
@@ -226,7 +154,7 @@ class ChannelRemoval(RowRemoval, ABC):
         wanted = allocation.wanted(shares) if shares is not None else {g: judgement.counts[g] for g in judged}
         drop, refused = feasible(channels, allocation.drop(wanted), judgement.scores)
         kept += [LeftAlone(where=node, reason=reason) for node, reason in refused.items()]
-        kept += _untouched(judged, drop, multiple, self.min_channels)
+        kept += untouched(judged, drop, multiple, self.min_channels)
         is_timed = "latency" in (self.target or {})
         paid = paying(channels, drop, judgement.scores, self.revert, is_timed, context)
         kept += [LeftAlone(where=g.name, reason=group_left_alone(g, drop, x)) for g, x in paid.slower.items()]
@@ -243,13 +171,13 @@ class ChannelRemoval(RowRemoval, ABC):
             options=options_of(self),
             decisions={"join": self._policy, "rows": dropped_rows(channels, drop)},
             kept=kept,
-            summary=_summary(channels, drop) + _moved(lost) + missed(**reached.get("target", {})),
+            summary=summary(channels, drop) + moved(lost) + missed(**reached.get("target", {})),
             evidence={
                 "multiple": multiple,
                 "groups": self._widths(allocation, shares, wanted, drop),
                 **reached,
                 **met,
-                **_moved_evidence(lost),
+                **moved_evidence(lost),
                 **paid.evidence("groups", lambda group: group.name),
             },
         )
@@ -380,128 +308,3 @@ class ChannelRemoval(RowRemoval, ABC):
                 groups.append(group)
         kept += [LeftAlone(where=layer, reason=why) for layer, why in opaque_layers(channels.program).items()]
         return groups, kept
-
-
-@dataclass(frozen=True, config=OPTIONS)
-class RatioRemoval(ChannelRemoval):
-    """Base of the criteria that only score channels: the same ratio goes everywhere."""
-
-    needs_amount: ClassVar[bool] = True
-
-    join: Annotated[JoinPolicy, Field(description=JOIN)] = "couple"
-    ratio: Annotated[
-        Annotated[float, Field(ge=0, lt=1)] | None,
-        Field(description="fraction of each group's channels to remove"),
-    ] = None
-
-    @model_validator(mode="after")
-    def _one_amount(self) -> Self:
-        given = {"ratio": self.ratio is not None, "target": self.target is not None}
-        if self.needs_amount or any(given.values()):
-            only_one(given, "ratio=0.5")
-        return self
-
-    @property
-    def share(self) -> float | None:
-        """Of the channels: those that stay."""
-        return None if self.ratio is None else 1 - self.ratio
-
-    @abstractmethod
-    def score(self, channels: Channels, context: Context) -> tuple[Scores, dict[str, str]]:
-        """Importance by channel id, and group name -> reason for groups that the criterion cannot judge."""
-
-    def own_count(self, scores: Scores, group: ChannelGroup) -> int:
-        """How many channels stay if neither ratio nor target says: for criteria with a rule of their own."""
-        return len(group.channels)
-
-    def judge(self, channels: Channels, groups: Sequence[ChannelGroup], context: Context) -> Judgement:
-        """Every channel preserves as much as any other."""
-        scores, unjudged = self.score(channels, context)
-        return Judgement(
-            scores,
-            preserved={g: np.arange(1, len(g.channels) + 1) / len(g.channels) for g in groups},
-            counts={g: self.own_count(scores, g) for g in groups},
-            unjudged={g: unjudged[g.name] for g in groups if g.name in unjudged},
-            worth={g: _held(scores[g.channels]) for g in groups},
-        )
-
-
-def _held(scores: Scores) -> Scores:
-    """What part of the sum of scores the 1, 2, … highest hold; shape (n,)."""
-    held = np.cumsum(np.sort(np.maximum(scores, 0))[::-1])
-    return held / held[-1] if held[-1] > 0 else np.ones_like(held)
-
-
-def only_one(given: Mapping[str, bool], example: str) -> None:
-    """ValueError unless exactly one of the named options is given."""
-    found = [name for name, is_given in given.items() if is_given]
-    if len(found) > 1:
-        raise ValueError(f"found both {' and '.join(found)}, expected one of them")
-    if not found:
-        raise ValueError(f"found neither {' nor '.join(given)}, expected one of them, e.g. {example}")
-
-
-def require_matches(globs: Iterable[str], layers: Iterable[str], place: str = "include/exclude") -> None:
-    """PassError if a glob matches no layer."""
-    known = sorted(layers)
-    for glob in globs:
-        if glob != "*" and not any(fnmatch(layer, glob) for layer in known):
-            raise PassError(
-                f"{place}: found no layer that {glob!r} matches, expected one of {', '.join(known[:8])}, …"
-            )
-
-
-def matches(paths: Iterable[str], globs: Sequence[str]) -> bool:
-    """Whether any of the module paths matches any of the globs."""
-    return any(fnmatch(path, glob) for path in paths for glob in globs)
-
-
-def _untouched(groups: list[ChannelGroup], drop: Drop, multiple: int, min_channels: int) -> list[LeftAlone]:
-    """Groups that could lose channels and lost none."""
-    found = []
-    for group in groups:
-        if drop[group.channels].any():
-            continue
-        width = len(group.channels)
-        if width <= max(min_channels, 1):
-            tied = f", coupled at {', '.join(group.coupled_by[:3])}" if group.coupled_by else ""
-            reason = f"{width} channel(s) wide{tied}"
-        elif round_up(1, group, multiple, min_channels) >= width:
-            reason = (
-                f"{width} channels are no more than one block of {multiple}, which the target computes anyway"
-            )
-        else:
-            reason = "nothing left to remove after rounding up and the criterion's choice"
-        found.append(LeftAlone(where=group.name, reason=reason))
-    return found
-
-
-def _summary(channels: Channels, drop: Drop) -> str:
-    groups = [drop[g.channels] for g in channels.groups]
-    lost, total = [gone for gone in groups if gone.any()], sum(map(len, groups))
-    whole = sum(bool(gone.all()) for gone in lost)
-    return f"removed {int(drop.sum())} of {total} coupled channels in {len(lost)} of {len(groups)} groups" + (
-        f", {whole} of them whole" if whole else ""
-    )
-
-
-def _moved(lost: Sequence[Shift]) -> str:
-    """What the summary adds where removed channels held constants: see `channels.shifts`."""
-    if not lost:
-        return ""
-    border = [s.layer for s in lost if not s.exact]
-    more = ", …" if len(border) > 3 else ""
-    doubt = f", but for the padded borders of {', '.join(border[:3])}{more}" if border else ""
-    return f"; what was constant of them went into the biases of {len(lost)} layers{doubt}"
-
-
-def _moved_evidence(lost: Sequence[Shift]) -> dict[str, Any]:
-    if not lost:
-        return {}
-    border = [s.layer for s in lost if not s.exact]
-    return {"constants": {s.layer: s.channels for s in lost}, "inexact_at_the_border": border}
-
-
-def missed(of: str = "", asked: float = 1.0, reached: float = 0.0) -> str:
-    """What the summary adds where more is left than was asked for."""
-    return f"; {reached:.3f} of the {of} left, {asked:.3g} asked for" if reached > asked * 1.001 else ""

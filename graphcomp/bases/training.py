@@ -14,7 +14,7 @@ from typing import ClassVar, Self
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass as options_dataclass
 
-from graphcomp.bases.removal import options_of
+from graphcomp.bases.options import options_of
 from graphcomp.data import Augmentation, Data, Split, find_augmentation
 from graphcomp.errors import DataError, PassError
 from graphcomp.ir import Program

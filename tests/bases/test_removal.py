@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from graphcomp.bases.removal import OPTIONS, ChannelRemoval, RatioRemoval, options_of
+from graphcomp.bases import OPTIONS, ChannelRemoval, RatioRemoval, options_of
 from graphcomp.budget.allocation import Scores
 from graphcomp.channels import Channels, analyse
 from graphcomp.compiler.recipe import parse_passes

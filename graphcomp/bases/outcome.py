@@ -1,0 +1,60 @@
+"""What a plan says about a removal: what stayed and why, what went, what was constant, and what is left."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from graphcomp.channels import ChannelGroup, Channels, Drop, Shift, round_up
+from graphcomp.records import LeftAlone
+
+
+def untouched(groups: list[ChannelGroup], drop: Drop, multiple: int, min_channels: int) -> list[LeftAlone]:
+    """Groups that could lose channels and lost none."""
+    found = []
+    for group in groups:
+        if drop[group.channels].any():
+            continue
+        width = len(group.channels)
+        if width <= max(min_channels, 1):
+            tied = f", coupled at {', '.join(group.coupled_by[:3])}" if group.coupled_by else ""
+            reason = f"{width} channel(s) wide{tied}"
+        elif round_up(1, group, multiple, min_channels) >= width:
+            reason = (
+                f"{width} channels are no more than one block of {multiple}, which the target computes anyway"
+            )
+        else:
+            reason = "nothing left to remove after rounding up and the criterion's choice"
+        found.append(LeftAlone(where=group.name, reason=reason))
+    return found
+
+
+def summary(channels: Channels, drop: Drop) -> str:
+    """How many channels of how many groups went."""
+    groups = [drop[g.channels] for g in channels.groups]
+    lost, total = [gone for gone in groups if gone.any()], sum(map(len, groups))
+    whole = sum(bool(gone.all()) for gone in lost)
+    return f"removed {int(drop.sum())} of {total} coupled channels in {len(lost)} of {len(groups)} groups" + (
+        f", {whole} of them whole" if whole else ""
+    )
+
+
+def moved(lost: Sequence[Shift]) -> str:
+    """What the summary adds where removed channels held constants: see `channels.shifts`."""
+    if not lost:
+        return ""
+    border = [s.layer for s in lost if not s.exact]
+    more = ", …" if len(border) > 3 else ""
+    doubt = f", but for the padded borders of {', '.join(border[:3])}{more}" if border else ""
+    return f"; what was constant of them went into the biases of {len(lost)} layers{doubt}"
+
+
+def moved_evidence(lost: Sequence[Shift]) -> dict[str, Any]:
+    """Layers into whose biases constants went -> how many, and those where that is not exact."""
+    if not lost:
+        return {}
+    border = [s.layer for s in lost if not s.exact]
+    return {"constants": {s.layer: s.channels for s in lost}, "inexact_at_the_border": border}
+
+
+def missed(of: str = "", asked: float = 1.0, reached: float = 0.0) -> str:
+    """What the summary adds where more is left than was asked for."""
+    return f"; {reached:.3f} of the {of} left, {asked:.3g} asked for" if reached > asked * 1.001 else ""
