@@ -136,6 +136,20 @@ def test_a_task_that_is_stopped_may_talk_until_it_has_saved(tmp_path: Path) -> N
     assert (tmp_path / "saved").exists()
 
 
+def test_a_task_has_a_minute_to_save() -> None:
+    """Steps of large networks take seconds, and who pressed Ctrl-C does not wait for minutes."""
+    given: list[float] = []
+
+    class Busy:
+        def interrupt(self) -> None: ...
+
+        def end(self, deadline: float) -> None:
+            given.append(deadline - time.monotonic())
+
+    workers._dismiss([Busy(), Busy()])  # type: ignore[list-item]
+    assert len(given) == 2 and all(20 < seconds < 200 for seconds in given)
+
+
 def test_a_task_that_nobody_listens_to_is_asked_to_stop_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """As by Ctrl-C, which it may hear at the end of its step; asked again it would end at once."""
     monkeypatch.setattr(workers, "EVERY", 0.0)

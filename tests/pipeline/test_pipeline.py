@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,17 +11,19 @@ from torch import nn
 import graphcomp
 from graphcomp import Context, Pipeline, Plan, Program
 from graphcomp.base.cache import VARIABLE
+from graphcomp.data import Data, Split
 from graphcomp.errors import DataError, PassError, RecipeError, VerifyError
 from graphcomp.ir.program import editable
 from graphcomp.measure import calibrate
 from graphcomp.measure.cost import macs, params_trainable
+from graphcomp.measure.evaluate import drift, first_inputs
 from graphcomp.measure.statistics import Request
 from graphcomp.passes import L1, APoZ, FoldBN
 from graphcomp.pipeline.contract import plan_file
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference
 from graphcomp.records import Step
-from tests.tiny import context, random_data, seeded, tiny, tiny_program
+from tests.tiny import SHAPE, context, random_data, seeded, tiny, tiny_program
 
 __all__ = ["seeded"]
 
@@ -86,12 +89,22 @@ def test_drift_is_measured_where_values_change() -> None:
     data = random_data(3, 8, 8)
     _, steps = Pipeline([FoldBN(), L1(ratio=0.5)]).run(tiny_program(), context(data))
     assert steps[0].drift is None
-    drift = steps[1].drift
-    assert drift is not None and 0 < drift.relative_l2 < 10 and drift.top1_agreement is not None
+    found = steps[1].drift
+    assert found is not None and 0 < found.relative_l2 < 10 and found.top1_agreement is not None
     twice = run_pass(Scripted(scale_in_simulate=2.0), tiny_program(), context(data))[0]
     assert twice.drift is not None
     assert (twice.drift.relative_l2, twice.drift.top1_agreement) == (pytest.approx(1.0), 1.0)
     assert run_pass(L1(ratio=0.5), tiny_program(), context())[0].drift is None  # no data
+
+
+def test_drift_is_that_of_the_first_250_samples() -> None:
+    """As said in the report; ten times fewer scatter, ten times more take as long as an evaluation."""
+    x = torch.randn(2500, *SHAPE[1:])
+    split = Split(torch.zeros(len(x), dtype=torch.int64), np.arange(len(x)), lambda positions: x[positions])
+    before, after = tiny_program(), run_pass(L1(ratio=0.5), tiny_program(), context())[2]
+    found = context(Data(split, split, None, "by hand", "normal")).drift(before, after)
+    assert found == drift(before, after, first_inputs(split, 250))
+    assert found not in [drift(before, after, first_inputs(split, n)) for n in (25, 2500)]
 
 
 def test_accuracy_after_every_step() -> None:

@@ -294,6 +294,22 @@ def test_rounding_is_no_bug_where_a_network_is_ill_conditioned(by: float, is_equ
             verify_pass(Scaling(), program, {})
 
 
+@pytest.mark.parametrize(("times", "is_equal"), [(50, True), (200, False)])
+def test_how_far_above_one_rounding_a_difference_is_none(
+    times: float, is_equal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred roundings, whatever one does; all of it above TOLERANCE and below BLIND."""
+    monkeypatch.setattr(verify, "rounding", lambda program, seed: 1e-11)
+    monkeypatch.setattr(verify, "difference", lambda *_: times * 1e-11)
+    program = net(lambda m, x: m.head(m.a(x)), a=_block(3, 8), head=_head(8))
+    removal = Removal()
+    if is_equal:
+        assert verify_pass(removal, program, {}) == times * 1e-11
+    else:
+        with pytest.raises(VerifyError, match=r"differ by 2e-09 .* expected at most 1e-09"):
+            verify_pass(removal, program, {})
+
+
 def test_what_is_not_finite_is_no_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """However far rounding moves the outputs, a difference above BLIND is none of it."""
 
