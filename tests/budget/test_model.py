@@ -205,6 +205,14 @@ def test_predictions_never_fall_with_width(times: list[float]) -> None:
     assert (grid >= 0).all()
 
 
+@pytest.mark.parametrize(("wrong", "by", "at"), [(8, 0.1, 32), (64, 1.4, 8)])
+def test_what_one_point_does_not_tell_of_others(wrong: int, by: float, at: int) -> None:
+    """A small time lost in noise bends no large ones, and a large one that was disturbed no small ones."""
+    true = {(w, w): 0.05 + 0.95 * (w / 64) ** 2 for w in (8, 16, 32, 64)}
+    found = fit(true | {(wrong, wrong): by * true[wrong, wrong]})
+    assert found(at, at) == pytest.approx(true[at, at], rel=0.1)
+
+
 def test_one_point_is_enough() -> None:
     assert fit({(8, 8): 2.0})(8, 8) == pytest.approx(2.0)
 

@@ -161,12 +161,13 @@ def test_an_item_that_goes_back_in_two_steps() -> None:
     assert left == "whole" and slower == {"layer": pytest.approx(8 / 3)}
 
 
-def test_what_is_within_the_margin_stays() -> None:
-    times = {"split": 1.01, "whole": 1.0}
+@pytest.mark.parametrize(("ratio", "left"), [(1.01, "split"), (1.05, "whole")])
+def test_what_is_within_the_margin_stays(ratio: float, left: str) -> None:
+    times = {"split": ratio, "whole": 1.0}
     found = restore(
         "split", ["layer"], lambda c, _: ["whole"] if c == "split" else [], lambda c: np.array([times[c]])
     )
-    assert found == ("split", {})
+    assert found == (left, {} if left == "split" else {"layer": ratio})
 
 
 # ---------------------------------------------------------------------- factors
