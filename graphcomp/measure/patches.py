@@ -66,11 +66,6 @@ def _weight(module: nn.Module) -> Tensor:
     return module.weight() if isinstance(module, DctLayer) else cast(Tensor, module.weight)
 
 
-def columns(module: nn.Module) -> int:
-    """K."""
-    return matrix_shape(module)[2]
-
-
 def matrix_shape(module: nn.Module) -> tuple[int, int, int]:
     """(g, out / g, K) of a mixing layer."""
     shape = module.weight_shape if isinstance(module, DctLayer) else tuple(cast(Tensor, module.weight).shape)
@@ -78,11 +73,6 @@ def matrix_shape(module: nn.Module) -> tuple[int, int, int]:
     if isinstance(module, TRANSPOSED):
         return g, shape[1], shape[0] // g * math.prod(shape[2:])
     return g, shape[0] // g, math.prod(shape[1:])
-
-
-def plane_of(module: nn.Module, output: Tensor) -> int:
-    """How many positions one sample of a mixing layer's output has."""
-    return math.prod(output.shape[1:-1] if is_linear(module) else output.shape[2:])
 
 
 @dataclass(frozen=True)
@@ -115,9 +105,12 @@ class Positions:
 
 
 def outputs_at(module: nn.Module, output: Tensor, at: Tensor) -> Tensor:
-    """Rows `[n * P, channels]` of a mixing layer's output, or of any value of its shape, at `at` `[n, P]`."""
+    """Rows `[n * P, channels]` of a mixing layer's output, or of any value of its shape, at `at` `[n, P]`.
+
+    All dimensions of a linear layer's output but the last are n times one map, in whatever order.
+    """
     if is_linear(module):
-        flat = output.reshape(len(output), -1, output.shape[-1])
+        flat = output.reshape(len(at), -1, output.shape[-1])
         return flat.gather(1, at.unsqueeze(2).expand(-1, -1, flat.shape[2])).flatten(0, 1)
     flat = output.flatten(2) if output.ndim > 2 else output.unsqueeze(2)
     found = flat.gather(2, at.unsqueeze(1).expand(-1, flat.shape[1], -1))

@@ -9,14 +9,19 @@ are shifted by those of the first batch: without that a large mean would cancel 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from graphcomp.base import distributed
+from graphcomp.errors import AnalysisError
 
 FLOOR = 1e-12
 """Least ridge, absolute: where all inputs are constant nothing is learned, and nothing divided by zero."""
+
+LEAST = 1e-9
+"""The next ridge to try where rounding left a Gram matrix that is not positive; then ten times that, …"""
 
 STEPS, CONVERGED = 200, 1e-16
 """Of conjugate gradients: at most so many, until the squared residual has fallen to this part."""
@@ -45,7 +50,7 @@ class Moments:
         (g, k), o = self.shift_a.shape, self.shift_t.shape[1]
         shapes = {"rows": (), "a": (g, k), "t": (g, o), "aa": (g, k, k), "at": (g, k, o), "tt": (g, o)}
         for name, shape in shapes.items():
-            setattr(self, name, torch.zeros(shape, dtype=torch.float64))
+            setattr(self, name, torch.zeros(shape, dtype=torch.float64, device=self.shift_a.device))
 
     @property
     def sums(self) -> tuple[Tensor, ...]:
@@ -133,12 +138,18 @@ class Normal:
         return found + (self.bias(w) - b).square() if self.intercept else found
 
     def factor(self, ridge: float) -> Tensor:
-        """The Cholesky factor of C + ridge * mean diag C I, at least `FLOOR`."""
-        level = (ridge * self.gram.diagonal(dim1=1, dim2=2).mean(1)).clamp_(min=FLOOR)
-        damped = self.gram.clone()
-        damped.diagonal(dim1=1, dim2=2).add_(level.unsqueeze(1))
-        factor: Tensor = torch.linalg.cholesky(damped)
-        return factor
+        """The Cholesky factor of C + ridge * mean diag C I, at least `FLOOR`, and what rounding asks for."""
+        size = self.gram.diagonal(dim1=1, dim2=2).mean(1)
+        level = (ridge * size).clamp_(min=FLOOR)
+        while True:
+            damped = self.gram.clone()
+            damped.diagonal(dim1=1, dim2=2).add_(level.unsqueeze(1))
+            factor, failed = torch.linalg.cholesky_ex(damped)
+            if not failed.any():
+                return cast(Tensor, factor)
+            if not level.isfinite().all():
+                raise AnalysisError("regression: found a value that is not finite, expected none")
+            level = torch.where(failed > 0, (10 * level).clamp(min=LEAST * size), level)
 
     def solve(self, w0: Tensor, factor: Tensor) -> Tensor:
         """W `[g, o, K]`: the ridge regression that is pulled towards W0."""

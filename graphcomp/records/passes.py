@@ -119,6 +119,7 @@ class FittedLayer(Record):
     ridge: float | None = Field(description="null: only the bias was fitted, or the layer was exact already")
     before: float = Field(description="squared error against the original, as a share of its variance")
     after: float = Field(description="the same after the fit")
+    note: str | None = Field(default=None, description="why not all was fitted that could be")
 
 
 class Fit(Record):

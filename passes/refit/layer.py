@@ -1,12 +1,13 @@
-"""One layer: the regression of what it is to yield on what it reads, and its new tensors.
+"""One layer: the regression of what it lacks on what it reads, and its new tensors.
 
 With u = W a + b what the layer computes, z = s u + v what is compared (behind a normalisation s, v, and with
 the other operand of an addition in v), and D the original's value of z:
 
-    W, b = argmin E (u - (D - v) / s)^2 + ridge                                                (METHODS 9.5)
+    dW, db = argmin E (dW a + db - r)^2 + ridge * |dW|^2,        r = (D - z) / s              (METHODS 9.5)
 
 once more, where a ReLU follows, with min(z, 0) in the place of D where D < 0 and z is what the first fit
-yields (and max(z, 6) where D > 6, of ReLU6): on the far side of the bend only the side matters.
+yields (and max(z, 6) where D > 6, of ReLU6): on the far side of the bend only the side matters. What a layer
+lacks is small where it computes the original's values already: there rounding hides nothing.
 """
 
 import math
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphcomp.base import distributed
+from graphcomp.errors import PassError
 from graphcomp.ir import DctLayer, decode, encode
 from graphcomp.measure import Moments, Normal, as_weight, matrix, patches_at
 from graphcomp.passes.refit.units import BatchNorm, Unit
 from graphcomp.records import FittedLayer
 
-RIDGES = 1e-3, 1e-2, 1e-1, 1.0
+RIDGES = 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0
 """Of which the one with the least error on samples that the fit does not see is taken."""
 
 FEW = 1e-2
@@ -31,6 +33,9 @@ FEW = 1e-2
 
 ENOUGH = 4
 """Rows a column that a fit needs where nothing is held out (T9.1)."""
+
+COPIES, SOLVER = 6, 2 << 30
+"""So many matrices of columns x columns in float64 are held at once; bytes that they may take in any case."""
 
 EXACT = 1e-10
 """Relative error below which a layer computes what the original does, and stays bit for bit."""
@@ -71,136 +76,209 @@ class _Affine:
     shift: Tensor
     strong: Tensor
 
-    def back(self, z: Tensor) -> Tensor:
-        return (z - self.shift) / torch.where(self.strong, self.scale, 1)
-
 
 def _behind(module: fx.GraphModule, unit: Unit, width: int, like: Tensor) -> _Affine:
     if unit.norm is None:
-        ones = like.new_ones(width)
+        ones = like.new_ones(width, dtype=torch.float64)
         return _Affine(ones, 0 * ones, ones > 0)
     norm = cast(BatchNorm, module.get_submodule(unit.norm))
-    var, mean = cast(Tensor, norm.running_var), cast(Tensor, norm.running_mean)
+    var, mean = cast(Tensor, norm.running_var).double(), cast(Tensor, norm.running_mean).double()
     scale = (var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
     shift = (0 if norm.bias is None else norm.bias) - scale * mean
     return _Affine(scale, shift, scale.abs() > WEAK * scale.abs().max())
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How a layer may be fitted.
+
+    Attributes:
+        ridge: None: what is best on samples that are held out.
+        bias_only: no weights.
+        memory: bytes.
+    """
+
+    ridge: float | None
+    bias_only: bool
+    memory: int
+
+
 def fit_layer(
-    module: fx.GraphModule, unit: Unit, rows: Sequence[Rows], ridge: float | None, bias_only: bool
+    module: fx.GraphModule, unit: Unit, rows: Sequence[Rows], choice: Choice
 ) -> tuple[FittedLayer, dict[str, Tensor]]:
     """Fit one layer of `module` in place; collective.
 
     Returns:
         What came of it, and all tensors that changed, by name.
+
+    Raises:
+        PassError: a value that is not finite.
     """
-    layer = module.get_submodule(unit.layer)
-    fit = _Fit(module, unit, layer, rows)
-    return fit.run(ridge, bias_only)
+    return _Fit(module, unit, rows, choice).run()
+
+
+Change = tuple[Tensor, Tensor]
+"""dW `[g, o, K]` and db `[g, o]`."""
 
 
 class _Fit:
-    def __init__(self, module: fx.GraphModule, unit: Unit, layer: nn.Module, rows: Sequence[Rows]) -> None:
-        self.module, self.unit, self.layer, self.rows = module, unit, layer, rows
-        self.w0 = matrix(layer)
-        self.groups, width = self.w0.shape[0], self.w0.shape[0] * self.w0.shape[1]
-        like = next(layer.parameters())
-        self.behind = _behind(module, unit, width, like)
-        self.bias = cast(Tensor | None, getattr(layer, "bias", None))
+    def __init__(self, module: fx.GraphModule, unit: Unit, rows: Sequence[Rows], choice: Choice) -> None:
+        self.module, self.unit, self.rows, self.choice = module, unit, rows, choice
+        self.layer = module.get_submodule(unit.layer)
+        self.w = matrix(self.layer)
+        self.groups, outputs, self.columns = self.w.shape
+        self.behind = _behind(module, unit, self.groups * outputs, self.w)
+        self.bias = cast(Tensor | None, getattr(self.layer, "bias", None))
         self.has_intercept = self.bias is not None or unit.norm is not None
+        zeros = self.w.new_zeros(self.groups, outputs)
+        # the mean of a normalisation takes the place of a bias: there it counts from zero
+        self.b = zeros if self.bias is None else self.bias.double().reshape(zeros.shape)
+        self.scale = self.behind.scale.reshape(zeros.shape)
+        self.count = self.total(rows)
+        self.judging = self.total([r for r in rows if r.is_held_out])
+        self.note = self.obstacle()
+        self.fits_weights = self.note is None and not choice.bias_only
+
+    def total(self, rows: Sequence[Rows]) -> int:
+        """How many rows all processes have together."""
+        count = self.w.new_tensor(sum(r.at.numel() for r in rows))
+        distributed.all_reduce([count])
+        return int(count)
+
+    def obstacle(self) -> str | None:
+        """Why no weights are fitted."""
+        few = f"{self.count} rows for {self.columns} columns"
+        if self.count < ENOUGH * self.columns and (not self.judging or self.choice.ridge is not None):
+            return f"{few} are too few: only its bias was fitted"
+        if COPIES * 8 * self.groups * self.columns**2 > max(self.choice.memory, SOLVER):
+            return f"no memory for {self.columns} columns: only its bias was fitted"
+        return None
+
+    def missing(self, rows: Rows, w: Tensor, b: Tensor, *, bent: bool = False) -> tuple[Tensor, Tensor]:
+        """a, `[rows, g, K]` (no columns where no weights are fitted), and r, `[rows, g, o]`."""
+        a = rows.patches()
+        a = a if a.dtype is torch.float64 else a.float()
+        u = (torch.einsum("ngk,gok->ngo", a, w.to(a.dtype)) + b.to(a.dtype)).flatten(1)
+        z = self.behind.scale.to(a.dtype) * u + self.behind.shift.to(a.dtype)
+        z = z if rows.other is None else z + rows.other
+        d = rows.target.to(a.dtype)
+        if bent:
+            d = torch.where(d < self.unit.low, z.clamp(max=self.unit.low), d)
+            d = torch.where(d > self.unit.high, z.clamp(min=self.unit.high), d)
+        strong = self.behind.strong
+        r = torch.where(strong, (d - z) / torch.where(strong, self.behind.scale, 1).to(a.dtype), 0)
+        return a if self.fits_weights else a[:, :, :0], r.reshape(len(r), *self.b.shape)
+
+    def run(self) -> tuple[FittedLayer, dict[str, Tensor]]:
+        seen, judge = self.moments()
+        everything = seen.plus(judge)
+        if not all(bool(x.isfinite().all()) for x in everything.sums):
+            raise PassError(
+                f"{self.unit.layer}: found a value that is not finite in what it reads or is to yield, "
+                "expected none"
+            )
+        normal = everything.centred(self.has_intercept)
+        jury = judge.centred(self.has_intercept) if self.judging else normal
+        stay = torch.zeros_like(self.w), torch.zeros_like(self.b)
+        power = self.power()
+        before = self.error(jury, stay) / power
+        if self.error(normal, stay) / power < EXACT:
+            return self.record(None, before, before), {}
+        basis = seen.centred(self.has_intercept) if self.judging else normal
+        tried = {ridge: self.change(basis, ridge) for ridge in self.ridges()}
+        errors = {ridge: self.error(jury, change) / power for ridge, change in tried.items()}
+        chosen = min(errors, key=lambda ridge: errors[ridge])
+        if self.judging and errors[chosen] >= before:
+            self.note = "nothing fits better samples that were held out: it stayed as it was"
+            return self.record(None, before, before), {}
+        if chosen is None and self.note is None and not self.choice.bias_only:
+            self.note = "no weights fit better samples that were held out: only its bias was fitted"
+        self.apply(self.change(normal, chosen))
+        if chosen is not None and (math.isfinite(self.unit.low) or math.isfinite(self.unit.high)):
+            self.apply(self.change(self.bent(everything), chosen))
+        return self.record(chosen, before, errors[chosen]), self.write(weights=chosen is not None)
+
+    def ridges(self) -> list[float | None]:
+        """What is tried; None: the bias alone."""
+        if not self.fits_weights:
+            return [None]
+        if self.choice.ridge is not None:
+            return [self.choice.ridge]
+        return [None, *RIDGES] if self.judging else [FEW]
+
+    def change(self, normal: Normal, ridge: float | None) -> Change:
+        """What is best added."""
+        zeros = torch.zeros_like(self.w)
+        if ridge is None:
+            return zeros, normal.bias(zeros[:, :, : normal.gram.shape[2]])
+        if isinstance(self.layer, DctLayer):
+            found = normal.solve_within(zeros, ridge, self.nearest)
+        else:
+            found = normal.solve(zeros, normal.factor(ridge))
+        return found, normal.bias(found)
+
+    def apply(self, change: Change) -> None:
+        self.w, self.b = self.w + change[0], self.b + change[1]
+
+    def bent(self, moments: Moments) -> Normal:
+        """What is lacking of that which matters of the targets."""
+        again = moments.without_targets()
+        for rows in self.rows:
+            again.retarget(*self.missing(rows, self.w, self.b, bent=True))
+        again.all_reduce(targets_only=True)
+        return again.centred(self.has_intercept)
+
+    def error(self, normal: Normal, change: Change) -> float:
+        """E (z - D)^2, all channels together."""
+        w, b = change
+        return float((self.scale.square() * normal.error(w[:, :, : normal.gram.shape[2]], b)).sum())
+
+    def power(self) -> float:
+        """The variance of D, less what is added behind the layer; all channels together."""
+        count, total, squares = (self.w.new_zeros(self.w.shape[0] * self.w.shape[1]) for _ in range(3))
+        first = self.goals(self.rows[0]).mean(0) if self.rows else total
+        first = distributed.broadcast(first.cpu()).to(total.device)
+        for rows in self.rows:
+            goals = self.goals(rows) - first
+            count += len(goals)
+            total += goals.sum(0)
+            squares += goals.square().sum(0)
+        distributed.all_reduce([count, total, squares])
+        variance = squares / count - (total / count).square()
+        return max(float(variance[self.behind.strong].sum()), 1e-30)
 
     def goals(self, rows: Rows) -> Tensor:
-        """u that would yield the original's z, `[rows, g, o]`."""
-        z = rows.target if rows.other is None else rows.target - rows.other
-        return self.grouped(self.behind.back(z))
+        goals = rows.target if rows.other is None else rows.target - rows.other
+        return goals.double()
 
-    def grouped(self, u: Tensor) -> Tensor:
-        return u.reshape(len(u), self.groups, -1)
-
-    def bent(self, rows: Rows, a: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        """Goals that only ask for the side where the activation is flat."""
-        dtype = a.dtype
-        u = (torch.einsum("ngk,gok->ngo", a, w.to(dtype)) + b.to(dtype)).flatten(1)
-        other = self.behind.shift if rows.other is None else self.behind.shift + rows.other
-        z, d = self.behind.scale * u + other, rows.target
-        d = torch.where(d < self.unit.low, z.clamp(max=self.unit.low), d)
-        d = torch.where(d > self.unit.high, z.clamp(min=self.unit.high), d)
-        return self.grouped((d - other) / torch.where(self.behind.strong, self.behind.scale, 1))
-
-    def run(self, ridge: float | None, bias_only: bool) -> tuple[FittedLayer, dict[str, Tensor]]:
-        seen, judge = self.moments()
-        everything = seen if judge is None else seen.plus(judge)
-        normal = everything.centred(self.has_intercept)
-        as_it_was = self.b0()
-        jury = normal if judge is None else judge.centred(self.has_intercept)
-        before = self.relative(jury, self.w0, as_it_was)
-        if before < EXACT:
-            return self.record(None, before, before, everything), {}
-        count = int(everything.rows)
-        chosen = self.choose(seen, jury if judge is not None else None, ridge, bias_only, count)
-        w, b = self.w0, normal.bias(self.w0)
-        if chosen is not None:
-            factor = normal.factor(chosen)
-            w = self.solved(normal, self.w0, chosen, factor)
-            b = normal.bias(w)
-            if math.isfinite(self.unit.low) or math.isfinite(self.unit.high):
-                w, b = self.bend(everything, w, b, chosen, factor)
-        elif not self.has_intercept:
-            b = as_it_was
-        record = self.record(chosen, before, self.relative(jury, w, b), everything)
-        return record, self.write(w, b)
-
-    def record(self, ridge: float | None, before: float, after: float, moments: Moments) -> FittedLayer:
+    def record(self, ridge: float | None, before: float, after: float) -> FittedLayer:
         return FittedLayer(
             layer=self.unit.layer,
             original=self.unit.origin.layer,
-            rows=int(moments.rows),
-            columns=self.w0.shape[2],
+            rows=self.count,
+            columns=self.columns,
             ridge=ridge,
             before=before,
             after=after,
+            note=self.note,
         )
 
-    def moments(self) -> tuple[Moments, Moments | None]:
-        """Of the rows that are fitted, and of those that judge (None: too few to tell)."""
-        first = self.rows[0] if self.rows else None
+    def moments(self) -> tuple[Moments, Moments]:
+        """Of the rows that are fitted, and of those that judge."""
         shifts = None
-        if first is not None:
-            shifts = first.patches().mean(0).cpu(), self.goals(first).mean(0).cpu()
+        if self.rows:
+            a, r = self.missing(self.rows[0], self.w, self.b)
+            shifts = a.mean(0).cpu(), r.mean(0).cpu()
             if not self.has_intercept:
                 shifts = torch.zeros_like(shifts[0]), torch.zeros_like(shifts[1])
         shift_a, shift_t = cast(tuple[Tensor, Tensor], distributed.broadcast(shifts))
-        device = self.w0.device
+        device = self.w.device
         seen, judge = (Moments(shift_a.to(device), shift_t.to(device)) for _ in range(2))
         for rows in self.rows:
-            (judge if rows.is_held_out else seen).add(rows.patches(), self.goals(rows))
+            (judge if rows.is_held_out else seen).add(*self.missing(rows, self.w, self.b))
         seen.all_reduce()
         judge.all_reduce()
-        return seen, judge if int(judge.rows) else None
-
-    def choose(
-        self, seen: Moments, jury: Normal | None, ridge: float | None, bias_only: bool, count: int
-    ) -> float | None:
-        """The ridge to fit with; None: only the bias."""
-        if bias_only:
-            return None
-        if ridge is not None or jury is None:
-            return None if count < ENOUGH * self.w0.shape[2] else FEW if ridge is None else ridge
-        normal = seen.centred(self.has_intercept)
-        found: dict[float | None, float] = {None: float(jury.error(self.w0, normal.bias(self.w0)).sum())}
-        for candidate in RIDGES:
-            w = self.solved(normal, self.w0, candidate, normal.factor(candidate))
-            found[candidate] = float(jury.error(w, normal.bias(w)).sum())
-        return min(found, key=lambda key: found[key])
-
-    def solved(self, normal: Normal, w0: Tensor, ridge: float, factor: Tensor) -> Tensor:
-        """W; rows whose outputs a normalisation hides stay as they were."""
-        if isinstance(self.layer, DctLayer):
-            w = normal.solve_within(w0, ridge, self.nearest)
-        else:
-            w = normal.solve(w0, factor)
-        strong = self.behind.strong.reshape(self.groups, -1, 1)
-        return torch.where(strong, w, w0)
+        return seen, judge
 
     def nearest(self, w: Tensor) -> Tensor:
         """The weight closest to W that the layer's coefficients can say."""
@@ -213,46 +291,22 @@ class _Fit:
         order = None if layer.index is None else layer.index.long().argsort()
         return encode(w.reshape(layer.weight_shape), layer.rows, layer.terms, order, layer.basis)
 
-    def bend(
-        self, moments: Moments, w: Tensor, b: Tensor, ridge: float, factor: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Once more, with what matters of the targets."""
-        again = moments.without_targets()
-        for rows in self.rows:
-            a = rows.patches()
-            again.retarget(a, self.bent(rows, a, w, b))
-        again.all_reduce(targets_only=True)
-        normal = again.centred(self.has_intercept)
-        w = self.solved(normal, w, ridge, factor)
-        return w, normal.bias(w)
-
-    def b0(self) -> Tensor:
-        """What the layer adds now; a normalisation's mean is what is compared with."""
-        zeros = self.w0.new_zeros(self.w0.shape[:2])
-        return zeros if self.bias is None else self.bias.double().reshape(zeros.shape)
-
-    def relative(self, normal: Normal, w: Tensor, b: Tensor) -> float:
-        """E (u - goal)^2 over the goals' variance."""
-        scale = self.behind.scale.double().square().reshape(b.shape)
-        power = float((scale * normal.power).sum())
-        return float((scale * normal.error(w, b)).sum()) / max(power, 1e-30)
-
-    def write(self, w: Tensor, b: Tensor) -> dict[str, Tensor]:
+    def write(self, *, weights: bool) -> dict[str, Tensor]:
         """Set the layer's tensors, and the normalisation's mean where the layer has no bias."""
         changed: dict[str, Tensor] = {}
-        if isinstance(self.layer, DctLayer):
-            self.layer.coefficients.copy_(self.coefficients(w))
+        if weights and isinstance(self.layer, DctLayer):
+            self.layer.coefficients.copy_(self.coefficients(self.w))
             changed[f"{self.unit.layer}.coefficients"] = self.layer.coefficients
-        else:
+        elif weights:
             weight = cast(Tensor, self.layer.weight)
-            weight.copy_(as_weight(self.layer, w))
+            weight.copy_(as_weight(self.layer, self.w))
             changed[f"{self.unit.layer}.weight"] = weight
         if self.bias is not None:
-            self.bias.copy_(b.reshape(-1))
+            self.bias.copy_(self.b.reshape(-1))
             changed[f"{self.unit.layer}.bias"] = self.bias
         elif self.unit.norm is not None:
             norm = cast(BatchNorm, self.module.get_submodule(self.unit.norm))
             mean = cast(Tensor, norm.running_mean)
-            mean.sub_(torch.where(self.behind.strong, b.reshape(-1), 0).to(mean.dtype))
+            mean.sub_(self.b.reshape(-1).to(mean.dtype))
             changed[f"{self.unit.norm}.running_mean"] = mean
         return {name: t.detach().cpu().clone() for name, t in changed.items()}

@@ -18,6 +18,9 @@ from torch import nn
 from graphcomp.ir import Program, editable
 from graphcomp.measure import is_mixing, matrix_shape
 
+WHOLE = 1e-3
+"""A bias that is further from an integer is no number of a row: something was added to it."""
+
 Replay = Callable[[Program], Program]
 """Carries out one recorded plan."""
 
@@ -37,7 +40,7 @@ class Origin:
 
 def origins(earlier: Program, replays: Sequence[Replay]) -> dict[str, Origin]:
     """For every layer, after some plans, that yields rows of the earlier program: which they are."""
-    numbered, first = _numbered(earlier)
+    numbered, first, end = _numbered(earlier)
     for replay in replays:
         numbered = replay(numbered)
     names = list(first)
@@ -47,20 +50,22 @@ def origins(earlier: Program, replays: Sequence[Replay]) -> dict[str, Origin]:
         bias = getattr(module, "bias", None)
         if not is_mixing(module) or bias is None:
             continue
-        numbers = bias.detach().round().long().numpy()
+        exact = bias.detach().numpy()
+        numbers = exact.round().astype(np.int64)
         at = np.searchsorted(starts, numbers, side="right") - 1
-        if len(np.unique(at)) == 1 and numbers[0] >= 0:
+        is_whole = np.abs(exact - numbers).max() < WHOLE and numbers.min() > 0 and numbers.max() < end
+        if is_whole and len(np.unique(at)) == 1:
             found[path] = Origin(names[at[0]], numbers - starts[at[0]])
     return found
 
 
 @torch.no_grad()
-def _numbered(program: Program) -> tuple[Program, dict[str, int]]:
-    """A float64 copy whose layers have a bias of running numbers, and the first number of each."""
+def _numbered(program: Program) -> tuple[Program, dict[str, int], int]:
+    """A float64 copy whose layers have a bias of running numbers, the first number of each, and the end."""
     copy = program.to(torch.float64)
     module = editable(copy)
     first: dict[str, int] = {}
-    count = 0
+    count = 1  # 0 is no row
     done: dict[int, str] = {}
     for path in copy.called_modules():
         layer = module.get_submodule(path)
@@ -74,7 +79,7 @@ def _numbered(program: Program) -> tuple[Program, dict[str, int]]:
         layer.register_parameter("bias", nn.Parameter(torch.arange(count, count + g * o).double()))
         count += g * o
     module.recompile()
-    return Program(module, copy.example_inputs, copy.history), first
+    return Program(module, copy.example_inputs, copy.history), first, count
 
 
 def _neutralise(norm: nn.modules.batchnorm._BatchNorm) -> None:
@@ -84,4 +89,5 @@ def _neutralise(norm: nn.modules.batchnorm._BatchNorm) -> None:
         norm.running_var.fill_(1 - norm.eps)
     if norm.weight is not None:
         norm.weight.fill_(1)
+    if norm.bias is not None:
         norm.bias.zero_()

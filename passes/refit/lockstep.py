@@ -5,7 +5,9 @@ what is alive there is held in memory, and beyond a budget in files that are map
 """
 
 import math
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,9 +20,10 @@ from torch import Tensor, fx, nn
 
 from graphcomp.base import Progress, distributed
 from graphcomp.data import Split
+from graphcomp.errors import OutputError
 from graphcomp.ir import Program, editable, evaluating
 from graphcomp.measure import Positions, calibrate, layer_row, outputs_at
-from graphcomp.passes.refit.layer import Rows, fit_layer
+from graphcomp.passes.refit.layer import Choice, Rows, fit_layer
 from graphcomp.passes.refit.units import Unit
 from graphcomp.records import FittedLayer
 
@@ -109,7 +112,8 @@ def fit(
                     _put(module, known[unit.layer])
                 else:
                     rows = _rows(program, module, node, unit, chunks, places)
-                    record, changed = fit_layer(module, unit, rows, limits.ridge, limits.bias_only)
+                    choice = Choice(limits.ridge, limits.bias_only, limits.memory)
+                    record, changed = fit_layer(module, unit, rows, choice)
                     done(record, changed)
                 for chunk in chunks:
                     chunk.targets.pop(unit.layer, None)
@@ -174,7 +178,7 @@ def _watch(
         chunk = chunks[number]
         for unit in wanted:
             module = program.layer(unit.layer)
-            at = drawn.of(_plane(program, unit), chunk.first, chunk.count).to(device)
+            at = _places(program, unit, chunk, drawn)
             rows = torch.from_numpy(unit.origin.rows).to(device)
             chunk.targets[unit.layer] = shelf.keep(outputs_at(module, output, at)[:, rows])
 
@@ -187,12 +191,17 @@ def _watch(
     for unit in units:
         by_node.setdefault(unit.seen, []).append(unit)
     watchers = {node: partial(keep, wanted) for node, wanted in by_node.items()}
-    calibrate.watch(original, (chunk.x for chunk in chunks), watchers, next_chunk)
+    calibrate.watch(original, (chunk.x.clone() for chunk in chunks), watchers, next_chunk)
 
 
-def _plane(program: Program, unit: Unit) -> int:
-    shape = program.shape(unit.node) or ()
-    return math.prod(shape[1:-1] if unit.is_last else shape[2:])
+def _places(program: Program, unit: Unit, chunk: _Chunk, drawn: Positions) -> Tensor:
+    """Which positions of a unit's output are looked at, `[n, P]`; n are maps: a sample may be several."""
+    shape, samples = program.shape(unit.node) or (), len(program.example_inputs[0])
+    if unit.is_last:
+        plane, maps = math.prod(shape[:-1]) // samples, 1
+    else:
+        plane, maps = math.prod(shape[2:]), shape[0] // samples
+    return drawn.of(plane, chunk.first * maps, chunk.count * maps).to(chunk.x.device)
 
 
 def _rows(
@@ -209,7 +218,7 @@ def _rows(
     other = None if unit.other is None else next(n for n in module.graph.nodes if n.name == unit.other.name)
     found = []
     for chunk in chunks:
-        at = drawn.of(_plane(program, unit), chunk.first, chunk.count).to(chunk.x.device)
+        at = _places(program, unit, chunk, drawn)
         base = None if other is None else outputs_at(layer, chunk.env[other], at)
         read = chunk.env[source]
         found.append(Rows(layer, read, at, chunk.targets[unit.layer], base, chunk.is_held_out))
@@ -226,16 +235,20 @@ class _Shelf:
         self.folder, self.budget, self.count = folder, budget, 0
         self.chunks: Sequence[_Chunk] = ()
         self.held = 0
+        self.mapped: set[int] = set()  # addresses
 
     def keep(self, tensor: Tensor) -> Tensor:
         """The tensor, or a copy in a file if memory is spent; for tensors that nothing else views."""
         self.held += tensor.nbytes
-        return tensor if self.held <= self.budget or tensor.device.type != "cpu" else self._mapped(tensor)
+        fits = self.held <= self.budget or tensor.device.type != "cpu" or not tensor.nbytes
+        return tensor if fits else self._mapped(tensor)
 
     def settle(self, chunk: _Chunk, node: fx.Node) -> None:
         """Move what a node has just yielded to a file if memory is spent."""
         value = chunk.env.get(node)
         if not isinstance(value, Tensor) or value.device.type != "cpu" or not value.is_contiguous():
+            return
+        if self._is_mapped(value) or not value.nbytes:
             return
         if self._in_memory() <= self.budget:
             return
@@ -248,18 +261,33 @@ class _Shelf:
         sizes = {}
         for chunk in self.chunks:
             for t in chunk.held():
-                if not getattr(t, "_is_mapped", False):
+                if not self._is_mapped(t):
                     storage = t.untyped_storage()
                     sizes[storage._cdata] = storage.nbytes()
         return sum(sizes.values())
 
+    def _is_mapped(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in self.mapped
+
     def _mapped(self, tensor: Tensor) -> Tensor:
-        """A copy in a file without a name, which goes with the last use of it."""
+        """A copy in a file without a name, which goes with the last use of it.
+
+        Raises:
+            OutputError: no room on the disk.
+        """
+        free = shutil.disk_usage(self.folder).free
+        if free < tensor.nbytes:
+            raise OutputError(
+                f"{self.folder}: found {free} bytes free, expected {tensor.nbytes} for activations that do "
+                "not fit into memory; set TMPDIR to a larger disk, or take fewer samples"
+            )
         path = self.folder / str(self.count)
         self.count += 1
-        array = np.memmap(path, mode="w+", dtype=tensor.numpy().dtype, shape=tuple(tensor.shape))
+        array = np.memmap(path, mode="w+", dtype=np.uint8, shape=(tensor.nbytes,))
         path.unlink()
-        copy = torch.from_numpy(array)
+        copy = torch.from_numpy(array).view(tensor.dtype).reshape(tensor.shape)
         copy.copy_(tensor)
-        copy._is_mapped = True  # type: ignore[attr-defined]
+        address = copy.untyped_storage().data_ptr()
+        self.mapped.add(address)
+        weakref.finalize(array, self.mapped.discard, address)
         return copy

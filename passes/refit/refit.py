@@ -58,6 +58,10 @@ class _Recorded(RowRemoval):
     name: ClassVar[str] = "refit"
 
 
+class _Learned:
+    """A training, whoever planned it."""
+
+
 @dataclass(frozen=True, config=OPTIONS)
 class Refit:
     """Fit all layers again, in closed form, to what the original network computes: no labels, no training."""
@@ -72,7 +76,7 @@ class Refit:
         Field(
             description="whom to fit to: a step of the run by its name (the last of that name) or number, "
             "`input` (or 0): what the run began with, or the directory of a saved program; default: what was "
-            "trained last, the run's input if nothing was"
+            "trained last before the last removals, the run's input if nothing was"
         ),
     ] = None
     ridge: Annotated[
@@ -193,7 +197,7 @@ class Refit:
                 original = pass_.follow(original, plan)
             else:
                 changed = True
-            if not isinstance(pass_, TrainingPass) and not getattr(pass_, "keeps_rows", False):
+            if not isinstance(pass_, TrainingPass | _Learned) and not getattr(pass_, "keeps_rows", False):
                 replays.append(_replay(pass_, plan))
         if not changed:
             return label, [], [], original
@@ -209,7 +213,7 @@ class Refit:
     def _original(self, program: Program, context: Context) -> tuple[str, Program, list[Plan]]:
         """Who it is, the program, and the plans since."""
         names = [earlier.name for earlier in context.earlier]
-        index = self._default(names) if self.teacher is None else find_step(self.teacher, names)
+        index = _default(context) if self.teacher is None else find_step(self.teacher, names)
         if index is not None:
             label, original = load_step(context, index)
         else:
@@ -228,15 +232,30 @@ class Refit:
             return self.teacher
         raise no_such_step(repr(self.teacher), names)
 
-    def _default(self, names: list[str]) -> int:
-        """What was trained last."""
-        for index in reversed(range(1, len(names))):
-            kind = _kind(names[index])
-            if kind is None or issubclass(kind, Refit):
-                continue
-            if hasattr(kind, "train") or hasattr(kind, "iteration"):
+
+def _default(context: Context) -> int:
+    """What was trained last before the last removals: trained by them or after them does not count."""
+    removed = False
+    for index in reversed(range(1, len(context.earlier))):
+        kind = _kind(context.earlier[index].name)
+        if kind is None or issubclass(kind, Refit) or hasattr(kind, "follow"):
+            continue
+        if hasattr(kind, "iteration"):
+            if removed and _trained(context, index):
                 return index
-        return 0
+            removed = True
+        elif not hasattr(kind, "train"):
+            removed = True
+        elif removed:
+            return index
+    return 0
+
+
+def _trained(context: Context, index: int) -> bool:
+    """Whether a pass that may go over several rounds did."""
+    before, after = (context.earlier[i].load().history for i in (index - 1, index))
+    plans = [Plan.model_validate(plan) for plan in after[len(before) :]]
+    return any(isinstance(_pass_of(plan), TrainingPass | _Learned) for plan in plans)
 
 
 def spread(split: Split, samples: int) -> Split:
@@ -258,6 +277,8 @@ def _pass_of(plan: Plan) -> Any:
         return TypeAdapter(kind).validate_python(plan.options)
     if "rows" in plan.decisions:
         return _Recorded()
+    if "epochs" in plan.options:
+        return _Learned()
     raise PassError(
         f"teacher: found the pass {plan.name!r} in this network's history, expected passes of this version; "
         "fit to a later step"

@@ -20,6 +20,7 @@ from graphcomp.passes.refit.lineage import Origin
 from graphcomp.records import LeftAlone
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
+OTHER_SIZE = "its output has another size than in the original"
 BOUNDS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 
 
@@ -72,15 +73,17 @@ def find_units(
             reason = "it is called more than once"
         elif layer in tied:
             reason = "its weight is used elsewhere too"
+        elif len(node.args) != 1 or node.kwargs:
+            reason = "it is told how large its output is to be"
         if reason is not None or origin is None:
             if reason is not None and not any(k.where == layer for k in left):
                 left.append(LeftAlone(where=layer, reason=reason))
             continue
         unit = _unit(program, original, node, source[0], origin, order)
-        if unit is None:
-            left.append(LeftAlone(where=layer, reason="its output has another size than in the original"))
-        else:
+        if isinstance(unit, Unit):
             units.append(unit)
+        else:
+            left.append(LeftAlone(where=layer, reason=unit))
     return units, left
 
 
@@ -91,13 +94,16 @@ def _unit(
     source: fx.Node,
     origin: Origin,
     order: Mapping[fx.Node, int],
-) -> Unit | None:
+) -> Unit | str:
+    """The unit, or why there is none."""
     out, norm = _behind(program, node)
-    seen = source
+    seen, theirs = source, _behind(original, source)
+    if norm is not None and theirs[1] is None:
+        return "a normalisation reads it, and none in the original"
     if norm is not None:
-        seen, theirs = _behind(original, source)
-        if theirs is None:
-            return None
+        seen = theirs[0]
+    elif theirs[1] is not None and theirs[1] not in program.called_modules():
+        return "its normalisation was folded, and cannot be in the original"
     other = None
     added = _sum(program, out)
     their_sum = _sum(original, seen)
@@ -109,9 +115,9 @@ def _unit(
     is_last = is_linear(program.layer(str(node.target)))
     dim = -1 if is_last else 1
     if a is None or b is None or len(a) != len(b):
-        return None
+        return OTHER_SIZE
     if [n for i, n in enumerate(a) if i != dim % len(a)] != [n for i, n in enumerate(b) if i != dim % len(b)]:
-        return None
+        return OTHER_SIZE
     low, high = _bounds(program, out)
     return Unit(str(node.target), node, origin, norm, seen.name, other, low, high, is_last)
 
