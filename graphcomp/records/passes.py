@@ -110,7 +110,7 @@ class Training(Record):
 
 
 class FittedLayer(Record):
-    """One layer that `refit` fitted; errors are those of samples that no ridge was fitted on, if any are."""
+    """One layer that `refit` fitted; errors are those on samples that are held out, if there are enough."""
 
     layer: str = Field(description="module path")
     original: str = Field(description="the layer that it comes from")
