@@ -8,10 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graphcomp.passes.apoz import APoZ
+    from graphcomp.passes.apoz.apoz import APoZ
     from graphcomp.passes.cc.cc import CC
     from graphcomp.passes.dct.dct import Dct
-    from graphcomp.passes.distil import Distil
+    from graphcomp.passes.distil.distil import Distil
     from graphcomp.passes.finetune import Finetune
     from graphcomp.passes.fold_bn import FoldBN
     from graphcomp.passes.l1 import L1
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from graphcomp.passes.random_ import Random
     from graphcomp.passes.refit.refit import Refit
     from graphcomp.passes.slimming import Slimming
-    from graphcomp.passes.student import Student
+    from graphcomp.passes.student.student import Student
 
 __all__ = [
     "CC",
@@ -67,7 +67,7 @@ _PLACES = {
     "fold-bn": "fold_bn:FoldBN",
     "l1": "l1:L1",
     "random": "random_:Random",
-    "apoz": "apoz:APoZ",
+    "apoz": "apoz.apoz:APoZ",
     "play-and-prune": "play_and_prune.play_and_prune:PlayAndPrune",
     "slimming": "slimming:Slimming",
     "low-rank": "low_rank:LowRank",
@@ -76,8 +76,8 @@ _PLACES = {
     "dct": "dct.dct:Dct",
     "refit": "refit.refit:Refit",
     "finetune": "finetune:Finetune",
-    "student": "student:Student",
-    "distil": "distil:Distil",
+    "student": "student.student:Student",
+    "distil": "distil.distil:Distil",
 }
 PASSES: Mapping[str, type[Any]] = _Table(_PLACES)
 _NAMES = {place.rpartition(":")[2]: name for name, place in _PLACES.items()}

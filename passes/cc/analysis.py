@@ -14,17 +14,9 @@ import torch
 from torch import Tensor
 
 from graphcomp.base import cache
+from graphcomp.passes.cc.forms import Compression, first_form, least_macs, step_back
 from graphcomp.passes.cc.gcro import Fit, fit_exponential, removal_curve
-from graphcomp.passes.cc.mshc import (
-    Compression,
-    Lookahead,
-    Search,
-    first_form,
-    is_exact,
-    least_macs,
-    step_back,
-    step_size,
-)
+from graphcomp.passes.cc.mshc import Lookahead, Search, is_exact, step_size
 from graphcomp.passes.cc.units import Unit, WeightShape
 
 T = TypeVar("T")

@@ -44,8 +44,9 @@ from graphcomp.factors import Factor, candidates, layer_macs, read_factors, rewr
 from graphcomp.ir import Program
 from graphcomp.measure import layer_row, macs, mean_gradients
 from graphcomp.passes.cc.analysis import Analysis, side_by_side
+from graphcomp.passes.cc.forms import Compression, least_macs
 from graphcomp.passes.cc.gcro import Slope, curve_cost, solve_rates
-from graphcomp.passes.cc.mshc import Compression, Lookahead, least_macs
+from graphcomp.passes.cc.mshc import Lookahead
 from graphcomp.passes.cc.units import Unit, WeightShape
 from graphcomp.pipeline import Concern, Context, Outlook, require_data
 from graphcomp.records import LeftAlone, Plan, Record

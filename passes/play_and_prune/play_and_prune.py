@@ -26,7 +26,8 @@ from graphcomp.bases import OPTIONS, Globs, options_of, why_shared
 from graphcomp.channels import analyse
 from graphcomp.errors import PassError
 from graphcomp.ir import Program
-from graphcomp.passes.play_and_prune.afp import Cut, Epoch, EpochOptions, find_layers
+from graphcomp.passes.play_and_prune.afp import Cut, Epoch, EpochOptions
+from graphcomp.passes.play_and_prune.filters import find_layers
 from graphcomp.passes.play_and_prune.prc import Limits, Standing, points, stand
 from graphcomp.passes.play_and_prune.thresholds import first_thresholds
 from graphcomp.pipeline import Concern, Context, Course, Outlook, Pass, held_out_samples, require_trained

@@ -19,7 +19,7 @@ from graphcomp.budget import largest
 from graphcomp.channels import Channels, legalise, mask, no_drop
 from graphcomp.data import Split
 from graphcomp.measure import accuracy
-from graphcomp.passes.play_and_prune.afp import FilterLayer
+from graphcomp.passes.play_and_prune.filters import FilterLayer
 from graphcomp.passes.play_and_prune.prc import SLACK, points
 
 KIND = "first-threshold"

@@ -11,15 +11,8 @@ from torch import nn
 from graphcomp.channels import analyse
 from graphcomp.ir.program import Program
 from graphcomp.models import MODELS
-from graphcomp.passes.play_and_prune.afp import (
-    Cut,
-    Epoch,
-    EpochOptions,
-    candidates,
-    emptied,
-    find_layers,
-    penalised,
-)
+from graphcomp.passes.play_and_prune.afp import Cut, Epoch, EpochOptions
+from graphcomp.passes.play_and_prune.filters import candidates, emptied, find_layers, penalised
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE
 from graphcomp.records import Plan

@@ -18,7 +18,7 @@ from graphcomp.errors import DataError, PassError
 from graphcomp.ir.program import Program
 from graphcomp.models import MODELS
 from graphcomp.passes import PASSES, APoZ, Finetune
-from graphcomp.passes.apoz import beyond_sigma
+from graphcomp.passes.apoz.apoz import beyond_sigma
 from graphcomp.pipeline import Context, Course
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE
@@ -326,7 +326,7 @@ def test_the_end_of_what_the_rule_finds(taught: Program, monkeypatch: pytest.Mon
         calls.append(1)
         return beyond_sigma(apoz) if len(calls) <= 2 else []
 
-    monkeypatch.setattr("graphcomp.passes.apoz.beyond_sigma", once)
+    monkeypatch.setattr("graphcomp.passes.apoz.apoz.beyond_sigma", once)
     step, _, result = run_pass(stepwise(), taught, context(make_data()))
     assert [row.name for row in step.rounds] == ["start", "apoz", "finetune", "apoz"]
     assert [row.kept for row in step.rounds] == [True, True, True, False]
@@ -334,7 +334,7 @@ def test_the_end_of_what_the_rule_finds(taught: Program, monkeypatch: pytest.Mon
 
 
 def test_nothing_beyond_the_rule_at_all(taught: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphcomp.passes.apoz.beyond_sigma", lambda apoz: [])
+    monkeypatch.setattr("graphcomp.passes.apoz.apoz.beyond_sigma", lambda apoz: [])
     with pytest.raises(PassError, match=r"round 1 \(apoz\): found no channel to remove"):
         run_pass(stepwise(), taught, context(make_data()))
     step, _, result = run_pass(stepwise(allow_nothing=True), taught, context(make_data()))

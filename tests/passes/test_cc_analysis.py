@@ -5,8 +5,9 @@ import torch
 
 from graphcomp.passes.cc import analysis
 from graphcomp.passes.cc.analysis import Analysis
+from graphcomp.passes.cc.forms import first_form, least_macs
 from graphcomp.passes.cc.gcro import fit_exponential, removal_curve
-from graphcomp.passes.cc.mshc import Search, first_form, least_macs
+from graphcomp.passes.cc.mshc import Search
 from tests.naive_cc import weights
 
 

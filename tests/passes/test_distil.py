@@ -17,7 +17,7 @@ from graphcomp.errors import DataError, PassError
 from graphcomp.ir.program import Program
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.passes import L1, PASSES, Distil, Finetune, Student
-from graphcomp.passes.distil import cosine_distance, cosine_loss, hinton
+from graphcomp.passes.distil.losses import cosine_distance, cosine_loss, hinton
 from graphcomp.pipeline import Pipeline, held
 from graphcomp.pipeline.contract import TrainingPass
 from graphcomp.pipeline.pipeline import run_pass

@@ -3,17 +3,10 @@
 import pytest
 import torch
 
-from graphcomp.passes.cc import mshc
-from graphcomp.passes.cc.mshc import (
-    Compression,
-    Search,
-    first_form,
-    importances,
-    is_exact,
-    least_macs,
-    step_back,
-    step_size,
-)
+from graphcomp.passes.cc import lookahead
+from graphcomp.passes.cc.forms import Compression, first_form, least_macs, step_back
+from graphcomp.passes.cc.lookahead import importances
+from graphcomp.passes.cc.mshc import Search, is_exact, step_size
 from graphcomp.passes.cc.units import Remainder, Unit, WeightShape
 from tests.naive_cc import Naive, search, weights
 from tests.passes.test_cc_units import SHAPES, TOY_G, TOY_W
@@ -55,7 +48,7 @@ def test_g1_3_closed_form_is_the_double_loop(shape: tuple[int, ...]) -> None:
 def test_batches_of_candidates(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     state = Remainder(*weights(4, 6, 3, 3))
     expected = importances(state, 0.9)
-    monkeypatch.setattr(mshc, "CHUNK", chunk)
+    monkeypatch.setattr(lookahead, "CHUNK", chunk)
     torch.testing.assert_close(importances(state, 0.9), expected, rtol=1e-12, atol=0)
 
 
@@ -72,7 +65,7 @@ def test_held_lookahead() -> None:
         cut[:, j] = 0
         triples = torch.einsum("ar,rcx->racx", state.left, cut)
         last = float((state.importance * triples.square()).sum())
-        assert float(mshc.channel_spectra(state)[j]) - last == pytest.approx(float(gap), rel=1e-9)
+        assert float(lookahead.channel_spectra(state)[j]) - last == pytest.approx(float(gap), rel=1e-9)
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])

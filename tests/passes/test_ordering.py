@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from graphcomp.errors import PassError
-from graphcomp.passes.dct import ordering
+from graphcomp.passes.dct import walk
 from graphcomp.passes.dct.ordering import OrderDistance, StartNorm, chain
 
 Floats = NDArray[np.float64]
@@ -36,7 +36,7 @@ def all_pairs(x: Floats, distance: OrderDistance = "euclidean", start: StartNorm
 def chain_by(limit: int, x: Floats, distance: OrderDistance, start: StartNorm = "l2") -> list[int]:
     """The chain with the k-d tree (limit 99) or the scan (limit 1), whatever the number of rows."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ordering, "TREE_DIMENSIONS", limit)
+        patch.setattr(walk, "TREE_DIMENSIONS", limit)
         return chain(x, distance, start).tolist()
 
 
@@ -201,7 +201,7 @@ def test_t4_9_few_pairs_are_looked_at(monkeypatch: pytest.MonkeyPatch, kind: Any
     """T4.9: all pairs of 30,000 columns would be 15,000 a column; and rebuilt indices are few."""
     x = kind(np.random.default_rng(0), 4, 30_000)
     looked_at, built = [0], [0]
-    ranked, build = ordering._Walk.ranked, ordering._Walk.build
+    ranked, build = walk.Walk.ranked, walk.Walk.build
 
     def counted(self: Any, which: Any, k: int) -> Any:
         found = ranked(self, which, k)
@@ -212,8 +212,8 @@ def test_t4_9_few_pairs_are_looked_at(monkeypatch: pytest.MonkeyPatch, kind: Any
         build(self, here)
         built[0] += len(self.index.ids)
 
-    monkeypatch.setattr(ordering._Walk, "ranked", counted)
-    monkeypatch.setattr(ordering._Walk, "build", counted_build)
+    monkeypatch.setattr(walk.Walk, "ranked", counted)
+    monkeypatch.setattr(walk.Walk, "build", counted_build)
     order = chain(x)
     assert np.array_equal(np.sort(order), np.arange(30_000))
     assert looked_at[0] < limit * 30_000

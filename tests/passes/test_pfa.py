@@ -18,8 +18,9 @@ from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.measure.statistics import Covariance, Request
 from graphcomp.models import MODELS
 from graphcomp.passes import PASSES, PFA
-from graphcomp.passes.pfa.pfa import View, group_covariance
 from graphcomp.passes.pfa.principal import spectrum
+from graphcomp.passes.pfa.responses import group_covariance
+from graphcomp.passes.pfa.views import View
 from graphcomp.pipeline import Context
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference, verify_pass

@@ -8,7 +8,7 @@ import pytest
 from graphcomp.errors import PassError
 from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.models import MODELS
-from graphcomp.passes.play_and_prune.afp import candidates, emptied
+from graphcomp.passes.play_and_prune.filters import candidates, emptied
 from graphcomp.passes.play_and_prune.prc import Limits, Standing, is_enough, points, rate, stand
 from graphcomp.records import Accuracy
 from tests.tiny import traced

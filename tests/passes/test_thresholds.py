@@ -14,7 +14,7 @@ from graphcomp.data.split import Split
 from graphcomp.ir.program import Program
 from graphcomp.measure.evaluate import accuracy
 from graphcomp.passes.play_and_prune import thresholds
-from graphcomp.passes.play_and_prune.afp import find_layers
+from graphcomp.passes.play_and_prune.filters import find_layers
 from graphcomp.passes.play_and_prune.prc import points
 from graphcomp.passes.play_and_prune.thresholds import first_threshold, first_thresholds
 from graphcomp.train.options import TrainOptions

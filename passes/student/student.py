@@ -4,7 +4,7 @@
     every other layer keeps its own                                                     (METHODS 2.1, 2.5)
 
 Layers that meet keep their widths equal, since they lose the same channels. Where a shortcut pads with zeros
-(option A) the channels of one stage are among those of the next: `_counts` gives each stage what it lacks. Of
+(option A) the channels of one stage are among those of the next: `widths` gives each stage what it lacks. Of
 the channels that may stay those with the largest l1 norms of their filters do, summed over the layers.
 
     init=slice     the filters that stay keep their weights
@@ -15,36 +15,28 @@ Drawing changes values, so `simulate` does it, in the wide network and with the 
 `rewrite` is the same exact removal as that of every criterion.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
 
 from graphcomp.bases import OPTIONS, Globs, RowRemoval, matches, norm_scores, options_of, unprunable_layers
 from graphcomp.budget import Allocation, Judgement
 from graphcomp.channels import (
-    ChannelGroup,
     Channels,
-    Drop,
-    Ints,
     analyse,
     drop_of,
     dropped_rows,
     feasible,
-    layer_name,
 )
 from graphcomp.errors import PassError
-from graphcomp.ir import Program, editable
+from graphcomp.ir import Program
+from graphcomp.passes.student.drawing import drawn, without_rule
+from graphcomp.passes.student.widths import kept_counts, others, rows_of
 from graphcomp.pipeline import Concern, Context, Outlook
 from graphcomp.records import LeftAlone, Plan, Width
-
-Normalisation = nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm
-Weighted = nn.modules.conv._ConvNd | nn.Linear
 
 
 def _parse_fraction(value: Any) -> Any:
@@ -94,12 +86,12 @@ class Student(RowRemoval):
         """Choose the layers and the channels; PassError if there is no such layer."""
         channels = analyse(program)
         layers = self._narrowed(channels)
-        counts = _counts(channels, layers, self.fraction)
+        counts = kept_counts(channels, layers, self.fraction)
         scores = norm_scores(channels)
         allocation = Allocation(channels, list(counts), Judgement(scores, {}), self.multiple, min_channels=0)
         drop, refused = feasible(channels, allocation.drop(counts), scores)
-        unset = _without_rule(program) if self.init == "random" else []
-        widths = {n: ids for n, ids in _widths(channels).items() if n in layers}
+        unset = without_rule(program) if self.init == "random" else []
+        widths = {n: ids for n, ids in rows_of(channels).items() if n in layers}
         return Plan(
             name=self.name,
             options=options_of(self),
@@ -113,7 +105,7 @@ class Student(RowRemoval):
                 *(LeftAlone(where=node, reason=reason) for node, reason in refused.items()),
                 *(
                     LeftAlone(where=g.name, reason="prunable: keeps its width")
-                    for g in _others(channels, layers)
+                    for g in others(channels, layers)
                 ),
                 *(LeftAlone(where=n, reason="its weights stay: no rule to draw them by") for n in unset),
             ],
@@ -139,7 +131,7 @@ class Student(RowRemoval):
         if plan.decisions["init"] == "random":
             channels = analyse(program, plan.decisions["join"])
             drop = drop_of(channels, plan.decisions["rows"])
-            program = _drawn(program, channels, drop, plan.decisions["seed"])
+            program = drawn(program, channels, drop, plan.decisions["seed"])
         return super().simulate(program, plan)
 
     def _narrowed(self, channels: Channels) -> list[str]:
@@ -155,73 +147,4 @@ class Student(RowRemoval):
             raise PassError(
                 "found no layers that meet at an addition, expected a residual network; name layers with also"
             )
-        return [n for n in _widths(channels) if n in layers]
-
-
-def _widths(channels: Channels) -> dict[str, Ints]:
-    """Layer -> the channel of every output row, in the order of the network."""
-    return {layer_name(a): a.channels for a in channels.axes if a.role == "out"}
-
-
-def _others(channels: Channels, layers: Sequence[str]) -> list[ChannelGroup]:
-    return [g for g in channels.removable if g.producers and not set(g.producers) & set(layers)]
-
-
-def _counts(channels: Channels, layers: Sequence[str], fraction: float) -> dict[ChannelGroup, int]:
-    """How many channels of every group stay, so that each layer has `max(1, round(fraction * n))`.
-
-    A layer whose channels are all in one group decides for it. One whose channels are in several (option A:
-    those that the stage before has, and its own) fills what is not decided yet with what it lacks, in
-    proportion to the groups' sizes.
-    """
-    counts: dict[ChannelGroup, int] = {}
-    groups = {n: [g for g in channels.removable if n in g.producers] for n in layers}
-    for name in sorted(layers, key=lambda n: (len(groups[n]), layers.index(n))):
-        rows = {g: len(g.producers[name]) for g in groups[name]}
-        open_ = [g for g in groups[name] if g not in counts]
-        left = max(1, round(fraction * sum(rows.values()))) - sum(counts.get(g, 0) for g in groups[name])
-        for i, group in enumerate(open_):
-            size = sum(len(g.channels) for g in open_[i:])
-            counts[group] = min(max(round(left * len(group.channels) / size), 0), len(group.channels))
-            left -= counts[group]
-    return counts
-
-
-def _without_rule(program: Program) -> list[str]:
-    """Layers and tensors whose weights cannot be drawn anew."""
-    modules = program.called_modules()
-    odd = [
-        n
-        for n, m in modules.items()
-        if any(True for _ in m.parameters()) and not isinstance(m, Weighted | Normalisation)
-    ]
-    direct = [str(n.target) for n in program.graph.nodes if n.op == "get_attr"]
-    return [*odd, *dict.fromkeys(direct)]
-
-
-@torch.no_grad()
-def _drawn(program: Program, channels: Channels, drop: Drop, seed: int) -> Program:
-    """The same network with initial weights, scaled for the inputs that `drop` leaves."""
-    module = editable(program)
-    generator = torch.Generator().manual_seed(seed)
-    left = {a.tensors[0][0]: float((~drop[a.channels]).mean()) for a in channels.axes if a.reads}
-    for name in program.called_modules():
-        layer = module.get_submodule(name)
-        if isinstance(layer, Weighted):
-            deviation = (2 / max(_fan_in(layer) * left.get(f"{name}.weight", 1.0), 1)) ** 0.5
-            noise = torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64)
-            layer.weight.copy_(deviation * noise)
-            if layer.bias is not None:
-                layer.bias.zero_()
-        elif isinstance(layer, Normalisation):
-            layer.reset_parameters()
-    return Program(module, program.example_inputs, program.history)
-
-
-def _fan_in(layer: Weighted) -> int:
-    """How many products a value of the output is the sum of."""
-    weight: Tensor = layer.weight
-    if isinstance(layer, nn.modules.conv._ConvNd) and layer.transposed:
-        groups: int = layer.groups
-        return weight.shape[0] // groups * weight[0, 0].numel()
-    return weight[0].numel()
+        return [n for n in rows_of(channels) if n in layers]

@@ -21,15 +21,11 @@ The method's teacher is the partially pruned network and not the baseline, whose
 is never changed. Epochs are scored by labels if there are any; without, the last one is the result.
 """
 
-from collections.abc import Callable, Sequence
-from fnmatch import fnmatch
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from graphcomp.bases import (
     Globs,
@@ -39,22 +35,19 @@ from graphcomp.bases import (
     load_saved,
     load_step,
     no_such_step,
-    prunable_relus,
 )
-from graphcomp.channels import analyse
 from graphcomp.compiler import is_program_dir
 from graphcomp.errors import PassError
-from graphcomp.ir import Program, output_tensors
+from graphcomp.ir import Program
 from graphcomp.measure import is_classifier
+from graphcomp.passes.distil.hints import hint_layers, no_classifier, require_same_outputs
+from graphcomp.passes.distil.losses import cosine_loss, hinton
 from graphcomp.pipeline import Context, Outlook
 from graphcomp.records import Plan
-from graphcomp.train import OPTIONS, Loss, Seen, cross_entropy
+from graphcomp.train import OPTIONS
 
 STUDENT = "student"
 """The pass whose input is the teacher by default."""
-
-EPSILON = 1e-8
-"""Vectors whose norms' product is not larger have no direction: D = 1, and no gradient."""
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -123,7 +116,7 @@ class Distil(Recovery):
                 "that was trained; give --weights, or train it first (finetune)"
             )
         if self.loss == "kl" and not is_classifier(outlook.program):
-            raise _no_classifier()
+            raise no_classifier()
 
     def lesson(self, program: Program, plan: Plan, context: Context) -> Lesson:
         """The teacher's outputs."""
@@ -162,96 +155,10 @@ class Distil(Recovery):
         return None if last is None else last - 1
 
     def _hints(self, program: Program, teacher: Program) -> dict[str, str]:
-        """Prunable layer -> node of its ReLU, in both networks; PassError if shapes differ."""
-        _require_same_outputs(program, teacher)
-        if self.loss == "kl":
-            if not is_classifier(program):
-                raise _no_classifier()
+        """Prunable layer -> node of its ReLU, in both networks; none where predictions alone are compared."""
+        require_same_outputs(program, teacher)
+        if self.loss == "kl" and not is_classifier(program):
+            raise no_classifier()
+        if self.loss == "kl" or self.prediction == 1:
             return {}
-        if self.prediction == 1:
-            return {}
-        relus = prunable_relus(analyse(program))
-        chosen = {n: relu.name for n, relu in relus.items() if any(fnmatch(n, g) for g in self.hints)}
-        if not chosen:
-            raise PassError(
-                "hints: found no prunable layer with a ReLU that they match, expected at least one; set "
-                "prediction=1 to learn from predictions alone"
-            )
-        theirs = {node.name: teacher.shape(node) for node in teacher.graph.nodes}
-        for layer, node in chosen.items():
-            own = program.shape(relus[layer])
-            if theirs.get(node) != own:
-                raise PassError(
-                    f"{layer}: found the shape {theirs.get(node)} in the teacher, expected {own} as here; "
-                    "learn from the network that this one was made from, leave the layer out of hints, or "
-                    "set prediction=1"
-                )
-        return chosen
-
-
-def _no_classifier() -> PassError:
-    return PassError("loss=kl: found no (batch, classes) output, expected a classifier; use cosine")
-
-
-def _require_same_outputs(program: Program, teacher: Program) -> None:
-    found, expected = ([tuple(t.shape) for t in output_tensors(p.output)] for p in (teacher, program))
-    if found != expected:
-        raise PassError(f"teacher: found outputs of shape {found}, expected {expected} as the student's")
-
-
-def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    """1 - the cosine of the angle between a sample's values in `a` and in `b`; shape (n,). (METHODS 2.3)
-
-    Args:
-        a, b: `[n, …]` of one shape: nothing is broadcast.
-
-    Raises:
-        PassError: if the shapes differ.
-    """
-    if a.shape != b.shape:
-        raise PassError(f"distance: found shapes {tuple(a.shape)} and {tuple(b.shape)}, expected one shape")
-    a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
-    norms = _norm(a) * _norm(b)
-    known = norms > EPSILON
-    cosines = (a * b).sum(1) / torch.where(known, norms, 1)
-    return 1 - torch.where(known, cosines, 0)
-
-
-def _norm(rows: Tensor) -> Tensor:
-    """Of every row; with gradient 0 instead of NaN at 0."""
-    squares = rows.square().sum(1)
-    return torch.where(squares > 0, squares, 1).sqrt() * (squares > 0)
-
-
-def cosine_loss(hints: Sequence[str], prediction: float, reduction: str = "mean", mse: float = 0.0) -> Loss:
-    """The loss (2.4) over the watched nodes `hints`, plus `mse` times the squared error of the outputs."""
-
-    def loss(seen: Seen) -> Tensor:
-        theirs, own = output_tensors(seen.teacher_outputs), output_tensors(seen.outputs)
-        total = prediction * _mean(cosine_distance, theirs, own)
-        if hints and prediction < 1:
-            a, b = [seen.teacher_watched[h] for h in hints], [seen.watched[h] for h in hints]
-            scale = 1 - prediction if reduction == "mean" else len(hints)
-            total = total + scale * _mean(cosine_distance, a, b)
-        return total + mse * _mean(F.mse_loss, theirs, own) if mse else total
-
-    return loss
-
-
-def _mean(
-    compare: Callable[[Tensor, Tensor], Tensor], theirs: Sequence[Tensor], own: Sequence[Tensor]
-) -> Tensor:
-    """The mean over pairs of tensors, and over samples."""
-    return torch.stack([compare(a, b).mean() for a, b in zip(theirs, own, strict=True)]).mean()
-
-
-def hinton(temperature: float, alpha: float, label_smoothing: float = 0.0) -> Loss:
-    """Softened predictions of the teacher with weight alpha, labels with the rest."""
-    labels = cross_entropy(label_smoothing)
-
-    def loss(seen: Seen) -> Tensor:
-        theirs, own = (F.log_softmax(x / temperature, 1) for x in (seen.teacher_outputs, seen.outputs))
-        soft = temperature**2 * F.kl_div(own, theirs, reduction="batchmean", log_target=True)
-        return alpha * soft + (1 - alpha) * labels(seen) if alpha < 1 else soft
-
-    return loss
+        return hint_layers(program, teacher, self.hints)

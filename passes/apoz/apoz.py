@@ -14,18 +14,18 @@ With `steps` the rule is applied again and again, to what is left and has recove
 """
 
 import dataclasses
-from typing import Annotated, ClassVar, Self, cast
+from typing import Annotated, ClassVar, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from graphcomp.bases import OPTIONS, RatioRemoval, channel_dim, layer_node, options_of, relu_after, why_shared
+from graphcomp.bases import OPTIONS, RatioRemoval, options_of
 from graphcomp.budget import Scores
 from graphcomp.channels import ChannelGroup, Channels
 from graphcomp.errors import PassError
 from graphcomp.ir import Program
-from graphcomp.measure import Request, Zeros, is_classifier
+from graphcomp.measure import is_classifier
+from graphcomp.passes.apoz.zeros import activity, beyond_sigma
 from graphcomp.passes.finetune import Finetune
 from graphcomp.pipeline import Context, Course, Outlook, Pass, lost_points, require_data, require_trained
 from graphcomp.records import Plan
@@ -92,28 +92,7 @@ class APoZ(RatioRemoval):
 
     def score(self, channels: Channels, context: Context) -> tuple[Scores, dict[str, str]]:
         """1 - APoZ."""
-        asked: dict[str, Request] = {}
-        unjudged: dict[str, str] = {}
-        for group in channels.removable:
-            node = layer_node(channels.program, group.name)
-            relu = relu_after(channels.program, node)
-            if (shared := why_shared(group)) is not None:
-                unjudged[group.name] = shared
-            elif relu is None:
-                unjudged[group.name] = "no ReLU behind it, so zeros say nothing"
-            else:
-                asked[group.name] = Request(relu.name, "zeros", channel_dim(channels.program, node))
-        counted = context.collect(channels.program, asked.values(), self.samples) if asked else {}
-        scores = np.zeros(len(channels.channel_of))
-        for group in channels.removable:
-            if group.name in asked:
-                zeros = cast(Zeros, counted[asked[group.name]])
-                rows = group.producers[group.name]
-                axis = next(
-                    a for a in channels.axes if a.role == "out" and a.tensors[0][0] == f"{group.name}.weight"
-                )
-                scores[axis.channels[rows]] = 1 - zeros.fraction.numpy()[rows]
-        return scores, unjudged
+        return activity(channels, context, self.samples)
 
     def own_count(self, scores: Scores, group: ChannelGroup) -> int:
         """The sigma rule."""
@@ -192,9 +171,3 @@ class Steps:
             return f"all {self.apoz.steps} steps done"
         lost = lost_points(course, done)
         return f"step {done // 2} lost {lost:.2f} points of accuracy, more than {self.tolerance:g}"
-
-
-def beyond_sigma(apoz: Scores) -> list[int]:
-    """Indices with `apoz > mean + std` (population std), by more than rounding (METHODS 2.2)."""
-    found: list[int] = np.flatnonzero(apoz > apoz.mean() + apoz.std() + 1e-12).tolist()
-    return found
