@@ -27,8 +27,8 @@ import graphcomp
 from graphcomp.compiler.compiler import load_source
 from graphcomp.data.sources import load_data
 from graphcomp.data.split import Data
+from graphcomp.factors import candidates
 from graphcomp.factors.decompose import Factor
-from graphcomp.factors.surgery import candidates
 from graphcomp.ir.program import Program
 from graphcomp.measure.classes import class_statistics
 from graphcomp.measure.cost import macs, params_trainable

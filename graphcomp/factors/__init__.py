@@ -14,16 +14,8 @@ from graphcomp.factors.decompose import (
     read_factors,
     unfold,
 )
-from graphcomp.factors.surgery import (
-    can_be,
-    candidates,
-    irreplaceable,
-    layer_macs,
-    planes,
-    removable,
-    rewrite,
-    simulate,
-)
+from graphcomp.factors.layers import can_be, candidates, irreplaceable, layer_macs, planes
+from graphcomp.factors.surgery import removable, rewrite, simulate
 
 __all__ = [
     "Factor",

@@ -20,17 +20,10 @@ import graphcomp
 from graphcomp.channels import analyse
 from graphcomp.errors import SurgeryError
 from graphcomp.factors.decompose import Factor, Kind, approximate, compose, decompose, full_ranks
-from graphcomp.factors.surgery import (
-    can_be,
-    candidates,
-    layer_macs,
-    layers_of,
-    obstacle,
-    planes,
-    region,
-    rewrite,
-    simulate,
-)
+from graphcomp.factors.layers import can_be, candidates, layer_macs, obstacle, planes
+from graphcomp.factors.region import region
+from graphcomp.factors.replacing import layers_of
+from graphcomp.factors.surgery import rewrite, simulate
 from graphcomp.ir.program import PASS_KEY, Program
 from graphcomp.measure.cost import layer_rows, macs, params_trainable
 from graphcomp.passes import L1, LowRank

@@ -19,7 +19,8 @@ from graphcomp.data.sources import load_data
 from graphcomp.data.split import Data
 from graphcomp.errors import DataError, PassError
 from graphcomp.factors.decompose import decompose, read_factors
-from graphcomp.factors.surgery import layer_macs, region
+from graphcomp.factors.layers import layer_macs
+from graphcomp.factors.region import region
 from graphcomp.ir.program import Program, trace
 from graphcomp.ir.saved.storage import load
 from graphcomp.measure.cost import layer_rows, macs, params_trainable

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from graphcomp.errors import PassError
 from graphcomp.factors.decompose import Factor, Kind
-from graphcomp.factors.surgery import layer_macs, planes
+from graphcomp.factors.layers import layer_macs, planes
 from graphcomp.ir.program import Program, trace
 from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.models import MODELS
@@ -230,7 +230,7 @@ def test_the_graph_is_scanned_once_a_plan(monkeypatch: pytest.MonkeyPatch) -> No
         scans.append(1)
         return planes(program, layers)
 
-    for module in ("graphcomp.passes.low_rank", "graphcomp.factors.surgery"):
+    for module in ("graphcomp.passes.low_rank", "graphcomp.factors.layers"):
         monkeypatch.setattr(f"{module}.planes", counting)
     LowRank(target={"macs": 0.7}, multiple=1, allocation="greedy").plan(tiny_program(), context())
     assert len(scans) == 1
