@@ -1,5 +1,5 @@
-"""What all tests share: one thread (small networks run faster, above all where tests share the cores), and
-a cache of their own, empty for every test.
+"""What all tests share: one thread (small networks run faster, above all where tests share the cores), random
+numbers that do not depend on what ran before, and a cache of their own, empty for every test.
 """
 
 import itertools
@@ -32,6 +32,13 @@ def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """Also for fixtures of modules, which are made before those of tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         yield
 
 

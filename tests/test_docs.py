@@ -16,9 +16,7 @@ from graphcomp.compiler.recipe import parse_passes
 from graphcomp.passes import PASSES
 from graphcomp.pipeline.pipeline import run_pass
 from tests.passes import test_golden as golden
-from tests.tiny import context, seeded
-
-__all__ = ["seeded"]
+from tests.tiny import context
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

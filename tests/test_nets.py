@@ -1,6 +1,5 @@
 """The test networks themselves: they run, trace, and depend on what they should depend on."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,14 +11,6 @@ from torch.fx import symbolic_trace
 from torch.utils._pytree import tree_leaves
 
 from tests.nets import OPS, TRAPS, Built, Spec, build, random_cnn, scramble
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(model: nn.Module, x: Tensor) -> list[Tensor]:

@@ -3,10 +3,8 @@
 The command line loads it too: `tests/tiny.py:tiny`, with 3x8x8 images.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -67,14 +65,3 @@ def random_data(*shape: int, samples: int = 64) -> Data:
 
 def context(data: Data | None = None, target: str = "cpu-avx2", seed: int = 0) -> Context:
     return Context(TARGETS[target], data, seed)
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    """Import this to have every test of a file draw the same weights, on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-    torch.set_num_threads(before)

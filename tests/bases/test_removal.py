@@ -32,9 +32,8 @@ from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference, verify_pass
 from graphcomp.records import Plan
 from tests.nets import TRAPS, scramble
-from tests.tiny import context, seeded, tiny_program, traced
+from tests.tiny import context, tiny_program, traced
 
-__all__ = ["seeded"]
 ROOT = Path(__file__).parents[2]
 
 

@@ -21,9 +21,7 @@ from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs, params_trainable
 from tests.nets import TRAPS
 from tests.removing import half, half_and_whole, random_scores
-from tests.tiny import seeded, tiny_program, traced
-
-__all__ = ["seeded"]
+from tests.tiny import tiny_program, traced
 
 COUNTERS = {"macs": macs, "params": params_trainable}
 

@@ -16,9 +16,7 @@ from graphcomp.models import MODELS
 from graphcomp.runtime.kernel import Kernel
 from graphcomp.runtime.targets import TARGETS
 from tests.stopwatch import Machine
-from tests.tiny import seeded, tiny_program, traced
-
-__all__ = ["seeded"]
+from tests.tiny import tiny_program, traced
 
 
 def model() -> LatencyModel:

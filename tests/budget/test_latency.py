@@ -16,9 +16,7 @@ from graphcomp.passes.pfa.pfa import PFA
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.runtime.targets import TARGETS
 from tests.stopwatch import Machine
-from tests.tiny import context, random_data, seeded, tiny_program, traced
-
-__all__ = ["seeded"]
+from tests.tiny import context, random_data, tiny_program, traced
 
 # ---------------------------------------------------------------------- the loop
 

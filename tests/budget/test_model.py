@@ -25,9 +25,7 @@ from graphcomp.runtime.targets import TARGETS
 from tests.nets import TRAPS
 from tests.removing import half, half_and_whole, random_scores
 from tests.stopwatch import Machine, staircase
-from tests.tiny import context, seeded, tiny_program, traced
-
-__all__ = ["seeded"]
+from tests.tiny import context, tiny_program, traced
 
 AVX2, AVX512, CUDA = TARGETS["cpu-avx2"], TARGETS["cpu-avx512"], TARGETS["cuda-tf32"]
 CONV = Kernel("conv", (8, 8), (3, 3), (1, 1), (1, 1), (1,) * 4)

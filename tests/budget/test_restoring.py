@@ -24,9 +24,7 @@ from graphcomp.pipeline.verify import TOLERANCE
 from graphcomp.records import Plan
 from tests.removing import digest
 from tests.stopwatch import Machine
-from tests.tiny import context, seeded, traced
-
-__all__ = ["seeded"]
+from tests.tiny import context, traced
 
 KEEP_95 = {"ratio": 0.05, "multiple": 1}
 """61 of 64 channels, 76 of 80: no multiple of 4 and one."""

@@ -30,9 +30,8 @@ from graphcomp.report.report import read_report
 from graphcomp.runtime.doctor import Finding
 from graphcomp.runtime.session import probe
 from tests.runtime.test_bench import write
-from tests.tiny import SPEC, seeded, tiny
+from tests.tiny import SPEC, tiny
 
-__all__ = ["seeded"]
 ROOT = Path(__file__).parents[2]
 TINY = [SPEC, "--input-shape", "1,3,8,8", "--data", "random?limit=8", "--target", "cpu-avx2"]
 

@@ -8,9 +8,7 @@ from graphcomp.compiler.classes import restrict_head
 from graphcomp.errors import AnalysisError, RecipeError
 from graphcomp.ir.program import Program
 from graphcomp.models import MODELS
-from tests.tiny import seeded, tiny, tiny_program, traced
-
-__all__ = ["seeded"]
+from tests.tiny import tiny, tiny_program, traced
 
 
 def same_logits(whole: Program, some: Program, classes: list[int]) -> bool:

@@ -36,9 +36,8 @@ from graphcomp.pipeline.verify import difference
 from graphcomp.records import Export, Plan, Report, Step
 from graphcomp.report.report import read_report
 from graphcomp.runtime.targets import TARGETS
-from tests.tiny import SHAPE, SPEC, seeded, tiny
+from tests.tiny import SHAPE, SPEC, tiny
 
-__all__ = ["seeded"]
 ROOT = Path(__file__).parents[2]
 PASSES_LINE = "fold-bn, l1{ratio=0.5}"
 FILES = {

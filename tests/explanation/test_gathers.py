@@ -15,9 +15,7 @@ from graphcomp.factors.surgery import rewrite, simulate
 from graphcomp.ir.program import Program
 from graphcomp.onnx.export import export_onnx
 from tests.explaining import bench, timing
-from tests.tiny import seeded, traced
-
-__all__ = ["seeded"]
+from tests.tiny import traced
 
 
 class Readers(nn.Module):

@@ -32,9 +32,7 @@ from graphcomp.pipeline.verify import TOLERANCE, check, difference, verify_pass
 from graphcomp.records import Plan
 from tests.nets import TRAPS, Net, Spec, build, random_cnn
 from tests.removing import digest, exact_program, plain_program
-from tests.tiny import context, seeded, tiny_program
-
-__all__ = ["seeded"]
+from tests.tiny import context, tiny_program
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 EVEN, ODD = [0, 2, 4, 6, 8, 10, 12, 14], [1, 3, 5, 7, 9, 11, 13, 15]

@@ -30,9 +30,7 @@ from graphcomp.ir.coefficients import (
 from graphcomp.ir.program import Program, trace
 from graphcomp.measure.cost import layer_rows, macs, params_dct, params_order, params_state, params_trainable
 from graphcomp.pipeline.verify import check, scrambled
-from tests.tiny import seeded, traced
-
-__all__ = ["seeded"]
+from tests.tiny import traced
 
 LENGTHS = [*range(1, 20), 31, 32, 45, 64, 97, 128]
 

@@ -18,9 +18,7 @@ from graphcomp.measure import calibrate
 from graphcomp.measure.calibrate import BATCHES, batch_size, collect, watch
 from graphcomp.measure.statistics import Covariance, Request, Zeros
 from tests.nets import Net, scramble
-from tests.tiny import seeded, traced
-
-__all__ = ["seeded"]
+from tests.tiny import traced
 
 
 @pytest.fixture(autouse=True)

@@ -22,9 +22,7 @@ from graphcomp.measure.damage import (
 from graphcomp.measure.evaluate import accuracy
 from graphcomp.records import Accuracy, MeanError
 from tests.learnable import SHAPE, make_split, normalised_net
-from tests.tiny import random_data, seeded, traced
-
-__all__ = ["seeded"]
+from tests.tiny import random_data, traced
 
 EVERY = [Corruption("motion-blur", 0.3), Corruption("occlusion", 0.25), Corruption("brightness", 0.5)]
 

@@ -23,9 +23,7 @@ from graphcomp.measure.evaluate import (
     wilson,
 )
 from tests.nets import Net
-from tests.tiny import seeded, traced
-
-__all__ = ["seeded"]
+from tests.tiny import traced
 
 
 def split(x: Tensor, y: list[int], labelled: bool = True) -> Split:

@@ -18,9 +18,8 @@ from graphcomp.onnx.export import export_onnx
 from graphcomp.onnx.selection import FORMS, POLICIES, cheapest, find_sites
 from graphcomp.passes import L1
 from graphcomp.pipeline.pipeline import run_pass
-from tests.tiny import context, seeded, tiny_program
+from tests.tiny import context, tiny_program
 
-__all__ = ["seeded"]
 RNG = np.random.default_rng(0)
 BRANCH, TRUNK = 5, 8
 

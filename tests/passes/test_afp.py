@@ -18,9 +18,7 @@ from graphcomp.pipeline.verify import TOLERANCE
 from graphcomp.records import Plan
 from graphcomp.train.options import Seen, cross_entropy
 from tests.learnable import SHAPE, make_data, normalised_net
-from tests.tiny import context, seeded, tiny_program, traced
-
-__all__ = ["seeded"]
+from tests.tiny import context, tiny_program, traced
 
 QUICK: dict[str, Any] = {"batch": 24, "lr": 0.05, "precision": "float32"}
 

@@ -26,9 +26,7 @@ from graphcomp.train.options import TrainOptions
 from graphcomp.train.training import fit
 from tests.learnable import make_data, make_split, same
 from tests.nets import Net, scramble
-from tests.tiny import context, random_data, seeded, tiny_program, traced
-
-__all__ = ["seeded"]
+from tests.tiny import context, random_data, tiny_program, traced
 
 
 @pytest.mark.parametrize(

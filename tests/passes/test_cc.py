@@ -33,9 +33,7 @@ from graphcomp.records import Plan
 from tests.learnable import SHAPE, make_data, normalised_net
 from tests.removing import digest
 from tests.stopwatch import Machine
-from tests.tiny import context, random_data, seeded, tiny_program, traced
-
-__all__ = ["seeded"]
+from tests.tiny import context, random_data, tiny_program, traced
 
 RATE = 0.5
 PAPER = CC(rate=RATE, multiple=1, lookahead="held")

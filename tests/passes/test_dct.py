@@ -32,9 +32,7 @@ from graphcomp.records import Plan
 from tests.learnable import make_data, normalised_net
 from tests.nets import TRAPS, Spec, build, random_cnn
 from tests.removing import digest, exact_program
-from tests.tiny import context, seeded, tiny_program, traced
-
-__all__ = ["seeded"]
+from tests.tiny import context, tiny_program, traced
 
 MOBILENET = {"exclude": "features.[0-7].*"}
 """What the paper leaves whole of MobileNet-V2, besides depthwise convolutions."""

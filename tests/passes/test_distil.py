@@ -25,9 +25,7 @@ from graphcomp.records import Plan, Step
 from graphcomp.train.options import Seen
 from tests.learnable import SHAPE, exact_data, make_data, plain_net, weights
 from tests.processes import in_processes
-from tests.tiny import SPEC, context, random_data, seeded, tiny_program, traced
-
-__all__ = ["seeded"]
+from tests.tiny import SPEC, context, random_data, tiny_program, traced
 
 
 def row(*values: float) -> Tensor:

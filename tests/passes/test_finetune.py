@@ -31,9 +31,7 @@ from graphcomp.records import Plan, Report, Training
 from graphcomp.runtime.targets import find_target
 from graphcomp.train.options import Seen, cross_entropy
 from tests.learnable import CLASSES, SHAPE, arrays, make_data, normalised_net, same, weights
-from tests.tiny import SPEC, context, random_data, seeded, tiny_program, traced
-
-__all__ = ["seeded"]
+from tests.tiny import SPEC, context, random_data, tiny_program, traced
 
 ROOT = Path(__file__).resolve().parents[2]
 

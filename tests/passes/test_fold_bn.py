@@ -15,9 +15,7 @@ from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference, verify_pass
 from graphcomp.records import Plan
 from tests.nets import Net, scramble
-from tests.tiny import context, seeded, tiny_program, traced
-
-__all__ = ["seeded"]
+from tests.tiny import context, tiny_program, traced
 
 IMAGE, TOKENS = (1, 4, 8, 8), (1, 10, 6)
 Built = tuple[nn.Module, tuple[int, ...]]

@@ -13,9 +13,7 @@ from graphcomp.passes import L1
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference, scrambled
 from tests.nets import Net
-from tests.tiny import context, seeded, tiny_program, traced
-
-__all__ = ["seeded"]
+from tests.tiny import context, tiny_program, traced
 
 
 def scores_of(channels: Channels, layer: str) -> list[float]:

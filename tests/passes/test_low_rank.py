@@ -21,9 +21,7 @@ from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference
 from graphcomp.records import Plan
 from tests.removing import digest
-from tests.tiny import context, seeded, tiny_program, traced
-
-__all__ = ["seeded"]
+from tests.tiny import context, tiny_program, traced
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

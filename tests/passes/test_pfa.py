@@ -26,9 +26,7 @@ from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference, verify_pass
 from graphcomp.records import Plan, Spectrum
 from tests.nets import TRAPS, Net, Spec, build, random_cnn, scramble
-from tests.tiny import context, seeded, tiny_program, traced
-
-__all__ = ["seeded"]
+from tests.tiny import context, tiny_program, traced
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 JOINS = ("couple", "pad", "project")

@@ -24,9 +24,7 @@ from graphcomp.records import Plan, Step
 from graphcomp.train.options import Seen, TrainOptions, cross_entropy
 from graphcomp.train.training import fit
 from tests.learnable import make_data, make_split, normalised_net, same
-from tests.tiny import context, random_data, seeded, tiny_program
-
-__all__ = ["seeded"]
+from tests.tiny import context, random_data, tiny_program
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,7 @@ from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE
 from graphcomp.train.options import Seen
 from tests.learnable import SHAPE, make_data, normalised_net, plain_net
-from tests.tiny import context, seeded, tiny_program, traced
-
-__all__ = ["seeded"]
+from tests.tiny import context, tiny_program, traced
 
 
 def chain(*scales: list[float]) -> Program:

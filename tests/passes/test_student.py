@@ -19,9 +19,7 @@ from graphcomp.passes import PASSES, Student
 from graphcomp.pipeline import Pass
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE
-from tests.tiny import context, seeded, tiny_program, traced
-
-__all__ = ["seeded"]
+from tests.tiny import context, tiny_program, traced
 
 
 def count(module: nn.Module, side: int, **options: Any) -> int:

@@ -20,9 +20,7 @@ from graphcomp.passes.play_and_prune.thresholds import first_threshold, first_th
 from graphcomp.train.options import TrainOptions
 from graphcomp.train.training import fit
 from tests.learnable import make_split, normalised_net
-from tests.tiny import seeded, traced
-
-__all__ = ["seeded"]
+from tests.tiny import traced
 
 
 @pytest.fixture(scope="module")

@@ -27,9 +27,7 @@ from graphcomp.pipeline.verify import check, difference, scrambled, verify_pass
 from graphcomp.train.network import Mode, Network
 from graphcomp.train.normalisation import reestimate
 from tests.learnable import make_data, make_split, normalised_net, weights
-from tests.tiny import context, seeded
-
-__all__ = ["seeded"]
+from tests.tiny import context
 
 SPLIT = make_split(60)
 DATA = make_data(60)

@@ -13,10 +13,8 @@ from graphcomp.pipeline.momenta import cut_momenta
 from graphcomp.train.options import TrainOptions
 from graphcomp.train.training import fit
 from tests.learnable import make_split, normalised_net, same
-from tests.tiny import context, seeded
+from tests.tiny import context
 from tests.training import options
-
-__all__ = ["seeded"]
 
 ROWS = {"0.weight": [1, 4]}
 

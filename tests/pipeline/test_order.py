@@ -15,9 +15,7 @@ from graphcomp.ir.program import Program
 from graphcomp.passes import PASSES
 from graphcomp.pipeline import check_order
 from graphcomp.pipeline.contract import Demanding, Foreseen
-from tests.tiny import SHAPE, context, random_data, seeded, tiny_program
-
-__all__ = ["seeded"]
+from tests.tiny import SHAPE, context, random_data, tiny_program
 
 
 @pytest.fixture(scope="module")

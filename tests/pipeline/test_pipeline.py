@@ -23,9 +23,7 @@ from graphcomp.pipeline.contract import plan_file
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference
 from graphcomp.records import Step
-from tests.tiny import SHAPE, context, random_data, seeded, tiny, tiny_program
-
-__all__ = ["seeded"]
+from tests.tiny import SHAPE, context, random_data, tiny, tiny_program
 
 
 @dataclass(frozen=True)

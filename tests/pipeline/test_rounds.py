@@ -33,9 +33,7 @@ from graphcomp.records import Accuracy, Plan, Report, Round, Snapshot, Step
 from graphcomp.train.options import Seen, cross_entropy
 from tests.learnable import SHAPE, arrays, exact_data, make_data, normalised_net, same, weights
 from tests.processes import in_processes
-from tests.tiny import SPEC, context, random_data, seeded
-
-__all__ = ["seeded"]
+from tests.tiny import SPEC, context, random_data
 
 ROOT = Path(__file__).resolve().parents[2]
 

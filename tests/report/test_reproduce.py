@@ -20,9 +20,8 @@ from graphcomp.cli import main as command_line
 from graphcomp.compiler import compiler
 from graphcomp.records import Export, Report
 from graphcomp.report.report import read_report
-from tests.tiny import SPEC, seeded, tiny
+from tests.tiny import SPEC, tiny
 
-__all__ = ["seeded"]
 SHAPE = ["--input-shape", "1,3,8,8"]
 TINY = [SPEC, *SHAPE, "--target", "cpu-avx2"]
 ODD = "it's [a] $HOME & more"

@@ -24,9 +24,7 @@ from graphcomp.study.grid import Cell, Study, expand
 from graphcomp.study.page import write_results
 from graphcomp.study.run import CellResult, Outcome, finished, in_order, prepare, run_study, workers_for
 from tests.learnable import arrays
-from tests.tiny import SPEC, seeded
-
-__all__ = ["seeded"]
+from tests.tiny import SPEC
 
 pytestmark = pytest.mark.slow
 EXPORT = Export(path="model.onnx", bytes=1, opset=18, nodes=1, parity={}, cleanup=[])
