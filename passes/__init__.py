@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from graphcomp.passes.fold_bn import FoldBN
     from graphcomp.passes.l1 import L1
     from graphcomp.passes.low_rank import LowRank
+    from graphcomp.passes.obs import Obs
     from graphcomp.passes.pfa.pfa import PFA
     from graphcomp.passes.play_and_prune.play_and_prune import PlayAndPrune
     from graphcomp.passes.random_ import Random
@@ -34,6 +35,7 @@ __all__ = [
     "FoldBN",
     "L1",
     "LowRank",
+    "Obs",
     "PlayAndPrune",
     "Random",
     "Refit",
@@ -67,6 +69,7 @@ _PLACES = {
     "fold-bn": "fold_bn:FoldBN",
     "l1": "l1:L1",
     "random": "random_:Random",
+    "obs": "obs:Obs",
     "apoz": "apoz.apoz:APoZ",
     "play-and-prune": "play_and_prune.play_and_prune:PlayAndPrune",
     "slimming": "slimming:Slimming",

@@ -3,6 +3,7 @@
 The second public room; see docs/writing-a-pass.md. What is not in `__all__` may move.
 """
 
+from graphcomp.bases.compensation import compensation_of
 from graphcomp.bases.norms import filter_norms, filters, norm_scores
 from graphcomp.bases.options import (
     OPTIONS,
@@ -53,6 +54,7 @@ __all__ = [
     "TARGET",
     "TargetOption",
     "channel_dim",
+    "compensation_of",
     "editable",
     "filter_norms",
     "filters",

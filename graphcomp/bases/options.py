@@ -74,7 +74,7 @@ Asked = AllocationRule | Literal["auto"]
 """How a target is to be met; auto: what `is_greedy` says."""
 
 
-def is_greedy(allocation: Asked, target: Mapping[Goal, Any] | None) -> bool:
+def is_greedy(allocation: str, target: Mapping[Goal, Any] | None) -> bool:
     """Whether a target is met greedily: if that is asked for, or if it is a latency and nothing is."""
     return allocation == "greedy" or (allocation == "auto" and "latency" in (target or {}))
 

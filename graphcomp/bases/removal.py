@@ -7,7 +7,7 @@ A criterion judges channels and nothing else; how many go is decided in `budget.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -15,6 +15,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from graphcomp.base import distributed
+from graphcomp.bases.compensation import calibrated
 from graphcomp.bases.options import (
     JOIN,
     OPTIONS,
@@ -57,11 +58,12 @@ from graphcomp.channels import (
     no_drop,
     opaque_layers,
     remove,
+    round_up,
     shifts,
 )
 from graphcomp.errors import PassError
 from graphcomp.ir import Program
-from graphcomp.pipeline import Concern, Context, Outlook
+from graphcomp.pipeline import Concern, Context, Outlook, require_data
 from graphcomp.records import LeftAlone, Plan, Width
 
 
@@ -117,11 +119,12 @@ class ChannelRemoval(RowRemoval, ABC):
         Field(description=f"{JOIN}; project: coupled, and judged by what the additions yield"),
     ] = "couple"
     allocation: Annotated[
-        Asked,
+        Asked | Literal["calibrated"],
         Field(
             description="how a target is met: uniform: the same share of every group; greedy: step by step "
-            "what saves most for the importance lost; auto: greedy for a latency, else uniform beside layers "
-            "that go whole (see min_channels), as many as lose least"
+            "what saves most for the importance lost; calibrated: for the error of the outputs, measured on "
+            "data, that stays once other channels make up for it; auto: greedy for a latency, else uniform "
+            "beside layers that go whole (see min_channels), as many as lose least"
         ),
     ] = "auto"
     revert: Annotated[Revert, Field(description=REVERT)] = "auto"
@@ -137,7 +140,9 @@ class ChannelRemoval(RowRemoval, ABC):
         """The order of the channels of these groups, and what keeping some of them preserves."""
 
     def require(self, outlook: Outlook) -> None:
-        """Layers for every glob."""
+        """Layers for every glob; data where losses are measured."""
+        if self.target is not None and self.calibrates:
+            require_data(self.name, outlook.context)
         if outlook.names and (self.include != ("*",) or self.exclude):
             self._candidates(analyse(outlook.program, self._policy))
 
@@ -145,10 +150,14 @@ class ChannelRemoval(RowRemoval, ABC):
         """Choose the channels; PassError if none can go, unless that is allowed."""
         channels = analyse(program, self._policy)
         groups, kept = self._candidates(channels)
+        multiple = self.multiple or context.target.multiple
         judgement = self.judge(channels, groups, context)
+        if self.target is not None and self.calibrates:
+            judged = [g for g in groups if g not in judgement.unjudged]
+            half = {g: round_up(len(g.channels) // 2, g, multiple, self.min_channels) for g in judged}
+            judgement = calibrated(judgement, channels, half, context, self.name)
         kept += [LeftAlone(where=g.name, reason=reason) for g, reason in judgement.unjudged.items()]
         judged = [g for g in groups if g not in judgement.unjudged]
-        multiple = self.multiple or context.target.multiple
         allocation = Allocation(channels, judged, judgement, multiple, self.min_channels)
         shares, met = self._shares(allocation, context)
         wanted = allocation.wanted(shares) if shares is not None else {g: judgement.counts[g] for g in judged}
@@ -181,6 +190,11 @@ class ChannelRemoval(RowRemoval, ABC):
                 **paid.evidence("groups", lambda group: group.name),
             },
         )
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a target is met by losses that are measured on data."""
+        return self.allocation == "calibrated"
 
     @property
     def _policy(self) -> JoinPolicy:
@@ -223,7 +237,7 @@ class ChannelRemoval(RowRemoval, ABC):
         return {"target": {"of": counter, "asked": asked, "reached": reached}}
 
     def _meet(self, allocation: Allocation, goal: float, cost: Cost) -> dict[ChannelGroup, float] | None:
-        if is_greedy(self.allocation, self.target):
+        if self.calibrates or is_greedy(self.allocation, self.target):
             return allocation.buy(goal, cost)
         if self.allocation == "auto":
             return allocation.meet_with_whole_layers(goal, cost)
@@ -285,7 +299,7 @@ class ChannelRemoval(RowRemoval, ABC):
                 wanted=wanted[g],
                 kept=int((~drop[g.channels]).sum()),
                 **evidence.get(g, {}),
-            ).model_dump(mode="json")
+            ).model_dump(mode="json", exclude_unset=True)
             for g in allocation.groups
         ]
 

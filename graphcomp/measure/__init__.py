@@ -17,9 +17,11 @@ from graphcomp.measure.evaluate import (
     values_like,
 )
 from graphcomp.measure.gradients import mean_gradients
+from graphcomp.measure.grams import Gram, grams, output_weights
 from graphcomp.measure.patches import (
     Positions,
     as_weight,
+    groups_of,
     is_linear,
     is_mixing,
     matrix,
@@ -34,6 +36,7 @@ __all__ = [
     "ClassStatistics",
     "Corruption",
     "Covariance",
+    "Gram",
     "Kind",
     "Moments",
     "Normal",
@@ -50,6 +53,8 @@ __all__ = [
     "count_outputs",
     "drift",
     "first_inputs",
+    "grams",
+    "groups_of",
     "is_classifier",
     "is_linear",
     "is_mixing",
@@ -61,6 +66,7 @@ __all__ = [
     "matrix_shape",
     "mean_error",
     "mean_gradients",
+    "output_weights",
     "outputs_at",
     "params_trainable",
     "patches_at",

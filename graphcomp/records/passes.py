@@ -35,6 +35,10 @@ class Width(Record):
     )
     wanted: int = Field(description="channels that preserve it, before rounding")
     kept: int = Field(description="channels after the pass")
+    sensitivity: float | None = Field(
+        default=None,
+        description="squared movement of the outputs for a unit of what its readers lose; if measured",
+    )
 
 
 class Spectrum(Width):

@@ -86,6 +86,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "cc": ("weights", {"rate": 0.4, "multiple": 1, "samples": 32}),
     "dct": ("weights", {"rate": 4, "min_weights": 1}),
     "refit": ("weights", {}),
+    "obs": ("channels", {"ratio": 0.5, "multiple": 1}),
     "finetune": ("parameters", TRAINING),
     "distil": ("parameters", {**TRAINING, "teacher": 0, "loss": "kl"}),
 }

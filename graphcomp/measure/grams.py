@@ -1,0 +1,233 @@
+"""What layers read, and what their outputs weigh: the statistics behind a compensated removal.
+
+    G = E (a - m)(a - m)^T,   m = E a       of patches a at sampled positions                    (METHODS 9.1)
+    f_r = E sum_pos (d v.z / d y_r)^2       of outputs y_r, with z all outputs of the network and v = +-1 at
+                                            random, less its mean: no labels                    (METHODS 9.2)
+
+One streaming pass each, products in float32, sums in float64; over several processes the batches are those of
+one process. Results are kept by content (`base.cache`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from graphcomp.base import Progress, distributed, quiet
+from graphcomp.base import cache as disk
+from graphcomp.data import Split
+from graphcomp.ir import Program, editable, evaluating, output_tensors
+from graphcomp.measure import calibrate, gradients
+from graphcomp.measure.patches import Positions, is_linear, matrix_shape, patches_at
+from graphcomp.measure.regression import Moments
+
+KIND = "grams"
+"""Of entries in the cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gram:
+    """Second moments of what a layer reads. Do not change the tensors in place.
+
+    Attributes:
+        rows: sampled positions of all samples.
+        mean, matrix: m `[g, K]` and G `[g, K, K]`, float64.
+    """
+
+    rows: int
+    mean: Tensor
+    matrix: Tensor
+
+
+def grams(
+    program: Program,
+    split: Split,
+    layers: Sequence[str],
+    *,
+    positions: int,
+    seed: int,
+    memory: int,
+    progress: Progress = quiet,
+) -> dict[str, Gram]:
+    """Second moments of the patches that layers read, over all samples of a split; collective.
+
+    Args:
+        program: with one input; left as it is.
+        split: the samples.
+        layers: paths of layers that mix channels (`is_mixing`); calls of one layer add up.
+        positions, seed: see `Positions`.
+        memory: bytes of sums to hold at a time: more of them take another pass over the data.
+        progress: told a message and a fraction.
+    """
+    content = {"program": program.fingerprint(), "data": split.fingerprint()}
+    keys = {n: disk.key(__name__, **content, layer=n, positions=positions, seed=seed) for n in layers}
+    found = distributed.on_first(lambda: {n: disk.load(KIND, key) for n, key in keys.items()})
+    missing = [name for name in layers if found[name] is None]
+    drawn = Positions(positions, seed)
+    for part in _within(program, missing, memory):
+        for name, gram in _measure(program, split, part, drawn, progress).items():
+            found[name] = {"rows": torch.tensor(gram.rows), "mean": gram.mean, "matrix": gram.matrix}
+            if distributed.is_first():
+                disk.store(KIND, keys[name], cast(dict[str, Tensor], found[name]))
+    packed = cast(dict[str, dict[str, Tensor]], found)
+    return {n: Gram(int(t["rows"]), t["mean"], t["matrix"]) for n, t in packed.items()}
+
+
+def _within(program: Program, layers: Sequence[str], memory: int) -> Iterator[list[str]]:
+    """Layers whose sums fit into memory together."""
+    part: list[str] = []
+    held = 0
+    for name in layers:
+        g, _, k = matrix_shape(program.layer(name))
+        size = 12 * g * k * k  # a float32 product beside the float64 sum
+        if part and held + size > memory:
+            yield part
+            part, held = [], 0
+        part.append(name)
+        held += size
+    if part:
+        yield part
+
+
+def _measure(
+    program: Program, split: Split, layers: Sequence[str], drawn: Positions, progress: Progress
+) -> dict[str, Gram]:
+    device = distributed.device()
+    if device.type != "cpu":
+        program = replace(program, module=editable(program).to(device))
+    wanted = set(layers)
+    calls = [n for n in program.graph.nodes if n.op == "call_module" and n.target in wanted]
+    batch = calibrate.batch_size(program)
+    mine = distributed.share(len(split), batch)
+    starts = iter(mine[:: max(batch, 1)].tolist())
+    sums: dict[str, Moments] = {}
+    now = 0
+
+    def see(nodes: Sequence[fx.Node], x: Tensor) -> None:
+        for node in nodes:
+            name = str(node.target)
+            a = _patches(program, node, x, drawn, now)
+            if name not in sums:
+                sums[name] = Moments(a.mean(0), a.new_zeros(a.shape[1], 0))
+            sums[name].add(a, a.new_zeros(len(a), a.shape[1], 0))
+
+    by_source: dict[str, list[fx.Node]] = {}
+    for node in calls:
+        by_source.setdefault(cast(fx.Node, node.args[0]).name, []).append(node)
+    watchers = {source: partial(see, nodes) for source, nodes in by_source.items()}
+    calibrate.watch(program, [next(split.batches(min(batch, len(split))))[0].to(device)], watchers)
+    shifts = distributed.broadcast({name: m.shift_a.cpu() for name, m in sums.items()})
+    sums = {n: Moments(a.to(device), a.new_zeros(len(a), 0).to(device)) for n, a in shifts.items()}
+
+    def inputs() -> Iterator[Tensor]:
+        nonlocal now
+        for x, _ in split.subset(mine).batches(batch):
+            now = next(starts)
+            yield x.to(device)
+
+    def told(seen: int) -> None:
+        progress(
+            f"patches: {seen * len(split) // max(len(mine), 1):,} of {len(split):,} samples", seen / len(mine)
+        )
+
+    calibrate.watch(program, inputs(), watchers, told)
+    found = {}
+    for name in layers:
+        distributed.all_reduce(sums[name].sums)
+        normal = sums[name].centred()
+        found[name] = Gram(int(sums[name].rows), normal.mean_a.cpu(), normal.gram.cpu())
+    return found
+
+
+def _patches(program: Program, node: fx.Node, x: Tensor, drawn: Positions, first: int) -> Tensor:
+    module = program.layer(str(node.target))
+    shape = program.shape(node) or ()
+    size = int(np.prod(shape[1:-1] if is_linear(module) else shape[2:]))
+    return patches_at(module, x, drawn.of(size, first, len(x)).to(x.device))
+
+
+# ---------------------------------------------------------------------- what outputs weigh
+
+
+def output_weights(
+    program: Program,
+    split: Split,
+    layers: Sequence[str],
+    *,
+    seed: int,
+    progress: Progress = quiet,
+) -> dict[str, Tensor]:
+    """f of every output channel of these layers, float64 `[out]`; collective.
+
+    Args:
+        program: with one input, differentiable; left as it is.
+        split: the samples, all of which are looked at.
+        layers: paths of layers; calls of one layer add up.
+        seed: of v.
+        progress: told a message and a fraction.
+    """
+    key = disk.key(
+        __name__, program=program.fingerprint(), data=split.fingerprint(), layers=list(layers), seed=seed
+    )
+    found = distributed.on_first(lambda: disk.load(KIND, key))
+    if found is None:
+        found = _squares(program, split, layers, seed, progress)
+        if distributed.is_first():
+            disk.store(KIND, key, found)
+    return found
+
+
+def _squares(
+    program: Program, split: Split, layers: Sequence[str], seed: int, progress: Progress
+) -> dict[str, Tensor]:
+    device = distributed.device()
+    module = editable(program).to(device).requires_grad_(False)
+    batch = gradients.batch_size(program)
+    mine = distributed.share(len(split), batch)
+    sums: dict[str, Tensor] = {}
+    for name in layers:
+        g, o, _ = matrix_shape(program.layer(name))
+        sums[name] = torch.zeros(g * o, dtype=torch.float64, device=device)
+    run = _Weighing(module, sums)
+    with evaluating(module), torch.enable_grad():
+        for at in range(0, len(mine), batch):
+            positions = mine[at : at + batch]
+            x, _ = next(split.subset(positions).batches(len(positions)))
+            z = torch.cat([t.flatten(1) for t in output_tensors(run.run(x.to(device).requires_grad_()))], 1)
+            signs = []
+            for number in positions.tolist():
+                generator = torch.Generator().manual_seed(hash((seed, number)) % (1 << 63))
+                v = torch.randint(0, 2, (z.shape[1],), generator=generator).to(z.dtype) * 2 - 1
+                signs.append(v - v.mean())
+            torch.autograd.backward([(z * torch.stack(signs).to(device)).sum()])
+            progress(
+                f"weights of outputs: {at + len(positions):,} samples", (at + len(positions)) / len(mine)
+            )
+    distributed.all_reduce(sums.values())
+    return {name: (total / len(split)).cpu() for name, total in sums.items()}
+
+
+class _Weighing(fx.Interpreter):
+    """Adds up squared gradients of layers' outputs as they arrive."""
+
+    def __init__(self, module: fx.GraphModule, sums: Mapping[str, Tensor]) -> None:
+        super().__init__(module)
+        self.sums = sums
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run it, and watch what arrives at its output; a hook sees it as it was before changes in place."""
+        value = super().call_module(target, args, kwargs)
+        if target in self.sums and value.requires_grad:
+            module = self.fetch_attr(target)
+            dims = tuple(range(1, value.ndim - 1) if is_linear(module) else range(2, value.ndim))
+
+            def see(gradient: Tensor) -> None:
+                squares = gradient.double().square()
+                self.sums[target].add_((squares.sum(dims) if dims else squares).sum(0))
+
+            value.register_hook(see)
+        return value
