@@ -8,6 +8,9 @@ the other operand of an addition in v), and D the original's value of z:
 once more, where a ReLU follows, with min(z, 0) in the place of D where D < 0 and z is what the first fit
 yields (and max(z, 6) where D > 6, of ReLU6): on the far side of the bend only the side matters. What a layer
 lacks is small where it computes the original's values already: there rounding hides nothing.
+
+A factor in front is fitted with its layer: both as one product W, of which what matters most of the outputs
+is kept, with U the leading eigenvectors of W C W^T, in units of z: W ~ U (U^T W)             (METHODS 9.6)
 """
 
 import math
@@ -21,7 +24,7 @@ from torch import Tensor, fx, nn
 from graphcomp.base import distributed
 from graphcomp.errors import PassError
 from graphcomp.ir import DctLayer, decode, encode
-from graphcomp.measure import Moments, Normal, as_weight, matrix, patches_at
+from graphcomp.measure import Moments, Normal, as_weight, matrix, matrix_shape, patches_at
 from graphcomp.passes.refit.units import BatchNorm, Unit
 from graphcomp.records import FittedLayer
 
@@ -125,7 +128,9 @@ class _Fit:
     def __init__(self, module: fx.GraphModule, unit: Unit, rows: Sequence[Rows], choice: Choice) -> None:
         self.module, self.unit, self.rows, self.choice = module, unit, rows, choice
         self.layer = module.get_submodule(unit.layer)
-        self.w = matrix(self.layer)
+        self.first = None if unit.factor is None else module.get_submodule(unit.factor[0])
+        self.factors: tuple[Tensor, Tensor] | None = None
+        self.w = matrix(self.layer) if self.first is None else matrix(self.layer) @ matrix(self.first)
         self.groups, outputs, self.columns = self.w.shape
         self.behind = _behind(module, unit, self.groups * outputs, self.w)
         self.bias = cast(Tensor | None, getattr(self.layer, "bias", None))
@@ -193,10 +198,31 @@ class _Fit:
             return self.record(None, before, before), {}
         if chosen is None and self.note is None and not self.choice.bias_only:
             self.note = "no weights fit better samples that were held out: only its bias was fitted"
+        start, after = (self.w, self.b), errors[chosen]
         self.apply(self.change(normal, chosen))
         if chosen is not None and (math.isfinite(self.unit.low) or math.isfinite(self.unit.high)):
             self.apply(self.change(self.bent(everything), chosen))
-        return self.record(chosen, before, errors[chosen]), self.write(weights=chosen is not None)
+        if chosen is not None and self.first is not None:
+            self.cut(self.first, normal)
+            after = self.error(jury, (self.w - start[0], self.b - start[1])) / power
+            if after >= before:
+                self.note = (
+                    "no factors of its rank fit better samples that were held out: it stayed as it was"
+                )
+                return self.record(None, before, before), {}
+        return self.record(chosen, before, after), self.write(weights=chosen is not None)
+
+    def cut(self, first: nn.Module, normal: Normal) -> None:
+        """Keep what matters most of the outputs, as much as the factor in front has outputs."""
+        rank = matrix_shape(first)[1]
+        scale = self.scale[0].abs().clamp(min=float(self.scale.abs().max()) * WEAK).unsqueeze(1)
+        scaled = scale * self.w[0]
+        directions = torch.linalg.eigh(scaled @ normal.gram[0] @ scaled.T).eigenvectors[:, -rank:]
+        self.factors = directions.T @ scaled, directions / scale
+        new = (self.factors[1] @ self.factors[0]).unsqueeze(0)
+        if self.has_intercept:
+            self.b = self.b + torch.einsum("gok,gk->go", self.w - new, normal.mean_a)
+        self.w = new
 
     def ridges(self) -> list[float | None]:
         """What is tried; None: the bias alone."""
@@ -291,6 +317,13 @@ class _Fit:
         order = None if layer.index is None else layer.index.long().argsort()
         return encode(w.reshape(layer.weight_shape), layer.rows, layer.terms, order, layer.basis)
 
+    def holders(self) -> list[tuple[str, nn.Module, Tensor]]:
+        """The layers that hold W, and what each holds."""
+        if self.unit.factor is None or self.first is None or self.factors is None:
+            return [(self.unit.layer, self.layer, self.w)]
+        first, last = (f.unsqueeze(0) for f in self.factors)
+        return [(self.unit.factor[0], self.first, first), (self.unit.layer, self.layer, last)]
+
     def write(self, *, weights: bool) -> dict[str, Tensor]:
         """Set the layer's tensors, and the normalisation's mean where the layer has no bias."""
         changed: dict[str, Tensor] = {}
@@ -298,9 +331,10 @@ class _Fit:
             self.layer.coefficients.copy_(self.coefficients(self.w))
             changed[f"{self.unit.layer}.coefficients"] = self.layer.coefficients
         elif weights:
-            weight = cast(Tensor, self.layer.weight)
-            weight.copy_(as_weight(self.layer, self.w))
-            changed[f"{self.unit.layer}.weight"] = weight
+            for path, layer, values in self.holders():
+                weight = cast(Tensor, layer.weight)
+                weight.copy_(as_weight(layer, values))
+                changed[f"{path}.weight"] = weight
         if self.bias is not None:
             self.bias.copy_(self.b.reshape(-1))
             changed[f"{self.unit.layer}.bias"] = self.bias

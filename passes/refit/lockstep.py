@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from graphcomp.base import Progress, distributed
 from graphcomp.data import Split
@@ -91,7 +91,7 @@ def fit(
     device = distributed.device()
     module = editable(program).to(device)
     nodes = list(module.graph.nodes)
-    due = {unit.node.name: unit for unit in units}
+    due = {unit.due: unit for unit in units}
     with tempfile.TemporaryDirectory(prefix="graphcomp-refit-") as folder, evaluating(module):
         shelf = _Shelf(Path(folder), limits.memory)
         drawn = _chunks(original, split, limits.seed)
@@ -213,7 +213,7 @@ def _rows(
     drawn: Positions,
 ) -> list[Rows]:
     """What a layer reads and what it is to yield, chunk by chunk, when asked."""
-    layer: nn.Module = module.get_submodule(unit.layer)
+    layer, reader = module.get_submodule(unit.layer), module.get_submodule(unit.source)
     source = cast(fx.Node, node.args[0])
     other = None if unit.other is None else next(n for n in module.graph.nodes if n.name == unit.other.name)
     found = []
@@ -221,7 +221,7 @@ def _rows(
         at = _places(program, unit, chunk, drawn)
         base = None if other is None else outputs_at(layer, chunk.env[other], at)
         read = chunk.env[source]
-        found.append(Rows(layer, read, at, chunk.targets[unit.layer], base, chunk.is_held_out))
+        found.append(Rows(reader, read, at, chunk.targets[unit.layer], base, chunk.is_held_out))
     return found
 
 

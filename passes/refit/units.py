@@ -1,21 +1,25 @@
 """What is fitted: every layer that yields rows of the original, with what its outputs are compared with.
 
-    layer -> [normalisation] -> [+ what was computed before] -> [ReLU]
+    [factor ->] layer -> [normalisation] -> [+ what was computed before] -> [ReLU]
 
 The target is the original's value behind the normalisation or, before an addition whose other operand the
 small network has computed already, the original's sum less that operand: so a layer also makes up for what
 the other branch lost (METHODS 9.5). A ReLU behind it says where only the sign matters.
+
+A factor in front, whose outputs are no channels of the original, is fitted together with the layer that mixes
+them.
 """
 
 import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx, nn
 
-from graphcomp.ir import Program, op_name
-from graphcomp.measure import is_linear, is_mixing
+from graphcomp.ir import DctLayer, Program, op_name
+from graphcomp.measure import groups_of, is_linear, is_mixing
 from graphcomp.passes.refit.lineage import Origin
 from graphcomp.records import LeftAlone
 
@@ -36,6 +40,7 @@ class Unit:
         other: node of the small program that is added to it; None if nothing is, or not yet computed.
         low, high: what the activation behind it cuts off.
         is_last: whether its channels are the last dimension, not the second.
+        factor: path and call of a layer in front that is fitted with it.
     """
 
     layer: str
@@ -47,6 +52,17 @@ class Unit:
     low: float
     high: float
     is_last: bool
+    factor: tuple[str, fx.Node] | None = None
+
+    @property
+    def due(self) -> str:
+        """Name of the node before which it is fitted."""
+        return self.node.name if self.factor is None else self.factor[1].name
+
+    @property
+    def source(self) -> str:
+        """The layer that reads what is fitted on."""
+        return self.layer if self.factor is None else self.factor[0]
 
 
 def find_units(
@@ -79,12 +95,41 @@ def find_units(
             if reason is not None and not any(k.where == layer for k in left):
                 left.append(LeftAlone(where=layer, reason=reason))
             continue
-        unit = _unit(program, original, node, source[0], origin, order)
+        factor = _factor(program, node, calls, tied, origins)
+        unit = _unit(program, original, node, source[0], origin, order, factor)
         if isinstance(unit, Unit):
             units.append(unit)
         else:
             left.append(LeftAlone(where=layer, reason=unit))
-    return units, left
+    fitted = {unit.factor[0] for unit in units if unit.factor is not None}
+    return units, [k for k in left if k.where not in fitted]
+
+
+def _factor(
+    program: Program,
+    node: fx.Node,
+    calls: Mapping[Any, int],
+    tied: set[str],
+    origins: Mapping[str, Origin],
+) -> tuple[str, fx.Node] | None:
+    """The layer in front of one that only mixes its channels, where nothing else knows that one's outputs."""
+    before, last = node.args[0], program.layer(str(node.target))
+    if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+        return None
+    path, first = str(before.target), program.layer(str(before.target))
+    if path in origins or path in tied or calls[path] > 1 or getattr(first, "bias", None) is not None:
+        return None
+    is_pair = type(first) is type(last) and is_mixing(last) and not isinstance(last, DctLayer)
+    return (path, before) if is_pair and groups_of(first) == 1 and _is_pointwise(last) else None
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    """Whether a layer mixes channels and looks at nothing beside them."""
+    if is_linear(module):
+        return True
+    layer: Any = module
+    sizes = {*layer.kernel_size, *layer.stride, layer.groups}
+    return sizes == {1} and not isinstance(layer.padding, str) and set(layer.padding) == {0}
 
 
 def _unit(
@@ -94,8 +139,10 @@ def _unit(
     source: fx.Node,
     origin: Origin,
     order: Mapping[fx.Node, int],
+    factor: tuple[str, fx.Node] | None,
 ) -> Unit | str:
     """The unit, or why there is none."""
+    due = node if factor is None else factor[1]
     out, norm = _behind(program, node)
     seen, theirs = source, _behind(original, source)
     if norm is not None and theirs[1] is None:
@@ -109,7 +156,7 @@ def _unit(
     their_sum = _sum(original, seen)
     if added is not None and their_sum is not None and added[0].name == their_sum[0].name:
         own = _other_width(program, added, out)
-        if order[added[1]] < order[node] and own and _other_width(original, their_sum, seen):
+        if order[added[1]] < order[due] and own and _other_width(original, their_sum, seen):
             out, other, seen = added[0], added[1], their_sum[0]
     a, b = program.shape(out), original.shape(seen)
     is_last = is_linear(program.layer(str(node.target)))
@@ -119,7 +166,7 @@ def _unit(
     if [n for i, n in enumerate(a) if i != dim % len(a)] != [n for i, n in enumerate(b) if i != dim % len(b)]:
         return OTHER_SIZE
     low, high = _bounds(program, out)
-    return Unit(str(node.target), node, origin, norm, seen.name, other, low, high, is_last)
+    return Unit(str(node.target), node, origin, norm, seen.name, other, low, high, is_last, factor)
 
 
 def _behind(program: Program, node: fx.Node) -> tuple[fx.Node, str | None]:
