@@ -244,7 +244,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def _response(program: Program, yields: Mapping[int, list[Tensor]], seed: int) -> float:
-    """How much the outputs differ between two samples, relative to their size.
+    """How much the outputs differ between samples, relative to their size.
 
     Args:
         program: is run once more where its outputs for three samples do not show one of them.
@@ -253,7 +253,7 @@ def _response(program: Program, yields: Mapping[int, list[Tensor]], seed: int) -
     """
     one, three = yields[1], yields.get(3, [])
     if three and all(t.ndim and t.shape == (3, *o.shape[1:]) for t, o in zip(three, one, strict=True)):
-        other = [t[1:2] for t in three]
+        one, other = [o.expand_as(t) for o, t in zip(one, three, strict=True)], three
     else:
         other = outputs(program, seed)[1]
     return max(relative_error(a, b) for a, b in zip(one, other, strict=True))

@@ -76,7 +76,7 @@ REMOVAL = {"ratio": 0.5, "multiple": 1}
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "fold-bn": ("normalisations", {}),
     "l1": ("channels", REMOVAL),
-    "random": ("channels", REMOVAL),
+    "random": ("channels", {"ratio": 0.25, "multiple": 1}),  # half leaves little that depends on the input
     "apoz": ("channels", REMOVAL),
     "slimming": ("channels", REMOVAL),
     "pfa": ("channels", {"target": {"macs": 0.97}, "multiple": 1}),
