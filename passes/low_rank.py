@@ -53,11 +53,9 @@ from graphcomp.budget import (
     greedy,
     largest,
     latency,
-    latency_model,
     layer_left_alone,
     paying_factors,
     rungs,
-    stopwatch,
 )
 from graphcomp.errors import PassError
 from graphcomp.factors import (
@@ -154,14 +152,14 @@ class LowRank:
         if self.energy is not None:
             energies = dict.fromkeys(layers, self.energy)
         if "latency" in (self.target or {}):
-            clock = LayerClock(program, latency_model(program, context), [x.factor(x.full) for x in layers])
+            clock = LayerClock(program, context.clock.model(program), [x.factor(x.full) for x in layers])
             energies, timed = self._meet_latency(program, layers, clock, context)
         elif self.target is not None:
             energies = self._meet(program, layers)
         made, left = self._chosen(layers, energies, clock)
         kept += left
         revert = self.revert if clock is None else "never"  # by times already
-        paid = paying_factors(program, list(made.values()), revert, context)
+        paid = paying_factors(program, list(made.values()), revert, context.clock)
         for layer, factor in made.items():
             if layer.name in paid.slower:
                 reason = layer_left_alone(factor, None, paid.slower[layer.name], layer.shape[1])
@@ -258,7 +256,7 @@ class LowRank:
         self, program: Program, layers: Sequence["_Layer"], clock: LayerClock, context: Context
     ) -> tuple["Energies", dict[str, Any]]:
         """Energies by predicted time, corrected until what is measured is what was asked for."""
-        watch = stopwatch(program, context)
+        watch = context.clock.stopwatch(program)
         asked = watch.ratio_of((self.target or {})["latency"])
 
         def saving(layer: _Layer, factor: Factor) -> float:

@@ -22,7 +22,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from graphcomp.base import distributed
 from graphcomp.base.cache import VARIABLE
-from graphcomp.budget.stopwatch import Stopwatch, stopwatch
+from graphcomp.budget.stopwatch import Stopwatch
 from graphcomp.cli import main as command_line
 from graphcomp.data.split import Data
 from graphcomp.errors import DataError, DistributedError, GraphcompError
@@ -136,7 +136,7 @@ class Careless:
     name: ClassVar[str] = "careless"
 
     def plan(self, program: Program, context: Context) -> Plan:
-        return Plan(name=self.name, decisions={"ms": stopwatch(program, context).milliseconds()})
+        return Plan(name=self.name, decisions={"ms": context.clock.stopwatch(program).milliseconds()})
 
     def simulate(self, program: Program, plan: Plan) -> Program:
         return program

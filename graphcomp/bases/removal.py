@@ -41,9 +41,7 @@ from graphcomp.budget import (
     cost_of,
     group_left_alone,
     latency,
-    latency_model,
     paying,
-    stopwatch,
 )
 from graphcomp.channels import (
     ChannelGroup,
@@ -165,7 +163,7 @@ class ChannelRemoval(RowRemoval, ABC):
         kept += [LeftAlone(where=node, reason=reason) for node, reason in refused.items()]
         kept += untouched(judged, drop, multiple, self.min_channels)
         is_timed = "latency" in (self.target or {})
-        paid = paying(channels, drop, judgement.scores, self.revert, is_timed, context)
+        paid = paying(channels, drop, judgement.scores, self.revert, is_timed, context.clock)
         kept += [LeftAlone(where=g.name, reason=group_left_alone(g, drop, x)) for g, x in paid.slower.items()]
         drop = paid.choice
         if not drop.any() and not self.allow_nothing:
@@ -251,9 +249,9 @@ class ChannelRemoval(RowRemoval, ABC):
         In the order of the groups, which are other objects in every process.
         """
         channels, scores = allocation.channels, allocation.judgement.scores
-        watch = stopwatch(channels.program, context)
+        watch = context.clock.stopwatch(channels.program)
         asked = watch.ratio_of(amount)
-        cost = LatencyCost(channels, latency_model(channels.program, context))
+        cost = LatencyCost(channels, context.clock.model(channels.program))
         whole = cost(no_drop(channels))
 
         def build(shares: dict[ChannelGroup, float]) -> Program:

@@ -19,11 +19,12 @@ from graphcomp.budget.remaining import LatencyCost
 from graphcomp.budget.restoring import REVERT, REVERT_FACTORS, Paying, Revert, is_asked
 from graphcomp.budget.restoring_factors import layer_left_alone, paying_factors
 from graphcomp.budget.restoring_groups import group_left_alone, paying
-from graphcomp.budget.stopwatch import latency_model, stopwatch
+from graphcomp.budget.stopwatch import Clock
 
 __all__ = [
     "Allocation",
     "AllocationRule",
+    "Clock",
     "Cost",
     "Factors",
     "Judgement",
@@ -46,11 +47,9 @@ __all__ = [
     "is_asked",
     "largest",
     "latency",
-    "latency_model",
     "layer_left_alone",
     "paying",
     "paying_factors",
     "rungs",
-    "stopwatch",
     "tables",
 ]

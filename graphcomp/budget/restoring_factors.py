@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from graphcomp.base import distributed
 from graphcomp.budget.factor_times import FactorCost, Factors
 from graphcomp.budget.restoring import Paying, Revert, confirm, is_asked, restore
-from graphcomp.budget.stopwatch import Clock, latency_model, stopwatch
+from graphcomp.budget.stopwatch import Clock
 from graphcomp.factors import Factor, rank_text, rewrite, simulate
 from graphcomp.ir import Program
 
@@ -37,7 +37,7 @@ def paying_factors(
 
 
 def _paying_factors(program: Program, planned: Factors, clock: Clock, multiple: int) -> Paying[Factors, str]:
-    cost = FactorCost(program, latency_model(program, clock), planned, multiple)
+    cost = FactorCost(program, clock.model(program), planned, multiple)
     restored, slower = restore(planned, list(planned), _instead, cost.parts)
     if not slower:
         return Paying(planned, {})
@@ -46,7 +46,7 @@ def _paying_factors(program: Program, planned: Factors, clock: Clock, multiple: 
         listed = list(chosen.values())
         return rewrite(simulate(program, listed), listed, "trial", multiple)
 
-    return confirm(planned, restored, slower, build, stopwatch(program, clock))
+    return confirm(planned, restored, slower, build, clock.stopwatch(program))
 
 
 def _instead(chosen: Factors, layer: str) -> Iterable[Factors]:

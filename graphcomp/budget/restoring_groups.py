@@ -15,7 +15,7 @@ from graphcomp.budget.calls import Operator
 from graphcomp.budget.kernel_fit import form_of
 from graphcomp.budget.remaining import LatencyCost, Marks, Remaining
 from graphcomp.budget.restoring import Paying, Revert, confirm, is_asked, restore
-from graphcomp.budget.stopwatch import Clock, latency_model, stopwatch
+from graphcomp.budget.stopwatch import Clock
 from graphcomp.channels import ChannelGroup, Channels, Drop, feasible, legalise, no_drop, remove
 from graphcomp.runtime import Target
 
@@ -56,12 +56,12 @@ def _paying(
             yield legalise(channels, trial, scores)
 
     only = _touched(Remaining(channels), doubtful)
-    cost = LatencyCost(channels, latency_model(channels.program, clock), only)
+    cost = LatencyCost(channels, clock.model(channels.program), only)
     restored, slower = restore(drop, range(len(doubtful)), without, cost.parts)
     if not slower:
         return Paying(drop, {})
     restored, _ = feasible(channels, restored, scores)
-    watch = stopwatch(channels.program, clock)
+    watch = clock.stopwatch(channels.program)
     return confirm(drop, restored, slower, lambda d: remove(channels.program, channels, d, "trial"), watch)
 
 

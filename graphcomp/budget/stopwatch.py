@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import onnx
 
@@ -102,8 +102,9 @@ class Stopwatch:
             return path.read_bytes()
 
 
-class Clock(Protocol):
-    """What is asked of a run before anything is timed or predicted; `pipeline.Context` is one.
+@dataclass(frozen=True, eq=False)
+class Clock:
+    """What a run times and predicts with.
 
     Attributes:
         target, threads: where the result will run.
@@ -113,28 +114,19 @@ class Clock(Protocol):
         latencies, exports: what was measured and exported before, so that nothing is done twice in a run.
     """
 
-    @property
-    def target(self) -> Target: ...  # noqa: D102
-    @property
-    def threads(self) -> int: ...  # noqa: D102
-    @property
-    def timer(self) -> Timer | None: ...  # noqa: D102
-    @property
-    def timed(self) -> bool: ...  # noqa: D102
-    @property
-    def progress(self) -> Progress: ...  # noqa: D102
-    @property
-    def latencies(self) -> dict[str, Points]: ...  # noqa: D102
-    @property
-    def exports(self) -> Exports: ...  # noqa: D102
+    target: Target
+    threads: int
+    timer: Timer | None
+    timed: bool
+    progress: Progress
+    latencies: dict[str, Points]
+    exports: Exports
 
+    def model(self, program: Program) -> LatencyModel:
+        """What predicts the times of a program's operators where the run's result will run."""
+        cold = cold_bytes(program, self.target)
+        return LatencyModel(self.target, self.threads, self.timer, self.progress, cold, self.latencies)
 
-def latency_model(program: Program, clock: Clock) -> LatencyModel:
-    """What predicts the times of a program's operators where the run's result will run."""
-    cold = cold_bytes(program, clock.target)
-    return LatencyModel(clock.target, clock.threads, clock.timer, clock.progress, cold, clock.latencies)
-
-
-def stopwatch(program: Program, clock: Clock) -> Stopwatch:
-    """What times programs that come of `program` where the run's result will run."""
-    return Stopwatch(program, clock.target, clock.threads, clock.timer, clock.progress, clock.exports)
+    def stopwatch(self, program: Program) -> Stopwatch:
+        """What times programs that come of `program` where the run's result will run."""
+        return Stopwatch(program, self.target, self.threads, self.timer, self.progress, self.exports)

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 from torch import Tensor
 
 from graphcomp.base import Progress, part, quiet
-from graphcomp.budget import Points
+from graphcomp.budget import Clock, Points
 from graphcomp.data import Data
 from graphcomp.errors import DataError, PassError
 from graphcomp.ir import Program
@@ -80,6 +80,13 @@ class Context:
     timed: bool = False
     memory: int = field(default_factory=lambda: memory() // 4, compare=False)
     earlier: tuple[Earlier, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def clock(self) -> Clock:
+        """What times and predictions are made with."""
+        return Clock(
+            self.target, self.threads, self.timer, self.timed, self.progress, self.latencies, self.exports
+        )
 
     def evaluate(self, program: Program) -> Accuracy | None:
         """Accuracy on the evaluation data, None if there is none; collective (see `distributed`)."""

@@ -137,14 +137,14 @@ class CC:
         """Decide for all layers; PassError if the rate cannot be met, or if nothing is compressed."""
         multiple = self.multiple or context.target.multiple
         names, kept = self._layers(program)
-        untimed = 1 - TIMED_PART if is_asked(self.revert, False, context) else 1
+        untimed = 1 - TIMED_PART if is_asked(self.revert, False, context.clock) else 1
         timing = replace(context, progress=part(context.progress, untimed, 1 - untimed))
         context = replace(context, progress=part(context.progress, 0, untimed))
         gradients = self._gradients(program, context, names)
         # What follows needs no data, and the others would only do it again.
         rows = distributed.on_first(lambda: self._decide(program, context, gradients, multiple))
         wanted = [row.factor for row in rows if not row.reason]
-        paid = paying_factors(program, wanted, self.revert, timing, multiple)
+        paid = paying_factors(program, wanted, self.revert, timing.clock, multiple)
         rows, split_no_more = settled(rows, paid)
         kept += split_no_more
         kept += [LeftAlone(where=row.factor.layer, reason=row.reason) for row in rows if row.reason]

@@ -17,7 +17,6 @@ from graphcomp.budget.calls import calls
 from graphcomp.budget.kernel_fit import MOST_POINTS, computed, design, fit, form_of
 from graphcomp.budget.model import CACHES, LatencyModel, cold_bytes
 from graphcomp.budget.remaining import LatencyCost
-from graphcomp.budget.stopwatch import latency_model
 from graphcomp.channels import analyse, feasible, legalise, no_drop, remove
 from graphcomp.errors import TraceError
 from graphcomp.runtime.kernel import Kernel
@@ -280,9 +279,9 @@ def test_a_run_measures_once_without_the_cache(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv(VARIABLE, "")
     machine = Machine()
     run, other = (replace(context(), timer=machine) for _ in range(2))
-    first, asked = latency_model(tiny_program(), run).predict(tiny_program()), machine.asked
-    assert latency_model(tiny_program(), run).predict(tiny_program()) == first and machine.asked == asked
-    assert latency_model(tiny_program(), other).predict(tiny_program()) == first
+    first, asked = run.clock.model(tiny_program()).predict(tiny_program()), machine.asked
+    assert run.clock.model(tiny_program()).predict(tiny_program()) == first and machine.asked == asked
+    assert other.clock.model(tiny_program()).predict(tiny_program()) == first
     assert machine.asked == 2 * asked
 
 

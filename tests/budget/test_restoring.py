@@ -273,7 +273,7 @@ def test_kept_channels_with_a_rank_fall_back_to_one_weight(monkeypatch: pytest.M
         Factor(layer="1", keep=list(range(32)), rank=32),
         Factor(layer="2", keep=list(range(61)), rank=32),
     ]
-    paid = paying_factors(wide(), factors, "always", where(Machine(launch=400.0, odd=3.0)), 8)
+    paid = paying_factors(wide(), factors, "always", where(Machine(launch=400.0, odd=3.0)).clock, 8)
     assert paid.choice == {"1": Factor(layer="1", keep=list(range(32)))}
     assert paid.slower == {"1": pytest.approx(1.56, abs=0.01), "2": pytest.approx(3.81, abs=0.01)}
     assert paid.milliseconds == (9.0, 8.0, 7.0)
