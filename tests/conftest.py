@@ -3,6 +3,7 @@ numbers that do not depend on what ran before, and a cache of their own, empty f
 """
 
 import itertools
+import random
 import signal
 from collections.abc import Iterator
 
@@ -10,6 +11,19 @@ import pytest
 import torch
 
 from graphcomp.base.cache import VARIABLE
+
+MOST = 12
+"""Parameter sets of a test that are quick; of more so many are drawn, once and for all: others are slow."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for several in tests.values():
+        for item in random.Random(0).sample(several, max(0, len(several) - MOST)):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -169,6 +169,7 @@ def test_given_back_what_rounding_took() -> None:
 # ---------------------------------------------------------------------- costs
 
 
+@pytest.mark.slow
 def test_costs_equal_the_counters_after_removal() -> None:
     """On every trap net, under both policies: tied, functional, used twice, grouped, bare parameters."""
     checked = 0

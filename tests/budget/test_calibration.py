@@ -11,6 +11,7 @@ from graphcomp.runtime.targets import TARGETS
 from tests.stopwatch import Machine, staircase
 
 
+@pytest.mark.slow
 def test_a_known_machine_is_known() -> None:
     """On a machine of the fitted form: its stairs to the digit, layers that were not measured as well."""
     found = calibrate(TARGETS["cpu-avx512"], timer=Machine(block=16))
@@ -25,6 +26,7 @@ def test_a_known_machine_is_known() -> None:
     assert text["median_layers"] < 0.1 and text["median_networks"] is None
 
 
+@pytest.mark.slow
 def test_tables() -> None:
     found = calibrate(TARGETS["cpu-avx2"], timer=Machine())
     console = Console(width=110)

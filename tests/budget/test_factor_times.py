@@ -93,6 +93,7 @@ CHOICES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("multiple", [1, 8])
 def test_operators_are_those_of_the_network_that_is_built(name: str, multiple: int) -> None:
@@ -113,6 +114,7 @@ def test_the_case_of_rows_that_go_is_one() -> None:
     assert only[1:] == (32, 11)
 
 
+@pytest.mark.slow
 def test_parts_are_the_calls_that_can_change() -> None:
     """As many for every choice; their difference is that of the whole networks."""
     build, chosen = CHOICES["a residual stream"]

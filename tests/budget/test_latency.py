@@ -70,6 +70,7 @@ def test_the_fastest_with_a_warning() -> None:
 # ---------------------------------------------------------------------- times of whole programs
 
 
+@pytest.mark.slow
 def test_stopwatch() -> None:
     watch = Stopwatch(tiny_program(), TARGETS["cpu-avx2"], timer=Machine())
     before, after = watch.race(tiny_program())
@@ -89,6 +90,7 @@ def wide() -> Any:
     return traced(nn.Sequential(*(nn.Conv2d(a, b, k) for a, b, k in sizes)), 1, 4, 8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slower", [1.0, 1.4])
 @pytest.mark.parametrize("allocation", ["uniform", "greedy"])
 def test_l1_meets_a_latency(allocation: Any, slower: float) -> None:
@@ -107,6 +109,7 @@ def test_l1_meets_a_latency(allocation: Any, slower: float) -> None:
     assert step.evidence == plan.evidence and macs(result) < macs(wide())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("goal", "usual", "other"), [("latency", "greedy", "uniform"), ("macs", "uniform", "greedy")]
 )
@@ -120,6 +123,7 @@ def test_what_a_target_is_allocated_by_unless_said(goal: Any, usual: Any, other:
     assert rows() == rows(allocation=usual) != rows(allocation=other)
 
 
+@pytest.mark.slow
 def test_milliseconds_are_met() -> None:
     machine = Machine()
     now, _ = Stopwatch(wide(), TARGETS["cpu-avx2"], timer=machine).race(wide())
@@ -128,6 +132,7 @@ def test_milliseconds_are_met() -> None:
     assert plan.evidence["latency"]["measured"] <= 0.6 * (1 + NEAR)
 
 
+@pytest.mark.slow
 def test_pfa_meets_a_latency() -> None:
     """Issue 3: the energy follows from predicted times."""
     where = replace(context(random_data(3, 8, 8)), timer=Machine())
@@ -178,6 +183,7 @@ def test_amounts_that_make_no_sense(given: Any, message: str) -> None:
         L1(target=given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["svd", "spatial", "tucker2"])
 def test_low_rank_meets_a_latency(kind: Any) -> None:
     """The energy follows from predicted times, and what factors would slow down stays and is named."""
@@ -194,6 +200,7 @@ def test_low_rank_meets_a_latency(kind: Any) -> None:
     assert {k.where for k in plan.kept} == {"0", "2"}
 
 
+@pytest.mark.slow
 def test_factors_that_would_be_slower_stay_whole() -> None:
     """Fewer MACs, but two launches: named with both times."""
     where = replace(context(), timer=Machine(launch=30.0))

@@ -141,6 +141,7 @@ def test_functional_and_transposed_layers_are_seen() -> None:
     assert (second.kernel.plane, second.kernel.out_plane, second.into, second.out) == ((8, 8), (4, 4), 6, 8)
 
 
+@pytest.mark.slow
 def test_all_trap_nets_can_be_predicted() -> None:
     model, seen = LatencyModel(AVX2, timer=lambda models, feeds: [1.0, 2.0]), Counter[str]()
     for name in ("residual", "depthwise", "grouped", *list(TRAPS)[::7]):
@@ -302,6 +303,7 @@ def test_cold_bytes() -> None:
 # ---------------------------------------------------------------------- after a removal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("join", ["couple", "pad"])
 def test_cost_of_a_removal_is_the_smaller_networks(join: Any) -> None:
     """Layers alone: the light operators of a padded addition are estimated, not counted."""

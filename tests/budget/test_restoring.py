@@ -44,6 +44,7 @@ def widths(plan: Any) -> dict[str, int]:
     return {row["group"]: row["kept"] for row in plan.evidence["groups"]}
 
 
+@pytest.mark.slow
 def test_a_slower_group_is_left_alone_and_named() -> None:
     """Reading 61 channels takes twice as long as reading 64; 76 are as good as 80."""
     step, plan, result = run_pass(L1(**KEEP_95), net(), where(Machine(odd=2.0)))
@@ -180,6 +181,7 @@ def wide() -> Program:
     return traced(nn.Sequential(*(nn.Conv2d(a, b, k, padding=k // 2) for a, b, k in sizes)), 1, 4, 8, 8)
 
 
+@pytest.mark.slow
 def test_slower_factors_are_not_made_and_named() -> None:
     program, machine, pass_ = wide(), Machine(launch=LAUNCH), LowRank(rank=16)
     step, plan, result = run_pass(pass_, program, where(machine))
@@ -260,6 +262,7 @@ def test_a_target_of_macs_that_is_missed_is_told(monkeypatch: pytest.MonkeyPatch
     assert target["reached"] == macs(result) / macs(program)
 
 
+@pytest.mark.slow
 def test_a_target_of_times_leaves_nothing_to_restore() -> None:
     """What is not faster is not factored there to begin with."""
     plan = LowRank(target={"latency": 0.8}).plan(wide(), where(Machine(launch=LAUNCH)))

@@ -91,6 +91,7 @@ def test_a_computed_weight_costs_no_label_an_element(kind: type, monkeypatch: py
     assert [g.name for g in channels.removable] == ["after"]
 
 
+@pytest.mark.slow
 def test_no_trap_is_read_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     programs = {name: exact_program(trap()) for name, trap in TRAPS.items()}
     touched = {name: p for name, p in programs.items() if rules.unfollowed(p)}

@@ -63,6 +63,7 @@ def lossless(program: Program, seed: int = 0) -> tuple[float, float]:
     return difference(dead, masked), difference(masked, smaller)
 
 
+@pytest.mark.slow
 @settings(RANDOM, max_examples=40, phases=[Phase.generate])
 @given(random_cnn())
 def test_what_was_zero_goes_without_a_trace(spec: Spec) -> None:
@@ -94,6 +95,7 @@ LOSSY = {
 """Traps of which some constant cannot go into a bias."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_traps(part: int) -> None:
     for trap in list(TRAPS)[part::4]:

@@ -64,6 +64,7 @@ def test_concatenate_along_a_plane() -> None:
     assert torch.equal(concatenate([a, b], 2), torch.cat([a, b], 2))
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 40).flatmap(
         lambda n: st.tuples(

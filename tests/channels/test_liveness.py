@@ -148,6 +148,7 @@ def test_nothing_is_idle_where_something_of_everything_stays() -> None:
     assert not live_of(channels).unused(drop) and not live_of(channels).only_idle(drop).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("join", JOINS)
 @pytest.mark.parametrize("name", ["densenet-block", "inception-block", "shuffle-units", "unet-skip"])
 def test_whole_layers_go_exactly(name: str, join: JoinPolicy) -> None:

@@ -59,6 +59,7 @@ def check_removal(program: Program, drop: Drop) -> Program:
 # ---- Pieces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", READS)
 @pytest.mark.parametrize("by", SPLITS)
 def test_every_channel_of_a_split_can_go(by: str, read: str) -> None:
@@ -81,6 +82,7 @@ def test_every_channel_of_a_split_can_go(by: str, read: str) -> None:
         assert max(map(relative_error, found, wanted)) <= TOLERANCE
 
 
+@pytest.mark.slow
 @settings(RANDOM, max_examples=25)
 @given(random_cnn([*TRICKY, "pieces", "conv", "cat", "add"]))
 @pytest.mark.parametrize("join", JOINS)

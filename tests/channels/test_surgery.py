@@ -208,6 +208,7 @@ FOUND: dict[str, Callable[[], Program]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("join", JOINS)
 @pytest.mark.parametrize("name", FOUND)
 def test_found(name: str, join: JoinPolicy) -> None:
@@ -234,6 +235,7 @@ def test_a_refusal_names_the_node_and_keeps_its_channels() -> None:
     assert not legal[list(e.value.channels)].any()
 
 
+@pytest.mark.slow
 def test_two_removals_in_a_row() -> None:
     for name in ("option-a-shortcuts", "shuffle-units", "grouped-resnext", "densenet-block", "se-linear"):
         for join in JOINS:

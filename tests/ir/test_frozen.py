@@ -101,6 +101,7 @@ def test_one_that_is_called_twice_stays_one() -> None:
     assert len({id(m) for m in program.called_modules().values() if isinstance(m, FrozenBatchNorm2d)}) == 1
 
 
+@pytest.mark.slow
 def test_fold_bn_folds_all_of_a_detection_backbone_and_its_channels_go_as_ever() -> None:
     torch.manual_seed(0)
     plain = traced(torchvision.models.resnet50(weights=None), 1, 3, 64, 64)
@@ -125,6 +126,7 @@ def test_channels_are_removed_exactly() -> None:
     assert [small.tensors[f"{n}.running_var"].numel() for n in frozen(small)] == [4, 4]
 
 
+@pytest.mark.slow
 def test_saved_and_exported(tmp_path: Path) -> None:
     program = traced(net(lambda n: Torchvisions(n, eps=0.3)), 1, 3, 8, 8)
     program.save(tmp_path / "saved")

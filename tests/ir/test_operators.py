@@ -358,6 +358,7 @@ def test_aliases_that_torch_documents_are_one_operator() -> None:
     assert known > 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_row(row: str) -> None:
     """Every way of writing it: one name, the same channels, an exact removal, and the same cost."""

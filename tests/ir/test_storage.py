@@ -107,6 +107,7 @@ def test_torchvision_networks_come_back_as_they_were(name: str, tmp_path: Path) 
 TRAPS = [name for i, name in enumerate(nets.TRAPS) if i % 6 == 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAPS)
 def test_trap_nets_come_back_as_they_were(name: str, tmp_path: Path) -> None:
     model, shape = nets.TRAPS[name]()
@@ -114,6 +115,7 @@ def test_trap_nets_come_back_as_they_were(name: str, tmp_path: Path) -> None:
     assert_same(program, saved(program, tmp_path / "program"))
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(spec=nets.random_cnn())
 def test_random_nets_come_back_as_they_were(

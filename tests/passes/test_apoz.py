@@ -289,6 +289,7 @@ def test_steps_are_the_single_step_and_a_training_in_turn(taught: Program) -> No
         assert all(lost < widths[layer] / 2 for layer, lost in row.removed.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bad_after", "kept"), [(1, 0), (2, 2), (3, 4)])
 def test_a_drop_beyond_the_tolerance_restores_the_last_good_step(
     taught: Program, monkeypatch: pytest.MonkeyPatch, bad_after: int, kept: int

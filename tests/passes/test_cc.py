@@ -96,6 +96,7 @@ def test_t1_1_the_rate_is_one_of_all_macs(whole: tuple[Program, Plan, Program]) 
     assert len(rows(plan)) == 18 and sum(r.macs for r in rows(plan)) < macs(program)
 
 
+@pytest.mark.slow
 def test_t1_2_rates_differ(whole: tuple[Program, Plan, Program]) -> None:
     """And not by the norm of the weights: the slopes of the fits are equal at the rates."""
     _, plan, _ = whole
@@ -151,6 +152,7 @@ def test_t1_10_t1_11_factors_of_the_original_weight(whole: tuple[Program, Plan, 
     assert seen
 
 
+@pytest.mark.slow
 def test_t1_13_twice_the_same(
     resnet: tuple[Program, Data], whole: tuple[Program, Plan, Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +164,7 @@ def test_t1_13_twice_the_same(
     assert again == whole[1] and digest(program) == before
 
 
+@pytest.mark.slow
 def test_t1_14_a_region_is_a_part_of_the_whole(
     resnet: tuple[Program, Data], whole: tuple[Program, Plan, Program]
 ) -> None:
@@ -206,6 +209,7 @@ def test_t1_15_plans_are_replayed_without_data(whole: tuple[Program, Plan, Progr
     assert torch.equal(load(tmp_path / "saved")(x), result(x))
 
 
+@pytest.mark.slow
 def test_empty_region_is_the_dense_network(resnet: tuple[Program, Data]) -> None:
     program, data = resnet
     pass_ = replace(PAPER, rate=0, allow_nothing=True)
@@ -218,6 +222,7 @@ def test_empty_region_is_the_dense_network(resnet: tuple[Program, Data]) -> None
 # ---------------------------------------------------------------------- rounding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("multiple", "rate"), [(8, 0.5), (4, 0.7), (16, 0.4)])
 def test_rounded_widths_and_ranks(resnet: tuple[Program, Data], multiple: int, rate: float) -> None:
     program, data = resnet
@@ -475,6 +480,7 @@ def test_options() -> None:
     assert CC(rate=0.5, only="layer1.*").only == ("layer1.*",)
 
 
+@pytest.mark.slow
 def test_options_reach_the_decision(resnet: tuple[Program, Data]) -> None:
     """On the first stage, whose small layers are quick."""
     program, data = resnet

@@ -100,6 +100,7 @@ def mobilenet() -> Program:
     return trace(torchvision.models.mobilenet_v2(weights=None), torch.zeros(1, 3, 32, 32), copy_weights=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rate", "trainable", "params", "state"),
     [
@@ -229,6 +230,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_rewriting_is_exact(name: str) -> None:
     """rewrite(simulate(p)) == simulate(p) in float64; in float32 the results are as near as float32 gets."""
@@ -242,6 +244,7 @@ def test_rewriting_is_exact(name: str) -> None:
     assert step.after.params_order == total(plan, "positions")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(TRAPS))
 def test_networks_of_one_trap_each(name: str) -> None:
     program = exact_program(TRAPS[name]())
@@ -252,6 +255,7 @@ def test_networks_of_one_trap_each(name: str) -> None:
     )
 
 
+@pytest.mark.slow
 @settings(
     deadline=None,
     derandomize=True,
@@ -347,6 +351,7 @@ def test_magnitude_keeps_the_columns_of_largest_norm() -> None:
     assert float(norms[kept].min()) >= float(norms[~kept].max())
 
 
+@pytest.mark.slow
 def test_t4_8_the_chain_beats_sorting_by_norm_on_trained_layers(digits: Program, ordered: Plan) -> None:
     """T4.8: columns are not just sorted by norm."""
     for x in ordered.evidence["layers"]:
@@ -356,6 +361,7 @@ def test_t4_8_the_chain_beats_sorting_by_norm_on_trained_layers(digits: Program,
         assert x["nsse"] <= float(energies[:, x["terms"] :].sum() / energies.sum()), x["layer"]
 
 
+@pytest.mark.slow
 def test_a_trained_network_needs_the_order(digits: Program, ordered: Plan, unordered_: Plan) -> None:
     """The paper's first finding: with half of the frequencies it works in order; out of order it does not.
 
@@ -476,6 +482,7 @@ def test_plans_of_other_programs_are_refused(damage: dict[str, Any], message: st
 # ---------------------------------------------------------------------- with other passes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "before",
     [

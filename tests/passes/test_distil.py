@@ -149,6 +149,7 @@ def run(passes: list[Any], data: Data | None = None, program: Program | None = N
     return Pipeline(passes).run(program or tiny_program(), context(data or make_data()))[1]
 
 
+@pytest.mark.slow
 def test_a_student_learns() -> None:
     """A network that knows the patterns is taught to one with random weights and half of the trunk."""
     taught = Finetune(epochs=8, batch=24, lr=0.05, precision="float32")
@@ -200,6 +201,7 @@ def test_t2_5_the_baseline_has_other_shapes() -> None:
     assert step.training is not None and step.training.teacher == "the run's input"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("teacher", "named"),
     [
@@ -280,6 +282,7 @@ def test_no_classifier() -> None:
         run([distil(teacher="input", loss="kl", alpha=1)], data, program)
 
 
+@pytest.mark.slow
 def test_resumed_run_has_the_same_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After `--resume` the teacher is read back from its checkpoint, in `student`'s default too."""
     passes = [L1(include=("inner",), ratio=0.5, multiple=1), Student(), distil(epochs=1)]

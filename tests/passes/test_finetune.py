@@ -43,6 +43,7 @@ def tuned(**options: Any) -> Finetune:
 # ---------------------------------------------------------------------- what it does
 
 
+@pytest.mark.slow
 def test_accuracy_comes_back() -> None:
     """Half of the MACs go, and nearly all that the network knew; an epoch later it knows it again."""
     program = load_source("models:resnet20-digits").program
@@ -139,6 +140,7 @@ BEFORE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", BEFORE)
 def test_t0_8_one_step_after_every_pass(before: str) -> None:
     """T0.8: new shapes, one step, and another pass after it; no state of the old shapes anywhere."""
@@ -313,6 +315,7 @@ def learnable_file(tmp_path: Path) -> Iterator[str]:
     yield f"npz:{tmp_path / 'data.npz'}"
 
 
+@pytest.mark.slow
 def test_a_whole_run_stopped_and_resumed(
     tmp_path: Path, learnable_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,6 +381,7 @@ def value_net(outputs: int = 1) -> Program:
     return traced(net, 1, *SHAPE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("loss", ["auto", "smooth-l1", "mse"])
 def test_regression(outputs: int, loss: str) -> None:

@@ -256,6 +256,7 @@ def test_a_target_out_of_reach() -> None:
 # ---------------------------------------------------------------------- the pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_runs_verified(kind: Kind) -> None:
     program = traced(MODELS["resnet20"].factory(), 1, 3, 16, 16)

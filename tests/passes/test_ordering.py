@@ -101,6 +101,7 @@ def test_equal_columns_follow_one_another() -> None:
     assert (np.diff(at) == 1).all() and (order[at] == zeros).all()
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("distance", DISTANCES)
 @settings(deadline=None, derandomize=True, max_examples=50)
@@ -196,6 +197,7 @@ def test_numbers_must_be_finite(bad: float) -> None:
 # ---------------------------------------------------------------------- cost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "limit"), [(gaussian, 20), (clustered, 25)])
 def test_t4_9_few_pairs_are_looked_at(monkeypatch: pytest.MonkeyPatch, kind: Any, limit: int) -> None:
     """T4.9: all pairs of 30,000 columns would be 15,000 a column; and rebuilt indices are few."""

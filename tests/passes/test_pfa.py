@@ -490,6 +490,7 @@ RESNET20: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("join", JOINS)
 def test_resnet20(join: str) -> None:
     """Option-A shortcuts: stage-1 channels live on in the later stages, where what is new is judged apart."""
@@ -667,6 +668,7 @@ def test_small_vgg() -> None:
 COUNTERS = {"macs": macs, "params": params_trainable}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("join", JOINS)
 @pytest.mark.parametrize(("counter", "fraction"), [("macs", 0.3), ("macs", 0.8), ("params", 0.5)])
 def test_t5_9_target_is_exact(join: Any, counter: str, fraction: float) -> None:
@@ -790,6 +792,7 @@ WORTH_A_LOOK = """
 """.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORTH_A_LOOK)
 def test_trap(name: str) -> None:
     """Several positions, calls, blocks, producers; each under one of the policies."""
@@ -797,6 +800,7 @@ def test_trap(name: str) -> None:
     assert checked((scramble(module, 0), shape), JOINS[WORTH_A_LOOK.index(name) % 3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("join", JOINS)
 def test_random_networks(join: str) -> None:
     """T0.7: nothing depends on a known architecture."""

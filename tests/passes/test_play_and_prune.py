@@ -125,6 +125,7 @@ def test_t3_1_rates_follow_the_accuracy(played: tuple[Step, Plan, Program]) -> N
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("good", [1, 2])
 def test_t3_4_a_collapse_is_rolled_back(taught: Program, monkeypatch: pytest.MonkeyPatch, good: int) -> None:
     """T3.4: an oracle lets the accuracy collapse after some epochs; the result is the snapshot before."""

@@ -55,6 +55,7 @@ def test_a_layer_is_never_emptied() -> None:
     assert plan.decisions["rows"] == {"0.weight": [0, 1]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_against_the_quantile(seed: int) -> None:
     rng = np.random.RandomState(seed)

@@ -28,6 +28,7 @@ def count(module: nn.Module, side: int, **options: Any) -> int:
     return params_trainable(pass_.rewrite(program, pass_.plan(program, context())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("outputs", "also", "expected"),
     [
@@ -46,6 +47,7 @@ def test_g2_3_resnet110() -> None:
     assert count(MODELS["resnet110"].factory(), 32, fraction="1/2") == 866_002
 
 
+@pytest.mark.slow
 def test_g2_3_preact_resnet164() -> None:
     """The golden count has the stem halved; no addition reads the stem, so it has to be asked for."""
     assert count(MODELS["preact-resnet164"].factory(), 32, fraction=0.5, also="conv1") == 1_280_626
@@ -56,6 +58,7 @@ def stage_widths(program: Program) -> list[int]:
     return [program.layer(f"layer{s}.0.conv2", nn.Conv2d).out_channels for s in (1, 2, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fraction", "widths"),
     [("1/2", [8, 16, 32]), ("1/4", [4, 8, 16]), ("1/32", [1, 1, 2]), (0.3, [5, 10, 19])],

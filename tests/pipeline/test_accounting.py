@@ -126,6 +126,7 @@ def test_every_pass_is_here() -> None:
     assert OPTIONS.keys() == PASSES.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_layer_is_changed_or_named(name: str) -> None:
     concern, options = OPTIONS[name]

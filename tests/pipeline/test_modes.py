@@ -93,6 +93,7 @@ def same(a: Any, b: Any) -> bool:
 SLOW = ("training", "export", "compile")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "partly"), [*((n, False) for n in EVALUATES), *((n, True) for n in EVALUATES if n not in SLOW)]
 )

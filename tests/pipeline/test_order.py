@@ -105,6 +105,7 @@ THEN = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", FIRST)
 def test_what_runs_is_not_refused_and_what_is_refused_does_not_run(
     first: str, program: Program, data: Any, monkeypatch: pytest.MonkeyPatch

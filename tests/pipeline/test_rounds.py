@@ -312,6 +312,7 @@ def comparable(step: Step) -> Any:
     return rows, step.model_dump(exclude={"seconds", "rounds"})
 
 
+@pytest.mark.slow
 def test_stopped_in_a_training_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in round 3: rounds 1 and 2 are not run again, round 3 goes on after its step."""
     whole, plan, expected = game(context(make_data()))
@@ -333,6 +334,7 @@ def test_stopped_in_a_training_and_resumed(tmp_path: Path, monkeypatch: pytest.M
     assert step.rounds[3].training is not None and step.rounds[3].training.resumed == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished", [0, 1, 2, 3, 4, 5])
 def test_resumed_after_every_round(tmp_path: Path, finished: int) -> None:
     """As if killed after the record of a round was written, or (5) before the pass's own was."""
@@ -388,6 +390,7 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
         game(replace(in_workdir(tmp_path), seed=1))
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     game(in_workdir(tmp_path))
     record = tmp_path / "01-scripted" / "rounds" / "002.json"
@@ -398,6 +401,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     assert same(game(in_workdir(tmp_path))[2], game(context(make_data()))[2])
 
 
+@pytest.mark.slow
 def test_a_whole_run_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler's `--resume` goes on inside the pass; afterwards its state is gone."""
     (x, y), (x_test, y_test) = arrays(96, 0), arrays(40, 1)
