@@ -23,7 +23,6 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
-from graphcomp.records.records import Interval
 from rows import DOCS, OUT, Row, Rows, table
 from section import replace_section
 
@@ -36,6 +35,7 @@ from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs
 from graphcomp.measure.evaluate import accuracy
 from graphcomp.passes import PASSES
+from graphcomp.records import Interval
 from graphcomp.runtime.bench import ratio_interval
 from graphcomp.runtime.turns import Times, in_turn
 

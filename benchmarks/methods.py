@@ -20,7 +20,6 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from graphcomp.records.records import Snapshot
 from rows import DOCS, Row, Rows, table, timed
 from section import replace_section
 
@@ -31,6 +30,7 @@ from graphcomp.data.split import Data
 from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs, snapshot
 from graphcomp.measure.evaluate import accuracy
+from graphcomp.records import Snapshot
 
 ENERGIES = (0.99, 0.98, 0.97, 0.96, 0.95, 0.93, 0.90, 0.80)
 PFA_PAPER = {
@@ -75,6 +75,7 @@ class Suite:
         first, last: heads of the columns beside those that are measured.
         timed: whether to measure speedups.
         trained: whether its recipes train; then accuracy before that and time spent are columns, too.
+        spent: whether time spent is a column anyway.
         note: said of all rows.
     """
 
@@ -83,6 +84,7 @@ class Suite:
     last: tuple[str, ...] = ()
     timed: bool = False
     trained: bool = False
+    spent: bool = False
     note: str = ""
 
 
@@ -150,6 +152,34 @@ def _recovery() -> list[Recipe]:
     return [Recipe((name, f"`{passes.replace(TRAINING, '…')}`"), passes) for name, passes in found.items()]
 
 
+AMOUNTS = 0.75, 0.5, 0.35
+CRITERIA = "l1", "random", "apoz", "slimming", "pfa", "obs"
+
+
+def _oneshot() -> list[Recipe]:
+    """Without any training: what is left of accuracy by every criterion, allocation and repair.
+
+    Statistics are those of the same samples that layers are fitted to, so that both repairs see as much.
+    """
+    again = "finetune{epochs=0, bn_reestimate=1000}"
+    rows = [("obs", amount, "calibrated") for amount in AMOUNTS]
+    rows += [(c, 0.5, a) for c in CRITERIA for a in ("uniform", "greedy", "calibrated")]
+    found = {}
+    for criterion, amount, how in dict.fromkeys(rows):
+        cut = f"{criterion}{{target=macs:{amount}, allocation={how}, {WIDTHS}}}"
+        # slimming goes by the scales of normalisations
+        fitted = f"{cut}, fold-bn, refit" if criterion == "slimming" else f"fold-bn, {cut}, refit"
+        found[criterion, f"{amount:g}", how, "refit"] = fitted
+        if amount == 0.5 and how != "calibrated":
+            found[criterion, f"{amount:g}", how, "statistics"] = f"{cut}, {again}"
+    half_of = f"target=macs:0.5, allocation=greedy, {WIDTHS}"
+    found["low-rank", "0.5", "greedy", "refit"] = f"fold-bn, low-rank{{{half_of}}}, refit"
+    found["cc", "0.5", "its own", "refit"] = f"fold-bn, cc{{rate=0.5, {WIDTHS}}}, refit"
+    both = "fold-bn, obs{target=macs:0.75, multiple=8}, refit, low-rank{target=macs:0.67, multiple=8}, refit"
+    found["obs, low-rank", "0.5", "each", "refit"] = both
+    return [Recipe((*cells, f"`{passes}`"), passes) for cells, passes in found.items()]
+
+
 PAPER_HEAD = ("paper: % params", "% MACs", "top-1 change, retrained")
 SUITES = {
     "pfa": Suite(
@@ -158,6 +188,13 @@ SUITES = {
     "pfa-reestimated": Suite(_reestimated(), ("join", "recipe")),
     "pfa-fast": Suite(_pfa_fast(), ("recipe",), timed=True),
     "pfa-selection": Suite(_selection(), ("selection", "energy")),
+    "oneshot": Suite(
+        _oneshot(),
+        ("criterion", "of the MACs", "allocation", "repair", "recipe"),
+        timed=True,
+        spent=True,
+        note="No labels, no training.",
+    ),
     "recovery": Suite(
         _recovery(),
         ("method", "recipe"),
@@ -238,7 +275,8 @@ def _section(name: str, rows: Rows) -> str:
     clock = " Speedups with a * are of CPU time: the machine was busy." if suite.timed else ""
     note = f" {suite.note}" if suite.note else ""
     lacking = f" Not run: `{'`, `'.join(missing)}`." if missing else ""
-    top1 = ("top-1 cut, %", "trained, %", "CPU minutes") if suite.trained else ("top-1, %",)
+    spent = ("CPU minutes",) if suite.trained or suite.spent else ()
+    top1 = ("top-1 cut, %", "trained, %", *spent) if suite.trained else ("top-1, %", *spent)
     head = ["% params", "% MACs", *top1, *(("by MACs", "measured") if suite.timed else ())]
     lines = [_line(r, rows.found[r.passes], before, suite) for r in suite.recipes if r.passes in rows.found]
     return "\n\n".join(
@@ -251,12 +289,14 @@ def _section(name: str, rows: Rows) -> str:
 
 def _line(recipe: Recipe, row: Row, before: Row, suite: Suite) -> list[str]:
     if "refused" in row:
-        empty = ["" for _ in range(2 + 2 * suite.trained + 2 * suite.timed)]
+        empty = ["" for _ in range(2 + 2 * suite.trained + suite.spent + 2 * suite.timed)]
         return [*recipe.cells, f"refused: {row['refused']}", *empty, *recipe.paper]
     shares = [f"{100 * row[what] / before[what]:.2f}" for what in ("params", "macs")]
     cells = [_percent(row)]
     if suite.trained:
-        cells = [_percent(row, "cut"), *cells, f"{row['seconds'] / 60:.1f}"]
+        cells = [_percent(row, "cut"), *cells]
+    if suite.trained or suite.spent:
+        cells.append(f"{row['seconds'] / 60:.1f}")
     return [*recipe.cells, *shares, *cells, *(_speedup(row) if suite.timed else []), *recipe.paper]
 
 

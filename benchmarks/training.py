@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from graphcomp.records.records import Interval
 from section import replace_section
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from graphcomp import trace
 from graphcomp.data.augment import CropAndFlip
 from graphcomp.data.split import Indices, Split
 from graphcomp.models.resnet_cifar import ResNet
+from graphcomp.records import Interval
 from graphcomp.runtime.bench import ratio_interval
 from graphcomp.runtime.machine import environment
 from graphcomp.train.loop import Loop
