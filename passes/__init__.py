@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from graphcomp.passes.finetune import Finetune
     from graphcomp.passes.fold_bn import FoldBN
     from graphcomp.passes.l1 import L1
-    from graphcomp.passes.low_rank import LowRank
+    from graphcomp.passes.low_rank.low_rank import LowRank
     from graphcomp.passes.obs import Obs
     from graphcomp.passes.pfa.pfa import PFA
     from graphcomp.passes.play_and_prune.play_and_prune import PlayAndPrune
@@ -73,7 +73,7 @@ _PLACES = {
     "apoz": "apoz.apoz:APoZ",
     "play-and-prune": "play_and_prune.play_and_prune:PlayAndPrune",
     "slimming": "slimming:Slimming",
-    "low-rank": "low_rank:LowRank",
+    "low-rank": "low_rank.low_rank:LowRank",
     "cc": "cc.cc:CC",
     "pfa": "pfa.pfa:PFA",
     "dct": "dct.dct:Dct",

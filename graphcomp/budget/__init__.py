@@ -19,7 +19,7 @@ from graphcomp.budget.remaining import LatencyCost
 from graphcomp.budget.restoring import REVERT, REVERT_FACTORS, Paying, Revert, is_asked
 from graphcomp.budget.restoring_factors import layer_left_alone, paying_factors
 from graphcomp.budget.restoring_groups import group_left_alone, paying
-from graphcomp.budget.stopwatch import Clock
+from graphcomp.budget.stopwatch import Clock, Stopwatch
 
 __all__ = [
     "Allocation",
@@ -38,6 +38,7 @@ __all__ = [
     "Revert",
     "Scores",
     "Step",
+    "Stopwatch",
     "calibrate",
     "cost_of",
     "fewest",

@@ -8,7 +8,6 @@ reads images of few channels as they are, and leaves its blocked layout where th
 not a multiple of 4, or where groups do not fill their blocks. Linear layers are not rounded.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +15,7 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import nnls
 
+from graphcomp.channels import next_multiple
 from graphcomp.runtime import Kernel, Target
 
 KernelForm = Literal["blocked", "direct", "plain"]
@@ -53,11 +53,7 @@ def computed(form: KernelForm, into: int, out: int, multiple: int) -> Point:
     """The widths that time is paid for: whole blocks of outputs, and of inputs if not read directly."""
     if form == "plain":
         return into, out
-    return into if form == "direct" else _ceil(into, multiple), _ceil(out, multiple)
-
-
-def _ceil(width: int, multiple: int) -> int:
-    return math.ceil(width / multiple) * multiple
+    return into if form == "direct" else next_multiple(into, multiple), next_multiple(out, multiple)
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ def design(widths: Iterable[Point], steps: Point, is_square: bool) -> list[Point
     """
     wanted = set()
     for x, y in widths:
-        low = tuple(max(s, _ceil(w // 2, s)) for w, s in zip((x, y), steps, strict=True))
+        low = tuple(max(s, next_multiple(w // 2, s)) for w, s in zip((x, y), steps, strict=True))
         if is_square:
             wanted |= {(x, x), (low[0], low[0])}
         else:

@@ -11,7 +11,7 @@ from graphcomp.channels.moves import CONCATENATIONS
 from graphcomp.channels.rules import opaque_layers
 from graphcomp.channels.shifts import Shift, shifts
 from graphcomp.channels.surgery import feasible, remove, sync_attributes
-from graphcomp.channels.widths import round_up, rounding_step
+from graphcomp.channels.widths import next_multiple, round_up, rounding_step
 
 __all__ = [
     "Axis",
@@ -33,6 +33,7 @@ __all__ = [
     "legalise",
     "live_of",
     "mask",
+    "next_multiple",
     "no_drop",
     "opaque_layers",
     "remove",

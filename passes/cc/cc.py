@@ -17,10 +17,8 @@ up, every layer still meets its rate, and what all give up beyond the global one
 It is kept on disk layer by layer, so that other rates and regions of the same network take no time.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass as plain_dataclass
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -31,50 +29,25 @@ from graphcomp.base import Progress, distributed, part
 from graphcomp.bases import OPTIONS, Globs, matches, missed, options_of, require_matches
 from graphcomp.budget import (
     REVERT_FACTORS,
-    Factors,
-    Paying,
     Revert,
-    give_back,
     is_asked,
-    layer_left_alone,
     paying_factors,
 )
 from graphcomp.errors import DataError, PassError
 from graphcomp.factors import Factor, candidates, layer_macs, read_factors, rewrite, simulate
 from graphcomp.ir import Program
-from graphcomp.measure import layer_row, macs, mean_gradients
+from graphcomp.measure import macs, mean_gradients
 from graphcomp.passes.cc.analysis import Analysis, side_by_side
-from graphcomp.passes.cc.forms import Compression, least_macs
-from graphcomp.passes.cc.gcro import Slope, curve_cost, solve_rates
+from graphcomp.passes.cc.decided import Allocated, CompressibleLayer, hand_back, settled
+from graphcomp.passes.cc.forms import Compression
+from graphcomp.passes.cc.gcro import Slope, solve_rates
+from graphcomp.passes.cc.layers import network_ends, too_large
 from graphcomp.passes.cc.mshc import Lookahead
-from graphcomp.passes.cc.units import Unit, WeightShape
 from graphcomp.pipeline import Concern, Context, Outlook, require_data
-from graphcomp.records import LeftAlone, Plan, Record
+from graphcomp.records import LeftAlone, Plan
 
 GRADIENT_PART, TIMED_PART = 0.5, 0.2
 """Of the progress bar: of what is decided without a clock, and of all where times are measured."""
-
-LARGEST = 1e13
-"""Multiplications, some minutes, that the curve of a layer may take unless it is asked for by `include`."""
-
-
-class Allocated(Record):
-    """What was decided for one layer; `evidence["layers"]` of a plan is a list of them."""
-
-    factor: Factor = Field(description="the layer, the input channels that it reads, the rank of its factors")
-    reason: str | None = Field(description="why the layer stays as it is all the same; null if it does not")
-    rate: float = Field(description="of its MACs, that it was to give up")
-    reached: float = Field(description="of its MACs, that it gives up; before channels that nobody reads go")
-    macs: int = Field(description="for one sample, before")
-    channels: int = Field(description="input channels before")
-    full_rank: int = Field(description="singular directions before")
-    fit: tuple[float, float] | None = Field(
-        description="(a, b) of loss = a exp(b rate); null if there is none"
-    )
-    exact: bool = Field(description="whether the lookahead is exact")
-    removed: list[Unit] = Field(
-        description="units in order of removal: j < channels is channel j, channels + d is direction d"
-    )
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -237,7 +210,7 @@ class CC:
 
     def _analysed(
         self, program: Program, gradients: Mapping[str, Tensor], multiple: int, tell: Progress
-    ) -> list["CompressibleLayer"]:
+    ) -> list[CompressibleLayer]:
         def analysed(name: str) -> CompressibleLayer:
             weight = program.tensors[f"{name}.weight"]
             analysis = Analysis(weight, gradients[name], self.gamma, self.step, self.lookahead)
@@ -245,7 +218,7 @@ class CC:
 
         return side_by_side(analysed, gradients, counted(tell, "curves", len(gradients)))
 
-    def _row(self, layer: "CompressibleLayer", rate: float, form: Compression) -> Allocated:
+    def _row(self, layer: CompressibleLayer, rate: float, form: Compression) -> Allocated:
         shape, fit = layer.analysis.shape, layer.analysis.fit
         factor = layer.factor(form)
         outside = None if matches([layer.name], self.only) else "outside of the region (only)"
@@ -261,121 +234,6 @@ class CC:
             exact=layer.analysis.exact,
             removed=layer.analysis.units[: form.removed],
         )
-
-
-@plain_dataclass(frozen=True, eq=False)
-class CompressibleLayer:
-    """A layer with what it may become.
-
-    Attributes:
-        name: module path.
-        analysis: of its weight.
-        macs: of all its calls, for one sample.
-        multiple: that widths and ranks are rounded up to.
-    """
-
-    name: str
-    analysis: Analysis
-    macs: int
-    multiple: int
-
-    @property
-    def positions(self) -> int:
-        """Output positions of all calls; `WeightShape.macs` counts one."""
-        return self.macs // self.analysis.shape.macs()
-
-    @property
-    def most(self) -> float:
-        """The largest rate that it can reach."""
-        return 1 - least_macs(self.analysis.shape, self.multiple) / self.analysis.shape.macs()
-
-    def form(self, goal: float) -> Compression:
-        """The first form of at most `goal` MACs."""
-        return self.analysis.form(goal / self.positions, self.multiple)
-
-    def factor(self, form: Compression) -> Factor:
-        """The form as data; two factors only where they are cheaper than one weight that reads as little."""
-        shape = self.analysis.shape
-        keep = None if len(form.keep) == shape.channels else list(form.keep)
-        cheaper = form.rank is not None and form.macs < shape.macs(len(form.keep))
-        return Factor(layer=self.name, keep=keep, rank=form.rank if cheaper else None)
-
-    def reason(self, rate: float) -> str:
-        """Why it stays whole."""
-        shape = self.analysis.shape
-        if self.most <= 0:
-            least = shape.macs(min(shape.channels, self.multiple), min(shape.directions, self.multiple))
-            return (
-                f"in multiples of {self.multiple}, two factors cost {least * self.positions:,} MACs or more, "
-                f"one weight {self.macs:,}"
-            )
-        if self.analysis.fit is None:
-            return "its loss does not rise with the rate: the gradient says nothing about it"
-        if rate > 0:
-            return "the others give up enough, since they are rounded"
-        return "every rate would lose more than the other layers do for theirs"
-
-
-def settled(rows: Sequence[Allocated], paid: Paying[Factors, str]) -> tuple[list[Allocated], list[LeftAlone]]:
-    """What was decided, with what became of layers that do not pay; and why some of them are one weight."""
-    found: list[Allocated] = []
-    kept: list[LeftAlone] = []
-    for row in rows:
-        layer = row.factor.layer
-        left, change = paid.choice.get(layer), dict[str, Any]()
-        if layer in paid.slower:
-            reason = layer_left_alone(row.factor, left, paid.slower[layer], row.channels)
-            if left is None or left.keep is None:
-                change = {"reason": reason}
-            else:
-                kept.append(LeftAlone(where=layer, reason=reason))
-                change = {"factor": left, "reached": 1 - len(left.keep) / row.channels}
-        found.append(row.model_copy(update=change))
-    return found, kept
-
-
-def hand_back(
-    layers: Sequence[CompressibleLayer], goals: Sequence[float], forms: Sequence[Compression]
-) -> list[Compression]:
-    """Forms with more MACs, but in total no more than the goals of all layers together.
-
-    Rounded forms are below their goals. Of what there is to spare, the layers that are furthest below theirs
-    get back first, one step each.
-    """
-    choice = dict(zip(layers, forms, strict=True))
-    spare = {x: (goal - choice[x].macs * x.positions) / x.macs for x, goal in zip(layers, goals, strict=True)}
-    furthest = sorted(layers, key=spare.__getitem__, reverse=True)
-    earlier = ((x, x.analysis.step_back(choice[x], x.multiple)) for x in furthest)
-    goal = sum(goals)
-    kept = give_back(choice, earlier, lambda t: sum(f.macs * x.positions for x, f in t.items()) <= goal)
-    return list(kept.values())
-
-
-def network_ends(program: Program) -> dict[str, str]:
-    """The layers without a layer in front of them or behind them, and why they stay (METHODS 1.5)."""
-    import networkx as nx  # takes a third of a second
-
-    nodes = list(program.graph.nodes)
-    names = {node: row.name for node in nodes if (row := layer_row(program, node)) is not None}
-    flow = nx.DiGraph((source, node) for node in nodes for source in node.all_input_nodes)
-    behind, ahead = (
-        set(chain.from_iterable(nx.bfs_layers(way, {n for layer in names for n in way[layer]})))
-        for way in (flow, flow.reverse(copy=False))
-    )
-    ends = {name: "the first layer, which reads the input" for n, name in names.items() if n not in behind}
-    ends |= {name: "the last layer, which makes the output" for n, name in names.items() if n not in ahead}
-    return ends
-
-
-def too_large(program: Program, names: Iterable[str]) -> dict[str, str]:
-    """The layers whose analysis would take hours, as those of an ImageNet VGG's head, and why they stay."""
-    shapes = {name: WeightShape.of(program.tensors[f"{name}.weight"]) for name in names}
-    return {
-        name: f"{shape.channels:,} channels and {shape.directions:,} directions would take hours to analyse; "
-        "use low-rank for it, or include it by name"
-        for name, shape in shapes.items()
-        if curve_cost(shape) > LARGEST
-    }
 
 
 def counted(progress: Progress, what: str, total: int) -> Callable[[int], None]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from graphcomp.channels import next_multiple
 from graphcomp.passes.cc.units import Unit, WeightShape
 
 
@@ -23,11 +24,6 @@ class Compression:
     macs: int
 
 
-def round_up(count: int, multiple: int, limit: int) -> int:
-    """The next multiple, or the limit if that is lower."""
-    return min(limit, -(-count // multiple) * multiple)
-
-
 def states(
     shape: WeightShape, units: Sequence[Unit], multiple: int = 1
 ) -> Iterator[tuple[int, int, int | None, int]]:
@@ -43,9 +39,9 @@ def states(
             channels -= 1
         else:
             directions -= 1
-        width = round_up(channels, multiple, shape.channels)
+        width = next_multiple(channels, multiple, shape.channels)
         if directions < shape.directions:
-            rank = round_up(directions, multiple, shape.directions)
+            rank = next_multiple(directions, multiple, shape.directions)
             yield gone, width, rank, shape.macs(width, rank)
         if channels < shape.channels:
             yield gone, width, None, shape.macs(width)
@@ -81,7 +77,7 @@ def _kept(shape: WeightShape, units: Sequence[Unit], width: int) -> tuple[int, .
 def least_macs(shape: WeightShape, multiple: int = 1) -> int:
     """The fewest MACs a position that any form of a layer has: one channel or one direction, rounded up."""
     width, rank = (
-        round_up(1, multiple, shape.channels),
-        round_up(1, multiple, shape.directions),
+        next_multiple(1, multiple, shape.channels),
+        next_multiple(1, multiple, shape.directions),
     )
     return min(shape.macs(), shape.macs(width), shape.macs(width, rank))

@@ -15,53 +15,36 @@ The weight that `simulate` writes does not tell by which order it was truncated,
 one. So the order is a decision: a plan holds it, packed, in its `bulk`.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Annotated, ClassVar, Literal, Self, cast
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from graphcomp.base import distributed
 from graphcomp.bases import OPTIONS, Globs, matches, options_of, require_matches
 from graphcomp.errors import PassError
-from graphcomp.factors import irreplaceable
 from graphcomp.ir import (
     PASS_KEY,
     Basis,
-    DctLayer,
     Program,
     assemble,
     compressed,
     decode,
     editable,
     encode,
-    narrowest,
     parts,
-    spectrum,
 )
-from graphcomp.measure import layer_row
+from graphcomp.passes.dct.layers import is_layer, obstacle, stems_of
 from graphcomp.passes.dct.layout import Layout, LayoutRule, layouts
 from graphcomp.passes.dct.ordering import OrderDistance, StartNorm
-from graphcomp.passes.dct.orders import by_chain, by_norm, packed, unpacked
+from graphcomp.passes.dct.orders import by_chain, by_norm, packed
+from graphcomp.passes.dct.stored import decided, stored, summary
 from graphcomp.pipeline import Concern, Context, Outlook
-from graphcomp.records import LeftAlone, Plan, Record
-
-
-class Stored(Record):
-    """One layer's numbers; `evidence["layers"]` of a plan is a list of them."""
-
-    layer: str
-    weights: int
-    coefficients: int = Field(description="trainable")
-    positions: int = Field(description="of the order: stored, never trained")
-    rows: int
-    terms: int
-    nsse: float = Field(description="energy that is lost, as a share of the weight's")
-    bytes: tuple[int, int] = Field(description="of the weight before, of coefficients and order after")
+from graphcomp.records import LeftAlone, Plan
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -112,7 +95,7 @@ class Dct:
     def require(self, outlook: Outlook) -> None:
         """Layers for every glob."""
         if outlook.names and outlook.plain:
-            layers = (t for t, m in outlook.program.called_modules().items() if _is_layer(m))
+            layers = (t for t, m in outlook.program.called_modules().items() if is_layer(m))
             require_matches((*self.include, *self.exclude), layers)
 
     def foresee(self, outlook: Outlook) -> Outlook:
@@ -128,7 +111,9 @@ class Dct:
                 f"found no layer to compress ({reasons}), expected some; set allow_nothing to accept"
             )
         orders = distributed.on_first(lambda: self._orders(program, chosen, context))
-        rows = [self._stored(program.tensors[f"{x.layer}.weight"], x, orders.get(x.layer)) for x in chosen]
+        rows = [
+            stored(program.tensors[f"{x.layer}.weight"], x, orders.get(x.layer), self._basis) for x in chosen
+        ]
         return Plan(
             name=self.name,
             options=options_of(self),
@@ -139,7 +124,7 @@ class Dct:
             },
             bulk={layer: packed(order) for layer, order in orders.items()},
             kept=kept,
-            summary=_summary(rows, len(kept)),
+            summary=summary(rows, len(kept)),
             evidence={"layers": [r.model_dump(mode="json") for r in rows]},
         )
 
@@ -147,7 +132,7 @@ class Dct:
         """Write what is left of every weight in its place."""
         basis = plan.decisions["basis"]
         replaced: dict[str, Tensor] = {}
-        for x, weight, order in _decided(program, plan):
+        for x, weight, order in decided(program, plan):
             coefficients = encode(weight.double(), x.rows, x.terms, order, basis)
             index = None if order is None else torch.argsort(order)
             rebuilt = decode(coefficients, x.columns, index, basis)
@@ -158,7 +143,7 @@ class Dct:
         """Put a layer that stores coefficients in the place of every layer."""
         root, graph = parts(program)
         made: set[str] = set()
-        for x, _, order in _decided(program, plan):
+        for x, _, order in decided(program, plan):
             layer = cast(nn.Conv2d | nn.Linear, root.get_submodule(x.layer))
             root.set_submodule(x.layer, compressed(layer, x.rows, x.terms, order, plan.decisions["basis"]))
             made.add(x.layer)
@@ -169,9 +154,9 @@ class Dct:
 
     def layout(self, program: Program) -> tuple[list[Layout], list[LeftAlone]]:
         """What every layer becomes, and why the others stay: by shapes alone, in no time."""
-        found = {t: m for t, m in program.called_modules().items() if _is_layer(m)}
+        found = {t: m for t, m in program.called_modules().items() if is_layer(m)}
         require_matches((*self.include, *self.exclude), found)
-        stems = set() if self.stem else _stems(program)
+        stems = set() if self.stem else stems_of(program)
         reasons = {name: self._reason(program, name, stems) for name in found}
         counts = {
             n: program.tensors[f"{n}.weight"].numel() for n, reason in reasons.items() if reason is None
@@ -211,88 +196,3 @@ class Dct:
                 orders[x.layer] = by_chain(weight, x, self.distance, self.start_norm)
             done += x.columns
         return orders
-
-    def _stored(self, weight: Tensor, x: Layout, order: Tensor | None) -> Stored:
-        energies = spectrum(weight.detach().double(), x.rows, order, self._basis).square()
-        whole, lost = float(energies.sum()), float(energies[:, x.terms :].sum())
-        positions = 0 if order is None else x.columns
-        size = x.coefficients * weight.itemsize + positions * narrowest(x.columns).itemsize
-        return Stored(
-            layer=x.layer,
-            weights=x.weights,
-            coefficients=x.coefficients,
-            positions=positions,
-            rows=x.rows,
-            terms=x.terms,
-            nsse=lost / whole if whole else 0.0,
-            bytes=(x.weights * weight.itemsize, size),
-        )
-
-
-# ---------------------------------------------------------------------- which layers
-
-
-def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.conv._ConvNd | nn.Linear | DctLayer)
-
-
-def obstacle(program: Program, layer: str) -> str | None:
-    """Why a layer's weight cannot, or by METHODS 4.4 should not, be stored as coefficients."""
-    module = program.called_modules()[layer]
-    if isinstance(module, DctLayer):
-        return "it is stored as coefficients already"
-    if type(module) not in (nn.Conv2d, nn.Linear):
-        return f"{type(module).__name__} is neither Conv2d nor Linear"
-    groups = getattr(module, "groups", 1)
-    if groups > 1 and groups == module.in_channels:
-        return "a depthwise convolution"
-    return irreplaceable(program, layer)
-
-
-def _stems(program: Program) -> set[str]:
-    """Convolutions that read the network's inputs through nothing that has weights of such a layer."""
-    behind: set[fx.Node] = set()
-    stems: set[str] = set()
-    for node in program.graph.nodes:
-        sources = set(node.all_input_nodes)
-        row = layer_row(program, node)
-        if row is not None or sources & behind:
-            behind.add(node)
-        if row is not None and not sources & behind and row.kind == "Conv2d":
-            stems.add(cast(str, node.target))
-    return stems
-
-
-# ---------------------------------------------------------------------- plans
-
-
-def _decided(program: Program, plan: Plan) -> Iterator[tuple[Layout, Tensor, Tensor | None]]:
-    """What a plan says of every layer: its layout, its weight, its order; PassError if they do not fit."""
-    for record in plan.decisions["layers"]:
-        try:
-            x = Layout.model_validate(record)
-        except ValidationError as error:
-            raise PassError(f"plan: {error}; expected a plan as dct makes it") from error
-        layers = program.called_modules()
-        reason = obstacle(program, x.layer) if x.layer in layers else "the network has no such layer"
-        weight = program.tensors.get(f"{x.layer}.weight")
-        if reason is None and weight is not None and weight.numel() != x.weights:
-            reason = f"it has {weight.numel()} weights"
-        if reason is not None or weight is None:
-            raise PassError(
-                f"{x.layer}: found {reason}, expected a layer of {x.weights} weights to compress; "
-                "use a plan that was made for this program"
-            )
-        order = unpacked(plan.bulk, x) if plan.decisions["reorder"] else None
-        yield x, weight.detach(), None if order is None else order.to(weight.device)
-
-
-def _summary(rows: list[Stored], others: int) -> str:
-    weights, coefficients, positions = (
-        sum(getattr(r, name) for r in rows) for name in ("weights", "coefficients", "positions")
-    )
-    before, after = (sum(r.bytes[i] for r in rows) / 1e6 for i in (0, 1))
-    return (
-        f"stored {len(rows)} of {len(rows) + others} layers as coefficients: {weights:,} weights as "
-        f"{coefficients:,} coefficients and {positions:,} positions, {before:.2f} MB as {after:.2f} MB"
-    )

@@ -25,7 +25,8 @@ from graphcomp.ir.program import Program, trace
 from graphcomp.ir.saved.storage import load
 from graphcomp.measure.cost import layer_rows, macs, params_trainable
 from graphcomp.passes import CC
-from graphcomp.passes.cc.cc import Allocated, network_ends, too_large
+from graphcomp.passes.cc.decided import Allocated
+from graphcomp.passes.cc.layers import network_ends, too_large
 from graphcomp.pipeline import Context
 from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE

@@ -228,7 +228,7 @@ def test_the_graph_is_scanned_once_a_plan(monkeypatch: pytest.MonkeyPatch) -> No
         scans.append(1)
         return planes(program, layers)
 
-    for module in ("graphcomp.passes.low_rank", "graphcomp.factors.layers"):
+    for module in ("graphcomp.passes.low_rank.low_rank", "graphcomp.factors.layers"):
         monkeypatch.setattr(f"{module}.planes", counting)
     LowRank(target={"macs": 0.7}, multiple=1, allocation="greedy").plan(tiny_program(), context())
     assert len(scans) == 1

@@ -1,0 +1,217 @@
+"""low-rank: one layer becomes two (or three) thinner ones of fewer multiply-accumulates.
+
+    svd      conv kh x kw (c -> R), conv 1x1 (R -> n)          W as (n, c kh kw)
+    spatial  conv kh x 1 (c -> R), conv 1 x kw (R -> n)        W as (c kh, n kw) (Jaderberg et al. 2014)
+    tucker2  conv 1x1 (c -> R_in), kh x kw, 1x1 (R -> n)       truncated HOSVD of W (Kim et al. 2016)
+
+    energy(R) = (s_1^2 + ... + s_R^2) / sum s_i^2,  R = the smallest rank of at least the energy asked for
+
+`target` is met by one energy for all layers, the largest that meets it: what a target can be met by are the
+energies at which some layer's rank changes, and a binary search over these is exact. Or greedily, step by
+step by what saves most for the energy lost, log(before / after): layers that the target is met without stay
+whole. Ranks are rounded up to what the target's kernels compute anyway. A target of `latency` is met greedily
+by predicted times, unless said otherwise, and corrected by measured ones; layers that it would not make
+faster stay as well. Layers that would not get cheaper stay, and the plan says by how much: an svd pays below
+R = n c k / (c k + n) (METHODS 1.1). Where the run measures times, so do layers that would get slower
+(`revert`, see `budget.restoring`). Needs no data. 1x1 convolutions and linear layers have no kernel to split,
+so all kinds are svd there.
+"""
+
+import dataclasses
+import math
+from fnmatch import fnmatch
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from graphcomp.base import distributed
+from graphcomp.bases import (
+    OPTIONS,
+    TARGET,
+    Asked,
+    Globs,
+    TargetOption,
+    is_greedy,
+    matches,
+    missed,
+    only_one,
+    options_of,
+    require_matches,
+)
+from graphcomp.budget import (
+    REVERT_FACTORS,
+    LayerClock,
+    Revert,
+    layer_left_alone,
+    paying_factors,
+)
+from graphcomp.errors import PassError
+from graphcomp.factors import (
+    Kind,
+    can_be,
+    candidates,
+    planes,
+    read_factors,
+    rewrite,
+    simulate,
+)
+from graphcomp.ir import Program
+from graphcomp.passes.low_rank.layer import Energies, SplitLayer
+from graphcomp.passes.low_rank.targets import chosen, chosen_by, meet, meet_latency, reached
+from graphcomp.pipeline import Concern, Context, Outlook
+from graphcomp.records import LeftAlone, Plan
+
+
+@dataclass(frozen=True, config=OPTIONS)
+class LowRank:
+    """Split layers into thinner ones by singular values (SVD, spatial 3x1 + 1x3, or Tucker-2)."""
+
+    name: ClassVar[str] = "low-rank"
+    concern: ClassVar[Concern] = "weights"
+
+    rank: Annotated[
+        Annotated[int, Field(ge=1)] | None, Field(description="the same for every layer, of tucker2 both")
+    ] = None
+    ratio: Annotated[
+        Annotated[float, Field(gt=0, le=1)] | None, Field(description="rank as a share of the full rank")
+    ] = None
+    energy: Annotated[
+        Annotated[float, Field(gt=0, le=1)] | None,
+        Field(description="share of the squared singular values that every layer keeps at least"),
+    ] = None
+    target: Annotated[
+        TargetOption | None,
+        Field(description=TARGET),
+    ] = None
+    allocation: Annotated[
+        Asked,
+        Field(
+            description="how a target is met: uniform: the same energy in every layer; greedy: step by step "
+            "what saves most for the energy lost; auto: greedy for a latency, else uniform"
+        ),
+    ] = "auto"
+    kind: Annotated[
+        Kind, Field(description="svd; spatial: kh x 1 then 1 x kw; tucker2: 1x1, kh x kw, 1x1")
+    ] = "svd"
+    multiple: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        Field(description="ranks are rounded up to it; default from the target, 1 switches it off"),
+    ] = None
+    include: Annotated[Globs, Field(description="globs on module paths of layers")] = ("*",)
+    exclude: Annotated[Globs, Field(description="globs on module paths of layers to leave alone")] = ()
+    revert: Annotated[Revert, Field(description=REVERT_FACTORS)] = "auto"
+    allow_nothing: Annotated[bool, Field(description="factoring nothing is no error")] = False
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        amounts = ("rank", "ratio", "energy", "target")
+        only_one({name: getattr(self, name) is not None for name in amounts}, "energy=0.9")
+        return self
+
+    def require(self, outlook: Outlook) -> None:
+        """Layers for every glob."""
+        if outlook.names:
+            require_matches((*self.include, *self.exclude), candidates(outlook.program))
+
+    def foresee(self, outlook: Outlook) -> Outlook:
+        """Some layers become two, the second one in front of the same normalisation."""
+        return dataclasses.replace(outlook, names=False)
+
+    def plan(self, program: Program, context: Context) -> Plan:
+        """Choose ranks; PassError if the target cannot be met, or if nothing gets cheaper. Collective."""
+        # It needs no data, so the others would only do it again.
+        return distributed.on_first(lambda: self._plan(program, context))
+
+    def _plan(self, program: Program, context: Context) -> Plan:
+        multiple = self.multiple or context.target.multiple
+        layers, kept = self._layers(program, multiple)
+        clock: LayerClock | None = None
+        timed: dict[str, Any] = {}
+        energies: Energies | None = None
+        if self.energy is not None:
+            energies = dict.fromkeys(layers, self.energy)
+        if self.target is not None and "latency" in self.target:
+            clock = LayerClock(program, context.clock.model(program), [x.factor(x.full) for x in layers])
+            watch = context.clock.stopwatch(program)
+            energies, timed = meet_latency(layers, clock, watch, self.target["latency"], self._is_greedy)
+        elif self.target is not None:
+            ((counter, fraction),) = self.target.items()
+            energies = meet(program, layers, counter, float(fraction), self._is_greedy)
+        if energies is None:
+            made, left = chosen(layers, {layer: self._wanted(layer) for layer in layers})
+        else:
+            made, left = chosen_by(layers, energies, clock)
+        kept += left
+        revert = self.revert if clock is None else "never"  # by times already
+        paid = paying_factors(program, list(made.values()), revert, context.clock)
+        for layer, factor in made.items():
+            if layer.name in paid.slower:
+                reason = layer_left_alone(factor, None, paid.slower[layer.name], layer.shape[1])
+                kept.append(LeftAlone(where=layer.name, reason=reason))
+        made = {layer: factor for layer, factor in made.items() if layer.name in paid.choice}
+        left_over = reached(program, self.target, made) if paid.slower else {}
+        if not made and not self.allow_nothing:
+            reasons = "; ".join(f"{k.where}: {k.reason}" for k in kept[:5]) or "the network has no such layer"
+            raise PassError(
+                f"found no layer that factors make cheaper ({reasons}), expected some; "
+                "set allow_nothing to accept"
+            )
+        return Plan(
+            name=self.name,
+            options=options_of(self),
+            decisions={"factors": [f.model_dump(mode="json") for f in made.values()]},
+            kept=kept,
+            summary=f"factored {len(made)} of {len(made) + len(kept)} layers ({self.kind})"
+            + missed(**left_over.get("target", {})),
+            evidence={
+                "multiple": multiple,
+                "energy": None
+                if energies is None or self._is_greedy
+                else next(iter(energies.values()), None),
+                "layers": [layer.evidence(factor) for layer, factor in made.items()],
+                **timed,
+                **left_over,
+                **paid.evidence("layers", str),
+            },
+        )
+
+    def simulate(self, program: Program, plan: Plan) -> Program:
+        """Write the product of the factors into every weight."""
+        return simulate(program, read_factors(plan.decisions))
+
+    def rewrite(self, program: Program, plan: Plan) -> Program:
+        """Put the factors in the place of every weight."""
+        return rewrite(program, read_factors(plan.decisions), self.name)
+
+    def _layers(self, program: Program, multiple: int) -> tuple[list[SplitLayer], list[LeftAlone]]:
+        """The layers that can be factored, and why the others cannot."""
+        found = candidates(program)
+        require_matches((*self.include, *self.exclude), found)
+        layers, kept, at = [], [], planes(program, (name for name, why in found.items() if why is None))
+        for name, obstacle in found.items():
+            reason = self._not_asked(name) or obstacle
+            if reason is None:
+                layer = SplitLayer(program, name, self.kind, multiple, at[name])
+                reason = None if can_be(layer.shape, layer.kind) else f"{self.kind} needs a 2-d kernel"
+            if reason is None:
+                layers.append(layer)
+            else:
+                kept.append(LeftAlone(where=name, reason=reason))
+        return layers, kept
+
+    def _not_asked(self, name: str) -> str | None:
+        if not any(fnmatch(name, glob) for glob in self.include):
+            return "not included"
+        return "excluded" if matches([name], self.exclude) else None
+
+    @property
+    def _is_greedy(self) -> bool:
+        return self.target is not None and is_greedy(self.allocation, self.target)
+
+    def _wanted(self, layer: SplitLayer) -> tuple[int, ...]:
+        """Ranks before rounding, if they are what is asked for."""
+        if self.rank is not None:
+            return (self.rank,) * len(layer.full)
+        assert self.ratio is not None
+        return tuple(math.ceil(self.ratio * full - 1e-9) for full in layer.full)
