@@ -65,7 +65,7 @@ class Slimming(RatioRemoval):
         for axis in channels.axes:
             if axis.role != "out":
                 continue
-            layer = axis.tensors[0][0].removesuffix(".weight")
+            layer = axis.layer
             scales = _scales_behind(channels.program, layer)
             if scales is None:
                 bare.add(layer)

@@ -72,9 +72,7 @@ def every_other(channels: Channels, layer: str) -> Drop:
 
 def rows_of(channels: Channels, layer: str) -> Ints:
     """The channel of every output row of a layer."""
-    return next(
-        a.channels for a in channels.axes if a.role == "out" and a.tensors[0][0].startswith(f"{layer}.")
-    )
+    return next(a.channels for a in channels.axes if a.role == "out" and a.weight.startswith(f"{layer}."))
 
 
 @dataclass(frozen=True)

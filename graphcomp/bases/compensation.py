@@ -28,7 +28,7 @@ from torch import Tensor, fx, nn
 
 from graphcomp.base import distributed
 from graphcomp.budget import Judgement, Scores
-from graphcomp.channels import ChannelGroup, Channels, Ints, layer_name
+from graphcomp.channels import ChannelGroup, Channels, Ints
 from graphcomp.data import Split
 from graphcomp.ir import editable, evaluating, output_tensors
 from graphcomp.measure import Gram, as_weight, grams, is_mixing, matrix, matrix_shape, output_weights
@@ -224,7 +224,7 @@ def _readers(channels: Channels) -> list[_Reader]:
     """Every group of every layer that reads channels and is not one that passes them on one by one."""
     found = []
     for axis in channels.axes:
-        layer = layer_name(axis)
+        layer = axis.layer
         if not axis.reads or layer not in channels.program.called_modules():
             continue
         module = channels.program.layer(layer)

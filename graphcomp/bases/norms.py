@@ -16,7 +16,7 @@ def norm_scores(channels: Channels) -> Scores:
     scores = np.zeros(len(channels.channel_of))
     for axis in channels.axes:
         if axis.role == "out":
-            np.add.at(scores, axis.channels, filter_norms(channels.program.tensors[axis.tensors[0][0]], axis))
+            np.add.at(scores, axis.channels, filter_norms(channels.program.tensors[axis.weight], axis))
     return scores
 
 

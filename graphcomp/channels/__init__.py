@@ -6,7 +6,7 @@ from graphcomp.channels.labels import Ints, compact, varying
 from graphcomp.channels.legal import Drop, drop_of, dropped_rows, legalise, no_drop
 from graphcomp.channels.liveness import live_of
 from graphcomp.channels.masks import mask
-from graphcomp.channels.model import ELEMENTS, Axis, ChannelGroup, Channels, JoinPolicy, layer_name
+from graphcomp.channels.model import ELEMENTS, Axis, ChannelGroup, Channels, JoinPolicy
 from graphcomp.channels.moves import CONCATENATIONS
 from graphcomp.channels.rules import opaque_layers
 from graphcomp.channels.shifts import Shift, shifts
@@ -29,7 +29,6 @@ __all__ = [
     "dropped_rows",
     "feasible",
     "insert_select",
-    "layer_name",
     "legalise",
     "live_of",
     "mask",

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphcomp.channels.labels import Ints, components
-from graphcomp.channels.model import ELEMENTS, Axis, ChannelGroup, Channels, Join, JoinPolicy, layer_name
+from graphcomp.channels.model import ELEMENTS, Axis, ChannelGroup, Channels, Join, JoinPolicy
 from graphcomp.channels.rules import apply_rule, unfollowed
 from graphcomp.channels.tracker import Tracker
 from graphcomp.ir import Program
@@ -184,7 +184,7 @@ def _groups(
         if axis.role == "out":
             owner = group_of[axis.channels]
             for g in np.unique(owner[owner >= 0]).tolist():
-                producers[g][layer_name(axis)] = np.flatnonzero(owner == g)
+                producers[g][axis.layer] = np.flatnonzero(owner == g)
     order = np.argsort(group_of[members], kind="stable")
     ends = np.cumsum(np.bincount(group_of[members], minlength=len(first)))
     rows = _row_signature(size, balanced)

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor, fx
 
 from graphcomp.channels.labels import Ints, compact
-from graphcomp.channels.model import Axis, Channels, Role, layer_name
+from graphcomp.channels.model import Axis, Channels, Role
 from graphcomp.ir import op_name
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class _Flow:
             "groups": ",".join(str(group + 1) for group in self.made[node]),
         }
         if axes:
-            found["layer"] = layer_name(axes[0])
+            found["layer"] = axes[0].layer
         pins = (self.channels.groups[group].pinned for group in self.made[node])
         reasons = dict.fromkeys(f"{pin[0]}: {pin[1]}" for pin in pins if pin is not None)
         return found | ({"pinned": "; ".join(reasons)} if reasons else {})

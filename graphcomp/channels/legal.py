@@ -87,14 +87,14 @@ def dropped_rows(channels: Channels, drop: Drop) -> dict[str, list[int]]:
     for axis in channels.axes:
         gone = np.flatnonzero(drop[axis.channels]).tolist() if axis.role == "out" else []
         if gone:
-            rows[axis.tensors[0][0]] = gone
+            rows[axis.weight] = gone
     return rows
 
 
 def drop_of(channels: Channels, rows: Mapping[str, Sequence[int]]) -> Drop:
     """The choice back from `dropped_rows`; SurgeryError if it does not fit this program."""
     drop = no_drop(channels)
-    axes = {a.tensors[0][0]: a for a in channels.axes if a.role == "out"}
+    axes = {a.weight: a for a in channels.axes if a.role == "out"}
     for name, gone in rows.items():
         if name not in axes:
             raise SurgeryError(

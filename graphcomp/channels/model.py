@@ -38,6 +38,16 @@ class Axis:
     groups: int = 1
 
     @property
+    def weight(self) -> str:
+        """The dotted name of what is sliced first: the weight, where a layer has one."""
+        return self.tensors[0][0]
+
+    @property
+    def layer(self) -> str:
+        """The dotted path of the layer that owns the axis; of a tensor that no layer owns its name."""
+        return self.weight.rpartition(".")[0] or self.weight
+
+    @property
     def reads(self) -> bool:
         """Whether what sits behind this axis sees zeros for removed channels."""
         return self.role == "in"
@@ -117,8 +127,3 @@ class Channels:
         from graphcomp.channels.graph import to_networkx
 
         return to_networkx(self)
-
-
-def layer_name(axis: Axis) -> str:
-    """The dotted path of the layer that owns an axis."""
-    return axis.tensors[0][0].rpartition(".")[0] or axis.tensors[0][0]

@@ -51,7 +51,7 @@ def shifts(channels: Channels, drop: np.ndarray[Any, np.dtype[np.bool_]]) -> lis
         return []
     program, known = channels.program, constants(channels.program)
     gone = {
-        id(program.tensors[axis.tensors[0][0]]): torch.from_numpy(drop[axis.channels])
+        id(program.tensors[axis.weight]): torch.from_numpy(drop[axis.channels])
         for axis in channels.axes
         if axis.reads and drop[axis.channels].any()
     }

@@ -19,7 +19,6 @@ from graphcomp.channels import (
     Drop,
     analyse,
     feasible,
-    layer_name,
     no_drop,
     remove,
     round_up,
@@ -74,7 +73,7 @@ def unread(channels: Channels, factors: Mapping[str, Factor]) -> Drop:
     read, touched = no_drop(channels), no_drop(channels)
     for axis in channels.axes:
         if axis.reads:
-            factor = factors.get(layer_name(axis))
+            factor = factors.get(axis.layer)
             kept = _kept(len(axis.channels), factor)
             read[axis.channels[kept]] = True
             touched[axis.channels[~kept]] = True
@@ -111,7 +110,7 @@ def _without_unread(
     if not drop.any():
         return program, factors
     smaller = remove(program, channels, drop, pass_name)
-    gone = {layer_name(a): drop[a.channels] for a in channels.axes if a.reads and layer_name(a) in factors}
+    gone = {a.layer: drop[a.channels] for a in channels.axes if a.reads and a.layer in factors}
     left = {layer: _renumbered(f, gone.get(layer)) for layer, f in factors.items()}
     return smaller, {layer: _worthwhile(program, smaller, factors[layer], f) for layer, f in left.items()}
 

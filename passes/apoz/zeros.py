@@ -30,9 +30,7 @@ def activity(channels: Channels, context: Context, samples: int) -> tuple[Scores
         if group.name in asked:
             zeros = cast(Zeros, counted[asked[group.name]])
             rows = group.producers[group.name]
-            axis = next(
-                a for a in channels.axes if a.role == "out" and a.tensors[0][0] == f"{group.name}.weight"
-            )
+            axis = next(a for a in channels.axes if a.role == "out" and a.layer == group.name)
             scores[axis.channels[rows]] = 1 - zeros.fraction.numpy()[rows]
     return scores, unjudged
 

@@ -52,7 +52,7 @@ def _layers(channels: Channels, group: ChannelGroup, calls: Calls, response: Res
     program = channels.program
     for axis in channels.axes:
         if axis.role == "out" and group.channels[0] in axis.channels:
-            weight = program.tensors[axis.tensors[0][0]]
+            weight = program.tensors[axis.weight]
             spatial = max(weight.ndim - 2, 0)
             nodes = [
                 normalisation_behind(program, node) or node if response == "bn" else node

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphcomp.bases import filter_norms, filters, matches
 from graphcomp.budget import Scores
-from graphcomp.channels import Axis, Channels, Ints, layer_name
+from graphcomp.channels import Axis, Channels, Ints
 from graphcomp.train import Loss, Seen
 
 
@@ -47,10 +47,10 @@ def find_layers(
                 alone.setdefault(layer, []).append(rows)
     found = {}
     for axis in channels.axes:
-        name = layer_name(axis)
+        name = axis.layer
         if axis.role == "out" and name in alone:
             rows = np.sort(np.concatenate(alone[name]))
-            norms = filter_norms(channels.program.tensors[axis.tensors[0][0]], axis)
+            norms = filter_norms(channels.program.tensors[axis.weight], axis)
             found[name] = FilterLayer(axis, rows, axis.channels[rows], norms[rows])
     return found
 
@@ -76,8 +76,7 @@ def penalised(loss: Loss, weight: float, chosen: Mapping[str, tuple[Axis, Sequen
 
     def with_term(seen: Seen) -> Tensor:
         norms = [
-            filters(seen.tensors[axis.tensors[0][0]], axis)[list(rows)].abs().sum()
-            for axis, rows in chosen.values()
+            filters(seen.tensors[axis.weight], axis)[list(rows)].abs().sum() for axis, rows in chosen.values()
         ]
         return loss(seen) + weight * torch.stack(norms).sum() if norms else loss(seen)
 

@@ -27,7 +27,7 @@ def drawn(program: Program, channels: Channels, drop: Drop, seed: int) -> Progra
     """The same network with initial weights, scaled for the inputs that `drop` leaves."""
     module = editable(program)
     generator = torch.Generator().manual_seed(seed)
-    left = {a.tensors[0][0]: float((~drop[a.channels]).mean()) for a in channels.axes if a.reads}
+    left = {a.weight: float((~drop[a.channels]).mean()) for a in channels.axes if a.reads}
     for name in program.called_modules():
         layer = module.get_submodule(name)
         if isinstance(layer, Weighted):

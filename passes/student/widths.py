@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from graphcomp.channels import ChannelGroup, Channels, Ints, layer_name
+from graphcomp.channels import ChannelGroup, Channels, Ints
 
 
 def rows_of(channels: Channels) -> dict[str, Ints]:
     """Layer -> the channel of every output row, in the order of the network."""
-    return {layer_name(a): a.channels for a in channels.axes if a.role == "out"}
+    return {a.layer: a.channels for a in channels.axes if a.role == "out"}
 
 
 def others(channels: Channels, layers: Sequence[str]) -> list[ChannelGroup]:

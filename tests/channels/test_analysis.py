@@ -237,7 +237,7 @@ def check_silence(channels: Channels) -> None:
     program = channels.program
     grouped = [c for g in channels.groups for c in g.channels.tolist()]
     assert len(grouped) == len(set(grouped))
-    rows = {a.tensors[0][0]: a.channels for a in channels.axes if a.role == "out"}
+    rows = {a.weight: a.channels for a in channels.axes if a.role == "out"}
     for target, module in program.called_modules().items():
         if isinstance(module, nn.Linear) or (
             isinstance(module, nn.modules.conv._ConvNd) and (module.groups == 1 or f"{target}.weight" in rows)
@@ -333,7 +333,7 @@ def test_depthwise_follows_its_producer() -> None:
     channels = analyse(program)
     (group,) = channels.removable
     assert list(group.producers) == ["a"]
-    (depthwise,) = (a for a in channels.axes if a.tensors[0][0] == "d.weight")
+    (depthwise,) = (a for a in channels.axes if a.weight == "d.weight")
     assert (depthwise.role, depthwise.tensors) == ("norm", (("d.weight", 0), ("d.bias", 0)))
     assert np.array_equal(depthwise.channels, np.repeat(rows_of(channels, "a"), 2))
 

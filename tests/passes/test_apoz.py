@@ -56,7 +56,7 @@ def scores(program: Program, data: Data, layer: str, **options: int) -> list[flo
     """APoZ of a layer's channels."""
     channels = analyse(program)
     found, _ = APoZ(**options).score(channels, context(data))
-    axis = next(a for a in channels.axes if a.role == "out" and a.tensors[0][0] == f"{layer}.weight")
+    axis = next(a for a in channels.axes if a.role == "out" and a.layer == layer)
     return (1 - found[axis.channels]).tolist()
 
 

@@ -20,7 +20,7 @@ def scores_of(channels: Channels, layer: str) -> list[float]:
     """The score of every output channel of a layer."""
     scores, unjudged = L1(ratio=0.5).score(channels, context())
     assert unjudged == {}
-    axis = next(a for a in channels.axes if a.role == "out" and a.tensors[0][0] == f"{layer}.weight")
+    axis = next(a for a in channels.axes if a.role == "out" and a.layer == layer)
     assert axis.channels.shape == np.unique(axis.channels).shape
     return [float(s) for s in scores[axis.channels]]
 
