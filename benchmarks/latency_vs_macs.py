@@ -27,7 +27,7 @@ from rows import DOCS, OUT, Row, Rows, table
 from section import replace_section
 
 import graphcomp
-from graphcomp.channels import analyse, legalise, no_drop
+from graphcomp.channels import Removal, analyse
 from graphcomp.compiler.compiler import load_source
 from graphcomp.data.sources import load_data
 from graphcomp.data.split import Data
@@ -100,9 +100,8 @@ def allocations(criterion: str, source: Program) -> Sequence[str]:
 def _has_layers_that_may_go(source: Program) -> bool:
     channels = analyse(source)
     for group in channels.removable:
-        drop = no_drop(channels)
-        drop[group.channels] = True
-        if legalise(channels, drop, np.zeros(len(drop)))[group.channels].all():
+        without = Removal.of(channels, group.channels).legal(np.zeros(len(channels.channel_of)))
+        if not without.kept(group):
             return True
     return False
 

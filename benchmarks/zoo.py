@@ -215,9 +215,8 @@ def guarded(work: Callable[[], Result]) -> Result:
 
 def half(channels: Any) -> tuple[Any, Any]:
     """Drop half of every removable group by the L1 norm of the producing rows: (drop, score)."""
-    from graphcomp.channels import no_drop
 
-    drop, score = no_drop(channels), np.zeros(len(channels.channel_of))
+    drop, score = channels.marks(), np.zeros(len(channels.channel_of))
     for axis in channels.axes:
         if axis.role == "out":
             name, dim = axis.tensors[0]
@@ -233,16 +232,16 @@ def half(channels: Any) -> tuple[Any, Any]:
 
 def halved(program: Any, channels: Any) -> tuple[Any, Any, dict[str, str]]:
     """(smaller program, drop, what was kept because it cannot be removed exactly)."""
-    from graphcomp.channels import feasible, legalise, remove
+    from graphcomp.channels import Removal
     from graphcomp.errors import SurgeryError
 
     wanted, score = half(channels)
-    drop = legalise(channels, wanted, score)
+    drop = Removal(channels, wanted).legal(score)
     try:
-        return remove(program, channels, drop, "l1"), drop, {}
+        return drop.apply("l1"), drop, {}
     except SurgeryError:
-        drop, kept = feasible(channels, wanted, score)
-        return remove(program, channels, drop, "l1"), drop, kept
+        drop, kept = Removal(channels, wanted).feasible(score)
+        return drop.apply("l1"), drop, kept
 
 
 def ours_timed(name: str) -> dict[str, float]:
@@ -265,21 +264,21 @@ def ours_timed(name: str) -> dict[str, float]:
 
 def ours_exact(name: str) -> Result:
     """What can be removed, and whether removing half of it changes what the masked network computes."""
-    from graphcomp.channels import analyse, drop_of, dropped_rows, mask, remove
+    from graphcomp.channels import Removal, analyse
     from graphcomp.ir.program import trace
 
     program = trace(lively(name), image(check_pixels(name)).double(), copy_weights=False)
     facts: Result = {"params": params(program.module), "nodes": len(program.graph.nodes)}
     channels = analyse(program)
     drop, kept = halved(program, channels)[1:]  # the smaller program is let go: masking comes first
-    facts |= {"dropped": int(drop.sum()), "kept": kept, **census(channels)}
-    rows, simulated = dropped_rows(channels, drop), mask(program, channels, drop)
-    del program, channels
+    facts |= {"dropped": len(drop), "kept": kept, **census(channels)}
+    rows, simulated = drop.rows, drop.mask()
+    del program, channels, drop
     again = analyse(simulated)
     x = image(check_pixels(name), 2).double()
     with torch.no_grad():
         expected = outputs(simulated(x))
-    smaller = remove(simulated, again, drop_of(again, rows), "l1")
+    smaller = Removal.from_rows(again, rows).apply("l1")
     del simulated, again
     with torch.no_grad():
         return {**facts, "params_after": params(smaller.module), **error_of(expected, outputs(smaller(x)))}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from graphcomp.channels import Channels, Drop, JoinPolicy, analyse, drop_of, mask, no_drop, remove
+from graphcomp.channels import Channels, JoinPolicy, Removal, analyse
 from graphcomp.channels.labels import Ints
 from graphcomp.ir.program import Program, named_tensors, trace
 from tests.nets import Built, scramble
@@ -34,40 +34,37 @@ def random_scores(channels: Channels, seed: int = 0) -> np.ndarray[tuple[int], n
     return np.random.default_rng(seed).random(len(channels.channel_of))
 
 
-def half(channels: Channels, seed: int = 0) -> Drop:
+def half(channels: Channels, seed: int = 0) -> Removal:
     """The lower half by `random_scores` of every block of every removable group."""
-    score, drop = random_scores(channels, seed), no_drop(channels)
+    score, gone = random_scores(channels, seed), channels.marks()
     for group in channels.removable:
         for block in np.unique(group.blocks):
             members = group.channels[group.blocks == block]
-            drop[members[np.argsort(score[members])[: len(members) // 2]]] = True
-    return drop
+            gone[members[np.argsort(score[members])[: len(members) // 2]]] = True
+    return Removal(channels, gone)
 
 
-def half_and_whole(channels: Channels, seed: int = 0) -> Drop:
+def half_and_whole(channels: Channels, seed: int = 0) -> Removal:
     """Also all of every third removable group."""
-    drop = half(channels, seed)
+    gone = half(channels, seed).gone
     for group in np.random.default_rng(seed).permutation(np.arange(len(channels.removable)))[::3].tolist():
-        drop[channels.removable[group].channels] = True
-    return drop
+        gone[channels.removable[group].channels] = True
+    return Removal(channels, gone)
 
 
-def some(channels: Channels, seed: int = 0) -> Drop:
+def some(channels: Channels, seed: int = 0) -> Removal:
     """A random number of random channels, often one, of about half of the removable groups."""
-    random, drop = np.random.default_rng(seed), no_drop(channels)
+    random, gone = np.random.default_rng(seed), channels.marks()
     for group in channels.removable:
         if random.random() < 0.5:
             count = 1 if random.random() < 0.5 else random.integers(1, len(group.channels) + 1)
-            drop[random.choice(group.channels, count, replace=False)] = True
-    return drop
+            gone[random.choice(group.channels, count, replace=False)] = True
+    return Removal(channels, gone)
 
 
-def every_other(channels: Channels, layer: str) -> Drop:
+def every_other(channels: Channels, layer: str) -> Removal:
     """Channels 0, 2, 4, … of what a layer produces."""
-    drop = no_drop(channels)
-    for group in channels.group_of(layer):
-        drop[group.channels[::2]] = True
-    return drop
+    return Removal.of(channels, (c for g in channels.group_of(layer) for c in g.channels[::2].tolist()))
 
 
 def rows_of(channels: Channels, layer: str) -> Ints:
@@ -76,19 +73,19 @@ def rows_of(channels: Channels, layer: str) -> Ints:
 
 
 @dataclass(frozen=True)
-class Removal:
-    """Channel removal as a pass whose plan is `dropped_rows`."""
+class ByRows:
+    """Channel removal as a pass whose plan is its rows."""
 
     join: JoinPolicy = "couple"
     name: str = "removal"
 
     def simulate(self, program: Program, plan: Rows) -> Program:
         channels = analyse(program, self.join)
-        return mask(program, channels, drop_of(channels, plan))
+        return Removal.from_rows(channels, plan).mask()
 
     def rewrite(self, program: Program, plan: Rows) -> Program:
         channels = analyse(program, self.join)
-        return remove(program, channels, drop_of(channels, plan), self.name)
+        return Removal.from_rows(channels, plan).apply(self.name)
 
 
 def digest(program: Program) -> str:

@@ -3,17 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-from graphcomp.channels import ChannelGroup, Channels, Drop, Shift, round_up
+from graphcomp.channels import ChannelGroup, Removal, Shift, round_up
 from graphcomp.records import LeftAlone
 
 
-def untouched(groups: list[ChannelGroup], drop: Drop, multiple: int, min_channels: int) -> list[LeftAlone]:
+def untouched(
+    groups: list[ChannelGroup], removal: Removal, multiple: int, min_channels: int
+) -> list[LeftAlone]:
     """Groups that could lose channels and lost none."""
     found = []
     for group in groups:
-        if drop[group.channels].any():
-            continue
         width = len(group.channels)
+        if removal.kept(group) < width:
+            continue
         if width <= max(min_channels, 1):
             tied = f", coupled at {', '.join(group.coupled_by[:3])}" if group.coupled_by else ""
             reason = f"{width} channel(s) wide{tied}"
@@ -27,12 +29,12 @@ def untouched(groups: list[ChannelGroup], drop: Drop, multiple: int, min_channel
     return found
 
 
-def summary(channels: Channels, drop: Drop) -> str:
+def summary(removal: Removal) -> str:
     """How many channels of how many groups went."""
-    groups = [drop[g.channels] for g in channels.groups]
+    groups = [removal.gone[g.channels] for g in removal.channels.groups]
     lost, total = [gone for gone in groups if gone.any()], sum(map(len, groups))
     whole = sum(bool(gone.all()) for gone in lost)
-    return f"removed {int(drop.sum())} of {total} coupled channels in {len(lost)} of {len(groups)} groups" + (
+    return f"removed {len(removal)} of {total} coupled channels in {len(lost)} of {len(groups)} groups" + (
         f", {whole} of them whole" if whole else ""
     )
 

@@ -46,18 +46,11 @@ from graphcomp.budget import (
 from graphcomp.channels import (
     ChannelGroup,
     Channels,
-    Drop,
     JoinPolicy,
+    Removal,
     analyse,
-    drop_of,
-    dropped_rows,
-    feasible,
-    mask,
-    no_drop,
     opaque_layers,
-    remove,
     round_up,
-    shifts,
 )
 from graphcomp.errors import PassError
 from graphcomp.ir import Program
@@ -76,13 +69,15 @@ class RowRemoval:
 
     def simulate(self, program: Program, plan: Plan) -> Program:
         """Zeros where the removed channels are read."""
-        channels = analyse(program, plan.decisions["join"])
-        return mask(program, channels, drop_of(channels, plan.decisions["rows"]))
+        return _planned(program, plan).mask()
 
     def rewrite(self, program: Program, plan: Plan) -> Program:
         """Take the channels out."""
-        channels = analyse(program, plan.decisions["join"])
-        return remove(program, channels, drop_of(channels, plan.decisions["rows"]), self.name)
+        return _planned(program, plan).apply(self.name)
+
+
+def _planned(program: Program, plan: Plan) -> Removal:
+    return Removal.from_rows(analyse(program, plan.decisions["join"]), plan.decisions["rows"])
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -159,32 +154,33 @@ class ChannelRemoval(RowRemoval, ABC):
         allocation = Allocation(channels, judged, judgement, multiple, self.min_channels)
         shares, met = self._shares(allocation, context)
         wanted = allocation.wanted(shares) if shares is not None else {g: judgement.counts[g] for g in judged}
-        drop, refused = feasible(channels, allocation.drop(wanted), judgement.scores)
+        removal, refused = allocation.removal(wanted).feasible(judgement.scores)
         kept += [LeftAlone(where=node, reason=reason) for node, reason in refused.items()]
-        kept += untouched(judged, drop, multiple, self.min_channels)
+        kept += untouched(judged, removal, multiple, self.min_channels)
         is_timed = "latency" in (self.target or {})
-        paid = paying(channels, drop, judgement.scores, self.revert, is_timed, context.clock)
-        kept += [LeftAlone(where=g.name, reason=group_left_alone(g, drop, x)) for g, x in paid.slower.items()]
-        drop = paid.choice
-        if not drop.any() and not self.allow_nothing:
+        paid = paying(removal, judgement.scores, self.revert, is_timed, context.clock)
+        kept += [
+            LeftAlone(where=g.name, reason=group_left_alone(g, removal, x)) for g, x in paid.slower.items()
+        ]
+        removal = paid.choice
+        if not removal and not self.allow_nothing:
             reasons = "; ".join(f"{k.where}: {k.reason}" for k in kept[:5]) or "there is nothing to remove"
             raise PassError(
                 f"found no channel to remove ({reasons}), expected some; set allow_nothing to accept"
             )
-        reached = self._reached(channels, drop, met, paid)
-        lost = shifts(channels, drop)
+        reached = self._reached(removal, met, paid)
         return Plan(
             name=self.name,
             options=options_of(self),
-            decisions={"join": self._policy, "rows": dropped_rows(channels, drop)},
+            decisions={"join": self._policy, "rows": removal.rows},
             kept=kept,
-            summary=summary(channels, drop) + moved(lost) + missed(**reached.get("target", {})),
+            summary=summary(removal) + moved(removal.shifts) + missed(**reached.get("target", {})),
             evidence={
                 "multiple": multiple,
-                "groups": self._widths(allocation, shares, wanted, drop),
+                "groups": self._widths(allocation, shares, wanted, removal),
                 **reached,
                 **met,
-                **moved_evidence(lost),
+                **moved_evidence(removal.shifts),
                 **paid.evidence("groups", lambda group: group.name),
             },
         )
@@ -212,14 +208,14 @@ class ChannelRemoval(RowRemoval, ABC):
             found, said = distributed.on_first(lambda: self._meet_latency(allocation, amount, context))
             return dict(zip(allocation.groups, found, strict=True)), said
         cost = cost_of(counter, allocation.channels)
-        whole = cost(no_drop(allocation.channels))
+        whole = cost(Removal.of(allocation.channels))
         shares = self._meet(allocation, float(amount) * whole, cost)
         if shares is None:
             raise self._infeasible(counter, amount, allocation, cost)
         return shares, {}
 
     def _reached(
-        self, channels: Channels, drop: Drop, met: Mapping[str, Any], paid: Paying[Drop, ChannelGroup]
+        self, removal: Removal, met: Mapping[str, Any], paid: Paying[Removal, ChannelGroup]
     ) -> dict[str, Any]:
         """What was asked for, and what part is left in the end: after rounding, and what was restored."""
         if self.target is None:
@@ -230,8 +226,8 @@ class ChannelRemoval(RowRemoval, ABC):
             if paid.slower and paid.milliseconds is not None:
                 reached = paid.milliseconds[2] / paid.milliseconds[0]
         else:
-            cost = cost_of(counter, channels)
-            asked, reached = float(amount), cost(drop) / cost(no_drop(channels))
+            cost = cost_of(counter, removal.channels)
+            asked, reached = float(amount), cost(removal) / cost(Removal.of(removal.channels))
         return {"target": {"of": counter, "asked": asked, "reached": reached}}
 
     def _meet(self, allocation: Allocation, goal: float, cost: Cost) -> dict[ChannelGroup, float] | None:
@@ -252,11 +248,11 @@ class ChannelRemoval(RowRemoval, ABC):
         watch = context.clock.stopwatch(channels.program)
         asked = watch.ratio_of(amount)
         cost = LatencyCost(channels, context.clock.model(channels.program))
-        whole = cost(no_drop(channels))
+        whole = cost(Removal.of(channels))
 
         def build(shares: dict[ChannelGroup, float]) -> Program:
-            drop, _ = feasible(channels, allocation.choose(shares), scores)
-            return remove(channels.program, channels, drop, self.name)
+            removal, _ = allocation.choose(shares).feasible(scores)
+            return removal.apply(self.name)
 
         met = latency.meet(
             watch,
@@ -271,9 +267,9 @@ class ChannelRemoval(RowRemoval, ABC):
         return [shares[group] for group in allocation.groups], evidence
 
     def _infeasible(self, counter: str, amount: float | str, allocation: Allocation, cost: Cost) -> PassError:
-        whole = cost(no_drop(allocation.channels))
+        whole = cost(Removal.of(allocation.channels))
         fewest = 1 if self.allocation == "uniform" else 0
-        least = cost(allocation.drop(dict.fromkeys(allocation.groups, fewest))) / whole
+        least = cost(allocation.removal(dict.fromkeys(allocation.groups, fewest))) / whole
         return PassError(
             f"target {counter}: found {least:.3f} of the {counter} left when every group keeps as few "
             f"channels as min_channels and multiple allow, expected {amount}; ask for less, include more "
@@ -285,7 +281,7 @@ class ChannelRemoval(RowRemoval, ABC):
         allocation: Allocation,
         shares: Mapping[ChannelGroup, float] | None,
         wanted: Mapping[ChannelGroup, int],
-        drop: Drop,
+        removal: Removal,
     ) -> list[dict[str, Any]]:
         """What was decided for every group that was judged, as JSON."""
         evidence = allocation.judgement.evidence
@@ -295,7 +291,7 @@ class ChannelRemoval(RowRemoval, ABC):
                 channels=len(g.channels),
                 share=None if shares is None else shares[g],
                 wanted=wanted[g],
-                kept=int((~drop[g.channels]).sum()),
+                kept=removal.kept(g),
                 **evidence.get(g, {}),
             ).model_dump(mode="json", exclude_unset=True)
             for g in allocation.groups

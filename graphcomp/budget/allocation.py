@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from graphcomp.budget.cost import Cost
 from graphcomp.budget.losses import CurveLosses, InputLosses, Losses
 from graphcomp.budget.market import Step, give_back, greedy, largest, purchases
-from graphcomp.channels import ChannelGroup, Channels, Drop, legalise, no_drop, round_up, rounding_step
+from graphcomp.channels import ChannelGroup, Channels, Removal, round_up, rounding_step
 
 Scores = NDArray[np.float64]
 """Importance by channel id; the lowest go first."""
@@ -111,24 +111,24 @@ class Allocation:
         preserved = self.judgement.preserved
         return {g: fewest(preserved[g], share) if share > 0 else 0 for g, share in shares.items()}
 
-    def drop(self, wanted: Mapping[ChannelGroup, int]) -> Drop:
+    def removal(self, wanted: Mapping[ChannelGroup, int]) -> Removal:
         """The channels that go: of every block the lowest, after rounding, as far as that is legal.
 
         A group that is to keep none keeps as few as rounding allows where somebody needs one.
         """
-        drop, scores = no_drop(self.channels), self.judgement.scores
+        gone = self.channels.marks()
         for group, keep in wanted.items():
             width = round_up(keep, group, self.multiple, self.min_channels)
-            drop[group.channels] = self._places[group] >= width
-        drop = legalise(self.channels, drop, scores)
-        needed = {g: 1 for g, keep in wanted.items() if not keep and not drop[g.channels].all()}
+            gone[group.channels] = self._places[group] >= width
+        found = Removal(self.channels, gone).legal(self.judgement.scores)
+        needed = {g: 1 for g, keep in wanted.items() if not keep and found.kept(g)}
         if needed and self.min_channels == 0:
-            return self.drop({**wanted, **needed})
-        return drop
+            return self.removal({**wanted, **needed})
+        return found
 
-    def choose(self, shares: Shares) -> Drop:
+    def choose(self, shares: Shares) -> Removal:
         """The channels that go for these shares."""
-        return self.drop(self.wanted(shares))
+        return self.removal(self.wanted(shares))
 
     def meet(
         self, goal: float, cost: Cost, gone: Collection[ChannelGroup] = ()
@@ -188,7 +188,7 @@ class Allocation:
         step may save far more than was missing; what there is room for then is given back.
         """
         offers = _Narrowing(self, cost, self._losses())
-        kept = greedy(self._widths, lambda trial: cost(self.drop(trial)), goal, offers)
+        kept = greedy(self._widths, lambda trial: cost(self.removal(trial)), goal, offers)
         if kept is None:
             return None
         return {g: float(self.judgement.preserved[g][k - 1]) if k else 0.0 for g, k in kept.items()}
@@ -213,25 +213,25 @@ class Allocation:
         gone: list[ChannelGroup] = []
         yield []
         kept, offers = self._widths, _Narrowing(self, cost, self._losses(), only_whole=True)
-        for purchase in purchases(kept, cost(self.drop(kept)), offers):
+        for purchase in purchases(kept, cost(self.removal(kept)), offers):
             gone.append(purchase.item)
             yield list(gone)
 
     def _losses(self) -> Losses:
         return CurveLosses() if self.judgement.losses else InputLosses(self.channels)
 
-    def _lost(self, drop: Drop) -> float:
+    def _lost(self, removal: Removal) -> float:
         """What a choice loses over all groups."""
-        kept = {g: int((~drop[g.channels]).sum()) for g in self.groups}
+        kept = {g: removal.kept(g) for g in self.groups}
         lost, losses = self.judgement.lost, self._losses()
         parts = {g: lost(g, len(g.channels), keep) for g, keep in kept.items() if keep < len(g.channels)}
-        losses.forget(drop)
+        losses.forget(removal)
         return losses.total(parts)
 
     def _by_regained(self, shares: Shares, more: Shares) -> list[ChannelGroup]:
         """The groups that regain something by more, those first that regain most of their importance."""
         scores = self.judgement.scores
-        regained = self.choose(shares) & ~self.choose(more)
+        regained = self.choose(shares).gone & ~self.choose(more).gone
 
         def gain(group: ChannelGroup) -> float:
             back = group.channels[regained[group.channels]]
@@ -269,7 +269,7 @@ class _Narrowing:
         """What is lost next depends on it."""
         self.losses.lose(group, self.allocation.judgement.lost(group, before, kept[group]))
         if not kept[group]:
-            self.losses.forget(self.allocation.drop(kept))
+            self.losses.forget(self.allocation.removal(kept))
 
     def _narrower(
         self, group: ChannelGroup, kept: Mapping[ChannelGroup, int], now: float
@@ -278,7 +278,7 @@ class _Narrowing:
         multiple, min_channels = self.allocation.multiple, self.allocation.min_channels
         step, width = rounding_step(group, multiple), kept[group]
         while (fewer := round_up(max((width - 1) // step * step, 1), group, multiple, min_channels)) < width:
-            after = self.cost(self.allocation.drop({**kept, group: fewer}))
+            after = self.cost(self.allocation.removal({**kept, group: fewer}))
             if after < now:
                 yield fewer, after
                 return
@@ -288,8 +288,8 @@ class _Narrowing:
         """What none at all costs, if that is less, nobody misses it, and few are left (`NARROW`)."""
         blocks = NARROW * rounding_step(group, self.allocation.multiple)
         if not self.allocation.min_channels and 0 < kept[group] <= blocks:
-            drop = self.allocation.drop({**kept, group: 0})
-            if drop[group.channels].all() and (after := self.cost(drop)) < now:
+            without = self.allocation.removal({**kept, group: 0})
+            if not without.kept(group) and (after := self.cost(without)) < now:
                 yield after
 
 

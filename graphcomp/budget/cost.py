@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Literal
 
-from graphcomp.channels import Channels, Drop, live_of
+from graphcomp.channels import Channels, Removal
 from graphcomp.measure import layer_row, layer_weight, params_trainable
 
 Counter = Literal["macs", "params"]
-Cost = Callable[[Drop], float]
+Cost = Callable[[Removal], float]
 """What a program costs after a removal."""
 
 
@@ -15,7 +15,7 @@ class CostModel:
     """Parameters and MACs of a program after a removal, from the axes alone."""
 
     def __init__(self, channels: Channels) -> None:
-        program, self.axes, self.live = channels.program, channels.axes, live_of(channels)
+        program, self.axes = channels.program, channels.axes
         self.total_params = params_trainable(program)
         self.sizes: dict[str, tuple[int, bool]] = {}
         name_of: dict[int, str] = {}  # a tied weight is on the axes under one of its names
@@ -30,26 +30,26 @@ class CostModel:
             if row is not None:
                 self.layers.append((number, name_of.get(id(layer_weight(program, node)), ""), row.macs))
 
-    def macs(self, drop: Drop) -> float:
+    def macs(self, removal: Removal) -> float:
         """Multiply-accumulates after the removal."""
-        left, idle = self._left(drop), self.live.idle(drop)
+        left, idle = self._left(removal), removal.idle.nodes
         return sum(m * left.get(weight, 1.0) for number, weight, m in self.layers if not idle[number])
 
-    def params(self, drop: Drop) -> float:
+    def params(self, removal: Removal) -> float:
         """Trainable parameters after the removal."""
-        left = self._left(drop)
+        left = self._left(removal)
         return self.total_params - sum(
             n * (1 - left[name]) for name, (n, trainable) in self.sizes.items() if trainable
         )
 
-    def _left(self, drop: Drop) -> dict[str, float]:
+    def _left(self, removal: Removal) -> dict[str, float]:
         """The fraction of every tensor that stays."""
         left = dict.fromkeys(self.sizes, 1.0)
         for axis in self.axes:
-            fraction = 1 - float(drop[axis.channels].mean())
+            fraction = 1 - float(removal.gone[axis.channels].mean())
             for name, _ in axis.tensors:
                 left[name] *= fraction
-        return {**left, **{name: 0.0 for name in self.live.unused(drop) if name in left}}
+        return {**left, **{name: 0.0 for name in removal.idle.tensors if name in left}}
 
 
 def cost_of(counter: Counter, channels: Channels) -> Cost:

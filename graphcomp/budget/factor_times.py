@@ -19,7 +19,7 @@ from torch import fx
 from graphcomp.budget.calls import Call, Operator, calls
 from graphcomp.budget.model import LatencyModel
 from graphcomp.budget.remaining import Remaining
-from graphcomp.channels import Channels, analyse, legalise
+from graphcomp.channels import Channels, Removal, analyse
 from graphcomp.factors import Factor, macs_after, ranks, removable
 from graphcomp.ir import Program
 from graphcomp.runtime import Kernel
@@ -75,10 +75,9 @@ class FactorCost:
         if all(factor.keep is None for factor in chosen.values()):
             return [call.operator for call in self._calls]
         channels = self._channels
-        drop = legalise(
-            channels, removable(channels, chosen, self.multiple), np.zeros(len(channels.channel_of))
-        )
-        return [o for o in self._remaining.operators(drop)[: len(self._calls)] if o is not None]
+        wanted = Removal(channels, removable(channels, chosen, self.multiple))
+        removal = wanted.legal(np.zeros(len(channels.channel_of)))
+        return [o for o in self._remaining.operators(removal)[: len(self._calls)] if o is not None]
 
     @cached_property
     def _channels(self) -> Channels:

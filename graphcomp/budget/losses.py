@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from graphcomp.channels import ChannelGroup, Channels, Drop, live_of
+from graphcomp.channels import ChannelGroup, Channels, Removal
 
 DEPTH = 2.0
 """Times what its channels lose, that is counted for a layer that goes whole: what it computes goes, too."""
@@ -33,7 +33,7 @@ class Losses(Protocol):
     def lose(self, group: ChannelGroup, part: float) -> None:
         """Go on from there."""
 
-    def forget(self, drop: Drop) -> None:
+    def forget(self, removal: Removal) -> None:
         """What works for nobody any more, after this removal, loses nothing."""
 
 
@@ -53,7 +53,7 @@ class CurveLosses:
     def lose(self, group: ChannelGroup, part: float) -> None:
         """Nothing: the next part loses what it loses."""
 
-    def forget(self, drop: Drop) -> None:
+    def forget(self, removal: Removal) -> None:
         """Nothing: a curve knows of no others."""
 
 
@@ -67,7 +67,6 @@ class InputLosses:
     """
 
     def __init__(self, channels: Channels) -> None:
-        self.live = live_of(channels)
         self.depth = DEPTH
         axes = [axis for axis in channels.axes if axis.reads]
         self.read = [axis.channels for axis in axes]
@@ -95,10 +94,9 @@ class InputLosses:
         """Go on from there."""
         self.left = np.maximum(self.left - part * self._of(group), 1e-300)
 
-    def forget(self, drop: Drop) -> None:
+    def forget(self, removal: Removal) -> None:
         """Layers that work for nobody any more lose nothing."""
-        idle = self.live.idle_names(drop)
-        self.works = np.array([name not in idle for name in self.nodes], bool)
+        self.works = np.array([name not in removal.idle.names for name in self.nodes], bool)
 
     def _of(self, group: ChannelGroup) -> NDArray[np.float64]:
         """What part of every layer's input a group is."""

@@ -8,18 +8,15 @@ from torch import Tensor, fx
 
 from graphcomp.budget.calls import Call, Operator, calls
 from graphcomp.budget.model import LatencyModel
-from graphcomp.channels import Channels, Drop, Ints, compact, live_of, no_drop
+from graphcomp.channels import Channels, Ints, Marks, Removal, compact
 from graphcomp.runtime import Kernel
-
-Marks = NDArray[np.bool_]
-"""Of operators, in their order."""
 
 
 class Remaining:
     """The operators of a program after a removal, from its labels alone."""
 
     def __init__(self, channels: Channels) -> None:
-        self.live = live_of(channels)
+        self.order = channels.program.order
         self.calls = calls(channels.program)
         self.joins = [(j, _plane(channels, j.node)) for j in channels.joins]
         self._of: dict[fx.Node, tuple[NDArray[Any], NDArray[Any]]] = {}
@@ -28,23 +25,23 @@ class Remaining:
                 if node not in self._of:
                     self._of[node] = _channel_shares(channels, node)
 
-    def operators(self, drop: Drop) -> list[Operator | None]:
+    def operators(self, removal: Removal) -> list[Operator | None]:
         """Every call with the widths that stay, then every join; None for one that costs nothing."""
-        left = {node: 1 - float(drop[ids] @ share) for node, (ids, share) in self._of.items()}
-        idle = self.live.idle(drop)
+        gone, idle = removal.gone, removal.idle.nodes
+        left = {node: 1 - float(gone[ids] @ share) for node, (ids, share) in self._of.items()}
         found: list[Operator | None] = []
         for call in self.calls:
-            if idle[self.live.index[call.node]]:
+            if idle[self.order[call.node]]:
                 found.append(None)
                 continue
             into, out = round(call.into * left[call.source]), round(call.out * left[call.node])
             if call.kernel.is_square:
                 into = out = max(into, out)
             found.append((call.kernel, into, out))
-        return found + [part for join, plane in self.joins for part in self._selections(join, plane, drop)]
+        return found + [part for join, plane in self.joins for part in self._selections(join, plane, gone)]
 
     def touching(self, members: Ints) -> Marks:
-        """Which of them read or make any of these channels; in the order of `operators`."""
+        """Which of `operators` read or make any of these channels, in their order."""
         holds = {node: bool(np.isin(ids, members).any()) for node, (ids, _) in self._of.items()}
         found = [holds[call.source] or holds[call.node] for call in self.calls]
         found += [bool(np.isin(ids, members).any()) for join, _ in self.joins for ids in join.operands]
@@ -55,11 +52,11 @@ class Remaining:
         selections = [_selection(join.node, plane, len(join.result)) for join, plane in self.joins]
         return [call.operator for call in (*self.calls, *selections) if call is not None]
 
-    def _selections(self, join: Any, plane: tuple[int, ...] | None, drop: Drop) -> list[Operator | None]:
+    def _selections(self, join: Any, plane: tuple[int, ...] | None, gone: Marks) -> list[Operator | None]:
         """Zeros that are put back where one operand of an addition has lost what the other keeps."""
-        kept = ~drop[join.result]
+        kept = ~gone[join.result]
         call = _selection(join.node, plane, int(kept.sum()))
-        padded = [bool((drop[operand] & kept).any()) for operand in join.operands]
+        padded = [bool((gone[operand] & kept).any()) for operand in join.operands]
         return [call.operator if call is not None and p else None for p in padded]
 
 
@@ -78,19 +75,19 @@ class LatencyCost:
         if only is None:
             model.prepare(self.after.widest())
         else:
-            model.prepare(op for op in self._counted(no_drop(channels)) if op is not None)
+            model.prepare(op for op in self._counted(Removal.of(channels)) if op is not None)
 
-    def __call__(self, drop: Drop) -> float:
+    def __call__(self, removal: Removal) -> float:
         """Milliseconds without the channels that go."""
-        return float(self.parts(drop).sum())
+        return float(self.parts(removal).sum())
 
-    def parts(self, drop: Drop) -> NDArray[np.float64]:
+    def parts(self, removal: Removal) -> NDArray[np.float64]:
         """The same by operator."""
-        found = self._counted(drop)
+        found = self._counted(removal)
         return np.array([0.0 if op is None else self.model.milliseconds(*op) for op in found])
 
-    def _counted(self, drop: Drop) -> list[Operator | None]:
-        found = self.after.operators(drop)
+    def _counted(self, removal: Removal) -> list[Operator | None]:
+        found = self.after.operators(removal)
         return found if self.only is None else [op for op, use in zip(found, self.only, strict=True) if use]
 
 

@@ -13,20 +13,20 @@ from graphcomp.base import distributed
 from graphcomp.budget.allocation import Scores
 from graphcomp.budget.calls import Operator
 from graphcomp.budget.kernel_fit import form_of
-from graphcomp.budget.remaining import LatencyCost, Marks, Remaining
+from graphcomp.budget.remaining import LatencyCost, Remaining
 from graphcomp.budget.restoring import Paying, Revert, confirm, is_asked, restore
 from graphcomp.budget.stopwatch import Clock
-from graphcomp.channels import ChannelGroup, Channels, Drop, feasible, legalise, no_drop, remove
+from graphcomp.channels import ChannelGroup, Marks, Removal
 from graphcomp.runtime import Target
 
 
 def paying(
-    channels: Channels, drop: Drop, scores: Scores, revert: Revert, is_timed: bool, clock: Clock
-) -> Paying[Drop, ChannelGroup]:
+    removal: Removal, scores: Scores, revert: Revert, is_timed: bool, clock: Clock
+) -> Paying[Removal, ChannelGroup]:
     """The removal without the groups that make the network slower; collective (see `distributed`).
 
     Args:
-        channels, drop: a removal that is feasible.
+        removal: one that is feasible.
         scores: which channels come back first where not all can go.
         revert: as asked for.
         is_timed: whether times are what this removal is for.
@@ -35,49 +35,52 @@ def paying(
         ProviderError: if there is something to measure and the target does not work here.
     """
     if not is_asked(revert, is_timed, clock):
-        return Paying(drop, {})
-    doubtful = _doubtful(channels, drop, clock.target, every=revert == "always")
+        return Paying(removal, {})
+    doubtful = _doubtful(removal, clock.target, every=revert == "always")
     if not doubtful:
-        return Paying(drop, {})
-    found = distributed.on_first(lambda: _paying(channels, drop, scores, doubtful, clock))
-    return Paying(found.choice, {doubtful[i]: x for i, x in found.slower.items()}, found.milliseconds)
+        return Paying(removal, {})
+    found = distributed.on_first(lambda: _paying(removal, scores, doubtful, clock))
+    choice = Removal(removal.channels, found.choice)
+    return Paying(choice, {doubtful[i]: x for i, x in found.slower.items()}, found.milliseconds)
 
 
 def _paying(
-    channels: Channels, drop: Drop, scores: Scores, doubtful: Sequence[ChannelGroup], clock: Clock
-) -> Paying[Drop, int]:
+    removal: Removal, scores: Scores, doubtful: Sequence[ChannelGroup], clock: Clock
+) -> Paying[Marks, int]:
     """Which of the doubtful groups do not pay, by number: groups are other objects in every process."""
+    channels = removal.channels
 
-    def without(choice: Drop, number: int) -> Iterable[Drop]:
+    def without(choice: Removal, number: int) -> Iterable[Removal]:
         group = doubtful[number]
-        if choice[group.channels].any():
-            trial = choice.copy()
-            trial[group.channels] = False
-            yield legalise(channels, trial, scores)
+        if choice.kept(group) < len(group.channels):
+            trial = choice.gone & ~channels.marks(group.channels)
+            yield Removal(channels, trial).legal(scores)
 
     only = _touched(Remaining(channels), doubtful)
     cost = LatencyCost(channels, clock.model(channels.program), only)
-    restored, slower = restore(drop, range(len(doubtful)), without, cost.parts)
+    restored, slower = restore(removal, range(len(doubtful)), without, cost.parts)
     if not slower:
-        return Paying(drop, {})
-    restored, _ = feasible(channels, restored, scores)
+        return Paying(removal.gone, {})
+    restored, _ = restored.feasible(scores)
     watch = clock.stopwatch(channels.program)
-    return confirm(drop, restored, slower, lambda d: remove(channels.program, channels, d, "trial"), watch)
+    found = confirm(removal, restored, slower, lambda trial: trial.apply("trial"), watch)
+    return Paying(found.choice.gone, found.slower, found.milliseconds)
 
 
-def group_left_alone(group: ChannelGroup, planned: Drop, ratio: float) -> str:
+def group_left_alone(group: ChannelGroup, planned: Removal, ratio: float) -> str:
     """Why a group was restored."""
-    kept, width = int((~planned[group.channels]).sum()), len(group.channels)
+    kept, width = planned.kept(group), len(group.channels)
     return f"{kept} of {width} channels predicted {ratio:.2f}x slower; left alone"
 
 
-def _doubtful(channels: Channels, drop: Drop, target: Target, every: bool) -> list[ChannelGroup]:
+def _doubtful(removal: Removal, target: Target, every: bool) -> list[ChannelGroup]:
     """The groups that lost channels and touch an operator that left the layout; or all that lost some."""
-    touched = [g for g in channels.groups if drop[g.channels].any() and not g.derived]
+    channels = removal.channels
+    touched = [g for g in channels.groups if removal.kept(g) < len(g.channels) and not g.derived]
     if every:
         return touched
     remaining = Remaining(channels)
-    pairs = zip(remaining.operators(no_drop(channels)), remaining.operators(drop), strict=True)
+    pairs = zip(remaining.operators(Removal.of(channels)), remaining.operators(removal), strict=True)
     left = [_leaves(old, new, target) for old, new in pairs]
     return [
         g for g in touched if any(a and b for a, b in zip(left, remaining.touching(g.channels), strict=True))

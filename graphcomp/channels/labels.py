@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Ints = NDArray[np.int64]
+Marks = NDArray[np.bool_]
+"""One bool a channel id, or one a node in the order of the graph."""
 
 
 def varying(labels: Tensor) -> tuple[int, ...]:

@@ -16,8 +16,7 @@ from torch import Tensor, fx, nn
 
 from graphcomp.channels.cuts import GONE, RAGGED, apply_cut, apply_cuts, equal, has_ragged, shrunk
 from graphcomp.channels.indexing import entry_of, full_index, insert_select, picked, slice_of
-from graphcomp.channels.labels import along, compact
-from graphcomp.channels.legal import Drop
+from graphcomp.channels.labels import Marks, along, compact
 from graphcomp.channels.model import Channels
 from graphcomp.channels.moves import CONCATENATIONS, move, padding_of
 from graphcomp.channels.rules import is_move
@@ -29,7 +28,7 @@ class Layouts:
     """The nodes of a smaller graph, as far as they move data.
 
     Attributes:
-        program, channels, drop, pass_name: of the removal.
+        program, channels, gone, pass_name: of the removal.
         idle: nodes of the old graph that go.
         root, graph: in the making; `new` says which of its nodes stands for which.
         cuts: old node -> how its value shrinks. numbers: the same of what is no tensor: the new value.
@@ -37,7 +36,7 @@ class Layouts:
 
     program: Program
     channels: Channels
-    drop: Drop
+    gone: Marks
     pass_name: str
     idle: set[fx.Node]
     root: nn.Module
@@ -344,7 +343,7 @@ class Layouts:
             f"{node.name}: found {found} after removal, expected whole rows or columns to go; "
             "exclude the layers that produce its input",
             node.name,
-            frozenset(np.unique(ids[self.drop[ids]]).tolist()),
+            frozenset(np.unique(ids[self.gone[ids]]).tolist()),
         )
 
     def tensors_behind(self, node: fx.Node) -> list[fx.Node]:

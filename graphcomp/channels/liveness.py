@@ -9,19 +9,16 @@ all of them: a layer of a DenseNet, a branch of an Inception block. With it goes
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from graphcomp.channels.labels import Ints, compact, varying
+from graphcomp.channels.labels import Ints, Marks, compact, varying
 from graphcomp.channels.model import Channels
 from graphcomp.channels.moves import concatenated_axis
 from graphcomp.ir import Program, acts_in_place, is_read_later
-
-Marks = NDArray[np.bool_]
-"""One bool a node, in the order of the graph; or one a channel id."""
 
 
 def live_of(channels: Channels) -> "Liveness":
@@ -39,77 +36,31 @@ class Liveness:
         self.nodes: list[fx.Node] = list(graph.nodes)
         self.index = {node: i for i, node in enumerate(self.nodes)}
         self.size = len(channels.channel_of)
-        self._spans: list[Ints] = []
-        self._spans_of = self._find_spans(channels)
-        self._members = np.concatenate(self._spans)
-        self._starts = np.cumsum([0, *map(len, self._spans[:-1])])
+        self.spans: list[Ints] = []
+        self.spans_of = self._find_spans(channels)
+        self._members = np.concatenate(self.spans)
+        self._starts = np.cumsum([0, *map(len, self.spans[:-1])])
         self._is_whole = self._members[self._starts] != 0
-        self._readers: list[list[tuple[int, bool]]] = [
+        self.readers: list[list[tuple[int, bool]]] = [
             [(self.index[user], _can_spare(channels, user, node)) for user in node.users]
             for node in self.nodes
         ]
-        self._stays = [not _may_idle(channels, node) for node in self.nodes]
-        self._pieces = [self._source_of_piece(node) for node in self.nodes]
-        self._tensors = channels.program.tensors
-        self._tensors_of = [_used(channels.program, node) for node in self.nodes]
-        self._groups = [g for g in channels.groups if g.pinned is None]
+        self.stays = [not _may_idle(channels, node) for node in self.nodes]
+        self.pieces = [self._source_of_piece(node) for node in self.nodes]
+        self.tensors = channels.program.tensors
+        self.tensors_of = [_used(channels.program, node) for node in self.nodes]
+        self.groups = [g for g in channels.groups if g.pinned is None]
 
-    def idle(self, gone: Marks) -> Marks:
-        """The nodes that do nothing for the result any more, in the order of the graph."""
-        return self._idle(self._empty(gone))
+    def after(self, gone: Marks) -> "Idle":
+        """What does nothing any more once these channels have gone."""
+        return Idle(self, gone)
 
-    def _idle(self, empty: Marks) -> Marks:
-        idle = np.zeros(len(self.nodes), bool)
-        if not empty.any():
-            return idle
-        for i in reversed(range(len(self.nodes))):
-            readers = self._readers[i]
-            unread = bool(readers) and not self._stays[i] and all(idle[user] for user, _ in readers)
-            idle[i] = empty[i] or unread
-        return idle
-
-    def idle_names(self, gone: Marks) -> frozenset[str]:
-        """The names of `idle` nodes."""
-        return frozenset(self.nodes[i].name for i in np.flatnonzero(self.idle(gone)).tolist())
-
-    def missed(self, gone: Marks) -> Iterator[Ints]:
-        """Sets of channels of which one must come back, for all of them are gone and somebody needs some."""
-        empty = self._empty(gone)
-        if not empty.any():
-            return
-        idle = self._idle(empty)
-        for i in np.flatnonzero(empty).tolist():
-            source = self._pieces[i]
-            cut_off = source is not None and not idle[source]
-            if cut_off or not all(idle[user] or can_spare for user, can_spare in self._readers[i]):
-                yield self._spans[self._spans_of[i][0]]
-
-    def only_idle(self, gone: Marks) -> Marks:
-        """The channels of whole groups that sit in idle nodes only; they can go with them."""
-        found = np.zeros(self.size, bool)
-        idle = self.idle(gone)
-        if idle.any():
-            working = np.zeros(self.size, bool)
-            for span in {s for i in np.flatnonzero(~idle).tolist() for s in self._spans_of[i]}:
-                working[self._spans[span]] = True
-            for group in self._groups:
-                if not working[group.channels].any():
-                    found[group.channels] = True
-        return found
-
-    def unused(self, gone: Marks) -> frozenset[str]:
-        """Names of parameters and buffers that only idle nodes use."""
-        idle = self.idle(gone)
-        if not idle.any():
-            return frozenset()
-        working = {id(t) for i in np.flatnonzero(~idle).tolist() for t in self._tensors_of[i]}
-        return frozenset(name for name, tensor in self._tensors.items() if id(tensor) not in working)
-
-    def _empty(self, gone: Marks) -> Marks:
+    def empty(self, gone: Marks) -> Marks:
+        """The nodes whose values have lost all of their channels."""
         lost = np.logical_and.reduceat(gone[self._members], self._starts) & self._is_whole
         if not lost.any():
             return np.zeros(len(self.nodes), bool)
-        return np.array([bool(spans) and all(lost[s] for s in spans) for spans in self._spans_of])
+        return np.array([bool(spans) and all(lost[s] for s in spans) for spans in self.spans_of])
 
     def _find_spans(self, channels: Channels) -> list[list[int]]:
         """Per node the sets of channels, by number, of the tensors that it yields."""
@@ -124,9 +75,9 @@ class Liveness:
                     continue
                 if id(labels) not in of_labels:
                     span = np.unique(channels.channel_of[compact(labels).flatten().numpy()])
-                    number = known.setdefault(span.tobytes(), len(self._spans))
-                    if number == len(self._spans):
-                        self._spans.append(span)
+                    number = known.setdefault(span.tobytes(), len(self.spans))
+                    if number == len(self.spans):
+                        self.spans.append(span)
                     of_labels[id(labels)] = number
                 spans.append(of_labels[id(labels)])
             found.append(spans)
@@ -135,7 +86,62 @@ class Liveness:
     def _source_of_piece(self, node: fx.Node) -> int | None:
         """The node of whose several tensors this one is."""
         sources = [self.index[source] for source in node.all_input_nodes[:1]]
-        return next((source for source in sources if len(self._spans_of[source]) > 1), None)
+        return next((source for source in sources if len(self.spans_of[source]) > 1), None)
+
+
+class Idle:
+    """What does nothing for the result any more; found out once, as `gone` was when this was made."""
+
+    def __init__(self, live: Liveness, gone: Marks) -> None:
+        self._live, self._empty = live, live.empty(gone)
+
+    @cached_property
+    def nodes(self) -> Marks:
+        """The nodes, in the order of the graph."""
+        live, idle = self._live, np.zeros(len(self._live.nodes), bool)
+        if not self._empty.any():
+            return idle
+        for i in reversed(range(len(idle))):
+            readers = live.readers[i]
+            unread = bool(readers) and not live.stays[i] and all(idle[user] for user, _ in readers)
+            idle[i] = self._empty[i] or unread
+        return idle
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The names of the nodes."""
+        return frozenset(self._live.nodes[i].name for i in np.flatnonzero(self.nodes).tolist())
+
+    @cached_property
+    def channels(self) -> Marks:
+        """The channels of whole groups that sit in idle nodes only; they can go with them."""
+        live, found = self._live, np.zeros(self._live.size, bool)
+        if self.nodes.any():
+            working = np.zeros(live.size, bool)
+            for span in {s for i in np.flatnonzero(~self.nodes).tolist() for s in live.spans_of[i]}:
+                working[live.spans[span]] = True
+            for group in live.groups:
+                if not working[group.channels].any():
+                    found[group.channels] = True
+        return found
+
+    @cached_property
+    def tensors(self) -> frozenset[str]:
+        """Names of parameters and buffers that only idle nodes use."""
+        if not self.nodes.any():
+            return frozenset()
+        live = self._live
+        working = {id(t) for i in np.flatnonzero(~self.nodes).tolist() for t in live.tensors_of[i]}
+        return frozenset(name for name, tensor in live.tensors.items() if id(tensor) not in working)
+
+    def missed(self) -> Iterator[Ints]:
+        """Sets of channels of which one must come back, for all of them are gone and somebody needs some."""
+        live, idle = self._live, self.nodes
+        for i in np.flatnonzero(self._empty).tolist():
+            source = live.pieces[i]
+            cut_off = source is not None and not idle[source]
+            if cut_off or not all(idle[user] or can_spare for user, can_spare in live.readers[i]):
+                yield live.spans[live.spans_of[i][0]]
 
 
 def _used(program: Program, node: fx.Node) -> list[Tensor]:

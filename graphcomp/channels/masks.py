@@ -6,39 +6,35 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
-from graphcomp.channels.legal import Drop
+from graphcomp.channels.labels import Marks
 from graphcomp.channels.model import Channels, Join
-from graphcomp.channels.shifts import Shift, shifts
+from graphcomp.channels.shifts import Shift
 from graphcomp.ir import Program, assemble, parts
 
 MASK_PREFIX = "graphcomp_mask_"
 
 
-def mask(program: Program, channels: Channels, drop: Drop) -> Program:
-    """Zeros where removed channels are read: in the columns of readers, and before padded joins.
-
-    What readers lose with channels that hold a constant goes into their biases (`channels.shifts`), so
-    that it is lossless to remove filters of zeros. Readers without a bias get one.
-    """
-    lost = shifts(channels, drop)
+def mask(channels: Channels, gone: Marks, shifts: Sequence[Shift]) -> Program:
+    """See `Removal.mask`."""
+    program = channels.program
     replaced: dict[str, Tensor] = {}
-    for shift in lost:
+    for shift in shifts:
         bias = program.tensors.get(f"{shift.layer}.bias")
         if bias is not None:
             replaced[f"{shift.layer}.bias"] = bias.detach() + shift.amount.to(bias)
     for axis in channels.axes:
-        if axis.reads and drop[axis.channels].any():
+        if axis.reads and gone[axis.channels].any():
             (name, dim), *_ = axis.tensors
             old = replaced.get(name, program.tensors[name])
-            replaced[name] = _zero(old.detach().clone(), dim, drop[axis.channels], axis.groups)
+            replaced[name] = _zero(old.detach().clone(), dim, gone[axis.channels], axis.groups)
     root, graph = parts(program, replaced)
-    _add_biases(program, root, lost)
+    _add_biases(program, root, shifts)
     new = dict(zip(program.graph.nodes, graph.nodes, strict=True))
     for join in channels.joins:
         for position, operand in enumerate(join.operands):
-            if (drop[operand] & ~drop[join.result]).any():
+            if (gone[operand] & ~gone[join.result]).any():
                 shape = program.shape(join.node) or ()
-                _insert_mask(root, graph, new[join.node], position, join, ~drop[operand], shape)
+                _insert_mask(root, graph, new[join.node], position, join, ~gone[operand], shape)
     return Program(assemble(program, root, graph), program.example_inputs, program.history)
 
 
@@ -53,7 +49,7 @@ def _add_biases(program: Program, root: nn.Module, lost: Sequence[Shift]) -> Non
             root.get_submodule(shift.layer)._parameters["bias"] = made.setdefault(id(old), bias)
 
 
-def _zero(weight: Tensor, dim: int, gone: Drop, groups: int) -> Tensor:
+def _zero(weight: Tensor, dim: int, gone: Marks, groups: int) -> Tensor:
     columns = torch.from_numpy(gone).reshape(groups, -1)
     blocks = weight.reshape(groups, -1, *weight.shape[1:]) if groups > 1 else weight.unsqueeze(0)
     for block, zero in zip(blocks, columns, strict=True):
@@ -67,7 +63,7 @@ def _insert_mask(
     node: fx.Node,
     position: int,
     join: Join,
-    kept: Drop,
+    kept: Marks,
     shape: Sequence[int],
 ) -> None:
     name = f"{MASK_PREFIX}{node.name}_{position}"

@@ -1,11 +1,14 @@
 """What the analysis finds: axes that channels sit on, groups of coupled channels, joins, and all of them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from torch import fx
 
-from graphcomp.channels.labels import Ints
+from graphcomp.channels.labels import Ints, Marks
 from graphcomp.ir import Program
 
 if TYPE_CHECKING:
@@ -117,6 +120,22 @@ class Channels:
     def removable(self) -> tuple[ChannelGroup, ...]:
         """Groups that a criterion may choose from."""
         return tuple(g for g in self.groups if g.pinned is None and not g.derived)
+
+    @cached_property
+    def may_go(self) -> Marks:
+        """The channels of these groups."""
+        return self.marks(c for g in self.removable for c in g.channels.tolist())
+
+    @cached_property
+    def sums(self) -> Marks:
+        """The channels of joins, whose operands decide."""
+        return self.marks(c for g in self.groups if g.derived for c in g.channels.tolist())
+
+    def marks(self, ids: Iterable[int] = ()) -> Marks:
+        """One bool a channel id, true for these."""
+        found = np.zeros(len(self.channel_of), bool)
+        found[list(ids)] = True
+        return found
 
     def group_of(self, layer: str) -> list[ChannelGroup]:
         """The groups that a layer produces channels of."""

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -17,6 +16,7 @@ from graphcomp.channels.constants import (
     is_uniform,
     per_output,
 )
+from graphcomp.channels.labels import Marks
 from graphcomp.channels.model import ELEMENTS, Axis, Channels
 from graphcomp.ir import Program, with_tensors
 
@@ -38,30 +38,30 @@ class Shift:
     channels: int
 
 
-def shifts(channels: Channels, drop: np.ndarray[Any, np.dtype[np.bool_]]) -> list[Shift]:
+def shifts(channels: Channels, gone: Marks) -> list[Shift]:
     """For every layer that reads removed channels which hold constants what belongs into its bias.
 
     A layer whose calls lose different constants gets nothing: it has one bias, and reads zeros.
 
     Args:
         channels: the analysis of the program as it is.
-        drop: which channels go, one bool a channel id.
+        gone: which channels go, one bool a channel id.
     """
-    if not any(_has_dead_rows(channels, axis, drop[axis.channels]) for axis in channels.axes):
+    if not any(_has_dead_rows(channels, axis, gone[axis.channels]) for axis in channels.axes):
         return []
     program, known = channels.program, constants(channels.program)
-    gone = {
-        id(program.tensors[axis.weight]): torch.from_numpy(drop[axis.channels])
+    columns = {
+        id(program.tensors[axis.weight]): torch.from_numpy(gone[axis.channels])
         for axis in channels.axes
-        if axis.reads and drop[axis.channels].any()
+        if axis.reads and gone[axis.channels].any()
     }
     calls: dict[int, list[Shift]] = {}
     for node in program.graph.nodes:
         layer = program.modules.get(str(node.target)) if node.op == "call_module" else None
         weight = getattr(layer, "weight", None)
-        if layer is not None and id(weight) in gone:
+        if layer is not None and id(weight) in columns:
             bias = getattr(layer, "bias", None)
-            found = _shift(program, node, known[node.all_input_nodes[0]], gone[id(weight)])
+            found = _shift(program, node, known[node.all_input_nodes[0]], columns[id(weight)])
             calls.setdefault(id(layer if bias is None else bias), []).append(found)
     return [s for found in calls.values() for s in _agreed(found)]
 
@@ -113,7 +113,7 @@ def _last_axis(x: Known, width: int) -> Known:
     return Known(torch.where(certain, value[0], 0.0), certain)
 
 
-def _has_dead_rows(channels: Channels, axis: Axis, gone: np.ndarray[Any, np.dtype[np.bool_]]) -> bool:
+def _has_dead_rows(channels: Channels, axis: Axis, gone: Marks) -> bool:
     """Whether some channel that goes has only zeros on a weight that makes it: nothing else is a constant."""
     if axis.reads or not gone.any():
         return False

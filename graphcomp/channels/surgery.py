@@ -1,12 +1,11 @@
 """Removing channels from a program, exactly.
 
-`mask` writes zeros where removed channels are read (same graph, same shapes; all accuracy is lost here).
-`remove` takes them out of every tensor that they sit on. The invariant that makes `remove` local: every
-tensor of the smaller graph is the old one with positions deleted, in the old order. What moves data around is
-made to deliver that in `channels.layouts`.
+They are taken out of every tensor that they sit on. The invariant that makes this local: every tensor of the
+smaller graph is the old one with positions deleted, in the old order. What moves data around is made to
+deliver that in `channels.layouts`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -15,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from graphcomp.channels.cuts import GONE, RAGGED, Cut, Gone, Ragged, apply_cut, has_ragged, pick, shapes_of
-from graphcomp.channels.labels import compact, varying
+from graphcomp.channels.labels import Marks, compact, varying
 from graphcomp.channels.layers import norm_axis
 from graphcomp.channels.layouts import Layouts, is_item
-from graphcomp.channels.legal import Drop, legalise, no_drop
-from graphcomp.channels.liveness import live_of
+from graphcomp.channels.liveness import Idle
 from graphcomp.channels.masks import remove_masks
 from graphcomp.channels.model import ELEMENTS, Axis, Channels, Join
 from graphcomp.channels.rules import is_move
@@ -35,55 +33,17 @@ from graphcomp.ir import (
 )
 
 
-def feasible(channels: Channels, drop: Drop, score: np.ndarray[Any, Any]) -> tuple[Drop, dict[str, str]]:
-    """`legalise`, then try the removal; what turns out to be in the way is kept, with the reason by node."""
-    kept: dict[str, str] = {}
-    drop = legalise(channels, drop, score)
-    while True:
-        try:
-            _Surgeon(channels.program, channels, drop, "trial", on_meta=True).run()
-            return drop, kept
-        except SurgeryError as refusal:
-            if not refusal.channels:
-                raise
-            kept[refusal.node] = str(refusal)
-            drop = legalise(channels, drop & ~_with_operands(channels, refusal.channels), score)
-
-
-def _with_operands(channels: Channels, ids: Iterable[int]) -> Drop:
-    """These channels and, for sums among them, what they are sums of: a sum goes when both have gone."""
-    wanted = no_drop(channels)
-    wanted[list(ids)] = True
-    for join in reversed(channels.joins):
-        for operand in join.operands:
-            wanted[operand[wanted[join.result]]] = True
-    return wanted
-
-
-def remove(program: Program, channels: Channels, drop: Drop, pass_name: str) -> Program:
-    """Take the channels out of every tensor that they sit on, and rewrite what moves data around.
-
-    Args:
-        program: the program that `channels` was found in.
-        drop: a legal choice (`legalise`).
-        pass_name: recorded on every node that changes.
-
-    Raises:
-        SurgeryError: naming a node that cannot be rewritten exactly. `program` is untouched.
-    """
-    return _Surgeon(program, channels, drop, pass_name).run()
-
-
-class _Surgeon(Layouts):
+class Surgeon(Layouts):
     """One removal; on the meta device, where no weight is copied, to see whether it succeeds."""
 
     def __init__(
-        self, program: Program, channels: Channels, drop: Drop, pass_name: str, on_meta: bool = False
+        self, channels: Channels, gone: Marks, idle: Idle, pass_name: str, on_meta: bool = False
     ) -> None:
-        self.program, self.channels, self.drop, self.pass_name = program, channels, drop, pass_name
-        marks = zip(program.graph.nodes, live_of(channels).idle(drop), strict=True)
-        self.idle = {node for node, is_idle in marks if is_idle}
-        self.kept = torch.from_numpy(~drop[channels.channel_of])
+        self.program = program = channels.program
+        self.channels, self.gone, self.pass_name = channels, gone, pass_name
+        self.idle = {node for node, is_idle in zip(program.graph.nodes, idle.nodes, strict=True) if is_idle}
+        self.unused = idle.tensors
+        self.kept = torch.from_numpy(~gone[channels.channel_of])
         self.tensors = {n: t.detach().to("meta") if on_meta else t for n, t in program.tensors.items()}
         replaced = self.sliced_tensors()
         self.sliced = {id(program.tensors[name]): tensor for name, tensor in replaced.items()}
@@ -99,6 +59,7 @@ class _Surgeon(Layouts):
         self.known_cuts: dict[int, Cut] = {}
 
     def run(self) -> Program:
+        """See `Removal.apply`."""
         for node in self.program.graph.nodes:
             self.visit(node)
         remove_masks(self.graph)
@@ -120,6 +81,7 @@ class _Surgeon(Layouts):
                 self.graph.erase_node(self.new[node])
 
     def refuse_ragged(self) -> None:
+        """SurgeryError for what is left and has no channel axis any more."""
         alive = set(self.graph.nodes)
         for node, cut in self.cuts.items():
             if has_ragged(cut) and self.new[node] in alive:
@@ -164,19 +126,20 @@ class _Surgeon(Layouts):
     # -------------------------------------------------------------- tensors
 
     def sliced_tensors(self) -> dict[str, Tensor]:
+        """Every tensor that shrinks, by name."""
         selections: dict[str, dict[int, Axis]] = {}
-        unused = live_of(self.channels).unused(self.drop)
         self.indices: dict[int, Tensor] = {}
         for axis in self.channels.axes:
-            gone = self.drop[axis.channels]
+            gone = self.gone[axis.channels]
             if gone.any():
                 self.indices[id(axis)] = _indices(~gone)
                 for name, dim in axis.tensors:
-                    if name not in unused:
+                    if name not in self.unused:
                         selections.setdefault(name, {})[dim] = axis
         return {name: self.slice(name, dims) for name, dims in selections.items()}
 
     def slice(self, name: str, dims: Mapping[int, Axis]) -> Tensor:
+        """A tensor without the positions that go."""
         tensor = self.tensors[name].detach()
         if ELEMENTS in dims:
             cut = self.cut_of(torch.from_numpy(dims[ELEMENTS].channels), of_channels=True)
@@ -195,10 +158,10 @@ class _Surgeon(Layouts):
     def slice_grouped(self, tensor: Tensor, dims: Mapping[int, Axis], grouped: int) -> Tensor:
         """A grouped weight: rows come in blocks, and each block has columns of its own."""
         groups = dims[grouped].groups
-        columns = ~self.drop[dims[grouped].channels].reshape(groups, -1)
+        columns = ~self.gone[dims[grouped].channels].reshape(groups, -1)
         rows = np.ones((groups, tensor.size(0) // groups), bool)
         if 0 in dims:
-            rows = ~self.drop[dims[0].channels].reshape(groups, -1)
+            rows = ~self.gone[dims[0].channels].reshape(groups, -1)
         blocks = tensor.reshape(groups, -1, *tensor.shape[1:])
         parts = [
             pick(pick(block, 0, _indices(r)), 1, _indices(c))
@@ -211,12 +174,13 @@ class _Surgeon(Layouts):
     def cut_of(self, labels: Tensor, of_channels: bool = False) -> Cut:
         """How a tensor with these labels shrinks; nodes that pass labels on share them, and the answer."""
         if of_channels:
-            return self.find_cut(labels, torch.from_numpy(~self.drop))
+            return self.find_cut(labels, torch.from_numpy(~self.gone))
         if id(labels) not in self.known_cuts:
             self.known_cuts[id(labels)] = self.find_cut(labels, self.kept)
         return self.known_cuts[id(labels)]
 
     def find_cut(self, labels: Tensor, keep: Tensor) -> Cut:
+        """The same, not remembered."""
         thin = compact(labels)
         axes = varying(thin)
         kept = keep.numpy()[thin.numpy()]
@@ -234,6 +198,7 @@ class _Surgeon(Layouts):
         return RAGGED
 
     def visit(self, node: fx.Node) -> None:
+        """Say how the value of a node shrinks, and rewrite the node."""
         labels = self.channels.values[node]
         if isinstance(labels, tuple | list) and labels and all(isinstance(x, Tensor) for x in labels):
             self.cuts[node] = [self.cut_of(x) for x in labels]
@@ -284,12 +249,14 @@ class _Surgeon(Layouts):
         )
 
     def meta(self, source: fx.Node) -> Any:
+        """A value of the smaller graph, on the meta device."""
         value, sliced = self.program.values[source], self.slice_of(source)
         if sliced is not None:
             return sliced.to("meta")
         return apply_cut(value, self.cuts[source]) if isinstance(value, Tensor) else value
 
     def loses_input(self, node: fx.Node) -> bool:
+        """Whether something that arrives shrinks."""
         return any(self.cuts.get(s) is not None for s in node.all_input_nodes)
 
     def sync(self, node: fx.Node) -> None:
@@ -308,10 +275,10 @@ class _Surgeon(Layouts):
 
     def pad_join(self, join: Join) -> None:
         """Put zeros back into an operand of an addition that lost more than the sum did."""
-        result = ~self.drop[join.result]
+        result = ~self.gone[join.result]
         new = self.new[join.node]
         for position, operand in enumerate(join.operands):
-            present = (~self.drop[operand])[result]
+            present = (~self.gone[operand])[result]
             if not present.all():
                 args = list(new.args)
                 with self.graph.inserting_before(new):
@@ -320,7 +287,7 @@ class _Surgeon(Layouts):
                 new.args = tuple(args)
                 new.meta[PASS_KEY] = self.pass_name
 
-    def spread(self, source: fx.Node, join: Join, present: Drop, name: str) -> fx.Node:
+    def spread(self, source: fx.Node, join: Join, present: Marks, name: str) -> fx.Node:
         """`source`'s channels where `present`, zeros elsewhere."""
         where = np.flatnonzero(present)
         first, last = int(where[0]), int(where[-1])
@@ -337,7 +304,7 @@ class _Surgeon(Layouts):
         return self.select(padded, join.axis, torch.from_numpy(index), name)
 
 
-def _indices(keep: Drop) -> Tensor:
+def _indices(keep: Marks) -> Tensor:
     return torch.from_numpy(np.flatnonzero(keep))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from graphcomp.channels import Channels, Ints, analyse, no_drop, remove
+from graphcomp.channels import Channels, Ints, Removal, analyse
 from graphcomp.errors import AnalysisError, RecipeError, SurgeryError, VerifyError
 from graphcomp.ir import Program, editable, fresh_inputs
 from graphcomp.measure import is_classifier
@@ -76,10 +76,8 @@ def _logit_channels(channels: Channels) -> Ints:
 def _sliced(program: Program, wanted: Sequence[int]) -> Program:
     channels = analyse(program)
     ids = _logit_channels(channels)
-    drop = no_drop(channels)
-    drop[np.delete(ids, wanted)] = True
     try:
-        return remove(program, channels, drop, "head")
+        return Removal.of(channels, np.delete(ids, wanted)).apply("head")
     except SurgeryError as error:
         raise AnalysisError(f"head: {error}; change the head before compiling") from error
 

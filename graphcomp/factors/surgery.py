@@ -16,11 +16,9 @@ import numpy as np
 
 from graphcomp.channels import (
     Channels,
-    Drop,
+    Marks,
+    Removal,
     analyse,
-    feasible,
-    no_drop,
-    remove,
     round_up,
 )
 from graphcomp.factors.decompose import (
@@ -68,9 +66,9 @@ def rewrite(program: Program, factors: Sequence[Factor], pass_name: str, multipl
     return Rewriter(program, by_layer, pass_name).run()
 
 
-def unread(channels: Channels, factors: Mapping[str, Factor]) -> Drop:
+def unread(channels: Channels, factors: Mapping[str, Factor]) -> Marks:
     """The channels that some layer stops reading and that no other layer reads."""
-    read, touched = no_drop(channels), no_drop(channels)
+    read, touched = channels.marks(), channels.marks()
     for axis in channels.axes:
         if axis.reads:
             factor = factors.get(axis.layer)
@@ -80,7 +78,7 @@ def unread(channels: Channels, factors: Mapping[str, Factor]) -> Drop:
     return touched & ~read
 
 
-def _kept(width: int, factor: Factor | None) -> Drop:
+def _kept(width: int, factor: Factor | None) -> Marks:
     if factor is None or factor.keep is None:
         return np.ones(width, bool)
     kept = np.zeros(width, bool)
@@ -88,14 +86,14 @@ def _kept(width: int, factor: Factor | None) -> Drop:
     return kept
 
 
-def removable(channels: Channels, factors: Mapping[str, Factor], multiple: int) -> Drop:
+def removable(channels: Channels, factors: Mapping[str, Factor], multiple: int) -> Marks:
     """`unread`, but so many fewer that what stays of every group is a multiple."""
-    drop = unread(channels, factors)
+    unused = unread(channels, factors)
     for group in channels.groups:
-        gone = group.channels[drop[group.channels]]
+        gone = group.channels[unused[group.channels]]
         kept = len(group.channels) - len(gone)
-        drop[gone[: round_up(kept, group, multiple, 1) - kept]] = False
-    return drop
+        unused[gone[: round_up(kept, group, multiple, 1) - kept]] = False
+    return unused
 
 
 def _without_unread(
@@ -105,17 +103,17 @@ def _without_unread(
     if all(f.keep is None for f in factors.values()):
         return program, factors
     channels = analyse(program)
-    wanted = removable(channels, factors, multiple)
-    drop, _ = feasible(channels, wanted, np.zeros(len(channels.channel_of)))
-    if not drop.any():
+    wanted = Removal(channels, removable(channels, factors, multiple))
+    removal, _ = wanted.feasible(np.zeros(len(channels.channel_of)))
+    if not removal:
         return program, factors
-    smaller = remove(program, channels, drop, pass_name)
-    gone = {a.layer: drop[a.channels] for a in channels.axes if a.reads and a.layer in factors}
+    smaller = removal.apply(pass_name)
+    gone = {a.layer: removal.gone[a.channels] for a in channels.axes if a.reads and a.layer in factors}
     left = {layer: _renumbered(f, gone.get(layer)) for layer, f in factors.items()}
     return smaller, {layer: _worthwhile(program, smaller, factors[layer], f) for layer, f in left.items()}
 
 
-def _renumbered(factor: Factor, gone: Drop | None) -> Factor:
+def _renumbered(factor: Factor, gone: Marks | None) -> Factor:
     """`keep` as positions among the columns that are left."""
     if factor.keep is None or gone is None:
         return factor

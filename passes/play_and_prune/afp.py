@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from graphcomp.bases import OPTIONS, Lesson, Recovery, RowRemoval, options_of
-from graphcomp.channels import analyse, dropped_rows, feasible, no_drop
+from graphcomp.channels import Removal, analyse
 from graphcomp.ir import Program
 from graphcomp.passes.play_and_prune.filters import FilterLayer, candidates, emptied, find_layers, penalised
 from graphcomp.pipeline import Context
@@ -92,18 +92,18 @@ class Cut(RowRemoval):
     def plan(self, program: Program, context: Context) -> Plan:
         """Compare; removing nothing is no error."""
         channels = analyse(program)
-        drop, scores = no_drop(channels), np.zeros(len(channels.channel_of))
+        gone, scores = channels.marks(), np.zeros(len(channels.channel_of))
         layers = find_layers(channels)
         for name, rows in self.candidates.items():
             layer = layers[name]
             scores[layer.channels] = layer.norms
             chosen = np.flatnonzero(np.isin(layer.rows, rows))
-            drop[layer.channels[emptied(layer.norms, chosen, self.thresholds[name])]] = True
-        drop, _ = feasible(channels, drop, scores)
+            gone[layer.channels[emptied(layer.norms, chosen, self.thresholds[name])]] = True
+        removal, _ = Removal(channels, gone).feasible(scores)
         return Plan(
             name=self.name,
             options=options_of(self),
-            decisions={"join": "couple", "rows": dropped_rows(channels, drop)},
-            summary=f"removed {int(drop.sum())} of {sum(map(len, self.candidates.values()))} candidates",
+            decisions={"join": "couple", "rows": removal.rows},
+            summary=f"removed {len(removal)} of {sum(map(len, self.candidates.values()))} candidates",
             evidence={"thresholds": self.thresholds},
         )

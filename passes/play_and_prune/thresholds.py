@@ -16,7 +16,7 @@ import torch
 
 from graphcomp.base import Progress, cache, distributed, quiet
 from graphcomp.budget import largest
-from graphcomp.channels import Channels, legalise, mask, no_drop
+from graphcomp.channels import Channels, Removal
 from graphcomp.data import Split
 from graphcomp.measure import accuracy
 from graphcomp.passes.play_and_prune.filters import FilterLayer
@@ -65,10 +65,8 @@ def first_threshold(channels: Channels, layer: FilterLayer, judges: Split, allow
     scores[layer.channels] = layer.norms
 
     def judged(threshold: float) -> float:
-        drop = no_drop(channels)
-        drop[layer.channels[layer.norms <= threshold]] = True
-        without = mask(program, channels, legalise(channels, drop, scores))
-        return points(accuracy(without, judges, shared=True))
+        below = Removal.of(channels, layer.channels[layer.norms <= threshold])
+        return points(accuracy(below.legal(scores).mask(), judges, shared=True))
 
     whole = points(accuracy(program, judges, shared=True))
     steps = np.unique(layer.norms)[:-1].tolist()

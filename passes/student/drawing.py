@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from graphcomp.channels import Channels, Drop
+from graphcomp.channels import Removal
 from graphcomp.ir import Program, editable
 
 Normalisation = nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm
@@ -23,11 +23,12 @@ def without_rule(program: Program) -> list[str]:
 
 
 @torch.no_grad()
-def drawn(program: Program, channels: Channels, drop: Drop, seed: int) -> Program:
-    """The same network with initial weights, scaled for the inputs that `drop` leaves."""
+def drawn(removal: Removal, seed: int) -> Program:
+    """The same network with initial weights, scaled for the inputs that the removal leaves."""
+    program, axes = removal.channels.program, removal.channels.axes
     module = editable(program)
     generator = torch.Generator().manual_seed(seed)
-    left = {a.weight: float((~drop[a.channels]).mean()) for a in channels.axes if a.reads}
+    left = {a.weight: float((~removal.gone[a.channels]).mean()) for a in axes if a.reads}
     for name in program.called_modules():
         layer = module.get_submodule(name)
         if isinstance(layer, Weighted):

@@ -26,10 +26,8 @@ from graphcomp.bases import OPTIONS, Globs, RowRemoval, matches, norm_scores, op
 from graphcomp.budget import Allocation, Judgement
 from graphcomp.channels import (
     Channels,
+    Removal,
     analyse,
-    drop_of,
-    dropped_rows,
-    feasible,
 )
 from graphcomp.errors import PassError
 from graphcomp.ir import Program
@@ -89,7 +87,7 @@ class Student(RowRemoval):
         counts = kept_counts(channels, layers, self.fraction)
         scores = norm_scores(channels)
         allocation = Allocation(channels, list(counts), Judgement(scores, {}), self.multiple, min_channels=0)
-        drop, refused = feasible(channels, allocation.drop(counts), scores)
+        removal, refused = allocation.removal(counts).feasible(scores)
         unset = without_rule(program) if self.init == "random" else []
         widths = {n: ids for n, ids in rows_of(channels).items() if n in layers}
         return Plan(
@@ -97,7 +95,7 @@ class Student(RowRemoval):
             options=options_of(self),
             decisions={
                 "join": "couple",
-                "rows": dropped_rows(channels, drop),
+                "rows": removal.rows,
                 "init": self.init,
                 "seed": context.seed if self.seed is None else self.seed,
             },
@@ -112,14 +110,14 @@ class Student(RowRemoval):
             summary=f"{len(layers)} layers at {self.fraction:.4g} of their width, "
             + ("weights drawn anew" if self.init == "random" else "with the weights that are left"),
             evidence={
-                "layers": {n: [len(ids), int((~drop[ids]).sum())] for n, ids in widths.items()},
+                "layers": {n: [len(ids), int((~removal.gone[ids]).sum())] for n, ids in widths.items()},
                 "groups": [
                     Width(
                         group=g.name,
                         channels=len(g.channels),
                         share=self.fraction,
                         wanted=counts[g],
-                        kept=int((~drop[g.channels]).sum()),
+                        kept=removal.kept(g),
                     ).model_dump(mode="json")
                     for g in counts
                 ],
@@ -130,8 +128,8 @@ class Student(RowRemoval):
         """Draw the weights (init=random), and zeros where the removed channels are read."""
         if plan.decisions["init"] == "random":
             channels = analyse(program, plan.decisions["join"])
-            drop = drop_of(channels, plan.decisions["rows"])
-            program = drawn(program, channels, drop, plan.decisions["seed"])
+            removal = Removal.from_rows(channels, plan.decisions["rows"])
+            program = drawn(removal, plan.decisions["seed"])
         return super().simulate(program, plan)
 
     def _narrowed(self, channels: Channels) -> list[str]:

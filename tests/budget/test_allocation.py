@@ -14,7 +14,7 @@ from graphcomp.budget.allocation import Allocation, Judgement, fewest
 from graphcomp.budget.cost import Counter, cost_of
 from graphcomp.budget.losses import InputLosses
 from graphcomp.budget.market import largest
-from graphcomp.channels import ChannelGroup, analyse, feasible, legalise, live_of, no_drop, remove
+from graphcomp.channels import ChannelGroup, Removal, analyse
 from graphcomp.channels.widths import round_up
 from graphcomp.errors import TraceError
 from graphcomp.ir.program import Program
@@ -99,12 +99,12 @@ def test_round_up(keep: int, width: int, blocks: int, multiple: int, least: int,
 def test_the_lowest_of_every_block_go() -> None:
     net = nn.Sequential(nn.Conv2d(2, 12, 1), nn.Conv2d(12, 12, 1, groups=3), nn.Conv2d(12, 2, 1))
     made = allocation(traced(net, 1, 2, 4, 4))
-    drop = made.drop(dict.fromkeys(made.groups, 6))
+    drop = made.removal(dict.fromkeys(made.groups, 6))
     for group in made.groups:
         for block in range(3):
             members = group.channels[group.blocks == block]
             order = members[np.argsort(made.judgement.scores[members])]
-            assert drop[order].tolist() == [True, True, False, False]
+            assert drop.gone[order].tolist() == [True, True, False, False]
 
 
 # ---------------------------------------------------------------------- targets
@@ -117,7 +117,7 @@ def test_target_is_the_largest_share_that_meets_it(counter: Counter, fraction: f
     """T5.9: against all break points, one by one; what rounding takes away is given back."""
     made = allocation(tiny_program(), seed=seed)
     cost = cost_of(counter, made.channels)
-    goal = fraction * cost(no_drop(made.channels))
+    goal = fraction * cost(Removal.of(made.channels))
     rungs = sorted({s for held in made.judgement.preserved.values() for s in held})
     met = [r for r in rungs if cost(made.choose(made.uniform(r))) <= goal]
     shares = made.meet(goal, cost)
@@ -144,7 +144,7 @@ def test_nothing_at_all_is_infeasible() -> None:
 def test_any_cost_will_do() -> None:
     """A target needs nothing of a counter but a number that does not fall when more stays."""
     made = allocation(tiny_program())
-    shares = made.meet(9, lambda drop: float((~drop[made.groups[0].channels]).sum()))
+    shares = made.meet(9, lambda drop: float((~drop.gone[made.groups[0].channels]).sum()))
     assert shares is not None
     assert made.wanted(shares)[made.groups[0]] == 9
 
@@ -160,9 +160,9 @@ def test_given_back_what_rounding_took() -> None:
     preserved = {g: np.arange(1, 17) / 16 for g in channels.removable}
     made = Allocation(channels, channels.removable, Judgement(scores, preserved), 8, 1)
     cost = cost_of("macs", channels)
-    shares = made.meet(0.8 * cost(no_drop(channels)), cost)
+    shares = made.meet(0.8 * cost(Removal.of(channels)), cost)
     assert shares is not None
-    widths = {g: int((~made.choose(shares)[g.channels]).sum()) for g in channels.removable}
+    widths = {g: int((~made.choose(shares).gone[g.channels]).sum()) for g in channels.removable}
     assert widths == {one: 8, two: 16, three: 16}  # 480 of 640; with `one` it would be all
 
 
@@ -184,13 +184,13 @@ def test_costs_equal_the_counters_after_removal() -> None:
             channels = analyse(program, join)
             scores = random_scores(channels)
             for chosen in (half, half_and_whole):
-                drop, _ = feasible(channels, legalise(channels, chosen(channels), scores), scores)
-                small = remove(program, channels, drop, "test")
+                drop, _ = chosen(channels).legal(scores).feasible(scores)
+                small = drop.apply("test")
                 for counter in get_args(Counter):
                     cost, count = cost_of(counter, channels), COUNTERS[counter]
-                    assert cost(no_drop(channels)) == pytest.approx(count(program)), (name, join, counter)
+                    assert cost(Removal.of(channels)) == pytest.approx(count(program)), (name, join, counter)
                     assert cost(drop) == pytest.approx(count(small)), (name, join, counter)
-                checked += bool(drop.any())
+                checked += bool(drop)
     assert checked > 200
 
 
@@ -206,8 +206,8 @@ def test_greedy_buys_what_saves_most_for_the_loss() -> None:
     made = Allocation(channels, channels.removable, judgement, 4, 1)
     one, two, three = channels.removable
 
-    def cost(drop: Any) -> float:
-        kept = [float((~drop[g.channels]).sum()) for g in (one, two, three)]
+    def cost(removal: Removal) -> float:
+        kept = [float((~removal.gone[g.channels]).sum()) for g in (one, two, three)]
         return 10 * kept[0] + kept[1]
 
     shares = made.buy(150, cost)
@@ -239,8 +239,8 @@ def test_greedy_counts_a_loss_in_every_layer_that_reads_it() -> None:
     judgement = Judgement(np.ones(len(channels.channel_of)), preserved)
     made = Allocation(channels, channels.removable, judgement, 4, 1)
 
-    def cost(drop: Any) -> float:
-        kept = [float((~drop[g.channels]).sum()) for g in (stream, branch)]
+    def cost(removal: Removal) -> float:
+        kept = [float((~removal.gone[g.channels]).sum()) for g in (stream, branch)]
         return 2 * kept[0] + kept[1]
 
     shares = made.buy(44, cost)
@@ -269,11 +269,11 @@ def test_greedy_counts_a_loss_by_its_part_of_what_a_layer_reads() -> None:
     )
 
     def kept(goal: float) -> dict[str, int]:
-        shares = made.buy(goal, lambda drop: float((~drop).sum()))
+        shares = made.buy(goal, lambda drop: float((~drop.gone).sum()))
         assert shares is not None
         return {g.name: k for g, k in made.wanted(shares).items()}
 
-    whole = float((~no_drop(channels)).sum())
+    whole = float((~channels.marks()).sum())
     four, eight = kept(whole - 4), kept(whole - 8)
     assert four["alone"] == eight["alone"] == 16
     assert sum(four[g.name] for g in parts) == 60 and sum(eight[g.name] for g in parts) == 56
@@ -305,15 +305,15 @@ def test_greedy_counts_a_summand_by_its_part_of_the_sum() -> None:
 def test_greedy_meets_a_goal_and_only_just(counter: Counter, multiple: int) -> None:
     made = allocation(tiny_program(), multiple)
     cost = cost_of(counter, made.channels)
-    goal = 0.6 * cost(no_drop(made.channels))
+    goal = 0.6 * cost(Removal.of(made.channels))
     shares = made.buy(goal, cost)
     assert shares is not None
     kept = made.wanted(shares)
-    assert cost(made.drop(kept)) <= goal
+    assert cost(made.removal(kept)) <= goal
     one_back = [
         {**kept, g: min(k + multiple, len(g.channels))} for g, k in kept.items() if k < len(g.channels)
     ]
-    assert any(cost(made.drop(more)) > goal for more in one_back)
+    assert any(cost(made.removal(more)) > goal for more in one_back)
 
 
 def test_greedy_steps_over_widths_that_save_nothing() -> None:
@@ -326,8 +326,8 @@ def test_greedy_steps_over_widths_that_save_nothing() -> None:
         channels, channels.removable, Judgement(np.ones(len(channels.channel_of)), preserved), 1, 1
     )
 
-    def cost(drop: Any) -> float:
-        blocks = [-(-int((~drop[g.channels]).sum()) // 8) for g in (one, two)]
+    def cost(removal: Removal) -> float:
+        blocks = [-(-int((~removal.gone[g.channels]).sum()) // 8) for g in (one, two)]
         return 2 * blocks[0] + blocks[1]
 
     shares = made.buy(4, cost)
@@ -344,8 +344,8 @@ def test_greedy_gives_back_what_the_last_step_made_needless() -> None:
     preserved = {one: np.array([0.0] * 7 + [1e-6] + [0.5] * 7 + [1.0]), two: np.array([0.5] * 15 + [1.0])}
     made = Allocation(channels, channels.removable, Judgement(scores, preserved), 8, 1)
 
-    def cost(drop: Any) -> float:
-        return sum(n * float((~drop[g.channels]).sum() > 8) for g, n in ((one, 90), (two, 10)))
+    def cost(removal: Removal) -> float:
+        return sum(n * float((~removal.gone[g.channels]).sum() > 8) for g, n in ((one, 90), (two, 10)))
 
     shares = made.buy(95, cost)
     assert shares is not None
@@ -372,17 +372,19 @@ def test_greedy_by_curves_of_what_every_width_loses(goal: float, seed: int) -> N
     )
     made = Allocation(channels, groups, judgement, 1, 1)
 
-    def cost(drop: Any) -> float:
-        return float(sum(n * (~drop[g.channels]).sum() for n, g in zip((3, 1, 2), groups, strict=True)))
+    def cost(removal: Removal) -> float:
+        return float(
+            sum(n * (~removal.gone[g.channels]).sum() for n, g in zip((3, 1, 2), groups, strict=True))
+        )
 
     def lost(kept: Any) -> float:
         return float(sum(losses[g][k] for g, k in kept.items()))
 
-    whole = cost(no_drop(channels))
+    whole = cost(Removal.of(channels))
     shares = made.buy(goal * whole, cost)
     assert shares is not None
     every = [dict(zip(groups, widths, strict=True)) for widths in product(range(1, 5), repeat=3)]
-    best = min(lost(kept) for kept in every if cost(made.drop(kept)) <= goal * whole)
+    best = min(lost(kept) for kept in every if cost(made.removal(kept)) <= goal * whole)
     assert cost(made.choose(shares)) <= goal * whole
     dearest = max(x[k - 1] - x[k] for x in losses.values() for k in range(2, 5))
     assert best <= lost(made.wanted(shares)) <= best + dearest
@@ -420,11 +422,11 @@ def test_greedy_takes_layers_whole_where_nobody_misses_them() -> None:
     """The last layer is a quarter of what one layer reads, and nothing to anybody else."""
     made = dense(min_channels=0)
     cost = cost_of("macs", made.channels)
-    whole = cost(no_drop(made.channels))
+    whole = cost(Removal.of(made.channels))
     shares = made.buy(whole - 1, cost)
     assert shares is not None
     drop = made.choose(shares)
-    small = remove(made.channels.program, made.channels, drop, "test")
+    small = drop.apply("test")
     assert {n.target for n in small.graph.nodes if n.op == "call_module"} == {
         "stem", "inner.0", "inner.1", "outer.0", "outer.1", "head",
     }  # fmt: skip
@@ -434,18 +436,20 @@ def test_greedy_takes_layers_whole_where_nobody_misses_them() -> None:
 def test_a_least_number_of_channels_keeps_every_layer() -> None:
     made = dense(min_channels=1)
     cost = cost_of("macs", made.channels)
-    shares = made.buy(0.7 * cost(no_drop(made.channels)), cost)
+    shares = made.buy(0.7 * cost(Removal.of(made.channels)), cost)
     assert shares is not None
     assert all(count >= 8 for count in made.wanted(shares).values())
     least = dense(min_channels=0)
-    assert cost(made.drop(dict.fromkeys(made.groups, 0))) > cost(least.drop(dict.fromkeys(least.groups, 0)))
+    assert cost(made.removal(dict.fromkeys(made.groups, 0))) > cost(
+        least.removal(dict.fromkeys(least.groups, 0))
+    )
 
 
 def test_all_layers_cannot_go() -> None:
     """What reads a concatenation needs one of its operands, and keeps it in whole blocks."""
     made = dense(min_channels=0)
-    drop = made.drop(dict.fromkeys(made.groups, 0))
-    small = remove(made.channels.program, made.channels, drop, "test")
+    drop = made.removal(dict.fromkeys(made.groups, 0))
+    small = drop.apply("test")
     assert small.layer("head").in_channels == 8
 
 
@@ -453,11 +457,11 @@ def test_layers_that_went_lose_nothing_any_more() -> None:
     """What only a layer reads that has gone costs nothing to remove, and saves nothing: it is left alone."""
     made = dense(min_channels=0)
     cost = cost_of("macs", made.channels)
-    shares = made.buy(0.4 * cost(no_drop(made.channels)), cost)
+    shares = made.buy(0.4 * cost(Removal.of(made.channels)), cost)
     assert shares is not None
     drop = made.choose(shares)
-    idle = live_of(made.channels).idle_names(drop)
-    gone = [g for g in made.groups if drop[g.channels].all()]
+    idle = drop.idle.names
+    gone = [g for g in made.groups if drop.gone[g.channels].all()]
     inner = [g for g in gone if g.name.startswith("inner") and f"{g.name.replace('.', '_')}" in idle]
     assert inner and all(made.wanted(shares)[g] == 16 for g in inner)
 
@@ -468,13 +472,13 @@ def test_one_share_for_what_stays(counter: Counter, goal: float) -> None:
     """The goal is met, what went whole went whole, and less is lost than by one share for all."""
     made = dense(min_channels=0)
     cost = cost_of(counter, made.channels)
-    wanted = goal * cost(no_drop(made.channels))
+    wanted = goal * cost(Removal.of(made.channels))
     shares, even = made.meet_with_whole_layers(wanted, cost), made.meet(wanted, cost)
     assert shares is not None
     drop = made.choose(shares)
     assert cost(drop) <= wanted
     gone = [g for g, share in shares.items() if share == 0]
-    assert gone and all(drop[g.channels].all() for g in gone)
+    assert gone and all(drop.gone[g.channels].all() for g in gone)
     assert even is None or made._lost(drop) < made._lost(made.choose(even))
     for group in gone:  # none could have stayed beside the others
         assert cost(made.choose({**shares, group: 1.0})) > wanted
@@ -484,7 +488,7 @@ def test_one_share_for_what_stays(counter: Counter, goal: float) -> None:
 def test_without_layers_that_may_go_one_share_is_for_all(goal: float) -> None:
     for made in (allocation(tiny_program(), min_channels=0), dense(min_channels=1)):
         cost = cost_of("macs", made.channels)
-        wanted = goal * cost(no_drop(made.channels))
+        wanted = goal * cost(Removal.of(made.channels))
         assert made.meet_with_whole_layers(wanted, cost) == made.meet(wanted, cost)
 
 
@@ -504,7 +508,7 @@ def test_a_layer_counts_for_more_than_its_channels(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("graphcomp.budget.losses.DEPTH", 1e6)
     made = dense(min_channels=0)
     cost = cost_of("macs", made.channels)
-    goal = 0.7 * cost(no_drop(made.channels))
+    goal = 0.7 * cost(Removal.of(made.channels))
     assert made.meet_with_whole_layers(goal, cost) == made.meet(goal, cost)
     bought = made.buy(goal, cost)
     assert bought is not None

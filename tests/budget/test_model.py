@@ -17,7 +17,7 @@ from graphcomp.budget.calls import calls
 from graphcomp.budget.kernel_fit import MOST_POINTS, computed, design, fit, form_of
 from graphcomp.budget.model import CACHES, LatencyModel, cold_bytes
 from graphcomp.budget.remaining import LatencyCost
-from graphcomp.channels import analyse, feasible, legalise, no_drop, remove
+from graphcomp.channels import Removal, analyse
 from graphcomp.errors import TraceError
 from graphcomp.runtime.kernel import Kernel
 from graphcomp.runtime.targets import TARGETS
@@ -318,15 +318,15 @@ def test_cost_of_a_removal_is_the_smaller_networks(join: Any) -> None:
         scores = random_scores(channels)
         model = LatencyModel(AVX2, timer=Machine())
         cost = LatencyCost(channels, model)
-        assert cost(no_drop(channels)) == pytest.approx(model.predict(program)), name
+        assert cost(Removal.of(channels)) == pytest.approx(model.predict(program)), name
         for chosen in (half, half_and_whole):
-            drop, _ = feasible(channels, legalise(channels, chosen(channels), scores), scores)
-            small = calls(remove(program, channels, drop, "test"))
+            drop, _ = chosen(channels).legal(scores).feasible(scores)
+            small = calls(drop.apply("test"))
             expected = [(c.into, c.out) for c in small if c.kernel.op in ("conv", "linear")]
             operators = cost.after.operators(drop)[: len(cost.after.calls)]
             found = [op[1:] for op in operators if op is not None and op[0].op in ("conv", "linear")]
             assert found == expected, name
-            checked += bool(drop.any())
+            checked += bool(drop)
     assert checked > 30
 
 
@@ -349,13 +349,11 @@ def test_layers_that_went_whole_take_no_time() -> None:
     channels = analyse(traced(Net(), 1, 8, 8, 8))
     model = LatencyModel(AVX2, timer=Machine())
     cost = LatencyCost(channels, model)
-    drop = no_drop(channels)
-    for group in channels.group_of("outer"):
-        drop[group.channels] = True
-    drop = legalise(channels, drop, random_scores(channels))
+    outer = [c for group in channels.group_of("outer") for c in group.channels.tolist()]
+    drop = Removal.of(channels, outer).legal(random_scores(channels))
     left = [c.node.name for c, o in zip(cost.after.calls, cost.after.operators(drop), strict=True) if o]
     assert set(left) == {"stem", "head", "cat_1"}
-    assert cost(drop) < 0.5 * cost(no_drop(channels))
+    assert cost(drop) < 0.5 * cost(Removal.of(channels))
 
 
 def test_cost_sees_blocks() -> None:
@@ -366,7 +364,5 @@ def test_cost_sees_blocks() -> None:
     (group,) = channels.removable
     times = []
     for gone in (0, 4, 8, 12):
-        drop = no_drop(channels)
-        drop[group.channels[:gone]] = True
-        times.append(cost(drop))
+        times.append(cost(Removal.of(channels, group.channels[:gone])))
     assert times[0] == times[1] > times[2] == times[3]

@@ -10,7 +10,7 @@ from torch import nn
 from graphcomp.budget.restoring import Paying, restore
 from graphcomp.budget.restoring_factors import layer_left_alone, paying_factors
 from graphcomp.budget.stopwatch import Stopwatch
-from graphcomp.channels import analyse, no_drop
+from graphcomp.channels import Removal, analyse
 from graphcomp.errors import PassError, ProviderError
 from graphcomp.factors.decompose import Factor
 from graphcomp.factors.surgery import rewrite, simulate
@@ -124,12 +124,12 @@ def test_the_reached_part_of_a_target_is_told(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_latency_is_what_the_restored_network_takes() -> None:
     channels = analyse(net())
-    drop, group = no_drop(channels), channels.removable[0]
+    drop, group = Removal.of(channels), channels.removable[0]
     met = {"latency": {"asked": 0.5, "measured": 0.51}}
     pass_ = L1(target={"latency": 0.5})
-    told = pass_._reached(channels, drop, met, Paying(drop, {}))
+    told = pass_._reached(drop, met, Paying(drop, {}))
     assert told == {"target": {"of": "latency", "asked": 0.5, "reached": 0.51}}
-    told = pass_._reached(channels, drop, met, Paying(drop, {group: 1.3}, (4.0, 3.8, 3.0)))
+    told = pass_._reached(drop, met, Paying(drop, {group: 1.3}, (4.0, 3.8, 3.0)))
     assert told == {"target": {"of": "latency", "asked": 0.5, "reached": 0.75}}
 
 

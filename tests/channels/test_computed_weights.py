@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphcomp.channels import Channels, analyse, analysis, dropped_rows, feasible, rules
+from graphcomp.channels import Channels, analyse, analysis, rules
 from graphcomp.ir.program import Program
 from graphcomp.pipeline.verify import verify_pass
 from tests.nets import TRAPS, Net, _conv, _head, scramble
-from tests.removing import Removal, exact_program, half, plain_program, random_scores
+from tests.removing import ByRows, exact_program, half, plain_program, random_scores
 
 WIDTH = 64
 
@@ -125,7 +125,7 @@ SHARED = {
 def test_a_layer_whose_weight_is_read_unseen_keeps_its_channels(use: str) -> None:
     program = shared(SHARED[use])
     channels = analyse(program)
-    drop, _ = feasible(channels, half(channels), random_scores(channels))
-    rows = dropped_rows(channels, drop)
-    verify_pass(Removal(), program, rows)
+    drop, _ = half(channels).feasible(random_scores(channels))
+    rows = drop.rows
+    verify_pass(ByRows(), program, rows)
     assert not rows.keys() & {"conv.weight"}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import Phase, given, settings
 from torch import Tensor, nn
 
-from graphcomp.channels import Drop, Shift, analyse, feasible, mask, no_drop, remove, shifts
+from graphcomp.channels import Marks, Removal, Shift, analyse
 from graphcomp.channels.constants import constants
 from graphcomp.channels.model import Channels
 from graphcomp.ir.program import Program, editable, trace
@@ -22,7 +22,7 @@ from tests.removing import exact_program, half, random_scores, rows_of
 from tests.tiny import context, tiny_program
 
 
-def zeroed(program: Program, channels: Channels, drop: Drop) -> Program:
+def zeroed(program: Program, channels: Channels, drop: Marks) -> Program:
     """The program with zeros in all filters that make these channels."""
     new: dict[str, Tensor] = {}
     for axis in channels.axes:
@@ -55,10 +55,10 @@ def lossless(program: Program, seed: int = 0) -> tuple[float, float]:
     """How far the outputs move when filters are removed that were zero before, and in the rewrite."""
     channels = analyse(program)
     padded_with_own(program.module)
-    drop, _ = feasible(channels, half(channels, seed), random_scores(channels, seed))
-    dead = zeroed(program, channels, drop)
-    masked = mask(dead, analyse(dead), drop)
-    smaller = remove(masked, analyse(masked), drop, "test")
+    drop, _ = half(channels, seed).feasible(random_scores(channels, seed))
+    dead = zeroed(program, channels, drop.gone)
+    masked = Removal(analyse(dead), drop.gone).mask()
+    smaller = Removal(analyse(masked), drop.gone).apply("test")
     check(smaller)
     return difference(dead, masked), difference(masked, smaller)
 
@@ -122,11 +122,11 @@ def chain(middle: nn.Module, reader: nn.Module, shape: tuple[int, ...] = (1, 2, 
 def moved(program: Program) -> tuple[float, list[Shift]]:
     """How much is lost without channel 0, and what went into biases."""
     channels = analyse(program)
-    drop = no_drop(channels)
+    drop = channels.marks()
     drop[rows_of(channels, "0")[0]] = True
-    masked = mask(program, channels, drop)
-    assert difference(masked, remove(masked, analyse(masked), drop, "test")) <= TOLERANCE
-    return difference(program, masked), shifts(channels, drop)
+    masked = Removal(channels, drop).mask()
+    assert difference(masked, Removal(analyse(masked), drop).apply("test")) <= TOLERANCE
+    return difference(program, masked), Removal(channels, drop).shifts
 
 
 PLANES: dict[str, Callable[[], nn.Module]] = {
@@ -176,12 +176,12 @@ def test_a_padded_reader_gets_the_mean_and_says_so(reader: nn.Module) -> None:
     """Closer than to read zeros, and the closest that a bias can get."""
     program = chain(nn.Sigmoid(), reader, (1, 2, 9, 9))
     channels = analyse(program)
-    drop = no_drop(channels)
+    drop = channels.marks()
     drop[rows_of(channels, "0")[0]] = True
-    (shift,) = shifts(channels, drop)
+    (shift,) = Removal(channels, drop).shifts
     assert not shift.exact
     x = torch.randn(1, 2, 9, 9, dtype=torch.float64)
-    lost = (program(x) - mask(program, channels, drop)(x)).detach()
+    lost = (program(x) - Removal(channels, drop).mask()(x)).detach()
     assert lost.mean((0, 2, 3)).abs().max() < 1e-12
     assert lost.square().mean() < (lost + shift.amount.view(1, -1, 1, 1)).square().mean()
 
@@ -244,9 +244,9 @@ def test_one_bias_for_two_names_of_a_layer() -> None:
     with torch.no_grad():
         program.tensors["a.weight"][0] = 0
     channels = analyse(program)
-    drop = no_drop(channels)
+    drop = channels.marks()
     drop[rows_of(channels, "a")[0]] = True
-    masked = mask(program, channels, drop)
+    masked = Removal(channels, drop).mask()
     assert difference(program, masked) <= TOLERANCE
     biases = [t for n, t in masked.tensors.items() if n in ("b.bias", "c.bias")]
     assert len({id(t) for t in biases}) == 1

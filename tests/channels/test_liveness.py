@@ -8,22 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphcomp.channels import (
-    Channels,
-    Drop,
-    JoinPolicy,
-    analyse,
-    dropped_rows,
-    legalise,
-    live_of,
-    mask,
-    no_drop,
-    remove,
-)
+from graphcomp.channels import Channels, JoinPolicy, Removal, analyse
 from graphcomp.measure.cost import macs
 from graphcomp.pipeline.verify import TOLERANCE, difference
 from tests.nets import TRAPS
-from tests.removing import JOINS, Removal, exact_program, half_and_whole, random_scores
+from tests.removing import JOINS, ByRows, exact_program, half_and_whole, random_scores
 
 
 class Branches(nn.Module):
@@ -45,13 +34,10 @@ def channels_of(f: Any) -> Channels:
     return analyse(exact_program((Branches(f), (1, 3, 5, 5))))
 
 
-def without(channels: Channels, *layers: str) -> Drop:
+def without(channels: Channels, *layers: str) -> Removal:
     """All that these layers produce."""
-    drop = no_drop(channels)
-    for layer in layers:
-        for group in channels.group_of(layer):
-            drop[group.channels] = True
-    return drop
+    groups = [group for layer in layers for group in channels.group_of(layer)]
+    return Removal.of(channels, (c for group in groups for c in group.channels.tolist()))
 
 
 def concatenated(m: Any, x: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -61,16 +47,16 @@ def concatenated(m: Any, x: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 def test_a_branch_goes_with_whatever_worked_for_it_alone() -> None:
     channels = channels_of(concatenated)
-    drop = legalise(channels, without(channels, "b"), random_scores(channels))
-    assert dropped_rows(channels, drop) == {"a.weight": list(range(6)), "b.weight": list(range(5))}
-    idle = live_of(channels).idle_names(drop)
+    drop = without(channels, "b").legal(random_scores(channels))
+    assert drop.rows == {"a.weight": list(range(6)), "b.weight": list(range(5))}
+    idle = drop.idle.names
     assert idle == {"norm", "act", "a", "b"}
-    unused = live_of(channels).unused(drop)
+    unused = drop.idle.tensors
     assert {name.partition(".")[0] for name in unused} == {"norm", "a", "b"}
-    small = remove(channels.program, channels, drop, "test")
+    small = drop.apply("test")
     assert not idle & {node.name for node in small.graph.nodes}
     assert not unused & set(small.tensors)
-    assert difference(mask(channels.program, channels, drop), small) <= TOLERANCE
+    assert difference(drop.mask(), small) <= TOLERANCE
     assert small.layer("head").in_channels == 7
 
 
@@ -78,8 +64,8 @@ def test_one_branch_stays() -> None:
     """Without any channel the layer behind the concatenation would have nothing to read."""
     channels = channels_of(concatenated)
     scores = random_scores(channels)
-    drop = legalise(channels, without(channels, "b", "c"), scores)
-    rows = dropped_rows(channels, drop)
+    drop = without(channels, "b", "c").legal(scores)
+    rows = drop.rows
     assert (len(rows.get("b.weight", [])), len(rows.get("c.weight", []))) in {(5, 6), (4, 7)}
 
 
@@ -97,10 +83,10 @@ READ: dict[str, Any] = {
 @pytest.mark.parametrize("how", READ)
 def test_what_somebody_else_reads_stays(how: str) -> None:
     channels = channels_of(READ[how])
-    drop = legalise(channels, without(channels, "b"), random_scores(channels))
-    assert len(dropped_rows(channels, drop).get("b.weight", [])) < 5
-    small = remove(channels.program, channels, drop, "test")
-    assert difference(mask(channels.program, channels, drop), small) <= TOLERANCE
+    drop = without(channels, "b").legal(random_scores(channels))
+    assert len(drop.rows.get("b.weight", [])) < 5
+    small = drop.apply("test")
+    assert difference(drop.mask(), small) <= TOLERANCE
 
 
 def test_a_write_that_others_see_stays() -> None:
@@ -118,10 +104,10 @@ def test_a_write_that_others_see_stays() -> None:
             return self.head(torch.cat([b, self.c(x)], 1))
 
     channels = analyse(exact_program((Net(), (1, 3, 5, 5))))
-    drop = legalise(channels, without(channels, "b"), random_scores(channels))
-    assert "b" in live_of(channels).idle_names(drop) and "relu_" not in live_of(channels).idle_names(drop)
-    small = remove(channels.program, channels, drop, "test")
-    assert difference(mask(channels.program, channels, drop), small) <= TOLERANCE
+    drop = without(channels, "b").legal(random_scores(channels))
+    assert "b" in drop.idle.names and "relu_" not in drop.idle.names
+    small = drop.apply("test")
+    assert difference(drop.mask(), small) <= TOLERANCE
 
 
 def test_a_piece_of_a_split_stays() -> None:
@@ -132,20 +118,16 @@ def test_a_piece_of_a_split_stays() -> None:
         return m.head(torch.cat([first, F.relu(second), b], 1))
 
     channels = channels_of(pieces)
-    drop = no_drop(channels)
-    axis = next(a for a in channels.axes if a.role == "out" and a.weight == "c.weight")
-    drop[axis.channels[:3]] = True
-    drop = legalise(channels, drop, random_scores(channels))
-    assert int(drop[axis.channels[:3]].sum()) == 2
+    axis = next(a for a in channels.axes if a.role == "out" and a.layer == "c")
+    drop = Removal.of(channels, axis.channels[:3]).legal(random_scores(channels))
+    assert int(drop.gone[axis.channels[:3]].sum()) == 2
 
 
 def test_nothing_is_idle_where_something_of_everything_stays() -> None:
     channels = channels_of(concatenated)
-    drop = no_drop(channels)
-    for group in channels.removable:
-        drop[group.channels[1:]] = True
-    assert not live_of(channels).idle(drop).any() and not list(live_of(channels).missed(drop))
-    assert not live_of(channels).unused(drop) and not live_of(channels).only_idle(drop).any()
+    idle = Removal.of(channels, (c for g in channels.removable for c in g.channels[1:].tolist())).idle
+    assert not idle.nodes.any() and not list(idle.missed())
+    assert not idle.tensors and not idle.channels.any()
 
 
 @pytest.mark.slow
@@ -157,11 +139,11 @@ def test_whole_layers_go_exactly(name: str, join: JoinPolicy) -> None:
     channels = analyse(program, join)
     for seed in range(12):
         scores = random_scores(channels, seed)
-        drop = legalise(channels, half_and_whole(channels, seed), scores)
-        assert np.array_equal(legalise(channels, drop, scores), drop)
-        masked, small = mask(program, channels, drop), remove(program, channels, drop, "test")
+        drop = half_and_whole(channels, seed).legal(scores)
+        assert np.array_equal(drop.legal(scores).gone, drop.gone)
+        masked, small = drop.mask(), drop.apply("test")
         assert difference(masked, small) <= TOLERANCE
-        assert str(Removal(join).rewrite(masked, dropped_rows(channels, drop))) == str(small)
-        gone += int(live_of(channels).idle(drop).sum())
+        assert str(ByRows(join).rewrite(masked, drop.rows)) == str(small)
+        gone += int(drop.idle.nodes.sum())
         assert macs(small) < macs(program)
     assert gone > 0

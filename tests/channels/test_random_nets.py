@@ -11,24 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from graphcomp.budget.cost import cost_of
-from graphcomp.channels import (
-    Channels,
-    Drop,
-    JoinPolicy,
-    analyse,
-    drop_of,
-    dropped_rows,
-    feasible,
-    legalise,
-    mask,
-    remove,
-)
+from graphcomp.channels import Channels, JoinPolicy, Removal, analyse
 from graphcomp.errors import SurgeryError
 from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs
 from graphcomp.pipeline.verify import TOLERANCE, check, difference
 from tests.nets import Spec, build, random_cnn
-from tests.removing import Removal, exact_program, half, half_and_whole, random_scores
+from tests.removing import ByRows, exact_program, half, half_and_whole, random_scores
 
 pytestmark = pytest.mark.slow
 
@@ -38,20 +27,20 @@ RANDOM = settings(
 
 
 def feasible_half(
-    channels: Channels, seed: int, chosen: Callable[[Channels, int], Drop] = half
-) -> tuple[Drop, Program, dict[str, str]]:
+    channels: Channels, seed: int, chosen: Callable[[Channels, int], Removal] = half
+) -> tuple[Removal, Program, dict[str, str]]:
     """(choice, smaller program, reasons by node): half of the channels, or what of them is not refused."""
     program = channels.program
     score, wanted = random_scores(channels, seed), chosen(channels, seed)
-    drop = legalise(channels, wanted, score)
-    assert drop.any() or not wanted.any()
-    assert np.array_equal(drop_of(channels, dropped_rows(channels, drop)), drop)
+    drop = wanted.legal(score)
+    assert drop or not wanted
+    assert np.array_equal(Removal.from_rows(channels, drop.rows).gone, drop.gone)
     try:
-        return drop, remove(program, channels, drop, "test"), {}
+        return drop, drop.apply("test"), {}
     except SurgeryError as refusal:
         assert refusal.channels and refusal.node in {n.name for n in program.graph.nodes}
-        drop, kept = feasible(channels, drop, score)
-        return drop, remove(program, channels, drop, "test"), kept
+        drop, kept = drop.feasible(score)
+        return drop, drop.apply("test"), kept
 
 
 @pytest.mark.parametrize(
@@ -59,7 +48,7 @@ def feasible_half(
     [("couple", 300, half), ("pad", 100, half), ("couple", 150, half_and_whole), ("pad", 50, half_and_whole)],
 )
 def test_half_of_a_random_network_goes_exactly(
-    join: JoinPolicy, count: int, chosen: Callable[[Channels, int], Drop]
+    join: JoinPolicy, count: int, chosen: Callable[[Channels, int], Removal]
 ) -> None:
     """Or half of everything and all of something: whole layers go where only concatenations read them."""
     refused: list[dict[str, str]] = []
@@ -70,7 +59,7 @@ def test_half_of_a_random_network_goes_exactly(
         program = exact_program(build(spec))
         channels = analyse(program, join)
         drop, smaller, kept = feasible_half(channels, spec["seed"], chosen)
-        assert difference(mask(program, channels, drop), smaller) <= TOLERANCE
+        assert difference(drop.mask(), smaller) <= TOLERANCE
         check(smaller)
         assert cost_of("macs", channels)(drop) == pytest.approx(macs(smaller))
         refused.extend([kept] if kept else [])
@@ -87,8 +76,8 @@ def test_a_plan_is_replayed_on_the_masked_program_and_removal_goes_on(join: Join
     for _ in range(2):
         channels = analyse(program, join)
         drop, smaller, _ = feasible_half(channels, spec["seed"])
-        masked = mask(program, channels, drop)
-        replayed = Removal(join).rewrite(masked, dropped_rows(channels, drop))
+        masked = drop.mask()
+        replayed = ByRows(join).rewrite(masked, drop.rows)
         assert difference(masked, replayed) <= TOLERANCE
         assert str(replayed) == str(smaller)
         program = smaller

@@ -12,19 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from graphcomp.channels import (
-    Channels,
-    JoinPolicy,
-    analyse,
-    drop_of,
-    dropped_rows,
-    feasible,
-    legalise,
-    live_of,
-    mask,
-    no_drop,
-    remove,
-)
+from graphcomp.channels import Channels, JoinPolicy, Removal, analyse
 from graphcomp.errors import SurgeryError
 from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.program import PASS_KEY, Program, output_tensors
@@ -34,7 +22,7 @@ from graphcomp.pipeline.verify import TOLERANCE, check, difference, relative_err
 from tests.nets import TRAPS, Net, ShuffleUnit, _block, _conv, _head, scramble
 from tests.removing import (
     JOINS,
-    Removal,
+    ByRows,
     digest,
     every_other,
     exact_program,
@@ -59,18 +47,18 @@ def trap(name: str) -> Program:
     return exact_program(TRAPS[name]())
 
 
-def check_exact(program: Program, join: JoinPolicy, seed: int = 0) -> tuple[Channels, np.ndarray, Program]:
+def check_exact(program: Program, join: JoinPolicy, seed: int = 0) -> tuple[Channels, Removal, Program]:
     """Half of everything goes: the smaller program is the masked one's function, and is sound."""
     channels = analyse(program, join)
     score = random_scores(channels, seed)
-    drop = legalise(channels, half(channels, seed), score)
+    drop = half(channels, seed).legal(score)
     try:
-        direct = remove(program, channels, drop, "test")
+        direct = drop.apply("test")
     except SurgeryError:
-        drop, _ = feasible(channels, drop, score)
-        direct = remove(program, channels, drop, "test")
-    masked = mask(program, channels, drop)
-    smaller = Removal(join).rewrite(masked, dropped_rows(channels, drop))
+        drop, _ = drop.feasible(score)
+        direct = drop.apply("test")
+    masked = drop.mask()
+    smaller = ByRows(join).rewrite(masked, drop.rows)
     assert difference(masked, smaller) <= TOLERANCE
     assert digest(direct) == digest(smaller)
     check(smaller)
@@ -88,11 +76,11 @@ def test_trap(name: str, join: JoinPolicy) -> None:
     channels, drop, smaller = check_exact(program, join)
     assert digest(program) == before
     for group in channels.removable:
-        lost, width = int(drop[group.channels].sum()), len(group.channels)
+        lost, width = len(group.channels) - drop.kept(group), len(group.channels)
         assert lost > 0 or width == 1 or len(set(group.blocks.tolist())) == width, group.name
     outputs = zip(output_tensors(program(*program.example_inputs)), _outputs(smaller), strict=True)
     assert all(old.shape == new.shape for old, new in outputs)
-    assert not drop.any() or params_state(smaller) < params_state(program)
+    assert not drop or params_state(smaller) < params_state(program)
 
 
 def _outputs(program: Program) -> list[Tensor]:
@@ -221,18 +209,18 @@ def test_found(name: str, join: JoinPolicy) -> None:
 def test_a_refusal_names_the_node_and_keeps_its_channels() -> None:
     program = net(strided_view_in_place, a=a(), head=_head(16))
     channels = analyse(program)
-    drop = no_drop(channels)
+    drop = channels.marks()
     drop[rows_of(channels, "a")[[0, 4, 6, 1]]] = True
     with pytest.raises(
         SurgeryError, match=r"^getitem: found memory shared with a, and written in place"
     ) as e:
-        remove(program, channels, drop, "test")
+        Removal(channels, drop).apply("test")
     assert e.value.node == "getitem"
     assert set(np.flatnonzero(drop).tolist()) >= e.value.channels > frozenset()
-    legal, kept = feasible(channels, drop, random_scores(channels))
+    legal, kept = Removal(channels, drop).feasible(random_scores(channels))
     assert list(kept) == ["getitem"]
     assert kept["getitem"] == str(e.value)
-    assert not legal[list(e.value.channels)].any()
+    assert not legal.gone[list(e.value.channels)].any()
 
 
 @pytest.mark.slow
@@ -242,7 +230,7 @@ def test_two_removals_in_a_row() -> None:
             program = trap(name)
             for seed in (1, 2):
                 _, drop, smaller = check_exact(program, join, seed)
-                assert drop.any()
+                assert drop
                 assert macs(smaller) < macs(program)
                 program = smaller
 
@@ -293,9 +281,9 @@ def test_option_a_map() -> None:
     """T0.3: stage-1 channel j is stage-2 channel j + 8 and stage-3 channel j + 24."""
     program = exact_program((ResNet(20), (1, 3, 32, 32)))
     channels = analyse(program)
-    drop = no_drop(channels)
+    drop = channels.marks()
     drop[rows_of(channels, "conv1")[[1, 6, 11]]] = True
-    smaller = remove(program, channels, legalise(channels, drop, random_scores(channels)), "test")
+    smaller = Removal(channels, drop).legal(random_scores(channels)).apply("test")
     stages = {1: [1, 6, 11], 2: [9, 14, 19], 3: [25, 30, 35]}
     readers = {f"layer{s}.{b}.conv1": rows for s, rows in stages.items() for b in range(3)}
     readers |= {f"layer{s}.0.conv1": stages[s - 1] for s in (2, 3)} | {"linear": stages[3]}
@@ -311,12 +299,12 @@ def test_flatten_of_a_2x2_map() -> None:
         lambda m, x: m.fc(F.adaptive_avg_pool2d(m.a(x), 2).view(-1, 32)), a=a(8), fc=nn.Linear(32, 5)
     )
     channels = analyse(program)
-    drop = no_drop(channels)
+    drop = channels.marks()
     drop[rows_of(channels, "a")[[1, 2, 7]]] = True
-    smaller = remove(program, channels, drop, "test")
+    smaller = Removal(channels, drop).apply("test")
     columns = [4 * k + i for k in (0, 3, 4, 5, 6) for i in range(4)]
     assert torch.equal(smaller.tensors["fc.weight"], program.tensors["fc.weight"][:, columns])
-    assert difference(mask(program, channels, drop), smaller) <= TOLERANCE
+    assert difference(Removal(channels, drop).mask(), smaller) <= TOLERANCE
 
 
 def test_beta_and_bias_of_removed_channels_do_not_leak() -> None:
@@ -325,12 +313,12 @@ def test_beta_and_bias_of_removed_channels_do_not_leak() -> None:
     with torch.no_grad():
         program.tensors["a.1.bias"].fill_(5)
     channels = analyse(program)
-    drop = no_drop(channels)
+    drop = channels.marks()
     drop[rows_of(channels, "a.0")[[2, 5]]] = True
     (x,) = fresh_inputs(program, 2, 0, torch.float64)
     expected = zeroed_inputs(program, {"b.0": [2, 5]}, x)
-    assert relative_error(remove(program, channels, drop, "t")(x).detach(), expected) <= TOLERANCE
-    assert relative_error(mask(program, channels, drop)(x).detach(), expected) <= TOLERANCE
+    assert relative_error(Removal(channels, drop).apply("t")(x).detach(), expected) <= TOLERANCE
+    assert relative_error(Removal(channels, drop).mask()(x).detach(), expected) <= TOLERANCE
     assert relative_error(program(x).detach(), expected) > 1e-3
 
 
@@ -338,8 +326,8 @@ def test_the_pass_check_scrambles_and_uses_float64() -> None:
     """T0.6: the one check holds for a network as it was initialised, in float32, at an odd size."""
     program = plain_program(ResNet(20), 1, 3, 17, 19)
     channels = analyse(program)
-    plan = dropped_rows(channels, legalise(channels, half(channels), random_scores(channels)))
-    assert verify_pass(Removal(), program, plan) <= TOLERANCE
+    plan = half(channels).legal(random_scores(channels)).rows
+    assert verify_pass(ByRows(), program, plan) <= TOLERANCE
 
 
 @pytest.mark.parametrize("join", JOINS)
@@ -348,8 +336,8 @@ def test_training_goes_on_after_a_removal(join: JoinPolicy) -> None:
     module, shape = TRAPS["option-a-shortcuts"]()
     program = plain_program(scramble(module, 0), *shape)
     channels = analyse(program, join)
-    drop = legalise(channels, half(channels), random_scores(channels))
-    smaller = remove(program, channels, drop, "test")
+    drop = half(channels).legal(random_scores(channels))
+    smaller = drop.apply("test")
     parameters = dict(smaller.module.named_parameters())
     before = {name: p.detach().clone() for name, p in parameters.items()}
     original = digest(program)
@@ -375,8 +363,8 @@ def test_nothing_of_the_original_changes_or_is_shared(join: JoinPolicy) -> None:
     program = trap("option-a-shortcuts")
     before = digest(program)
     channels = analyse(program, join)
-    drop = legalise(channels, half(channels), random_scores(channels))
-    for changed in (mask(program, channels, drop), remove(program, channels, drop, "test"), program.clone()):
+    drop = half(channels).legal(random_scores(channels))
+    for changed in (drop.mask(), drop.apply("test"), program.clone()):
         with torch.no_grad():
             for tensor in changed.tensors.values():
                 tensor.zero_()
@@ -388,11 +376,11 @@ def test_removing_nothing_changes_nothing() -> None:
         for join in JOINS:
             program = trap(name)
             channels = analyse(program, join)
-            nothing = legalise(channels, no_drop(channels), random_scores(channels))
-            assert not nothing.any()
-            assert dropped_rows(channels, nothing) == {}
-            assert digest(remove(program, channels, nothing, "test")) == digest(program)
-            assert digest(mask(program, channels, nothing)) == digest(program)
+            nothing = Removal(channels, channels.marks()).legal(random_scores(channels))
+            assert not nothing
+            assert nothing.rows == {}
+            assert digest(nothing.apply("test")) == digest(program)
+            assert digest(nothing.mask()) == digest(program)
 
 
 def test_frozen_weights_stay_frozen() -> None:
@@ -408,7 +396,7 @@ def test_frozen_weights_stay_frozen() -> None:
 
 def test_tied_weights_stay_tied() -> None:
     _, drop, smaller = check_exact(trap("tied-convs"), "couple")
-    assert drop.any()
+    assert drop
     assert smaller.tensors["a.weight"] is smaller.tensors["b.weight"]
 
 
@@ -420,7 +408,7 @@ def test_evaluation_mode_stays() -> None:
 def test_changed_nodes_name_the_pass() -> None:
     program = trap("literal-view-flat")
     channels = analyse(program)
-    smaller = remove(program, channels, every_other(channels, "body.0"), "mine")
+    smaller = every_other(channels, "body.0").apply("mine")
     changed = {n.name for n in smaller.graph.nodes if n.meta[PASS_KEY] == "mine"}
     assert changed == {"body_0", "body_1", "view", "fc"}
     assert {n.meta[PASS_KEY] for n in smaller.graph.nodes} == {"trace", "mine"}
@@ -430,7 +418,7 @@ def test_nodes_that_removal_leaves_without_users_go() -> None:
     """The shuffle whose halves lose different channels is bypassed; the shuffle and its buffers go."""
     program = trap("index-select-buffer")
     _, drop, smaller = check_exact(program, "couple")
-    assert drop.any()
+    assert drop
     check(smaller)
     assert "order" not in smaller.tensors
 
@@ -454,21 +442,20 @@ def test_legalise(name: str, join: JoinPolicy, seed: int, share: float) -> None:
     random = np.random.default_rng(seed)
     score = random.random(len(channels.channel_of))
     wanted = random.random(len(score)) < share
-    drop = legalise(channels, wanted, score)
-    derived = np.zeros(len(drop), bool)
+    drop = Removal(channels, wanted).legal(score)
+    derived = channels.marks()
     derived[[c for g in channels.groups if g.derived for c in g.channels]] = True
-    live = live_of(channels)
-    assert not (drop & ~wanted & ~derived & ~live.only_idle(drop)).any()
-    assert not drop[0]
-    assert not drop[list(channels.pinned)].any()
-    assert not list(live.missed(drop))
+    assert not (drop.gone & ~wanted & ~derived & ~drop.idle.channels).any()
+    assert not drop.gone[0]
+    assert not drop.gone[list(channels.pinned)].any()
+    assert not list(drop.idle.missed())
     for node, rows in channels.balanced:
-        assert node in live.idle_names(drop) or len(set((~drop[rows]).sum(1).tolist())) == 1
+        assert node in drop.idle.names or len(set((~drop.gone[rows]).sum(1).tolist())) == 1
     for join_ in channels.joins:
-        gone = drop[join_.operands[0]] & drop[join_.operands[1]]
-        assert not (drop[join_.result] & ~gone).any()
-    assert np.array_equal(legalise(channels, drop, score), drop)
-    assert np.array_equal(drop_of(channels, dropped_rows(channels, drop)), drop)
+        gone = drop.gone[join_.operands[0]] & drop.gone[join_.operands[1]]
+        assert not (drop.gone[join_.result] & ~gone).any()
+    assert np.array_equal(drop.legal(score).gone, drop.gone)
+    assert np.array_equal(Removal.from_rows(channels, drop.rows).gone, drop.gone)
 
 
 @pytest.mark.parametrize("join", JOINS)
@@ -476,11 +463,10 @@ def test_everything_cannot_go(join: JoinPolicy) -> None:
     """The best channel of every tensor stays; of every group of a grouped conv."""
     for name in LEGAL:
         channels = analysed(name, join)
-        everything = ~no_drop(channels)
-        drop = legalise(channels, everything, random_scores(channels))
-        smaller = remove(channels.program, channels, drop, "test")
+        drop = Removal(channels, ~channels.marks()).legal(random_scores(channels))
+        smaller = drop.apply("test")
         check(smaller)
-        assert difference(mask(channels.program, channels, drop), smaller) <= TOLERANCE
+        assert difference(drop.mask(), smaller) <= TOLERANCE
 
 
 def test_the_highest_score_stays() -> None:
@@ -488,9 +474,9 @@ def test_the_highest_score_stays() -> None:
     rows = rows_of(channels, "before.0")
     score = np.zeros(len(channels.channel_of))
     score[rows[11]] = 1
-    drop = no_drop(channels)
+    drop = channels.marks()
     drop[rows] = True
-    assert rows[~legalise(channels, drop, score)[rows]].tolist() == [rows[11]]
+    assert rows[~Removal(channels, drop).legal(score).gone[rows]].tolist() == [rows[11]]
 
 
 def test_groups_stay_balanced_by_score() -> None:
@@ -498,9 +484,9 @@ def test_groups_stay_balanced_by_score() -> None:
     rows = rows_of(channels, "reduce.0")
     score = np.zeros(len(channels.channel_of))
     score[rows] = np.arange(12)
-    drop = no_drop(channels)
+    drop = channels.marks()
     drop[rows[[0, 1, 4, 8, 9, 10]]] = True
-    assert np.flatnonzero(legalise(channels, drop, score)[rows]).tolist() == [0, 4, 8]
+    assert np.flatnonzero(Removal(channels, drop).legal(score).gone[rows]).tolist() == [0, 4, 8]
 
 
 # ---- Choices as plain data
@@ -508,10 +494,11 @@ def test_groups_stay_balanced_by_score() -> None:
 
 def test_rows_of_a_choice() -> None:
     channels = analysed("cat-self", "couple")
-    drop = no_drop(channels)
+    drop = channels.marks()
     drop[rows_of(channels, "before.0")[[3, 1]]] = True
-    assert dropped_rows(channels, drop) == {"before.0.weight": [1, 3]}
-    assert np.array_equal(drop_of(channels, {"before.0.weight": [3, 1, 3], "after.0.weight": []}), drop)
+    assert Removal(channels, drop).rows == {"before.0.weight": [1, 3]}
+    again = Removal.from_rows(channels, {"before.0.weight": [3, 1, 3], "after.0.weight": []})
+    assert np.array_equal(again.gone, drop)
 
 
 @pytest.mark.parametrize(
@@ -526,19 +513,19 @@ def test_rows_of_a_choice() -> None:
 )
 def test_plans_that_do_not_fit(rows: dict[str, list[int]], message: str) -> None:
     with pytest.raises(SurgeryError, match=message):
-        drop_of(analysed("cat-self", "couple"), rows)
+        Removal.from_rows(analysed("cat-self", "couple"), rows)
 
 
 def test_plans_that_split_coupled_channels() -> None:
     channels = analysed("option-a-shortcuts", "couple")
     with pytest.raises(SurgeryError, match=r"^one\.1\.weight: found a plan that splits coupled channels"):
-        drop_of(channels, {"stem.0.weight": [0]})
+        Removal.from_rows(channels, {"stem.0.weight": [0]})
 
 
 def test_unbalanced_plans() -> None:
     channels = analysed("grouped-resnext", "couple")
     with pytest.raises(SurgeryError, match=r"^plan: found \d channels that cannot be removed"):
-        drop_of(channels, {"reduce.0.weight": [0, 1]})
+        Removal.from_rows(channels, {"reduce.0.weight": [0, 1]})
 
 
 # ---- Golden printed programs
@@ -574,7 +561,7 @@ PRINTED: dict[str, tuple[Callable[[], Program], JoinPolicy, dict[str, list[int]]
 def test_golden(name: str) -> None:
     build, join, rows = PRINTED[name]
     program, plan = build(), {f"{layer}.weight": gone for layer, gone in rows.items()}
-    removal = Removal(join)
+    removal = ByRows(join)
     masked = removal.simulate(program, plan)
     smaller = removal.rewrite(masked, plan)
     assert difference(masked, smaller) <= TOLERANCE

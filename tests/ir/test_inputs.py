@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphcomp.channels import analyse, dropped_rows, feasible
+from graphcomp.channels import analyse
 from graphcomp.compiler.compiler import open_data
 from graphcomp.ir.inputs import fresh_inputs, numbers_of
 from graphcomp.ir.program import Program, trace
@@ -17,7 +17,7 @@ from graphcomp.ir.ranges import Numbers
 from graphcomp.onnx.export import export_onnx
 from graphcomp.pipeline.verify import difference, verify_pass
 from tests.nets import Net, _conv, _head
-from tests.removing import Removal, half, random_scores
+from tests.removing import ByRows, half, random_scores
 
 SIZE, LENGTH = 50, 12
 Read = Callable[[Any, Any], Any]
@@ -53,9 +53,9 @@ def image(example: Tensor) -> Program:
 def verify_half(program: Program) -> None:
     """The whole way: half of the channels go, and the check sees that outputs depend on inputs."""
     channels = analyse(program)
-    drop, _ = feasible(channels, half(channels), random_scores(channels))
-    assert drop.any()
-    verify_pass(Removal(), program, dropped_rows(channels, drop))
+    drop, _ = half(channels).feasible(random_scores(channels))
+    assert drop.gone.any()
+    verify_pass(ByRows(), program, drop.rows)
 
 
 ZEROS, ONES = torch.zeros(1, LENGTH, dtype=torch.int64), torch.ones(1, LENGTH, dtype=torch.int64)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from graphcomp.budget.calls import LIGHT_OPS, calls
 from graphcomp.budget.cost import cost_of
-from graphcomp.channels import analyse, dropped_rows, feasible, remove
+from graphcomp.channels import analyse
 from graphcomp.channels.rules import FUNCTION_RULES, MODULE_RULES
 from graphcomp.errors import ExportError
 from graphcomp.ir import op_name
@@ -34,7 +34,7 @@ from graphcomp.measure.cost import macs
 from graphcomp.onnx.export import export_onnx
 from graphcomp.pipeline.verify import check, verify_pass
 from graphcomp.runtime.kernel import ACTIVATIONS
-from tests.removing import Removal, half, random_scores
+from tests.removing import ByRows, half, random_scores
 
 WIDTH, PLANE = 8, 6
 SHAPE = (1, 3, PLANE, PLANE)
@@ -366,10 +366,10 @@ def test_row(row: str) -> None:
     assert ways
     program = network(ways)
     channels = analyse(program)
-    drop, _ = feasible(channels, half(channels), random_scores(channels))
-    rows = dropped_rows(channels, drop)
-    verify_pass(Removal(), program, rows)
-    smaller = remove(program, channels, drop, "test")
+    drop, _ = half(channels).feasible(random_scores(channels))
+    rows = drop.rows
+    verify_pass(ByRows(), program, rows)
+    smaller = drop.apply("test")
     check(smaller)
     if row != "linear":  # along the plane, with fewer rows for every channel that goes
         assert macs(smaller) == cost_of("macs", channels)(drop)
@@ -414,7 +414,7 @@ def test_rows_are_exported(tmp_path: Path) -> None:
         ways += [way for i, way in enumerate(found) if i == 0 or way.module is not None]
     program = network(ways)
     channels = analyse(program)
-    drop, _ = feasible(channels, half(channels), random_scores(channels))
-    smaller = remove(program, channels, drop, "test")
+    drop, _ = half(channels).feasible(random_scores(channels))
+    smaller = drop.apply("test")
     exported = export_onnx(smaller, tmp_path / "x.onnx", batches=(2,), dynamic_batch=False)
     assert exported.nodes > len(ways)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp.channels import Channels, analyse, drop_of, dropped_rows, mask, remove
+from graphcomp.channels import Channels, Removal, analyse
 from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.models import MODELS
@@ -131,10 +131,10 @@ def test_g5_4_filter_pruning_of_resnet56(resnet56: Program, name: str) -> None:
         if 2 * (block + 1) not in skipped:
             gone = len(norms) - int(len(norms) * (1 - fractions[stage]))
             rows[f"{layer}.weight"] = sorted(norms.argsort()[:gone].tolist())
-    drop = drop_of(channels, rows)
-    assert dropped_rows(channels, drop) == rows
-    small = remove(resnet56, channels, drop, "fp")
+    drop = Removal.from_rows(channels, rows)
+    assert drop.rows == rows
+    small = drop.apply("fp")
     assert (params_trainable(small), macs(small)) == (params, multiplications)
     if name == "B":  # exact, too
-        masked = mask(scrambled(resnet56), channels, drop)
-        assert difference(masked, remove(masked, analyse(masked), drop, "fp")) <= TOLERANCE
+        masked = Removal(analyse(scrambled(resnet56)), drop.gone).mask()
+        assert difference(masked, Removal(analyse(masked), drop.gone).apply("fp")) <= TOLERANCE

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from graphcomp.base.cache import VARIABLE
-from graphcomp.channels import analyse, mask, no_drop, remove
+from graphcomp.channels import Removal, analyse
 from graphcomp.data.split import Split
 from graphcomp.ir.program import Program
 from graphcomp.measure.evaluate import accuracy
@@ -66,10 +66,9 @@ def test_a_filter_of_zeros_is_free() -> None:
     channels = analyse(program)
     layer = find_layers(channels)["0"]
     assert first_threshold(channels, layer, judges, 0.0) == 0.5
-    drop = no_drop(channels)
-    drop[layer.channels[layer.norms <= 0.5]] = True
-    masked = mask(program, channels, drop)
-    smaller = remove(masked, analyse(masked), drop, "test")
+    drop = Removal.of(channels, layer.channels[layer.norms <= 0.5])
+    masked = drop.mask()
+    smaller = Removal(analyse(masked), drop.gone).apply("test")
     assert points(accuracy(smaller, judges)) == points(accuracy(program, judges)) == 100.0
 
 
@@ -81,9 +80,8 @@ def test_thresholds_are_the_largest_that_cost_no_more(taught: Program) -> None:
         steps, allowed = np.sort(layer.norms)[:-1], 10.0
         costs = []
         for step in steps:
-            drop = no_drop(channels)
-            drop[layer.channels[layer.norms <= step]] = True
-            costs.append(whole - points(accuracy(mask(taught, channels, drop), judges)))
+            without = Removal.of(channels, layer.channels[layer.norms <= step]).mask()
+            costs.append(whole - points(accuracy(without, judges)))
         found = first_threshold(channels, layer, judges, allowed)
         rising = all(a <= b for a, b in pairwise(costs))
         fits = [s for s, cost in zip(steps, costs, strict=True) if cost <= allowed]

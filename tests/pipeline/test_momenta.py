@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from graphcomp.channels import analyse, drop_of, remove
+from graphcomp.channels import Removal, analyse
 from graphcomp.errors import PassError
 from graphcomp.ir.program import Program
 from graphcomp.passes import L1
@@ -22,7 +22,7 @@ ROWS = {"0.weight": [1, 4]}
 def cut(program: Program) -> Program:
     """Two of the six channels of the first convolution go."""
     channels = analyse(program)
-    return remove(program, channels, drop_of(channels, ROWS), "test")
+    return Removal.from_rows(channels, ROWS).apply("test")
 
 
 def constant(epochs: int, **changes: Any) -> TrainOptions:

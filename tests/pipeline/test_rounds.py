@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graphcomp.base.cache import VARIABLE
 from graphcomp.bases.removal import RowRemoval
-from graphcomp.channels import analyse, dropped_rows, no_drop
+from graphcomp.channels import Removal, analyse
 from graphcomp.compiler.compiler import Job, build
 from graphcomp.compiler.recipe import Recipe
 from graphcomp.data.split import Data, Indices
@@ -48,9 +48,9 @@ class First(RowRemoval):
     def plan(self, program: Program, context: Context) -> Plan:
         channels = analyse(program)
         (group,) = channels.group_of(self.layer)
-        drop = no_drop(channels)
+        drop = channels.marks()
         drop[group.channels[0]] = True
-        rows = dropped_rows(channels, drop)
+        rows = Removal(channels, drop).rows
         return Plan(name=self.name, decisions={"join": "couple", "rows": rows}, summary=f"of {self.layer}")
 
 

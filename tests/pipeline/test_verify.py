@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from graphcomp.channels import JoinPolicy, analyse, dropped_rows, legalise, masks, moves, rules
-from graphcomp.channels.surgery import _Surgeon
+from graphcomp.channels import JoinPolicy, analyse, masks, moves, rules
+from graphcomp.channels.surgery import Surgeon
 from graphcomp.errors import VerifyError
 from graphcomp.ir.program import Program, named_tensors, trace
 from graphcomp.passes import FoldBN
@@ -28,7 +28,7 @@ from graphcomp.pipeline.verify import (
     verify_trained,
 )
 from tests.nets import TRAPS, Net, _block, _conv, _head, scramble
-from tests.removing import Removal, Rows, digest, half, plain_program, random_scores
+from tests.removing import ByRows, Rows, digest, half, plain_program, random_scores
 from tests.tiny import context, tiny, tiny_program, traced
 
 SHAPE = (1, 3, 8, 8)
@@ -60,13 +60,13 @@ class Mutation:
 
 def slicing(owner: str, change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[pytest.MonkeyPatch], None]:
     """`change` gets the right slice and the whole tensor, of those whose name ends in `owner`."""
-    right = _Surgeon.slice
+    right = Surgeon.slice
 
-    def wrong(self: _Surgeon, name: str, dims: Any) -> Tensor:
+    def wrong(self: Surgeon, name: str, dims: Any) -> Tensor:
         out = right(self, name, dims)
         return change(out, self.program.tensors[name].detach()) if name.endswith(owner) else out
 
-    return lambda patch: patch.setattr(_Surgeon, "slice", wrong)
+    return lambda patch: patch.setattr(Surgeon, "slice", wrong)
 
 
 def half_masked(patch: pytest.MonkeyPatch) -> None:
@@ -87,23 +87,23 @@ def reversed_cat(patch: pytest.MonkeyPatch) -> None:
 
 
 def swapped_pads(patch: pytest.MonkeyPatch) -> None:
-    right = _Surgeon.fix_pad
+    right = Surgeon.fix_pad
 
-    def wrong(self: _Surgeon, node: fx.Node) -> None:
+    def wrong(self: Surgeon, node: fx.Node) -> None:
         right(self, node)
         *planes, before, after = self.new[node].args[1]  # type: ignore[misc]
         self.new[node].update_arg(1, [*planes, after, before])
 
-    patch.setattr(_Surgeon, "fix_pad", wrong)
+    patch.setattr(Surgeon, "fix_pad", wrong)
 
 
 def shifted_spread(patch: pytest.MonkeyPatch) -> None:
-    right = _Surgeon.spread
+    right = Surgeon.spread
 
-    def wrong(self: _Surgeon, source: fx.Node, join: Any, present: Any, name: str) -> fx.Node:
+    def wrong(self: Surgeon, source: fx.Node, join: Any, present: Any, name: str) -> fx.Node:
         return right(self, source, join, np.roll(present, 1), name)
 
-    patch.setattr(_Surgeon, "spread", wrong)
+    patch.setattr(Surgeon, "spread", wrong)
 
 
 def by_channel(out: Tensor, whole: Tensor) -> Tensor:
@@ -112,14 +112,14 @@ def by_channel(out: Tensor, whole: Tensor) -> Tensor:
 
 
 def wrong_groups(patch: pytest.MonkeyPatch) -> None:
-    right = _Surgeon.slice_grouped
+    right = Surgeon.slice_grouped
 
-    def wrong(self: _Surgeon, tensor: Tensor, dims: Any, grouped: int) -> Tensor:
+    def wrong(self: Surgeon, tensor: Tensor, dims: Any, grouped: int) -> Tensor:
         groups = dims[grouped].groups
         rolled = tensor.reshape(groups, -1, *tensor.shape[1:]).roll(1, 0)
         return right(self, rolled.reshape(tensor.shape), dims, grouped)
 
-    patch.setattr(_Surgeon, "slice_grouped", wrong)
+    patch.setattr(Surgeon, "slice_grouped", wrong)
 
 
 def uncoupled(patch: pytest.MonkeyPatch) -> None:
@@ -160,14 +160,14 @@ MUTATIONS = {
 
 def plan_for(program: Program, join: JoinPolicy) -> Rows:
     channels = analyse(program, join)
-    drop = legalise(channels, half(channels, 2), random_scores(channels))
-    return dropped_rows(channels, drop)
+    drop = half(channels, 2).legal(random_scores(channels))
+    return drop.rows
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_the_checker_catches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mutation = MUTATIONS[name]
-    program, removal = mutation.program(), Removal(mutation.join)
+    program, removal = mutation.program(), ByRows(mutation.join)
     plan = plan_for(program, mutation.join)
     assert verify_pass(removal, program, plan) <= TOLERANCE
     mutation.install(monkeypatch)
@@ -178,7 +178,7 @@ def test_the_checker_catches(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 def missed_when_fresh(mutation: Mutation, patch: pytest.MonkeyPatch) -> bool:
     """Whether a check on the network as it was initialised, in float32, lets the bug through."""
-    program, removal = mutation.program(), Removal(mutation.join)
+    program, removal = mutation.program(), ByRows(mutation.join)
     mutation.install(patch)
     plan = plan_for(program, mutation.join)
     try:
@@ -302,7 +302,7 @@ def test_how_far_above_one_rounding_a_difference_is_none(
     monkeypatch.setattr(verify, "rounding", lambda program, seed: 1e-11)
     monkeypatch.setattr(verify, "difference", lambda *_: times * 1e-11)
     program = net(lambda m, x: m.head(m.a(x)), a=_block(3, 8), head=_head(8))
-    removal = Removal()
+    removal = ByRows()
     if is_equal:
         assert verify_pass(removal, program, {}) == times * 1e-11
     else:
@@ -313,7 +313,7 @@ def test_how_far_above_one_rounding_a_difference_is_none(
 def test_what_is_not_finite_is_no_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """However far rounding moves the outputs, a difference above BLIND is none of it."""
 
-    class Doubling(Removal):
+    class Doubling(ByRows):
         def rewrite(self, program: Program, plan: Rows) -> Program:
             changed = program.clone()
             with torch.no_grad():
@@ -327,7 +327,7 @@ def test_what_is_not_finite_is_no_rounding(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_verify_pass_names_the_pass_and_the_error() -> None:
-    class Doubling(Removal):
+    class Doubling(ByRows):
         def rewrite(self, program: Program, plan: Rows) -> Program:
             changed = program.clone()
             with torch.no_grad():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphcomp.channels import analyse, feasible, remove
+from graphcomp.channels import analyse
 from graphcomp.data.augment import CropAndFlip
 from graphcomp.data.split import Split
 from graphcomp.errors import LoadError, PassError
@@ -187,8 +187,8 @@ def test_t0_8_one_step_after_a_removal(name: str) -> None:
     """T0.8: nets of one trap each, half of their channels gone, take a step; no state of the old shapes."""
     program = exact_program(TRAPS[name]())
     channels = analyse(program)
-    drop, _ = feasible(channels, half(channels), random_scores(channels))
-    smaller = remove(program, channels, drop, "test")
+    drop, _ = half(channels).feasible(random_scores(channels))
+    smaller = drop.apply("test")
     inputs = torch.randn((4, *program.example_inputs[0].shape[1:]), dtype=torch.float64)
     split = Split(
         torch.zeros(4, dtype=torch.int64), np.arange(4), lambda i: inputs[torch.from_numpy(i)], False
