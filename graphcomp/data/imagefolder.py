@@ -1,6 +1,7 @@
 """Folders of images: which samples there are, and whose class each one is."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from graphcomp.errors import DataError
 
 
 def load_imagefolder(request: Request) -> Data:
-    """The data of class folders of images."""
+    """The data of class folders of images, or of one folder of images without labels."""
     root = Path(request.where)
     if not is_dir(root):
         raise DataError.at(root, "no such directory", "class folders of images", "correct the path")
@@ -30,7 +31,31 @@ def load_imagefolder(request: Request) -> Data:
             "use npz",
         )
     parts = {name for name in ("train", "val", "test") if is_dir(root / name)}
+    if not parts and _is_loose(root):
+        return _unlabelled(request, root)
     return _separate(request, root, parts) if parts else _halved(request, root)
+
+
+def _is_loose(root: Path) -> bool:
+    """Whether a folder holds images and no folders that could be classes."""
+    seen = [p for p in root.iterdir() if not p.name.startswith(".")]
+    return not any(p.is_dir() for p in seen) and any(map(is_image, seen))
+
+
+def _unlabelled(request: Request, root: Path) -> Data:
+    """Images without labels: enough to calibrate and to fit, and to measure how far outputs move."""
+    if request.classes is not None:
+        raise DataError.at(
+            request.spec, "classes and a folder without class folders", "one of them", "leave classes out"
+        )
+    paths = _images(root, may_be_empty=False)
+    labels = np.zeros(len(paths), np.int64)
+    halves = split_in_two(labels, _file_fetch(paths, request), 0.5)
+    train, evaluation = (replace(half, labelled=False) for half in halves)
+    if not len(train) or not len(evaluation):
+        raise DataError.at(root, f"{len(paths)} image", "at least 2, for two halves", "add images")
+    what = f"{root}, images without labels, fixed split into halves"
+    return Data(train, evaluation, None, request.spec, describe(what, train, evaluation))
 
 
 def _separate(request: Request, root: Path, parts: set[str]) -> Data:

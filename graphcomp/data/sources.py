@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | `digits` | scikit-learn's handwritten digits, 32x32x3 | limit |
 | `imagefolder:DIR` | class folders of images, in DIR, or in DIR/train and DIR/val or DIR/test | all |
+| | or images without folders: no labels, enough to calibrate and to fit | all but classes |
 | `cifar10:DIR` | the standard python batches, in DIR or DIR/cifar-10-batches-py | all but classes |
 | `npz:FILE` | `x`, `y`, or `x_train`, `y_train`, `x_test`, `y_test`; x is uint8 NHWC or float NCHW | all |
 | `random` | standard normal samples without labels | limit |

@@ -468,9 +468,27 @@ def test_the_centre_is_cropped(tmp_path):
     assert white.tolist() == [False] * 2 + [True] * 6 + [False] * 2
 
 
-def test_a_flat_folder_is_no_imagefolder(tmp_path):
+def test_a_flat_folder_has_no_labels(tmp_path):
     for i in range(3):
-        Image.new("RGB", (4, 4)).save(tmp_path / f"{i:04d}_n0.jpg")
+        Image.new("RGB", (4, 4), (80 * i, 0, 0)).save(tmp_path / f"{i:04d}_n0.jpg")
+    data = load(f"imagefolder:{tmp_path}", (3, 4, 4))
+    assert {len(data.train), len(data.eval)} == {1, 2} and not data.labelled and data.num_classes is None
+    batches = [x for half in (data.train, data.eval) for x, _ in half.batches(1)]
+    reds = {round(float(x[0, 0, 0, 0]), 3) for x in batches}
+    assert len(reds) == 3
+    with pytest.raises(DataError, match="found classes and a folder without class folders"):
+        load(f"imagefolder:{tmp_path}?classes=index", (3, 4, 4))
+    (tmp_path / "0000_n0.jpg").unlink()
+    (tmp_path / "0001_n0.jpg").unlink()
+    with pytest.raises(DataError, match="found 1 image, expected at least 2"):
+        load(f"imagefolder:{tmp_path}", (3, 4, 4))
+
+
+def test_a_flat_folder_of_a_split_is_no_imagefolder(tmp_path):
+    for part in ("train", "val"):
+        (tmp_path / part).mkdir()
+        for i in range(3):
+            Image.new("RGB", (4, 4)).save(tmp_path / part / f"{i:04d}_n0.jpg")
     with pytest.raises(DataError, match="found 3 images and no class folders, expected <class>/<image>"):
         load(f"imagefolder:{tmp_path}")
 
