@@ -97,6 +97,7 @@ def test_greedy_loses_at_most_a_step_more_than_the_best_choice(market: Ladders, 
         assert best <= market.lost(found) <= best + largest
 
 
+@pytest.mark.slow
 @given(LADDERS, st.integers(0, 120), st.randoms(use_true_random=False))
 def test_given_back_in_the_order_asked_for(market: Ladders, needed: int, random: Random) -> None:
     """Each item returns if and only if there is room beside all that returned before it."""

@@ -68,6 +68,7 @@ def check_exact(program: Program, join: JoinPolicy, seed: int = 0) -> tuple[Chan
 # ---- Exactness
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("join", JOINS)
 @pytest.mark.parametrize("name", TRAPS)
 def test_trap(name: str, join: JoinPolicy) -> None:

@@ -156,6 +156,7 @@ def assert_same_result(out: Path, reference: Path) -> None:
 # ---------------------------------------------------------------------- a whole run
 
 
+@pytest.mark.slow
 def test_writes_these_files_and_no_others(finished: Any) -> None:
     assert files(finished[0]) == FILES
 
@@ -287,6 +288,7 @@ AFTER_ONE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), PassError("no")])
 def test_resumes_after_the_last_finished_pass(
     error: BaseException, quick: Job, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -309,6 +311,7 @@ def test_resumes_after_the_last_finished_pass(
     assert_same_result(out, finished[0])
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_plans_nothing(
     quick: Job, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +358,7 @@ def test_killed_between_passes(job: Job, finished: Any, data: str, tmp_path: Pat
     assert_same_result(out, finished[0])
 
 
+@pytest.mark.slow
 def test_killed_while_writing(quick: Job, tmp_path: Path, finished: Any) -> None:
     """What was half-written lies under another name and does not count."""
     out = tmp_path / "out"
@@ -369,6 +373,7 @@ def test_killed_while_writing(quick: Job, tmp_path: Path, finished: Any) -> None
     (out / ".hidden").unlink()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_its_record_does_not_count(quick: Job, tmp_path: Path, finished: Any) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
@@ -426,6 +431,7 @@ def test_resuming_with_other_samples_is_refused(quick: Job, finished: Any, data:
         file.write_bytes(before)
 
 
+@pytest.mark.slow
 def test_resume_without_a_run_starts_one(quick: Job, tmp_path: Path) -> None:
     assert len(build(quick, tmp_path / "new", resume=True).steps) == 2
 
@@ -498,6 +504,7 @@ def test_older_results_stay_until_the_new_ones_are_there(
     assert (out / "model.onnx").read_bytes() != before["model.onnx"]
 
 
+@pytest.mark.slow
 def test_stopped_while_results_are_replaced(
     quick: Job, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -523,6 +530,7 @@ def test_stopped_while_results_are_replaced(
     assert_same_result(out, finished[0])
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_directory(
     quick: Job, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -675,6 +683,7 @@ def test_source_that_is_not_finite(tmp_path: Path) -> None:
         load_source(f"{file}:net", input_shape=(1, 3))
 
 
+@pytest.mark.slow
 def test_weights_are_part_of_the_recorded_recipe(quick: Job, tmp_path: Path) -> None:
     save_file(tiny().state_dict(), tmp_path / "w.safetensors")
     report = build(replace(quick, weights=tmp_path / "w.safetensors", passes=[FoldBN()]), tmp_path / "out")
@@ -725,6 +734,7 @@ def run_onnx(path: Path, x: Any) -> Any:
     )[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", ["coefficients", "dense"])
 def test_dct_layers_are_exported_once_as_asked(stored: str, quick: Job, tmp_path: Path) -> None:
     report = build(dct_job(quick, export={"dct": stored}), tmp_path / "out")
@@ -733,6 +743,7 @@ def test_dct_layers_are_exported_once_as_asked(stored: str, quick: Job, tmp_path
     assert not (tmp_path / "out/model-dense.onnx").exists()
 
 
+@pytest.mark.slow
 def test_both_files_without_a_benchmark(quick: Job, tmp_path: Path) -> None:
     report = build(dct_job(quick), tmp_path / "out")
     assert report.dense_export is not None and report.dct_bench is None

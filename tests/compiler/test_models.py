@@ -237,6 +237,7 @@ PARTS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", WORDS)
 def test_any_wrapping_is_taken_off_and_said(tmp_path, word):
     """No word is known: what fits the network is what counts."""

@@ -351,6 +351,7 @@ def shown(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(names, st.dictionaries(names, values, max_size=3)), min_size=1, max_size=3))
 def test_split_passes_reads_what_was_meant(passes: list[tuple[str, dict[str, Any]]]) -> None:
     text = ", ".join(

@@ -81,6 +81,7 @@ RANGES: dict[str, tuple[Read, Tensor, tuple[int, int]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RANGES)
 def test_whole_numbers_come_from_the_range_that_the_layers_take(name: str) -> None:
     read, example, (low, high) = RANGES[name]
@@ -163,6 +164,7 @@ CASTS: dict[str, Read] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASTS)
 def test_casts_follow_the_type_that_a_program_computes_in(name: str) -> None:
     """Float64 for the check: no mixed types, and no rounding on the way that another order would move."""

@@ -187,6 +187,7 @@ def judged(module: nn.Module, *shape: int) -> set[str]:
     return {g.name for g in channels.removable if g.name not in unjudged}
 
 
+@pytest.mark.slow
 def test_t2_4_judged_layers_of_resnet50() -> None:
     """T2.4: every block's first two convolutions, and the stem, which no addition reads."""
     names = {

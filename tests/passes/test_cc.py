@@ -186,6 +186,7 @@ def test_t1_14_a_region_is_a_part_of_the_whole(
     assert torch.equal(made.tensors["layer3.0.conv1.weight"], program.tensors["layer3.0.conv1.weight"])
 
 
+@pytest.mark.slow
 def test_g1_9_savings_of_blocks_add_up(whole: tuple[Program, Plan, Program]) -> None:
     """Every block alone, and each stage: the sum of the savings is what the whole network saves."""
     program, plan, result = whole
@@ -331,6 +332,7 @@ def test_layers_that_would_be_slower_stay_or_become_one_weight() -> None:
     assert digest(STREAM.rewrite(STREAM.simulate(program, again), again)) == digest(result)
 
 
+@pytest.mark.slow
 def test_a_plan_that_is_not_timed_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
     """And so is one of which only single kernels are slow."""
     program, machine = stream(), Machine(odd=3.0)

@@ -281,6 +281,7 @@ def test_g4_6_with_all_coefficients_the_network_is_what_it_was(name: str) -> Non
     assert all(x["nsse"] == 0 for x in plan.evidence["layers"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_simulate_loses_what_the_plan_says(name: str) -> None:
     """nSSE = S[(W - W~)^2] / S[W^2], measured on the weights against Parseval's count in the plan."""

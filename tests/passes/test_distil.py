@@ -251,6 +251,7 @@ def test_t2_8_the_teacher_stays_as_it_is(loss: str) -> None:
     assert all(t.grad is None for t in program.module.parameters())
 
 
+@pytest.mark.slow
 def test_without_labels() -> None:
     """Angles need none: then the last epoch is the result; labels in the loss are asked for."""
     data = random_data(*SHAPE)

@@ -206,6 +206,7 @@ def test_every_pass_has_an_example() -> None:
     assert {path.stem for path in GOLDEN.iterdir()} <= PASSES.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PASSES)
 def test_golden(name: str) -> None:
     example = EXAMPLES[name]

@@ -118,6 +118,7 @@ def resnet56() -> Program:
         return traced(MODELS["resnet56"].factory(), 1, 3, 32, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_g5_4_filter_pruning_of_resnet56(resnet56: Program, name: str) -> None:
     fractions, skipped, params, multiplications = RECIPES[name]

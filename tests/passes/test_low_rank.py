@@ -161,6 +161,7 @@ def counted(program: Program, counter: str) -> int:
     return macs(program) if counter == "macs" else params_trainable(program)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("counter", ["macs", "params"])
 @pytest.mark.parametrize(("fraction", "multiple"), [(0.4, 1), (0.7, 4), (0.95, 1)])

@@ -68,6 +68,7 @@ def test_held_lookahead() -> None:
         assert float(lookahead.channel_spectra(state)[j]) - last == pytest.approx(float(gap), rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 5])
 @pytest.mark.parametrize("shape", [(4, 5, 3, 3), (6, 5, 1, 1), (3, 8, 1, 1), (5, 6)], ids=str)
 def test_t1_9_order_is_the_definition(shape: tuple[int, ...], step: int) -> None:

@@ -139,6 +139,7 @@ def clustered(generator: np.random.Generator, g: int, m: int) -> Floats:
     return gaussian(generator, g, 8)[:, generator.integers(0, 8, m)] + 1e-3 * gaussian(generator, g, m)
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("kind", [gaussian, sparse, tiny, far_apart, clustered])
@@ -169,6 +170,7 @@ def test_parallel_columns_are_equal_by_cosine() -> None:
     assert chain(x, "cosine").tolist() == [2, 0, 3, 1]  # starts at the largest, not at the first parallel one
 
 
+@pytest.mark.slow
 def test_threads_and_memory_layout_change_nothing() -> None:
     x = gaussian(np.random.default_rng(0), 8, 3000)
     expected = chain(x)

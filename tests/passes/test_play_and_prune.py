@@ -147,6 +147,7 @@ def test_t3_4_a_collapse_is_rolled_back(taught: Program, monkeypatch: pytest.Mon
     assert len(result.history) == 2 * good and same(result, expected[2])
 
 
+@pytest.mark.slow
 def test_two_games_are_equal_and_the_seed_decides(
     taught: Program, played: tuple[Step, Plan, Program]
 ) -> None:
@@ -166,6 +167,7 @@ def test_every_epoch_sees_its_samples_in_another_order(taught: Program) -> None:
     assert seeds == list(range(3, 3 + len(seeds))) and len(seeds) > 1
 
 
+@pytest.mark.slow
 def test_a_game_stopped_and_resumed(taught: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the second epoch: with the momenta that were cut, the result is the same to the last bit."""
 

@@ -107,6 +107,7 @@ def test_random_weights_have_the_narrow_layers_scale() -> None:
     assert bool((norm.weight == 1).all()) and not result.tensors["linear.bias"].any()
 
 
+@pytest.mark.slow
 def test_seeds() -> None:
     """The run's, or its own; the program itself does not matter to what is drawn."""
     program = tiny_program()

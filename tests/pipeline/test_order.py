@@ -78,6 +78,7 @@ CANNOT: list[tuple[str, str, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("passes", "kind", "message"), CANNOT)
 def test_what_cannot_work_is_refused_before_any_work(
     passes: str, kind: str, message: str, program: Program, data: Any, monkeypatch: pytest.MonkeyPatch

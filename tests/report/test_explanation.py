@@ -171,6 +171,7 @@ def test_the_waterfall_goes_from_theory_to_practice_without_a_gap() -> None:
     assert at == pytest.approx(3.25) and len(steps) == 7
 
 
+@pytest.mark.slow
 def test_the_plot_is_one_element_of_a_page_and_a_file_of_its_own(found: Explanation) -> None:
     element = str(waterfall_svg(found))
     assert element.count("<svg ") == 2 and "promised by the MACs" in element and "lost fusion" in element

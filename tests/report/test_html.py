@@ -49,6 +49,7 @@ def tables(html: str) -> list[tuple[str, str]]:
     return re.findall(r"<table([^>]*)>(.*?)</table>", html, re.S)
 
 
+@pytest.mark.slow
 def test_no_table_is_wider_than_a_phone(pages: list[str]) -> None:
     """One with many columns turns into cards, in which every number says which column it is of; a matrix is
     in a box of its own that scrolls."""

@@ -175,6 +175,7 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.text))
 
 
+@pytest.mark.slow
 def test_both_files_are_written_and_the_record_survives_the_round_trip(tmp_path: Path) -> None:
     original = make()
     report.write_report(original, tmp_path / "new" / "folder")
@@ -182,6 +183,7 @@ def test_both_files_are_written_and_the_record_survives_the_round_trip(tmp_path:
     assert report.read_report(tmp_path / "new" / "folder" / "report.json") == original
 
 
+@pytest.mark.slow
 def test_infinite_and_undefined_numbers_survive_the_round_trip_and_the_page(tmp_path: Path) -> None:
     lost = STEP.model_copy(
         update={"drift": records.Drift(relative_l2=math.nan, top1_agreement=None), "verify_error": math.inf}
@@ -194,6 +196,7 @@ def test_infinite_and_undefined_numbers_survive_the_round_trip_and_the_page(tmp_
     assert again.steps[0].verify_error == math.inf
 
 
+@pytest.mark.slow
 def test_the_page_is_self_contained(html: str) -> None:
     page = Page(html)
     assert html.startswith("<!DOCTYPE html>")
@@ -218,6 +221,7 @@ def explained(tmp_path_factory: pytest.TempPathFactory) -> str:
     return report.render_html(make(explanation=explanation))
 
 
+@pytest.mark.slow
 def test_theory_and_practice_have_a_section_of_their_own(explained: str, html: str) -> None:
     page, without = Page(explained), Page(html)
     assert page.open == [] and page.tags.count("svg") == 2 * 4
@@ -229,6 +233,7 @@ def test_theory_and_practice_have_a_section_of_their_own(explained: str, html: s
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_gathers_have_a_table_with_their_times(tmp_path: Path) -> None:
     """And none of it where no channels are picked."""
     explanation = recorded_explanation(tmp_path, "pruned")
@@ -265,6 +270,7 @@ def test_plots_have_a_title_and_tables_have_scoped_headers(html: str) -> None:
     assert not re.findall(r"<th(?![^>]*scope=)[ >]", html)
 
 
+@pytest.mark.slow
 def test_everything_from_the_record_is_escaped() -> None:
     evil = '<script>alert("1")</script>&$x_1$'
     rows = [layer(evil, 8, 100)]
@@ -308,6 +314,7 @@ def with_spectra(count: int) -> records.Step:
     return STEP.model_copy(update={"evidence": {"groups": groups}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 6, 13])
 def test_spectra_have_a_panel_a_group(count: int) -> None:
     page = Page(report.render_html(make(steps=[with_spectra(count)])))
@@ -334,6 +341,7 @@ def with_rounds() -> records.Step:
     return STEP.model_copy(update={"rounds": rows, "summary": "kept 2 of 3 rounds: 13 channels removed"})
 
 
+@pytest.mark.slow
 def test_rounds_have_a_table_and_another_of_what_each_layer_lost() -> None:
     html = report.render_html(make(steps=[with_rounds()]))
     page = Page(html)
@@ -381,6 +389,7 @@ def with_dct(**changes: Any) -> records.Report:
     return make(**(fields | changes))
 
 
+@pytest.mark.slow
 def test_two_files_of_dct_layers_stand_side_by_side() -> None:
     result = with_dct()
     page = Page(report.render_html(result)).shown()
@@ -399,6 +408,7 @@ def test_two_files_of_dct_layers_stand_side_by_side() -> None:
     assert labels.index("with dense weights") == labels.index("ONNX file") + 1
 
 
+@pytest.mark.slow
 def test_one_file_of_dct_layers_says_what_it_is() -> None:
     small = with_dct(dense_export=None, dct_bench=None)
     assert report.describe_dct(small) == [
@@ -418,6 +428,7 @@ def test_without_dct_layers_nothing_is_said(html: str) -> None:
     assert report.describe_dct(make()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["\x00\x1b[31m", "$\\frac{$", "日本語", "a" * 400], ids=repr)
 def test_an_odd_layer_name_does_not_break_the_plots(name: str) -> None:
     pairs = report.pair_layers([layer(name, 8, 100)], [layer(name, 4, 50)])
@@ -538,6 +549,7 @@ def test_a_timing_in_words(one: records.BatchTiming, scores: Any, expected: str,
     assert report.describe_timing(one, *scores) == (expected, verdict)
 
 
+@pytest.mark.slow
 def test_page_and_terminal_judge_speed_and_accuracy_together(html: str) -> None:
     """A loss is never behind a green number."""
     assert re.search(r'<p class="mixed">Batch 1: 1.84x faster, 2.8 points less accurate', html)
@@ -571,6 +583,7 @@ def test_without_a_measurement_the_report_says_so(missing: records.Bench | None)
     assert [row.label for row in report.comparison(make(bench=missing))][-1] == "ONNX file"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "agreement", "reason"),
     [
@@ -597,10 +610,12 @@ def terminal(found: records.Report) -> str:
     return console.export_text()
 
 
+@pytest.mark.slow
 def test_with_accuracy_nothing_says_that_it_is_missing() -> None:
     assert "Accuracy was not measured" not in terminal(make()) + report.render_html(make())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "outputs",
     [
@@ -661,6 +676,7 @@ def test_a_clear_loss_that_nothing_repairs_has_advice() -> None:
     assert report.describe_loss(make(final=snapshot(AFTER.layers))) == []
 
 
+@pytest.mark.slow
 def test_factors_are_shown_with_the_layer_that_they_replace() -> None:
     before = [layer("a", 8, 1), layer("twice", 8, 2), layer("twice", 8, 3), layer("z", 8, 4)]
     after = [
@@ -676,6 +692,7 @@ def test_factors_are_shown_with_the_layer_that_they_replace() -> None:
     assert rows[:6] == ["a", "a.0", "a.1", "twice", "twice", "z"]
 
 
+@pytest.mark.slow
 def test_the_layer_plot_grows_with_the_network() -> None:
     def height(n: int) -> float:
         rows = [layer(f"block{i}.conv", 8, 100) for i in range(n)]
@@ -693,6 +710,7 @@ def test_kept_is_grouped_by_reason_most_frequent_first() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_rounding_in_an_interval_does_not_break_the_plots() -> None:
     perfect = records.Accuracy(top1=1.0, samples=9, low=0.7, high=1.0 - 1e-12)
     snap = BEFORE.model_copy(update={"accuracy": perfect})
@@ -795,6 +813,7 @@ def test_errors_stand_where_accuracy_does() -> None:
     assert any(note.startswith("The mean absolute error is on 360 samples") for note in report.notes(found))
 
 
+@pytest.mark.slow
 def test_errors_are_drawn() -> None:
     error = with_errors(0.5, 0.47, 0.53)
     after = AFTER.model_copy(update={"accuracy": None, "error": error})
