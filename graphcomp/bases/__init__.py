@@ -4,6 +4,7 @@ The second public room; see docs/writing-a-pass.md. What is not in `__all__` may
 """
 
 from graphcomp.bases.compensation import compensation_of
+from graphcomp.bases.factoring import Factoring
 from graphcomp.bases.norms import filter_norms, filters, norm_scores
 from graphcomp.bases.options import (
     OPTIONS,
@@ -14,6 +15,7 @@ from graphcomp.bases.options import (
     TargetOption,
     is_greedy,
     matches,
+    not_asked,
     only_one,
     options_of,
     require_matches,
@@ -40,6 +42,7 @@ from graphcomp.records import LeftAlone
 __all__ = [
     "Asked",
     "ChannelRemoval",
+    "Factoring",
     "Globs",
     "JoinOption",
     "LeftAlone",
@@ -68,6 +71,7 @@ __all__ = [
     "missed",
     "no_such_step",
     "norm_scores",
+    "not_asked",
     "only_one",
     "options_of",
     "prunable_relus",

@@ -104,6 +104,14 @@ def require_matches(globs: Iterable[str], layers: Iterable[str], place: str = "i
             )
 
 
+def not_asked(paths: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> str | None:
+    """Why layers of these paths are not considered; None if one of them is included and none is excluded."""
+    found = list(paths)
+    if not matches(found, include):
+        return "not included"
+    return "excluded" if matches(found, exclude) else None
+
+
 def matches(paths: Iterable[str], globs: Sequence[str]) -> bool:
     """Whether any of the module paths matches any of the globs."""
     return any(fnmatch(path, glob) for path in paths for glob in globs)

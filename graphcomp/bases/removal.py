@@ -6,7 +6,6 @@ A criterion judges channels and nothing else; how many go is decided in `budget.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatch
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -25,7 +24,7 @@ from graphcomp.bases.options import (
     JoinOption,
     TargetOption,
     is_greedy,
-    matches,
+    not_asked,
     options_of,
     require_matches,
 )
@@ -306,10 +305,8 @@ class ChannelRemoval(RowRemoval, ABC):
             reason = None
             if group.pinned is not None:
                 reason = f"{group.pinned[1]} ({group.pinned[0]})"
-            elif not any(fnmatch(p, g) for p in group.producers for g in self.include):
-                reason = "not included" if group.producers else None
-            elif matches(group.producers, self.exclude):
-                reason = "excluded"
+            elif group.producers:
+                reason = not_asked(group.producers, self.include, self.exclude)
             if reason is not None:
                 kept.append(LeftAlone(where=group.name, reason=reason))
             elif group.producers and not group.derived:

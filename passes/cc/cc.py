@@ -26,7 +26,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from graphcomp.base import Progress, distributed, part
-from graphcomp.bases import OPTIONS, Globs, matches, missed, options_of, require_matches
+from graphcomp.bases import OPTIONS, Factoring, Globs, matches, missed, not_asked, options_of, require_matches
 from graphcomp.budget import (
     REVERT_FACTORS,
     Revert,
@@ -34,7 +34,7 @@ from graphcomp.budget import (
     paying_factors,
 )
 from graphcomp.errors import DataError, PassError
-from graphcomp.factors import Factor, candidates, layer_macs, read_factors, rewrite, simulate
+from graphcomp.factors import Factor, candidates, layer_macs
 from graphcomp.ir import Program
 from graphcomp.measure import macs, mean_gradients
 from graphcomp.passes.cc.analysis import Analysis, side_by_side
@@ -51,7 +51,7 @@ GRADIENT_PART, TIMED_PART = 0.5, 0.2
 
 
 @dataclass(frozen=True, config=OPTIONS)
-class CC:
+class CC(Factoring):
     """Decide about channels and ranks of every layer together, under one global rate (Li et al. 2021)."""
 
     name: ClassVar[str] = "cc"
@@ -102,10 +102,6 @@ class CC:
         if outlook.names:
             self._layers(outlook.program)
 
-    def foresee(self, outlook: Outlook) -> Outlook:
-        """Some layers become two, the second one in front of the same normalisation."""
-        return replace(outlook, names=False)
-
     def plan(self, program: Program, context: Context) -> Plan:
         """Decide for all layers; PassError if the rate cannot be met, or if nothing is compressed."""
         multiple = self.multiple or context.target.multiple
@@ -144,27 +140,15 @@ class CC:
             },
         )
 
-    def simulate(self, program: Program, plan: Plan) -> Program:
-        """Write the product of the factors into every weight, and zeros into the columns that go."""
-        return simulate(program, read_factors(plan.decisions))
-
-    def rewrite(self, program: Program, plan: Plan) -> Program:
-        """Put the factors in the place of every weight, and take out channels that nobody reads."""
-        return rewrite(program, read_factors(plan.decisions), self.name, plan.decisions["multiple"])
-
     def _layers(self, program: Program) -> tuple[list[str], list[LeftAlone]]:
         """The layers to analyse, and why the others are not."""
         found = candidates(program)
         require_matches((*(self.include or ()), *self.exclude, *self.only), found, "include/exclude/only")
         doubts = network_ends(program) | too_large(program, found) if self.include is None else {}
-        reasons = {name: self._not_asked(name) or found[name] or doubts.get(name) for name in found}
+        included = ("*",) if self.include is None else self.include
+        reasons = {n: not_asked([n], included, self.exclude) or found[n] or doubts.get(n) for n in found}
         kept = [LeftAlone(where=name, reason=reason) for name, reason in reasons.items() if reason]
         return [name for name, reason in reasons.items() if not reason], kept
-
-    def _not_asked(self, name: str) -> str | None:
-        if self.include is not None and not matches([name], self.include):
-            return "not included"
-        return "excluded" if matches([name], self.exclude) else None
 
     def _reached(self, program: Program, rows: Sequence[Allocated]) -> dict[str, Any]:
         """What is asked for and what is left before channels that nobody reads go; not of a region."""

@@ -16,7 +16,6 @@ one. So the order is a decision: a plan holds it, packed, in its `bulk`.
 """
 
 from dataclasses import replace
-from fnmatch import fnmatch
 from typing import Annotated, ClassVar, Literal, Self, cast
 
 import torch
@@ -25,7 +24,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from graphcomp.base import distributed
-from graphcomp.bases import OPTIONS, Globs, matches, options_of, require_matches
+from graphcomp.bases import OPTIONS, Globs, not_asked, options_of, require_matches
 from graphcomp.errors import PassError
 from graphcomp.ir import (
     PASS_KEY,
@@ -168,11 +167,7 @@ class Dct:
 
     def _reason(self, program: Program, name: str, stems: set[str]) -> str | None:
         """Why a layer stays as it is."""
-        if not any(fnmatch(name, glob) for glob in self.include):
-            return "not included"
-        if matches([name], self.exclude):
-            return "excluded"
-        reason = obstacle(program, name)
+        reason = not_asked([name], self.include, self.exclude) or obstacle(program, name)
         if reason is not None:
             return reason
         if name in stems:

@@ -17,9 +17,7 @@ R = n c k / (c k + n) (METHODS 1.1). Where the run measures times, so do layers 
 so all kinds are svd there.
 """
 
-import dataclasses
 import math
-from fnmatch import fnmatch
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -30,11 +28,12 @@ from graphcomp.bases import (
     OPTIONS,
     TARGET,
     Asked,
+    Factoring,
     Globs,
     TargetOption,
     is_greedy,
-    matches,
     missed,
+    not_asked,
     only_one,
     options_of,
     require_matches,
@@ -52,9 +51,6 @@ from graphcomp.factors import (
     can_be,
     candidates,
     planes,
-    read_factors,
-    rewrite,
-    simulate,
 )
 from graphcomp.ir import Program
 from graphcomp.passes.low_rank.layer import Energies, SplitLayer
@@ -64,7 +60,7 @@ from graphcomp.records import LeftAlone, Plan
 
 
 @dataclass(frozen=True, config=OPTIONS)
-class LowRank:
+class LowRank(Factoring):
     """Split layers into thinner ones by singular values (SVD, spatial 3x1 + 1x3, or Tucker-2)."""
 
     name: ClassVar[str] = "low-rank"
@@ -86,6 +82,7 @@ class LowRank:
     ] = None
     allocation: Annotated[
         Asked,
+        Factoring,
         Field(
             description="how a target is met: uniform: the same energy in every layer; greedy: step by step "
             "what saves most for the energy lost; auto: greedy for a latency, else uniform"
@@ -113,10 +110,6 @@ class LowRank:
         """Layers for every glob."""
         if outlook.names:
             require_matches((*self.include, *self.exclude), candidates(outlook.program))
-
-    def foresee(self, outlook: Outlook) -> Outlook:
-        """Some layers become two, the second one in front of the same normalisation."""
-        return dataclasses.replace(outlook, names=False)
 
     def plan(self, program: Program, context: Context) -> Plan:
         """Choose ranks; PassError if the target cannot be met, or if nothing gets cheaper. Collective."""
@@ -176,21 +169,13 @@ class LowRank:
             },
         )
 
-    def simulate(self, program: Program, plan: Plan) -> Program:
-        """Write the product of the factors into every weight."""
-        return simulate(program, read_factors(plan.decisions))
-
-    def rewrite(self, program: Program, plan: Plan) -> Program:
-        """Put the factors in the place of every weight."""
-        return rewrite(program, read_factors(plan.decisions), self.name)
-
     def _layers(self, program: Program, multiple: int) -> tuple[list[SplitLayer], list[LeftAlone]]:
         """The layers that can be factored, and why the others cannot."""
         found = candidates(program)
         require_matches((*self.include, *self.exclude), found)
         layers, kept, at = [], [], planes(program, (name for name, why in found.items() if why is None))
         for name, obstacle in found.items():
-            reason = self._not_asked(name) or obstacle
+            reason = not_asked([name], self.include, self.exclude) or obstacle
             if reason is None:
                 layer = SplitLayer(program, name, self.kind, multiple, at[name])
                 reason = None if can_be(layer.shape, layer.kind) else f"{self.kind} needs a 2-d kernel"
@@ -199,11 +184,6 @@ class LowRank:
             else:
                 kept.append(LeftAlone(where=name, reason=reason))
         return layers, kept
-
-    def _not_asked(self, name: str) -> str | None:
-        if not any(fnmatch(name, glob) for glob in self.include):
-            return "not included"
-        return "excluded" if matches([name], self.exclude) else None
 
     @property
     def _is_greedy(self) -> bool:
