@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from graphcomp.bases.compensation import TOO_FEW, Compensation, _Part, eliminate
+from graphcomp.bases.compensation import TOO_FEW, Compensation
+from graphcomp.bases.elimination import Part, eliminate
 from graphcomp.channels import analyse
 from graphcomp.data.split import Data, Split
 from graphcomp.errors import DataError
@@ -33,14 +34,14 @@ def many(count: int, *shape: int) -> Data:
     return replace(random_data(*shape), train=train)
 
 
-def part(n: int, m: int, outputs: int, seed: int = 0) -> tuple[_Part, Tensor, Tensor]:
+def part(n: int, m: int, outputs: int, seed: int = 0) -> tuple[Part, Tensor, Tensor]:
     """A reader of n channels with m columns each, its damped Gram matrix and its weights."""
     generator = torch.Generator().manual_seed(seed)
     a = torch.randn(5 * n * m, n * m, generator=generator, dtype=torch.float64)
     a[:, m:] += 0.5 * a[:, :-m]
     gram = a.T @ a / len(a) + 1e-3 * torch.eye(n * m)
     w = torch.randn(outputs, n * m, generator=generator, dtype=torch.float64)
-    return _Part(np.arange(n), torch.linalg.inv(gram), w.clone()), gram, w
+    return Part(np.arange(n), torch.linalg.inv(gram), w.clone()), gram, w
 
 
 def left(gram: Tensor, w: Tensor, gone: list[int], m: int) -> float:
@@ -93,7 +94,7 @@ def test_duplicates_go_first_and_for_nothing() -> None:
     twice = torch.zeros(5, 4, dtype=torch.float64)
     twice[:4], twice[4, 2] = torch.eye(4), 1  # channel 4 repeats channel 2
     wide = twice @ gram @ twice.T + 1e-9 * torch.eye(5)
-    both = _Part(np.arange(5), torch.linalg.inv(wide), torch.cat([w, w[:, :1]], 1))
+    both = Part(np.arange(5), torch.linalg.inv(wide), torch.cat([w, w[:, :1]], 1))
     curve = eliminate([both], np.zeros(5, np.int64))
     assert curve.order[0] in (2, 4) and curve.lost[4] < 1e-6 < curve.lost[3]
 

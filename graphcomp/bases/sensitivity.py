@@ -1,0 +1,121 @@
+"""How far the outputs of a network move when some of its layers get other weights, one set after the other.
+
+Samples run once, and from each set's first layer on once more: what is in front of it is the same.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+from torch import Tensor, UntypedStorage, fx, nn
+from torch.fx.node import map_aggregate
+
+from graphcomp.base import Progress
+from graphcomp.data import Split
+from graphcomp.ir import Program, editable, evaluating, output_tensors
+
+BATCH = 32
+"""Samples at a time: what is alive where sets begin is copied."""
+
+Key = TypeVar("Key", bound=Hashable)
+Change = Mapping[str, tuple[Tensor, Tensor]]
+"""Layer -> its weight, and what is added to each of its output channels."""
+
+
+@torch.no_grad()
+def movements(
+    program: Program, split: Split, changes: Mapping[Key, Change], progress: Progress
+) -> dict[Key, float]:
+    """Squared distance that the outputs move, a sample, by set of changes.
+
+    Outputs are centred: what moves all of a sample's alike does not count (METHODS 9.4).
+
+    Args:
+        program: with one input; left as it is.
+        split: the samples, all of which are looked at.
+        changes: of layers whose outputs are (n, channels, …), or (n, …, channels) of linear ones.
+        progress: told a message and a fraction.
+    """
+    return _Runs(editable(program), changes).over(split, progress)
+
+
+class _Runs(fx.Interpreter, Generic[Key]):
+    def __init__(self, module: fx.GraphModule, changes: Mapping[Key, Change]) -> None:
+        super().__init__(module)
+        self.network, self.changes = module, changes
+        self.nodes: list[fx.Node] = list(module.graph.nodes)
+        self.offsets: dict[str, Tensor] = {}
+        self.due: dict[fx.Node, list[Key]] = {}
+        for key, change in changes.items():
+            first = next(n for n in self.nodes if n.op == "call_module" and n.target in change)
+            self.due.setdefault(first, []).append(key)
+
+    def over(self, split: Split, progress: Progress) -> dict[Key, float]:
+        moved = dict.fromkeys(self.changes, 0.0)
+        seen = 0
+        with evaluating(self.network):
+            for x, _ in split.batches(BATCH):
+                self.args_iter = iter([x])
+                outputs: dict[Key, Tensor] = {}
+                env: dict[fx.Node, Any] = {}
+                for i, node in enumerate(self.nodes):
+                    for key in self.due.get(node, ()):
+                        outputs[key] = self.changed(self.changes[key], self.nodes[i:], _copied(env))
+                    self.step(node, env)
+                base = _centred(env[self.nodes[-1]])
+                for key, output in outputs.items():
+                    moved[key] += float((output - base).double().square().sum())
+                seen += len(x)
+                progress(f"sensitivities: {seen} of {len(split)} samples", seen / len(split))
+        return {key: total / len(split) for key, total in moved.items()}
+
+    def step(self, node: fx.Node, env: dict[fx.Node, Any]) -> None:
+        self.env = env
+        env[node] = self.run_node(node)
+        if node.op != "output":
+            for dead in self.user_to_last_uses.get(node, ()):
+                del env[dead]
+
+    def changed(self, change: Change, nodes: Sequence[fx.Node], env: dict[fx.Node, Any]) -> Tensor:
+        """Outputs with other weights, from here on."""
+        own = {name: cast(Tensor, self.network.get_submodule(name).weight) for name in change}
+        before = {name: weight.detach().clone() for name, weight in own.items()}
+        for name, (weight, offset) in change.items():
+            own[name].copy_(weight)
+            self.offsets[name] = offset
+        for node in nodes:
+            self.step(node, env)
+        for name, weight in before.items():
+            own[name].copy_(weight)
+        self.offsets.clear()
+        return _centred(env[nodes[-1]])
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """With what is added to its channels."""
+        value = super().call_module(target, args, kwargs)
+        if target not in self.offsets:
+            return value
+        offset = self.offsets[target].to(value.dtype)
+        is_last = isinstance(self.fetch_attr(target), nn.Linear)
+        return value + (offset if is_last else offset.reshape(-1, *[1] * (value.ndim - 2)))
+
+
+def _copied(env: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
+    """Values that changes in place do not reach; what views one memory still does."""
+    memo: dict[int, UntypedStorage] = {}
+
+    def copied(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        storage = value.untyped_storage()
+        if storage._cdata not in memo:
+            memo[storage._cdata] = storage.clone()  # type: ignore[no-untyped-call]
+        new = torch.empty(0, dtype=value.dtype)
+        return new.set_(memo[storage._cdata], value.storage_offset(), value.shape, value.stride())
+
+    return {node: map_aggregate(value, copied) for node, value in env.items()}
+
+
+def _centred(output: Any) -> Tensor:
+    z = torch.cat([t.flatten(1) for t in output_tensors(output)], 1)
+    return z - z.mean(1, keepdim=True)
