@@ -21,9 +21,7 @@ from graphcomp.measure import grams, output_weights
 from graphcomp.measure.patches import Positions, patches_at
 from graphcomp.passes import L1, FoldBN, Obs, Refit
 from graphcomp.pipeline import Pipeline, verify
-from tests.tiny import SHAPE, context, random_data, seeded, tiny_program, traced
-
-__all__ = ["seeded"]
+from tests.tiny import SHAPE, context, random_data, tiny_program, traced
 
 
 def many(count: int, *shape: int) -> Data:

@@ -12,9 +12,7 @@ from graphcomp.passes import PASSES, Refit
 from tests.fitting import ALL, check_fit, normal_data, run
 from tests.nets import TRAPS
 from tests.removing import exact_program
-from tests.tiny import context, seeded
-
-__all__ = ["seeded"]
+from tests.tiny import context
 
 RIDGE = 1e-3
 FIT = Refit(positions=ALL, ridge=RIDGE)
