@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from graphcomp.channels import JoinPolicy, analyse, masks, moves, rules
 from graphcomp.channels.surgery import Surgeon
 from graphcomp.errors import VerifyError
+from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.program import Program, named_tensors, trace
 from graphcomp.passes import FoldBN
 from graphcomp.pipeline import verify
@@ -209,6 +210,11 @@ def test_relative_error() -> None:
     assert relative_error(torch.tensor([0.5]), torch.tensor([0.0])) == 0.5
     assert relative_error(torch.tensor([float("nan")]), torch.tensor([1.0])) == float("inf")
     assert relative_error(torch.tensor([1.0]), torch.tensor([float("inf")])) == float("inf")
+    assert (
+        relative_error(torch.tensor([255, 0], dtype=torch.uint8), torch.tensor([0, 1], dtype=torch.uint8))
+        == 255
+    )
+    assert relative_error(torch.tensor([True]), torch.tensor([False])) == 1
 
 
 def test_difference_needs_equal_shapes_and_something_to_compare() -> None:
@@ -250,6 +256,30 @@ def test_scrambling_is_seeded_and_touches_a_copy() -> None:
     for name, tensor in named_tensors(one.module).items():
         assert not tensor.is_floating_point() or tensor.dtype == torch.float64
         assert not name.endswith(("bias", "running_mean", "running_var")) or tensor.unique().numel() > 1
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_scrambling_keeps_signals_in_proportion(scale: float) -> None:
+    """A layer whose outputs are far from 1 is scaled as a whole; others are left alone."""
+    program = net(lambda m, x: m.a(x), a=nn.Conv2d(3, 8, 3, bias=False))
+    with torch.no_grad():
+        program.tensors["a.weight"].mul_(scale)
+    before, after = program.tensors["a.weight"].double(), scrambled(program).tensors["a.weight"]
+    ratio = after / before
+    assert torch.allclose(ratio, ratio.flatten()[0].expand_as(ratio))
+    assert (ratio.flatten()[0] == 1) == (scale == 1.0)
+    spread = scrambled(program)(*fresh_inputs(program, 2, 0, torch.float64)).std()
+    assert 0.1 < spread < 10
+
+
+def test_a_layer_that_is_scaled_yields_what_it_computes_from_then_on() -> None:
+    """Its bias is not scaled: what comes after it is calibrated on the very signals that it will get."""
+    program = net(lambda m, x: m.a(x), a=_conv(3, 8)).to(torch.float64)
+    with torch.no_grad():
+        program.tensors["a.weight"].mul_(1e4)
+        (x,) = fresh_inputs(program, 2, 0, torch.float64)
+        found = verify._Calibration(program, torch.Generator().manual_seed(0)).run(x)
+        assert relative_error(found, program(x)) < TOLERANCE
 
 
 def test_scrambling_randomises_constant_parameters() -> None:
@@ -424,9 +454,9 @@ def test_weights_that_overflow_are_named() -> None:
     """Each is finite, and so is what the first layers yield."""
     net = tiny()
     with torch.no_grad():
-        net.get_submodule("inner").weight.mul_(1e38)  # type: ignore[union-attr, operator]
+        net.get_submodule("inner").weight.fill_(3e38)  # type: ignore[union-attr, operator]
     program = traced(net, *SHAPE)
     check(program)
-    with pytest.raises(VerifyError, match=r"^\w+: found NaN or infinity .* inner\.weight has the largest"):
+    with pytest.raises(VerifyError, match=r"^inner: found NaN or infinity .* inner\.weight has the largest"):
         check_outputs(program)
     check_outputs(tiny_program())
