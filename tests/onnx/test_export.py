@@ -185,6 +185,7 @@ def expected_calls(program: Program) -> Counter[str]:
 # ----- what the file computes and is called
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_file_equals_program_at_a_batch_it_was_not_checked_at(
     exported: Callable[[str], Exported], name: str
@@ -192,6 +193,7 @@ def test_file_equals_program_at_a_batch_it_was_not_checked_at(
     assert_same(exported(name), batch=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_record_describes_the_file(exported: Callable[[str], Exported], name: str) -> None:
     file = exported(name)
@@ -213,11 +215,13 @@ def test_names_and_open_batch(exported: Callable[[str], Exported]) -> None:
     assert shapes(graph.output) == {"output_0": ["batch", 3], "output_1_0": ["batch", 8, 6, 6]}
 
 
+@pytest.mark.slow
 def test_outputs_may_be_called_like_the_input_or_inner_values(exported: Callable[[str], Exported]) -> None:
     names = [o.name for o in exported("twice").model.graph.output]
     assert names == ["relu", "conv2d", "input_output", "again"]
 
 
+@pytest.mark.slow
 def test_two_inputs_keep_their_names(tmp_path: Path) -> None:
     class Two(nn.Module):
         def forward(self, left: Tensor, right: Tensor) -> Tensor:
@@ -229,6 +233,7 @@ def test_two_inputs_keep_their_names(tmp_path: Path) -> None:
     assert_same(file, batch=4)
 
 
+@pytest.mark.slow
 def test_network_that_works_on_its_input_in_place(tmp_path: Path) -> None:
     class InPlace(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -237,6 +242,7 @@ def test_network_that_works_on_its_input_in_place(tmp_path: Path) -> None:
     assert_same(exported_to(tmp_path / "m.onnx", trace(InPlace(), torch.randn(1, 3, 4, 4))), batch=2)
 
 
+@pytest.mark.slow
 def test_fixed_batch_is_the_first_of_batches(tmp_path: Path) -> None:
     program = traced(Plain(lambda x: x.view(1, 64)))
     file = exported_to(tmp_path / "m.onnx", program, dynamic_batch=False)
@@ -247,6 +253,7 @@ def test_fixed_batch_is_the_first_of_batches(tmp_path: Path) -> None:
     assert_same(wide, batch=4)
 
 
+@pytest.mark.slow
 def test_opset_20(tmp_path: Path) -> None:
     file = exported_to(tmp_path / "m.onnx", traced(Plain(F.gelu)), opset=20)
     assert file.record.opset == 20 == file.model.opset_import[0].version
@@ -323,6 +330,7 @@ def test_split_lost_its_metadata_and_still_belongs_to_chunk(exported: Callable[[
     assert [props(n)[MODULE_PROP] for n in exported("shuffled").nodes("Split")] == ["chunk"]
 
 
+@pytest.mark.slow
 def test_equal_weights_are_merged_but_their_nodes_are_not_confused(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1))
     model[2].load_state_dict(model[0].state_dict())
@@ -331,6 +339,7 @@ def test_equal_weights_are_merged_but_their_nodes_are_not_confused(tmp_path: Pat
     assert [props(n)[MODULE_PROP] for n in file.nodes("Conv")] == ["0", "2"]
 
 
+@pytest.mark.slow
 def test_pass_is_the_one_of_the_fx_node(tmp_path: Path) -> None:
     program = traced(Residual(), (1, 3, 8, 8))
     by = {"conv1": "pfa", "bn1": "fold-bn", "add": "pad"}
@@ -342,6 +351,7 @@ def test_pass_is_the_one_of_the_fx_node(tmp_path: Path) -> None:
     assert {k: v for k, v in found.items() if v != "trace"} == {"conv1": "pfa", "add": "pad"}
 
 
+@pytest.mark.slow
 def test_nothing_of_this_machine_is_in_the_file(exported: Callable[[str], Exported]) -> None:
     for name in ("residual", "twice"):  # with and without a rewrite by the clean-up
         content = exported(name).path.read_bytes()
@@ -368,6 +378,7 @@ def test_option_a_shortcut_is_one_slice(exported: Callable[[str], Exported]) -> 
     assert [line.split(":")[0] for line in file.record.cleanup] == ["Slice of a Slice -> one Slice"]
 
 
+@pytest.mark.slow
 def test_clean_up_can_be_left_out(tmp_path: Path) -> None:
     program = traced(Shuffled(), (1, 3, 6, 6))
     file = exported_to(tmp_path / "m.onnx", program, cleanup=False)
@@ -466,6 +477,7 @@ def exported_halves() -> tuple[Program, Any]:
     return program, translate.translate(program, captured, 18, ["input"], ["first", "second"], True)
 
 
+@pytest.mark.slow
 def test_a_run_translates_a_network_once(
     tmp_path: Path, halves: Program, exported_halves: tuple[Program, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -544,6 +556,7 @@ def test_invalid_file_is_caught(tmp_path: Path, halves: Program, monkeypatch: py
     assert_refused(tmp_path, halves, r"m\.onnx: the ONNX checker found .*Convolve")
 
 
+@pytest.mark.slow
 def test_opset_is_checked_on_the_model(tmp_path: Path) -> None:
     text = r"opset: found 18 in the exported model, expected 99 \(the exporter said: .*\); ask for 18"
     assert_refused(tmp_path, traced(Plain(torch.relu)), text, opset=99)
@@ -569,6 +582,7 @@ def only_small_batches(x: Tensor) -> Tensor:
     return x + x
 
 
+@pytest.mark.slow
 def test_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
     text = r"^linalg_svdvals: the ONNX exporter found 'No ONNX function found for .*_linalg_svd"
     assert_refused(tmp_path, traced(Plain(torch.linalg.svdvals)), text)
@@ -621,6 +635,7 @@ def test_full_disk_leaves_the_old_file(
 # ----- side effects
 
 
+@pytest.mark.slow
 def test_program_and_terminal_are_left_alone(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

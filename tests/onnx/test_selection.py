@@ -241,6 +241,7 @@ def test_only_what_passes_made_is_replaced() -> None:
     assert (ops(after), done) == (ops(before), [])
 
 
+@pytest.mark.slow
 def test_a_padded_program_is_exported_without_pads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "race", lambda models, *_: [2.0, 1.0, 3.0][: len(models)])
     pass_ = L1(ratio=0.5, join="pad", multiple=1, include=("outer",))
@@ -253,6 +254,7 @@ def test_a_padded_program_is_exported_without_pads(tmp_path: Path, monkeypatch: 
     assert chosen.nodes < plain.nodes and max(chosen.parity.values()) < 1e-5
 
 
+@pytest.mark.slow
 def test_without_the_provider_nothing_is_chosen_and_the_record_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,6 +150,7 @@ def kinds(columns: int) -> list[DctLayer]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [18, 20])
 def test_rebuilt_weights_are_the_layers(opset: int) -> None:
     layers = [one for columns in LENGTHS for one in kinds(columns)]
@@ -291,6 +292,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[export.Stored, File]
     return {dct: exported(program, folder, dct) for dct in both}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dct", ["coefficients", "dense"])
 def test_files_equal_the_program(files: dict[export.Stored, File], dct: export.Stored) -> None:
     file = files[dct]
@@ -353,6 +355,7 @@ def test_coefficients_are_stored_as_they_are_and_no_basis(files: dict[export.Sto
     assert max(math.prod(i.dims) for i in small) <= 8
 
 
+@pytest.mark.slow
 def test_file_is_as_small_as_the_counts_promise(tmp_path: Path) -> None:
     program = trace(nn.Sequential(nn.Conv2d(64, 64, 3, bias=False)).eval(), torch.randn(1, 64, 4, 4))
     file = exported(with_dct(program, ["0"]), tmp_path, "coefficients")
@@ -378,6 +381,7 @@ def test_dense_says_so(files: dict[export.Stored, File]) -> None:
     assert files["coefficients"].record.bytes < record.bytes
 
 
+@pytest.mark.slow
 def test_without_dct_layers_the_option_means_nothing(tmp_path: Path) -> None:
     program = trace(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.randn(1, 3, 4, 4))
     records = [export_onnx(program, tmp_path / f"{dct}.onnx", dct=dct) for dct in ("coefficients", "dense")]
@@ -385,6 +389,7 @@ def test_without_dct_layers_the_option_means_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "coefficients.onnx").read_bytes() == (tmp_path / "dense.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_weights_that_would_be_computed_at_every_run_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
