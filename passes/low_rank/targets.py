@@ -1,19 +1,12 @@
-"""Which energies meet a target: one for all layers, or step by step what saves most for the energy lost."""
+"""Which factors are made for which ranks, and which energies meet a target."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from graphcomp.budget import (
     LayerClock,
-    Step,
     Stopwatch,
-    greedy,
-    largest,
     latency,
-    rungs,
 )
 from graphcomp.errors import PassError
 from graphcomp.factors import (
@@ -24,6 +17,7 @@ from graphcomp.factors import (
 )
 from graphcomp.ir import Program
 from graphcomp.measure import macs, params_trainable
+from graphcomp.passes.low_rank.ladders import bought, one_for_all
 from graphcomp.passes.low_rank.layer import Energies, SplitLayer
 from graphcomp.records import LeftAlone
 
@@ -74,9 +68,9 @@ def meet(
         return whole - sum(x.saving(x.factor(x.wanted(e)), counter) for x, e in energies.items())
 
     if greedy:
-        found = _bought(layers, lambda x, f: x.saving(f, counter), whole, fraction * whole)
+        found = bought(layers, lambda x, f: x.saving(f, counter), whole, fraction * whole)
     else:
-        found = _one_for_all(layers, lambda energies: left(energies) <= fraction * whole)
+        found = one_for_all(layers, lambda energies: left(energies) <= fraction * whole)
     if found is None:
         raise _out_of_reach(counter, counter, left(dict.fromkeys(layers, 0.0)) / whole, fraction)
     return found
@@ -101,8 +95,8 @@ def meet_latency(
 
     def propose(goal: float) -> Energies | None:
         if greedy:
-            return _bought(layers, saving, clock.whole, goal * clock.whole)
-        return _one_for_all(layers, lambda energies: left(energies) <= goal)
+            return bought(layers, saving, clock.whole, goal * clock.whole)
+        return one_for_all(layers, lambda energies: left(energies) <= goal)
 
     def build(energies: Energies) -> Program:
         factors = list(chosen_by(layers, energies, clock)[0].values())
@@ -124,57 +118,6 @@ def reached(
     whole = _counted(program, counter)
     left = whole - sum(layer.saving(factor, counter) for layer, factor in made.items())
     return {"target": {"of": counter, "asked": float(fraction), "reached": left / whole}}
-
-
-def _one_for_all(layers: Sequence[SplitLayer], meets: Callable[[Energies], bool]) -> Energies | None:
-    """The largest energy, the same for all layers, that meets a target; None if none does."""
-    every = rungs(shares for layer in layers for shares in layer.preserved)
-    index = largest(every, lambda energy: meets(dict.fromkeys(layers, energy)))
-    return None if index is None else dict.fromkeys(layers, every[index])
-
-
-def _bought(
-    layers: Sequence[SplitLayer], saving: Callable[[SplitLayer, Factor], float], whole: float, goal: float
-) -> Energies | None:
-    """What saves most for the energy lost, step by step, until the goal is met; None if it cannot be."""
-    ladders = _Ladders(layers, saving, whole)
-    kept = greedy(dict.fromkeys(layers, 0), ladders.cost, goal, ladders)
-    return None if kept is None else {x: float(x.rungs[i - 1]) for x, i in kept.items() if i}
-
-
-class _Ladders:
-    """What can be bought of layers: their rungs, from 1 on; 0 is a layer as it is.
-
-    Args:
-        saving: what a layer's factors save.
-        whole: what all costs without factors.
-    """
-
-    def __init__(
-        self, layers: Sequence[SplitLayer], saving: Callable[[SplitLayer, Factor], float], whole: float
-    ) -> None:
-        self.whole = whole
-        self.savings: dict[SplitLayer, NDArray[Any]] = {}
-        self.losses: dict[SplitLayer, NDArray[Any]] = {}
-        for layer in layers:
-            factors = [layer.factor(layer.wanted(energy)) for energy in layer.rungs]
-            self.savings[layer] = np.array([0, *(saving(layer, factor) for factor in factors)])
-            self.losses[layer] = np.array([0.0, *(layer.lost(factor) for factor in factors)])
-
-    def cost(self, choice: Mapping[SplitLayer, int]) -> float:
-        """Of a rung for every layer."""
-        return self.whole - float(sum(self.savings[layer][i] for layer, i in choice.items()))
-
-    def steps(self, layer: SplitLayer, choice: Mapping[SplitLayer, int], cost: float) -> Iterator[Step[int]]:
-        """The rung that saves most for the energy lost from here."""
-        saved = self.savings[layer] - self.savings[layer][choice[layer]]
-        lost = np.maximum(self.losses[layer] - self.losses[layer][choice[layer]], 1e-12)
-        if (saved > 0).any():
-            best = int(np.where(saved > 0, saved / lost, -np.inf).argmax())
-            yield Step(best, cost - float(saved[best]), float(lost[best]))
-
-    def taken(self, layer: SplitLayer, before: int, choice: Mapping[SplitLayer, int]) -> None:
-        """Nothing: layers save and lose by themselves."""
 
 
 def _out_of_reach(counter: str, of: str, least: float, asked: float) -> PassError:
