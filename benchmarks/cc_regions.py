@@ -108,9 +108,9 @@ def _compress(source: Program, pass_: CC, data: Data) -> tuple[Program, Row]:
     """The result, and what was decided."""
     made = graphcomp.compile(source, [pass_], data=_few(data))
     (step,) = made.steps
-    decided = [row for row in step.evidence["layers"] if row["reason"] is None]
+    decided = [row for row in step.plan.evidence["layers"] if row["reason"] is None]
     uncut = sum(_uncut(source, Factor.model_validate(row["factor"])) for row in decided)
-    rates = [row["rate"] for row in step.evidence["layers"]]
+    rates = [row["rate"] for row in step.plan.evidence["layers"]]
     return made.program, {
         "uncut": params_trainable(source) + uncut,
         "layers": len(decided),

@@ -191,7 +191,7 @@ def _compressed(source: Program, variant: Variant, data: Data, network: Network)
     started = time.process_time()
     made = graphcomp.compile(source, variant.passes(network))
     seconds = time.process_time() - started
-    layers = made.steps[-1].evidence["layers"]
+    layers = made.steps[-1].plan.evidence["layers"]
     weights = [source.tensors[f"{x['layer']}.weight"].detach() for x in layers]
     energies = [float(weight.double().square().sum()) for weight in weights]
     lost = sum(x["nsse"] * energy for x, energy in zip(layers, energies, strict=True))

@@ -150,7 +150,7 @@ def ours(options: str) -> Callable[[str, Path], Result]:
 
         program = trace(build(name), image(NATIVE), copy_weights=False)
         compiled = graphcomp.compile(program, f"l1{{{options}}}")
-        evidence = compiled.steps[-1].evidence
+        evidence = compiled.steps[-1].plan.evidence
         said = {k: evidence[k] for k in ("target", "latency", "reverted") if k in evidence}
         return {**export_program(compiled.program, file), "evidence": said}
 

@@ -31,8 +31,8 @@ from graphcomp.measure import calibrate, gradients
 from graphcomp.measure.statistics import Covariance, Request, Statistic
 from graphcomp.passes import L1, LowRank
 from graphcomp.pipeline import Context, Pass
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.records import Plan
+from tests.running import run_pass
 from tests.stopwatch import Machine
 from tests.tiny import SPEC, context, random_data, tiny_program, traced
 

@@ -14,8 +14,8 @@ import pytest
 import graphcomp
 from graphcomp.compiler.recipe import parse_passes
 from graphcomp.passes import PASSES
-from graphcomp.pipeline.pipeline import run_pass
 from tests.passes import test_golden as golden
+from tests.running import run_pass
 from tests.tiny import context
 
 ROOT = Path(__file__).parent.parent

@@ -57,7 +57,6 @@ from graphcomp.records import (
     Evaluation,
     Explanation,
     Export,
-    Plan,
     Record,
     Report,
     Robustness,
@@ -329,7 +328,7 @@ def _report(run: _Run, place: Path, progress: Progress) -> Report:
         recipe=_effective(run.job, run.data.spec, run.target.name),
         baseline=run.state.baseline,
         final=run.steps[-1].after,
-        steps=run.steps,
+        steps=[step.brief() for step in run.steps],
         export=new,
         baseline_export=base,
         dense_export=dense,
@@ -471,14 +470,14 @@ def _spelled_out(place: str, value: Any) -> Iterator[str]:
         yield f"{place}: {json.dumps(value)}"
 
 
-def _checkpoint(out: Path) -> Callable[[int, Step, Plan, Program], None]:
+def _checkpoint(out: Path) -> Callable[[Step, Program], None]:
     """Save each result; the step's record comes last and makes the checkpoint count."""
 
-    def save(index: int, step: Step, plan: Plan, program: Program) -> None:
-        place = _place(out, index, step.name)
-        write_text(out / step.plan_file, plan.model_dump_json(indent=2))
+    def save(step: Step, program: Program) -> None:
+        place = _place(out, step.index, step.name)
+        write_text(out / step.plan_file, step.plan.model_dump_json(indent=2))
         program.save(place)
-        write_text(place.with_suffix(".json"), step.model_dump_json(indent=2))
+        write_text(place.with_suffix(".json"), step.brief().model_dump_json(indent=2))
         shutil.rmtree(_running(out), ignore_errors=True)
 
     return save

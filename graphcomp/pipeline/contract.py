@@ -24,7 +24,7 @@ from graphcomp.measure import (
 )
 from graphcomp.onnx import Exports
 from graphcomp.pipeline.accounting import Concern
-from graphcomp.records import Accuracy, Drift, Fit, Plan, Record, Snapshot, Step, Training
+from graphcomp.records import Accuracy, Drift, Fit, Plan, Snapshot, Step, Training
 from graphcomp.runtime import Target, Timer, memory
 
 DRIFT_SAMPLES = 250
@@ -190,13 +190,6 @@ class TrainingPass(Pass, Protocol):
         ...
 
 
-class Done(Record):
-    """A finished round: what was decided, and what came of it."""
-
-    plan: Plan
-    step: Step
-
-
 @dataclass(frozen=True)
 class Course:
     """How a pass over several rounds went so far: all that its decisions may go by, so that it resumes.
@@ -211,12 +204,12 @@ class Course:
     plan: Plan
     start: Snapshot
     seconds: float = 0.0
-    rounds: tuple[Done, ...] = ()
+    rounds: tuple[Step, ...] = ()
 
     @property
     def snapshots(self) -> list[Snapshot]:
         """The program as it came, and after round 1, 2, …"""
-        return [self.start, *(done.step.after for done in self.rounds)]
+        return [self.start, *(step.after for step in self.rounds)]
 
 
 class Strategy(Protocol):
@@ -316,8 +309,3 @@ def within(context: Context, prefix: str, start: float, share: float) -> Context
 def work_name(index: int, name: str) -> str:
     """What the files and folders of a pass are called."""
     return f"{index + 1:02d}-{name}"
-
-
-def plan_file(index: int, name: str) -> str:
-    """Where a plan is saved, relative to the output directory."""
-    return f"plans/{work_name(index, name)}.json"

@@ -2,17 +2,16 @@
 
 import time
 from dataclasses import replace
-from typing import Any
 
 from graphcomp.base import distributed
 from graphcomp.ir import Program
 from graphcomp.pipeline import verify
 from graphcomp.pipeline.accounting import unaccounted
-from graphcomp.pipeline.contract import Concerned, Context, Pass, TrainingPass, plan_file, within, work_name
-from graphcomp.records import Fit, LeftAlone, Plan, Step, Training
+from graphcomp.pipeline.contract import Concerned, Context, Pass, TrainingPass, within, work_name
+from graphcomp.records import Fit, LeftAlone, Step, Training
 
 
-def run_once(pass_: Pass, program: Program, context: Context, index: int = 0) -> tuple[Step, Plan, Program]:
+def run_once(pass_: Pass, program: Program, context: Context, index: int = 0) -> tuple[Step, Program]:
     """Plan, simulate, rewrite and verify one pass, as a single step."""
     program = program.in_eval_mode()
     started = time.perf_counter()
@@ -39,29 +38,20 @@ def run_once(pass_: Pass, program: Program, context: Context, index: int = 0) ->
     tell(f"{pass_.name}: evaluate", 0.8)
     changed, after = context.drift(program, simulated), context.snapshot(result)
     tell(f"{pass_.name}: done", 1.0)
-    seconds = time.perf_counter() - started
-    step = step_of(index, plan, drift=changed, verify_error=error, seconds=seconds, after=after)
-    if learned is not None:
-        kind = "fit" if isinstance(learned, Fit) else "training"
-        step = step.model_copy(update={"summary": learned.summary, kind: learned})
-    return step, plan, result
+    step = Step(
+        index=index,
+        plan=plan,
+        drift=changed,
+        verify_error=error,
+        seconds=time.perf_counter() - started,
+        training=learned if isinstance(learned, Training) else None,
+        fit=learned if isinstance(learned, Fit) else None,
+        after=after,
+    )
+    return step, result
 
 
 def all_kept(pass_: Pass, before: Program, after: Program, kept: list[LeftAlone]) -> list[LeftAlone]:
     """What a pass left alone, with what it does not say itself."""
     more = unaccounted(pass_.concern, before, after, kept) if isinstance(pass_, Concerned) else []
     return [*kept, *more]
-
-
-def step_of(index: int, plan: Plan, **facts: Any) -> Step:
-    """The record of a pass: what its plan says, and the fields of `Step` that only running it tells."""
-    return Step(
-        index=index,
-        name=plan.name,
-        options=plan.options,
-        summary=plan.summary,
-        plan_file=plan_file(index, plan.name),
-        kept=plan.kept,
-        evidence=plan.evidence,
-        **facts,
-    )

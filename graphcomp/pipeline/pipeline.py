@@ -22,10 +22,10 @@ from graphcomp.pipeline.contract import (
 )
 from graphcomp.pipeline.once import all_kept, run_once
 from graphcomp.pipeline.rounds import run_rounds
-from graphcomp.records import Plan, Step
+from graphcomp.records import Step
 
-Observer = Callable[[int, Step, Plan, Program], None]
-"""Called after every pass with its index, record, plan and result."""
+Observer = Callable[[Step, Program], None]
+"""Called after every pass with its record and its result."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class Pipeline:
         if not done:
             context = replace(context, earlier=(held("input", program),))
         for index in range(len(done), len(self.passes)):
-            step, plan, program = self._step(index, program, context)
+            step, program = self._step(index, program, context)
             steps.append(step)
             for observe in self.observers:
-                observe(index, step, plan, program)
+                observe(step, program)
             context = replace(context, earlier=(*context.earlier, *self._earlier(index, program)))
         return program, steps
 
@@ -76,7 +76,7 @@ class Pipeline:
             return (held(name, program),)
         return ()
 
-    def _step(self, index: int, program: Program, context: Context) -> tuple[Step, Plan, Program]:
+    def _step(self, index: int, program: Program, context: Context) -> tuple[Step, Program]:
         pass_ = self.passes[index]
         try:
             return run_pass(pass_, program, context, index)
@@ -85,15 +85,15 @@ class Pipeline:
             raise PassError(f"pass {pass_.name!r} failed after {before}: {error}") from error
 
 
-def run_pass(pass_: Pass, program: Program, context: Context, index: int = 0) -> tuple[Step, Plan, Program]:
+def run_pass(pass_: Pass, program: Program, context: Context, index: int = 0) -> tuple[Step, Program]:
     """Run and verify one pass: a single step, or all that it emits, if it goes over several rounds."""
     strategy = pass_.iteration if isinstance(pass_, IterativePass) else None
     if strategy is None:
         return run_once(pass_, program, context, index)
     program = program.in_eval_mode()
-    step, plan, result = run_rounds(strategy, program, context, index)
-    kept = all_kept(pass_, program, result, step.kept)
-    return step.model_copy(update={"kept": kept}), plan.model_copy(update={"kept": kept}), result
+    step, result = run_rounds(strategy, program, context, index)
+    plan = step.plan.model_copy(update={"kept": all_kept(pass_, program, result, step.plan.kept)})
+    return step.model_copy(update={"plan": plan}), result
 
 
 def check_order(passes: Sequence[Pass], program: Program, context: Context, *, trained: bool = True) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -24,13 +24,10 @@ from graphcomp.base import cache, distributed, load_state, read_record, save_sta
 from graphcomp.data import Data, Split
 from graphcomp.errors import DataError, GraphcompError, LoadError, PassError
 from graphcomp.ir import Program
-from graphcomp.pipeline.contract import Context, Course, Done, Pass, Strategy, TrainingPass, within, work_name
+from graphcomp.pipeline.contract import Context, Course, Pass, Strategy, TrainingPass, within, work_name
 from graphcomp.pipeline.momenta import cut_momenta
-from graphcomp.pipeline.once import run_once, step_of
-from graphcomp.records import LayerRow, Plan, Record, Round, Snapshot, Step
-
-START = "start"
-"""What the program as it came is called among the rounds."""
+from graphcomp.pipeline.once import run_once
+from graphcomp.records import LayerRow, Plan, Record, Snapshot, Step
 
 ROUNDS, RUNNING, BEGINNING = "rounds", "running", "start.json"
 """In the working directory: finished rounds, the state of the running one, and what they belong to."""
@@ -43,10 +40,10 @@ R = TypeVar("R", bound=Record)
 
 def run_rounds(
     strategy: Strategy, program: Program, context: Context, index: int = 0
-) -> tuple[Step, Plan, Program]:
+) -> tuple[Step, Program]:
     """Run what a strategy emits until it emits no more, and take the program that it names.
 
-    The step's record holds a row a round; its verification error is the worst of all rounds. The plan holds
+    The step holds those of the rounds; its verification error is the worst of all rounds. The plan holds
     the plans of the rounds that are kept, and so does the history of the program.
 
     Args:
@@ -76,8 +73,8 @@ def run_rounds(
         number = len(course.rounds) + 1
         told = _told(inner, strategy, number)
         with _named(number, pass_):
-            done, result = _round(pass_, programs[number - 1], told, number)
-        course = replace(course, rounds=(*course.rounds, done))
+            step, result = _round(pass_, programs[number - 1], told, course)
+        course = replace(course, rounds=(*course.rounds, step))
         needed = {number, strategy.result(course)}
         programs = {n: p for n, p in {**programs, number: result}.items() if n in needed}
         saved.round(course, programs, inner.momenta)
@@ -142,15 +139,17 @@ def _named(number: int, pass_: Pass) -> Iterator[None]:
         raise PassError(f"round {number} ({pass_.name}): {error}") from error
 
 
-def _round(pass_: Pass, program: Program, inner: Context, number: int) -> tuple[Done, Program]:
+def _round(pass_: Pass, program: Program, inner: Context, course: Course) -> tuple[Step, Program]:
     """One round; what an optimiser remembers is cut like the program."""
-    step, plan, result = run_once(pass_, program, inner, number - 1)
+    step, result = run_once(pass_, program, inner, len(course.rounds))
     momenta = inner.momenta
     if momenta and not isinstance(pass_, TrainingPass):
-        cut = cut_momenta(momenta, program, lambda held: pass_.rewrite(held, plan))
+        cut = cut_momenta(momenta, program, lambda held: pass_.rewrite(held, step.plan))
         momenta.clear()
         momenta.update(cut)
-    return Done(plan=plan, step=step), result
+    before = course.rounds[-1].after if course.rounds else course.start
+    removed = removed_channels(before.layers, step.after.layers)
+    return step.model_copy(update={"removed": removed}), result
 
 
 # ---------------------------------------------------------------------- the record
@@ -163,29 +162,33 @@ def _finished(
     programs: Mapping[int, Program],
     context: Context,
     index: int,
-) -> tuple[Step, Plan, Program]:
+) -> tuple[Step, Program]:
     chosen = strategy.result(course)
     result = programs[chosen]
     context.progress(f"{strategy.name}: evaluate", 0.99)
-    rows = round_rows(course, chosen)
-    kept = [done.plan for done in course.rounds[:chosen]]
     changed, after = context.drift(program, result), context.snapshot(result)
     context.progress(f"{strategy.name}: done", 1.0)
-    decisions = {**course.plan.decisions, "rounds": [plan.model_dump(mode="json") for plan in kept]}
-    summary = f"{_summary(rows)}; {strategy.ending(course)}"
-    plan = course.plan.model_copy(update={"decisions": decisions, "summary": summary})
-    step = step_of(
-        index,
-        plan,
+    plans = [step.plan for step in course.rounds[:chosen]]
+    left = next((p.kept for p in reversed(plans) if p.kept), [])
+    plan = course.plan.model_copy(
+        update={
+            "decisions": {**course.plan.decisions, "rounds": [p.model_dump(mode="json") for p in plans]},
+            "summary": f"{_summary(course, chosen)}; {strategy.ending(course)}",
+            "kept": [*course.plan.kept, *(k for k in left if k not in course.plan.kept)],
+        }
+    )
+    step = Step(
+        index=index,
+        plan=plan,
         drift=changed,
-        verify_error=max((row.verify_error for row in rows), default=0.0),
-        seconds=sum(row.seconds for row in rows),
-        rounds=rows,
+        verify_error=max((step.verify_error for step in course.rounds), default=0.0),
+        seconds=course.seconds + sum(step.seconds for step in course.rounds),
+        start=course.start.without_layers(),
+        rounds=list(course.rounds),
+        kept_rounds=chosen,
         after=after,
     )
-    left = next((p.kept for p in reversed(kept) if p.kept), [])
-    spared = [*plan.kept, *(k for k in left if k not in plan.kept)]
-    return step.model_copy(update={"kept": spared}), plan, result
+    return step, result
 
 
 def lost_points(course: Course, number: int) -> float:
@@ -200,47 +203,6 @@ def lost_points(course: Course, number: int) -> float:
     return round(100 * (before.top1 - after.top1), 9)  # counts over one number of samples, but for rounding
 
 
-def round_rows(course: Course, kept: int) -> list[Round]:
-    """The record of a course of which the first `kept` rounds count; number 0 is the program as it came."""
-    before = course.start
-    rows = [
-        Round(
-            number=0,
-            name=START,
-            summary=course.plan.summary or "the program as it came",
-            kept=True,
-            seconds=course.seconds,
-            **_facts(before),
-        )
-    ]
-    for number, done in enumerate(course.rounds, 1):
-        step, after = done.step, done.step.after
-        rows.append(
-            Round(
-                number=number,
-                name=step.name,
-                summary=step.summary,
-                removed=removed_channels(before.layers, after.layers),
-                kept=number <= kept,
-                verify_error=step.verify_error,
-                evidence=step.evidence,
-                training=step.training,
-                seconds=step.seconds,
-                **_facts(after),
-            )
-        )
-        before = after
-    return rows
-
-
-def _facts(snapshot: Snapshot) -> dict[str, Any]:
-    return {
-        "accuracy": snapshot.accuracy,
-        "params_trainable": snapshot.params_trainable,
-        "macs": snapshot.macs,
-    }
-
-
 def removed_channels(before: Sequence[LayerRow], after: Sequence[LayerRow]) -> dict[str, int]:
     """How many output channels each layer has lost, those that lost some."""
     left = {row.name: row.out_channels for row in after}
@@ -248,12 +210,11 @@ def removed_channels(before: Sequence[LayerRow], after: Sequence[LayerRow]) -> d
     return {name: count for name, count in lost.items() if count}
 
 
-def _summary(rows: Sequence[Round]) -> str:
+def _summary(course: Course, kept: int) -> str:
     """`kept 8 of 10 rounds: 126 channels removed, held-out accuracy 98.60 -> 97.90 %`."""
-    kept = [row for row in rows if row.kept]
-    removed = sum(sum(row.removed.values()) for row in kept)
-    text = f"kept {len(kept) - 1} of {len(rows) - 1} rounds: {removed} channels removed"
-    first, last = rows[0].accuracy, kept[-1].accuracy
+    removed = sum(sum(step.removed.values()) for step in course.rounds[:kept])
+    text = f"kept {kept} of {len(course.rounds)} rounds: {removed} channels removed"
+    first, last = course.start.accuracy, course.snapshots[kept].accuracy
     if first is None or last is None:
         return text
     return f"{text}, held-out accuracy {100 * first.top1:.2f} -> {100 * last.top1:.2f} %"
@@ -341,9 +302,9 @@ class _Saved:
                 f"{self.place}: found the rounds of another run, expected those of this program, data and "
                 "options; delete it to start this pass anew"
             )
-        rounds: list[Done] = []
+        rounds: list[Step] = []
         while (path := self._at(len(rounds) + 1, RECORD)).exists():
-            rounds.append(_read(path, Done))
+            rounds.append(_read(path, Step))
         return Course(begun.plan, begun.start, begun.seconds, tuple(rounds))
 
     def _at(self, number: int, suffix: str = "") -> Path:

@@ -81,7 +81,7 @@ class Gather(Record):
 class Explanation(Record):
     """Result of `graphcomp explain`: theory against practice at one batch size."""
 
-    schema_version: Literal[1] = Field(default=1, description="the same as the report's")
+    schema_version: Literal[1] = Field(default=1, description="raised as the report's is")
     provider: str = Field(description="execution provider, e.g. cpu")
     threads: int = Field(description="intra-op threads")
     batch: int = Field(description="samples a run")

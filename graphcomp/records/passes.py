@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from graphcomp.records.program import Accuracy, Snapshot
+from graphcomp.records import old
+from graphcomp.records.program import Snapshot
 from graphcomp.records.record import Record
 
 
@@ -166,49 +167,61 @@ class Plan(Record):
     )
 
 
-class Round(Record):
-    """One inner step of a pass that goes over several rounds; number 0 is the program as it came."""
-
-    number: int = Field(description="from 0")
-    name: str = Field(description="of the inner pass; `start` for number 0")
-    summary: str = Field(description="one line: what the round did")
-    accuracy: Accuracy | None = Field(description="on held-out training samples")
-    params_trainable: int = Field(description="after the round")
-    macs: int = Field(description="multiply-accumulates for one sample")
-    removed: dict[str, int] = Field(
-        default_factory=dict, description="layer -> output channels that this round removed"
-    )
-    kept: bool = Field(
-        description="whether the pass's result has it behind it; rounds that do not were undone"
-    )
-    verify_error: float = Field(default=0.0, description="as of a [Step](#step)")
-    evidence: dict[str, Any] = Field(default_factory=dict, description="why it was decided so")
-    training: Training | None = Field(default=None, description="null for a round that does not train")
-    seconds: float = Field(
-        default=0.0, description="wall time of the round; of number 0: of what was measured before the first"
-    )
-
-
 class Step(Record):
-    """One pass of the pipeline."""
+    """A pass that ran, or a round of one: what it decided, and what came of it."""
 
-    index: int = Field(description="0 for the first pass")
-    name: str = Field(description="of the pass, e.g. l1")
-    options: dict[str, Any] = Field(description="of the pass")
-    summary: str = Field(description="one line: what the pass did")
-    plan_file: str = Field(description="path of the plan, relative to the output directory")
-    kept: list[LeftAlone] = Field(default_factory=list, description="what the pass left alone")
+    index: int = Field(description="0 for the first pass, and for the first round of one")
+    plan: Plan = Field(
+        description="what was decided; without decisions and bulk, which plans/NN-NAME.json holds"
+    )
     drift: Drift | None = Field(description="null for a pass that changes no value")
     verify_error: float = Field(
         description="max |rewrite - simulate| / max |simulate|, float64, scrambled statistics"
     )
     seconds: float = Field(description="wall time of the step")
-    evidence: dict[str, Any] = Field(
-        default_factory=dict, description="why the pass decided so, as its method puts it; see the plan"
-    )
     training: Training | None = Field(default=None, description="null for a pass that does not train")
     fit: Fit | None = Field(default=None, description="null for a pass that fits nothing in closed form")
-    rounds: list[Round] = Field(
-        default_factory=list, description="of a pass that goes over several; empty for the others"
+    removed: dict[str, int] = Field(
+        default_factory=dict, description="of a round: layer -> output channels that it removed"
+    )
+    start: Snapshot | None = Field(
+        default=None,
+        description="of a pass that goes over several rounds: the program as it came, without its layers; "
+        "like the rounds it was judged by held-out training samples",
+    )
+    rounds: list["Step"] = Field(
+        default_factory=list, description="of such a pass; the snapshots of rounds hold no layers"
+    )
+    kept_rounds: int = Field(
+        default=0, description="how many of them the result has behind it; those after them were undone"
     )
     after: Snapshot = Field(description="the program after the step")
+
+    _schema_1 = model_validator(mode="before")(old.step)
+
+    @property
+    def name(self) -> str:
+        """Of the pass."""
+        return self.plan.name
+
+    @property
+    def summary(self) -> str:
+        """What the pass did, in one line."""
+        learned = self.training or self.fit
+        return self.plan.summary if learned is None else learned.summary
+
+    @property
+    def plan_file(self) -> str:
+        """Where the whole plan is saved, relative to the output directory."""
+        return f"plans/{self.index + 1:02d}-{self.name}.json"
+
+    @property
+    def snapshots(self) -> list[Snapshot]:
+        """Of a pass that goes over several rounds: the program as it came, and after each."""
+        return [] if self.start is None else [self.start, *(row.after for row in self.rounds)]
+
+    def brief(self) -> "Step":
+        """As reports hold it: without what verbs and strategies alone read."""
+        plan = self.plan.model_copy(update={"decisions": {}, "bulk": {}})
+        rounds = [r.brief().model_copy(update={"after": r.after.without_layers()}) for r in self.rounds]
+        return self.model_copy(update={"plan": plan, "rounds": rounds})

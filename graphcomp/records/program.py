@@ -50,3 +50,7 @@ class Snapshot(Record):
     accuracy: Accuracy | None = Field(default=None, description="null where it was not measured")
     error: MeanError | None = Field(default=None, description="in place of accuracy where labels are values")
     layers: list[LayerRow] = Field(default_factory=list, description="in the order they run")
+
+    def without_layers(self) -> "Snapshot":
+        """The totals."""
+        return self.model_copy(update={"layers": []})

@@ -2,8 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from graphcomp.records import old
 from graphcomp.records.explanation import Explanation
 from graphcomp.records.passes import Step
 from graphcomp.records.program import Accuracy, MeanError, Snapshot
@@ -51,7 +52,7 @@ class CorruptedScore(Record):
 class Evaluation(Record):
     """Result of `graphcomp evaluate`."""
 
-    schema_version: Literal[1] = Field(default=1, description="the same as the report's")
+    schema_version: Literal[2] = Field(default=2, description="the same as the report's")
     model: str = Field(description="as it was named")
     weights: str | None = Field(description="file of the weights, null for the model's own")
     remarks: list[str] = Field(
@@ -64,6 +65,8 @@ class Evaluation(Record):
         default_factory=list, description="empty if it was not asked for"
     )
 
+    _schema_1 = model_validator(mode="before")(old.report)
+
 
 class Robustness(Record):
     """The baseline and the result on the same damaged images, in the same order."""
@@ -75,8 +78,8 @@ class Robustness(Record):
 class Report(Record):
     """Result of `graphcomp compile`."""
 
-    schema_version: Literal[1] = Field(
-        default=1, description="raised when a field changes its meaning or goes away"
+    schema_version: Literal[2] = Field(
+        default=2, description="raised when a field changes its meaning or goes away"
     )
     model: str = Field(description="as it was named to the compiler, e.g. torchvision:resnet18")
     weights: str | None = Field(description="file of the weights, null for the model's own")
@@ -111,3 +114,5 @@ class Report(Record):
     environment: Environment = Field(description="where the compilation ran")
     started: str = Field(description="ISO 8601, UTC")
     seconds: float = Field(description="wall time of the whole run")
+
+    _schema_1 = model_validator(mode="before")(old.report)

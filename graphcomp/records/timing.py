@@ -86,7 +86,7 @@ class Environment(Record):
 class Bench(Record):
     """Result of `graphcomp bench`."""
 
-    schema_version: Literal[1] = Field(default=1, description="the same as the report's")
+    schema_version: Literal[1] = Field(default=1, description="raised as the report's is")
     provider: str = Field(description="execution provider, e.g. cpu")
     provider_options: dict[str, str] = Field(description="as given to the runtime")
     threads: int = Field(description="intra-op threads")

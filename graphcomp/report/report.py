@@ -18,14 +18,12 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
-from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from graphcomp.base import write_texts
-from graphcomp.errors import LoadError
+from graphcomp.base import read_record, write_texts
 from graphcomp.records import (
     Accuracy,
     BatchTiming,
@@ -101,18 +99,7 @@ def read_report(path: Path) -> Report:
     Raises:
         LoadError: the file cannot be read or is no report of this schema version; names the first field.
     """
-    try:
-        return Report.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise LoadError(
-            f"{path}: {error.strerror or error}, expected a report.json; check the path"
-        ) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise LoadError(
-            f"{path}: {field}: {first['msg']}, expected a report of schema version 1; compile the model again"
-        ) from error
+    return read_record(path, Report, "a report of schema version 2 or 1; compile the model again")
 
 
 # -- numbers as text -----------------------------------------------------------------------------------
@@ -328,7 +315,7 @@ def describe_loss(report: Report) -> list[str]:
     """What would repair a score that fell and that nothing repaired; nothing otherwise."""
     if change(quality(report.baseline), quality(report.final)) != "lost":
         return []
-    trained = [step for step in report.steps if step.training is not None or step.rounds]
+    trained = [step for step in report.steps if step.training is not None or step.start]
     changed = [step for step in report.steps if step.drift is not None and step not in trained]
     if not changed or (trained and trained[-1].index > changed[-1].index):
         return []
@@ -371,7 +358,7 @@ def group_kept(report: Report) -> list[KeptGroup]:
     """What every pass left alone, by reason, the most frequent reason first."""
     places: dict[str, list[tuple[str, str]]] = {}
     for step in report.steps:
-        for kept in step.kept:
+        for kept in step.plan.kept:
             places.setdefault(kept.reason, []).append((f"{step.index + 1} {step.name}", kept.where))
     groups = [KeptGroup(reason, tuple(where)) for reason, where in places.items()]
     return sorted(groups, key=lambda group: -len(group.places))
@@ -676,9 +663,9 @@ def _plots(report: Report, pairs: Sequence[LayerPair]) -> dict[str, Markup]:
 def _rounds_plots(step: Step) -> dict[str, Markup]:
     """Of a pass that goes over several."""
     plots = {}
-    if step.rounds:
+    if step.start:
         plots[f"rounds_{step.index}"] = responsive(
-            partial(rounds_figure, step.rounds),
+            partial(rounds_figure, step),
             f"plot-rounds-{step.index}",
             f"Held-out accuracy and size after every round of {step.name}",
             "Line plots; the numbers are in the table of rounds.",

@@ -2,7 +2,6 @@
 each layer lost in which (as figure 4 of Aghli & Ribeiro 2021). Rounds that were undone are told apart.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -13,7 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from graphcomp.records import Round, Step
+from graphcomp.records import Step
 from graphcomp.report.plots import AFTER, BEFORE, GRID, INK, WIDE, draw_sizes, elide, style
 from graphcomp.report.scores import draw_scores
 
@@ -34,31 +33,33 @@ class Removals:
 
 def removals(step: Step) -> Removals:
     """The rounds that removed something, and what from which layer; layers in the order of the network."""
-    active = [row for row in step.rounds if row.removed]
-    touched = {name for row in active for name in row.removed}
+    active = {number: row.removed for number, row in enumerate(step.rounds, 1) if row.removed}
+    touched = {name for removed in active.values() for name in removed}
     order = dict.fromkeys(layer.name for layer in step.after.layers if layer.name in touched)
     names = [*order, *sorted(touched - set(order))]
     return Removals(
-        rounds=tuple(row.number for row in active),
-        layers={name: tuple(row.removed.get(name, 0) for row in active) for name in names},
+        rounds=tuple(active),
+        layers={name: tuple(removed.get(name, 0) for removed in active.values()) for name in names},
     )
 
 
-def rounds_figure(rounds: Sequence[Round], inches: float = WIDE) -> Figure:
+def rounds_figure(step: Step, inches: float = WIDE) -> Figure:
     """Held-out accuracy after every round above, if it was measured; size below."""
-    scored = [(row.number, row.accuracy) for row in rounds if row.accuracy is not None]
+    found = step.snapshots
+    scored = [(number, s.accuracy) for number, s in enumerate(found) if s.accuracy is not None]
     figure = Figure(figsize=(inches, 4.8 if scored else 2.9), layout="constrained")
     panels = figure.subplots(2 if scored else 1, 1, sharex=True, squeeze=False)[:, 0]
     if scored:
         look = {"color": AFTER, "marker": "o", "markersize": 4, "capsize": 3, "linewidth": 1.4}
         draw_scores(panels[0], [number for number, _ in scored], [score for _, score in scored], **look)
         panels[0].set_ylabel(f"held-out {panels[0].get_ylabel()}")
-    sizes = {"trainable parameters": [r.params_trainable for r in rounds], "MACs": [r.macs for r in rounds]}
+    sizes = {"trainable parameters": [s.params_trainable for s in found], "MACs": [s.macs for s in found]}
     draw_sizes(panels[-1], sizes, "% of the program as it came")
-    undone = [row.number for row in rounds if not row.kept]
+    undone = step.kept_rounds < len(step.rounds)
     for panel in panels:
         if undone:
-            panel.axvspan(undone[0] - 0.5, undone[-1] + 0.5, color=GRID, alpha=0.6, linewidth=0)
+            ends = step.kept_rounds + 0.5, len(step.rounds) + 0.5
+            panel.axvspan(*ends, color=GRID, alpha=0.6, linewidth=0)
         style(panel, "y")
     panels[-1].set_xlabel("round (0: as it came)" + (", grey: undone" if undone else ""))
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -76,7 +77,7 @@ def removed_figure(step: Step, inches: float = WIDE) -> Figure:
     colours = matplotlib.colormaps["viridis"](np.linspace(0.3, 0.88, len(lost.rounds)))
     patches = []
     for i, number in enumerate(lost.rounds):
-        kept = step.rounds[number].kept
+        kept = number <= step.kept_rounds
         look = {"color": colours[i]} if kept else {"facecolor": "none", "edgecolor": BEFORE, "hatch": UNDONE}
         ax.barh(range(len(counts)), counts[:, i], 0.7, ends[:, i] - counts[:, i], **look)
         patches.append(Patch(label=f"round {number}{'' if kept else ', undone'}", **look))
@@ -99,7 +100,7 @@ def _write_totals(ax: Axes, step: Step, lost: Removals, ends: NDArray[np.int64],
     left = {layer.name: layer.out_channels for layer in step.after.layers}
     texts = []
     for name, counts in lost.layers.items():
-        gone = sum(n for r, n in zip(lost.rounds, counts, strict=True) if step.rounds[r].kept)
+        gone = sum(n for r, n in zip(lost.rounds, counts, strict=True) if r <= step.kept_rounds)
         texts.append(f"{gone} of {gone + left.get(name, 0)}")
     longest = max(ends)
     for row, (end, text) in enumerate(zip(ends, texts, strict=True)):

@@ -19,7 +19,7 @@ COLUMNS, ROW_INCHES = {WIDE: 6, NARROW: 3}, 1.45
 
 def spectra_of(step: Step) -> list[Spectrum]:
     """The spectra that a step was decided by, in the order of the network; empty for other methods."""
-    groups = step.evidence.get("groups", [])
+    groups = step.plan.evidence.get("groups", [])
     return [Spectrum.model_validate(g) for g in groups if "eigenvalues" in g]
 
 

@@ -26,7 +26,6 @@ from graphcomp.errors import DistributedError, GraphcompWarning
 from graphcomp.ir.program import Program
 from graphcomp.passes import PASSES, APoZ, FoldBN
 from graphcomp.pipeline import Pipeline
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import difference
 from tests.launcher import (
     CC,
@@ -41,6 +40,7 @@ from tests.launcher import (
     timed,
     wide,
 )
+from tests.running import run_pass
 from tests.tiny import context, random_data, tiny_program
 
 ROOT = Path(__file__).parents[2]

@@ -28,10 +28,10 @@ from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.onnx.export import export_onnx
 from graphcomp.passes import L1, PASSES, FoldBN, Random
 from graphcomp.pipeline import Context
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference, verify_pass
 from graphcomp.records import Plan
 from tests.nets import TRAPS, scramble
+from tests.running import run_pass
 from tests.tiny import context, tiny_program, traced
 
 ROOT = Path(__file__).parents[2]

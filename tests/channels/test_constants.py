@@ -14,11 +14,11 @@ from graphcomp.channels.constants import constants
 from graphcomp.channels.model import Channels
 from graphcomp.ir.program import Program, editable, trace
 from graphcomp.passes.l1 import L1
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, check, difference
 from tests.channels.test_random_nets import RANDOM
 from tests.nets import TRAPS, Net, Spec, build, random_cnn, scramble
 from tests.removing import exact_program, half, random_scores, rows_of
+from tests.running import run_pass
 from tests.tiny import context, tiny_program
 
 

@@ -27,11 +27,11 @@ from graphcomp.factors.surgery import rewrite, simulate
 from graphcomp.ir.program import PASS_KEY, Program
 from graphcomp.measure.cost import layer_rows, macs, params_trainable
 from graphcomp.passes import L1, LowRank
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, check, difference, verify_pass
 from graphcomp.records import Plan
 from tests.nets import TRAPS, Net, Spec, build, random_cnn
 from tests.removing import digest, exact_program, plain_program
+from tests.running import run_pass
 from tests.tiny import context, tiny_program
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from graphcomp.ir.program import Program, trace
 from graphcomp.passes.fold_bn import FoldBN
 from graphcomp.pipeline import Context
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.runtime.targets import TARGETS
 from tests.nets import Net, NormAct, SameConv, scramble
+from tests.running import run_pass
 
 
 def traced(model: nn.Module, *shape: int) -> Program:

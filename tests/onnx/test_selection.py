@@ -17,7 +17,7 @@ from graphcomp.onnx import export, selection
 from graphcomp.onnx.export import export_onnx
 from graphcomp.onnx.selection import FORMS, POLICIES, cheapest, find_sites
 from graphcomp.passes import L1
-from graphcomp.pipeline.pipeline import run_pass
+from tests.running import run_pass
 from tests.tiny import context, tiny_program
 
 RNG = np.random.default_rng(0)

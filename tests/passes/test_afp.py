@@ -13,11 +13,11 @@ from graphcomp.ir.program import Program
 from graphcomp.models import MODELS
 from graphcomp.passes.play_and_prune.afp import Cut, Epoch, EpochOptions
 from graphcomp.passes.play_and_prune.filters import candidates, emptied, find_layers, penalised
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE
 from graphcomp.records import Plan
 from graphcomp.train.options import Seen, cross_entropy
 from tests.learnable import SHAPE, make_data, normalised_net
+from tests.running import run_pass
 from tests.tiny import context, tiny_program, traced
 
 QUICK: dict[str, Any] = {"batch": 24, "lr": 0.05, "precision": "float32"}
@@ -145,7 +145,7 @@ def test_an_epoch_shrinks_its_candidates() -> None:
         ratio = a / b
         others = np.setdiff1d(np.arange(len(before)), rows)
         assert ratio[rows].max() < 0.9 < ratio[others].min()
-    assert step.evidence == {"rate": 0.5, "weight": 0.05} and step.training is not None
+    assert step.plan.evidence == {"rate": 0.5, "weight": 0.05} and step.training is not None
     assert step.training.kept_epoch == 1 and step.training.held_out_samples == 12
 
 

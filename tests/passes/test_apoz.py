@@ -20,12 +20,12 @@ from graphcomp.models import MODELS
 from graphcomp.passes import PASSES, APoZ, Finetune
 from graphcomp.passes.apoz.apoz import beyond_sigma
 from graphcomp.pipeline import Context, Course
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE
 from graphcomp.train.options import TrainOptions
 from graphcomp.train.training import fit
 from tests.learnable import make_data, make_split, same
 from tests.nets import Net, scramble
+from tests.running import run_pass
 from tests.tiny import context, random_data, tiny_program, traced
 
 
@@ -280,13 +280,13 @@ def test_steps_are_the_single_step_and_a_training_in_turn(taught: Program) -> No
     for number, pass_ in enumerate((APoZ(multiple=1), training) * 2, 1):
         by_hand = run_pass(pass_, by_hand, context(make_data(), seed=number))[2]
     assert same(result, by_hand)
-    assert [row.name for row in step.rounds] == ["start", "apoz", "finetune", "apoz", "finetune"]
+    assert [row.name for row in step.rounds] == ["apoz", "finetune", "apoz", "finetune"]
     assert all(row.removed.keys() <= {"0", "3"} for row in step.rounds)
-    assert sum(step.rounds[1].removed.values()) > 0 and sum(step.rounds[3].removed.values()) > 0
+    assert sum(step.rounds[0].removed.values()) > 0 and sum(step.rounds[2].removed.values()) > 0
     assert step.summary.endswith("; all 2 steps done")
     assert plan.options["steps"] == 2 and step.verify_error <= TOLERANCE
-    for row in step.rounds[1::2]:  # the rule's own bound, in every layer of every step
-        widths = {g["group"]: g["channels"] for g in row.evidence["groups"]}
+    for row in step.rounds[::2]:  # the rule's own bound, in every layer of every step
+        widths = {g["group"]: g["channels"] for g in row.plan.evidence["groups"]}
         assert all(lost < widths[layer] / 2 for layer, lost in row.removed.items())
 
 
@@ -312,8 +312,8 @@ def test_a_drop_beyond_the_tolerance_restores_the_last_good_step(
 
     monkeypatch.setattr(Course, "snapshots", property(measured))
     step, _, result = run_pass(stepwise(tolerance=1.0), taught, context(make_data()))
-    assert len(step.rounds) == 1 + 2 * bad_after
-    assert [row.kept for row in step.rounds] == [i <= kept for i in range(len(step.rounds))]
+    assert len(step.rounds) == 2 * bad_after
+    assert step.kept_rounds == kept
     assert len(result.history) == kept
     assert step.summary.endswith(f"; step {bad_after} lost 1.10 points of accuracy, more than 1")
 
@@ -328,8 +328,8 @@ def test_the_end_of_what_the_rule_finds(taught: Program, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("graphcomp.passes.apoz.apoz.beyond_sigma", once)
     step, _, result = run_pass(stepwise(), taught, context(make_data()))
-    assert [row.name for row in step.rounds] == ["start", "apoz", "finetune", "apoz"]
-    assert [row.kept for row in step.rounds] == [True, True, True, False]
+    assert [row.name for row in step.rounds] == ["apoz", "finetune", "apoz"]
+    assert step.kept_rounds == 2
     assert len(result.history) == 2 and step.summary.endswith("; step 2 found nothing beyond the rule")
 
 
@@ -346,7 +346,7 @@ def test_counts_are_rounded_only_if_asked_for(taught: Program) -> None:
     where = context(make_data())
     assert where.target.multiple > 1
     step, _, _ = run_pass(stepwise(steps=2), taught, where)
-    assert step.rounds[1].evidence["multiple"] == 1
+    assert step.rounds[0].plan.evidence["multiple"] == 1
     with pytest.raises(PassError, match="found no channel to remove"):
         run_pass(stepwise(steps=2, multiple=24), taught, where)
 

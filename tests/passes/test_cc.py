@@ -28,11 +28,11 @@ from graphcomp.passes import CC
 from graphcomp.passes.cc.decided import Allocated
 from graphcomp.passes.cc.layers import network_ends, too_large
 from graphcomp.pipeline import Context
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE
 from graphcomp.records import Plan
 from tests.learnable import SHAPE, make_data, normalised_net
 from tests.removing import digest
+from tests.running import run_pass
 from tests.stopwatch import Machine
 from tests.tiny import context, random_data, tiny_program, traced
 

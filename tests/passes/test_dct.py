@@ -26,12 +26,12 @@ from graphcomp.passes import L1, Dct, Finetune, FoldBN, LowRank
 from graphcomp.passes.dct.layout import LayoutRule
 from graphcomp.passes.dct.ordering import chain
 from graphcomp.pipeline import Pipeline
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference
 from graphcomp.records import Plan
 from tests.learnable import make_data, normalised_net
 from tests.nets import TRAPS, Spec, build, random_cnn
 from tests.removing import digest, exact_program
+from tests.running import run_pass
 from tests.tiny import context, tiny_program, traced
 
 MOBILENET = {"exclude": "features.[0-7].*"}
@@ -508,7 +508,7 @@ def test_before_a_removal_its_channels_are_pinned_and_named() -> None:
     program, steps = Pipeline(passes).run(traced(net, 1, 3, 8, 8), context())
     reason = "its weight is stored as coefficients"
     assert ("_3", reason) in analyse(program).pinned.values()
-    assert {k.where: k.reason for k in steps[-1].kept}["2"] == f"{reason} (_3)"
+    assert {k.where: k.reason for k in steps[-1].plan.kept}["2"] == f"{reason} (_3)"
     assert steps[-1].verify_error <= TOLERANCE
     assert isinstance(program.modules["3"], DctLayer)
     assert program.tensors["1.weight"].shape == (8, 8, 3, 3)
@@ -522,12 +522,12 @@ def test_when_all_is_coded_nothing_can_be_removed() -> None:
 def test_fold_bn_refuses_behind_coefficients() -> None:
     _, steps = Pipeline([coded(), FoldBN()]).run(tiny_program(), context())
     reason = "DctConv2d in front of it, not a convolution or linear layer"
-    assert {k.where: k.reason for k in steps[-1].kept} == {"bn1": reason, "bn2": reason}
+    assert {k.where: k.reason for k in steps[-1].plan.kept} == {"bn1": reason, "bn2": reason}
 
 
 def test_twice_is_once() -> None:
     program, steps = Pipeline([coded(), coded(allow_nothing=True)]).run(tiny_program(), context())
-    kept = {k.where: k.reason for k in steps[-1].kept}
+    kept = {k.where: k.reason for k in steps[-1].plan.kept}
     assert kept["inner"] == "it is stored as coefficients already"
     assert len(program.history) == 2
 

@@ -20,11 +20,11 @@ from graphcomp.passes import L1, PASSES, Distil, Finetune, Student
 from graphcomp.passes.distil.losses import cosine_distance, cosine_loss, hinton
 from graphcomp.pipeline import Pipeline, held
 from graphcomp.pipeline.contract import TrainingPass
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.records import Plan, Step
 from graphcomp.train.options import Seen
 from tests.learnable import SHAPE, exact_data, make_data, plain_net, weights
 from tests.processes import in_processes
+from tests.running import run_pass
 from tests.tiny import SPEC, context, random_data, tiny_program, traced
 
 

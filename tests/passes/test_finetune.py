@@ -26,11 +26,11 @@ from graphcomp.measure.evaluate import mean_error
 from graphcomp.passes import L1, PASSES, Finetune, FoldBN
 from graphcomp.pipeline import Context, Pipeline
 from graphcomp.pipeline.contract import TrainingPass
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.records import Plan, Report, Training
 from graphcomp.runtime.targets import find_target
 from graphcomp.train.options import Seen, cross_entropy
 from tests.learnable import CLASSES, SHAPE, arrays, make_data, normalised_net, same, weights
+from tests.running import run_pass
 from tests.tiny import SPEC, context, random_data, tiny_program, traced
 
 ROOT = Path(__file__).resolve().parents[2]

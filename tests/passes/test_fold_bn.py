@@ -11,10 +11,10 @@ from torchvision.ops import FrozenBatchNorm2d
 from graphcomp.errors import PassError
 from graphcomp.ir.program import PASS_KEY, Program
 from graphcomp.passes import FoldBN
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference, verify_pass
 from graphcomp.records import Plan
 from tests.nets import Net, scramble
+from tests.running import run_pass
 from tests.tiny import context, tiny_program, traced
 
 IMAGE, TOKENS = (1, 4, 8, 8), (1, 10, 6)

@@ -10,9 +10,9 @@ from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.models import MODELS
 from graphcomp.passes import L1
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference, scrambled
 from tests.nets import Net
+from tests.running import run_pass
 from tests.tiny import context, tiny_program, traced
 
 

@@ -17,10 +17,10 @@ from graphcomp.ir.program import Program, trace
 from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.models import MODELS
 from graphcomp.passes import LowRank
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference
 from graphcomp.records import Plan
 from tests.removing import digest
+from tests.running import run_pass
 from tests.tiny import context, tiny_program, traced
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -22,10 +22,10 @@ from graphcomp.passes.pfa.principal import spectrum
 from graphcomp.passes.pfa.responses import group_covariance
 from graphcomp.passes.pfa.views import View
 from graphcomp.pipeline import Context
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference, verify_pass
 from graphcomp.records import Plan, Spectrum
 from tests.nets import TRAPS, Net, Spec, build, random_cnn, scramble
+from tests.running import run_pass
 from tests.tiny import context, tiny_program, traced
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]

@@ -18,12 +18,12 @@ from graphcomp.passes import PASSES, PlayAndPrune
 from graphcomp.passes.play_and_prune.afp import EpochOptions
 from graphcomp.passes.play_and_prune.prc import points
 from graphcomp.pipeline import Context, Course
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.rounds import held_out_samples
 from graphcomp.records import Plan, Step
 from graphcomp.train.options import Seen, TrainOptions, cross_entropy
 from graphcomp.train.training import fit
 from tests.learnable import make_data, make_split, normalised_net, same
+from tests.running import run_pass
 from tests.tiny import context, random_data, tiny_program
 
 
@@ -75,15 +75,15 @@ def played(taught: Program) -> tuple[Step, Plan, Program]:
 def test_invariants(taught: Program, played: tuple[Step, Plan, Program]) -> None:
     """The returned network has C >= E - eps, and the number of filters never rises."""
     step, _, result = played
-    scores = [points(row.accuracy) for row in step.rounds]
-    kept = [row for row in step.rounds if row.kept]
-    assert scores[kept[-1].number] >= scores[0] - 5.0
+    scores = [points(s.accuracy) for s in step.snapshots]
+    kept = step.rounds[: step.kept_rounds]
+    assert scores[step.kept_rounds] >= scores[0] - 5.0
     judges = held_out_samples("x", make_data(), 0.25)
-    assert points(accuracy(result, judges)) == scores[kept[-1].number]
-    params = [row.params_trainable for row in step.rounds]
+    assert points(accuracy(result, judges)) == scores[step.kept_rounds]
+    params = [s.params_trainable for s in step.snapshots]
     assert params == sorted(params, reverse=True) and params[-1] < params[0]
     assert sum(sum(row.removed.values()) for row in kept) > 0
-    assert [row.name for row in step.rounds][:3] == ["start", "afp-epoch", "afp-cut"]
+    assert [row.name for row in step.rounds][:2] == ["afp-epoch", "afp-cut"]
     assert len([row for row in step.rounds if row.name == "afp-epoch"]) == 4
     assert step.summary.endswith("; 4 epochs were played")
     assert step.verify_error < 1e-12
@@ -113,15 +113,15 @@ def test_t3_1_rates_follow_the_accuracy(played: tuple[Step, Plan, Program]) -> N
     """T3.1: T_r, lambda_A and W_A of every round are what the rules make of the accuracy before its epoch."""
     step, plan, _ = played
     first = plan.decisions["thresholds"]
-    baseline = points(step.rounds[0].accuracy)
-    for row in step.rounds[1:]:
-        begun = row.number - 1 if row.name == "afp-epoch" else row.number - 2
-        rate = min(max(0.0, points(step.rounds[begun].accuracy) - (baseline - 5.0)), 10.0)
+    scores = [points(s.accuracy) for s in step.snapshots]
+    for row in step.rounds:
+        begun = row.index if row.name == "afp-epoch" else row.index - 1
+        rate = min(max(0.0, scores[begun] - (scores[0] - 5.0)), 10.0)
         if row.name == "afp-epoch":
-            assert row.evidence == pytest.approx({"rate": rate, "weight": rate * 1e-3})
+            assert row.plan.evidence == pytest.approx({"rate": rate, "weight": rate * 1e-3})
         else:
-            assert row.evidence["thresholds"] == pytest.approx(
-                {n: rate * first[n] for n in row.evidence["thresholds"]}
+            assert row.plan.evidence["thresholds"] == pytest.approx(
+                {n: rate * first[n] for n in row.plan.evidence["thresholds"]}
             )
 
 
@@ -141,8 +141,7 @@ def test_t3_4_a_collapse_is_rolled_back(taught: Program, monkeypatch: pytest.Mon
     monkeypatch.setattr(Course, "snapshots", property(collapsing))
     step, _, result = run_pass(game(patience=2, max_epochs=20, **lenient), taught, context(make_data()))
     monkeypatch.undo()
-    assert [row.kept for row in step.rounds] == [i <= 2 * good for i in range(len(step.rounds))]
-    assert len(step.rounds) == 1 + 2 * good + 2 + 2
+    assert step.kept_rounds == 2 * good and len(step.rounds) == 2 * good + 2 + 2
     assert step.summary.endswith("; 2 epochs did not bring the accuracy back")
     assert len(result.history) == 2 * good and same(result, expected[2])
 

@@ -4,8 +4,8 @@ import numpy as np
 
 from graphcomp.channels import analyse
 from graphcomp.passes import Random
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE
+from tests.running import run_pass
 from tests.tiny import context, tiny_program
 
 

@@ -15,10 +15,10 @@ from graphcomp.ir.program import Program
 from graphcomp.passes import PASSES, Finetune, Slimming
 from graphcomp.passes.finetune import with_sparsity
 from graphcomp.pipeline import Pipeline
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE
 from graphcomp.train.options import Seen
 from tests.learnable import SHAPE, make_data, normalised_net, plain_net
+from tests.running import run_pass
 from tests.tiny import context, tiny_program, traced
 
 

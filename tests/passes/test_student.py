@@ -17,8 +17,8 @@ from graphcomp.models.preact_resnet import PreActResNet
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.passes import PASSES, Student
 from graphcomp.pipeline import Pass
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE
+from tests.running import run_pass
 from tests.tiny import context, tiny_program, traced
 
 

@@ -20,9 +20,9 @@ from graphcomp.measure.evaluate import drift, first_inputs
 from graphcomp.measure.statistics import Request
 from graphcomp.passes import L1, APoZ, FoldBN
 from graphcomp.pipeline.contract import plan_file
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import TOLERANCE, difference
 from graphcomp.records import Step
+from tests.running import run_pass
 from tests.tiny import SHAPE, context, random_data, tiny, tiny_program
 
 
@@ -72,8 +72,8 @@ def test_runs_passes_in_order() -> None:
     final = steps[-1].after
     assert (final.macs, final.params_trainable) == (macs(result), params_trainable(result))
     assert all(s.verify_error <= TOLERANCE and s.seconds > 0 for s in steps)
-    assert steps[1].options["ratio"] == 0.5 and steps[1].summary.startswith("removed ")
-    assert [k.where for k in steps[1].kept] == ["fc"]
+    assert steps[1].plan.options["ratio"] == 0.5 and steps[1].summary.startswith("removed ")
+    assert [k.where for k in steps[1].plan.kept] == ["fc"]
 
 
 def test_a_step_is_the_three_verbs() -> None:
@@ -120,13 +120,12 @@ def test_accuracy_after_every_step() -> None:
 
 
 def test_observers_see_every_result() -> None:
-    seen: list[tuple[int, Step, Plan, Program]] = []
+    seen: list[tuple[Step, Program]] = []
     pipeline = Pipeline([FoldBN(), L1(ratio=0.5)], [lambda *what: seen.append(what)])
     result, steps = pipeline.run(tiny_program(), context())
-    assert [i for i, *_ in seen] == [0, 1]
-    assert [s for _, s, _, _ in seen] == steps
-    assert [p.name for _, _, p, _ in seen] == ["fold-bn", "l1"]
-    assert seen[-1][3] is result
+    assert [s for s, _ in seen] == steps and [s.index for s in steps] == [0, 1]
+    assert [s.plan.name for s in steps] == ["fold-bn", "l1"]
+    assert seen[-1][1] is result
     assert [len(p.history) for *_, p in seen] == [1, 2]
 
 
@@ -135,7 +134,7 @@ def test_goes_on_after_finished_steps() -> None:
     whole, _ = Pipeline(passes).run(tiny_program(), context())
     middle, first = Pipeline(passes[:1]).run(tiny_program(), context())
     seen: list[int] = []
-    rest, again = Pipeline(passes, [lambda i, *_: seen.append(i)]).run(middle, context(), first)
+    rest, again = Pipeline(passes, [lambda step, _: seen.append(step.index)]).run(middle, context(), first)
     assert seen == [1]
     assert again[0] is first[0] and len(again) == 2
     assert str(rest) == str(whole) and difference(rest, whole) == 0

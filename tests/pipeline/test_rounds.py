@@ -26,13 +26,13 @@ from graphcomp.ir.program import Program
 from graphcomp.measure.evaluate import accuracy
 from graphcomp.passes import APoZ, Finetune, PlayAndPrune
 from graphcomp.pipeline import Context, Course, Pass, Pipeline
-from graphcomp.pipeline.pipeline import run_pass
-from graphcomp.pipeline.rounds import held_out_samples, lost_points, removed_channels, round_rows, run_rounds
+from graphcomp.pipeline.rounds import held_out_samples, lost_points, removed_channels, run_rounds
 from graphcomp.pipeline.verify import TOLERANCE, difference
-from graphcomp.records import Accuracy, Plan, Report, Round, Snapshot, Step
+from graphcomp.records import Accuracy, Plan, Report, Snapshot, Step
 from graphcomp.train.options import Seen, cross_entropy
 from tests.learnable import SHAPE, arrays, exact_data, make_data, normalised_net, same, weights
 from tests.processes import in_processes
+from tests.running import run_pass
 from tests.tiny import SPEC, context, random_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,7 +119,7 @@ def test_rounds_are_ordinary_passes() -> None:
     assert (step.name, plan.name, step.index, step.plan_file) == (
         "scripted", "scripted", 0, "plans/01-scripted.json",
     )  # fmt: skip
-    assert step.evidence == {"because": "told"} and step.training is None and step.drift is not None
+    assert plan.evidence == {"because": "told"} and step.training is None and step.drift is not None
     assert 0 < step.verify_error <= TOLERANCE
     assert step.verify_error == max(row.verify_error for row in step.rounds)
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
@@ -127,18 +127,18 @@ def test_rounds_are_ordinary_passes() -> None:
 
 def test_a_row_a_round() -> None:
     step, _, result = run(FOUR)
-    assert [(r.number, r.name) for r in step.rounds] == [
-        (0, "start"), (1, "first"), (2, "finetune"), (3, "first"), (4, "finetune"),
+    assert [(r.index, r.name) for r in step.rounds] == [
+        (0, "first"), (1, "finetune"), (2, "first"), (3, "finetune"),
     ]  # fmt: skip
-    assert [r.removed for r in step.rounds] == [{}, {"0": 1}, {}, {"4": 1}, {}]
-    assert all(r.kept for r in step.rounds)
-    macs = [r.macs for r in step.rounds]
+    assert [r.removed for r in step.rounds] == [{"0": 1}, {}, {"4": 1}, {}]
+    assert step.kept_rounds == 4
+    macs = [s.macs for s in step.snapshots]
     assert macs[0] > macs[1] == macs[2] > macs[3] == macs[4] == step.after.macs
-    assert [r.training is not None for r in step.rounds] == [False, False, True, False, True]
+    assert [r.training is not None for r in step.rounds] == [False, True, False, True]
     assert step.summary.startswith("kept 4 of 4 rounds: 2 channels removed, held-out accuracy ")
     assert step.summary.endswith("; the script is at its end")
     assert Step.model_validate_json(step.model_dump_json()) == step
-    last = step.rounds[-1].accuracy
+    last = step.rounds[-1].after.accuracy
     judges = held_out_samples("x", make_data(), 0.2)
     assert last == accuracy(result, judges) and last is not None and last.samples == 24
 
@@ -147,7 +147,7 @@ def test_an_earlier_round_is_the_result() -> None:
     step, plan, result = run(FOUR, kept=2)
     shorter, _, expected = run(FOUR[:2])
     assert same(result, expected) and result.history == expected.history
-    assert [r.kept for r in step.rounds] == [True, True, True, False, False]
+    assert (step.kept_rounds, len(step.rounds)) == (2, 4)
     assert [p["name"] for p in plan.decisions["rounds"]] == ["first", "finetune"]
     assert step.after == shorter.after
     assert step.summary.startswith("kept 2 of 4 rounds: 1 channels removed")
@@ -162,7 +162,7 @@ def test_all_rounds_are_taken_back() -> None:
 
 def test_no_round() -> None:
     step, _, result = run(())
-    assert same(result, normalised_net()) and [r.number for r in step.rounds] == [0]
+    assert same(result, normalised_net()) and step.rounds == [] and len(step.snapshots) == 1
     assert step.verify_error == 0
 
 
@@ -180,7 +180,7 @@ def test_decisions_see_accuracies_in_order() -> None:
     step, _, _ = run_pass(method, normalised_net(), context(make_data()))
     assert [len(c.rounds) for c in method.seen] == [0, 1, 2, 3, 4]
     last = method.seen[-1]
-    assert [s.accuracy for s in last.snapshots] == [r.accuracy for r in step.rounds]
+    assert [s.accuracy for s in last.snapshots] == [s.accuracy for s in step.snapshots]
 
 
 def test_t3_6_rounds_have_no_way_to_the_evaluation_data() -> None:
@@ -201,7 +201,7 @@ def test_t3_6_rounds_have_no_way_to_the_evaluation_data() -> None:
     assert np.array_equal(held_out_samples("x", data, 0.2).indices, judges.indices)
     assert not set(learned.indices) & set(judges.indices)
     equal = Scripted((tuned(held_out=0.2),))
-    training = run_pass(equal, normalised_net(), context(data))[0].rounds[1].training
+    training = run_pass(equal, normalised_net(), context(data))[0].rounds[0].training
     assert training is not None
     assert (training.samples, training.held_out_samples) == (len(learned), len(judges))
 
@@ -212,7 +212,7 @@ def test_momenta_go_through_a_removal() -> None:
     step, _, on = run(passes, keeps_momenta=True)
     _, _, anew = run(passes)
     assert not same(on, anew) and str(on) == str(anew)
-    assert step.rounds[2].removed == {"0": 1}
+    assert step.rounds[1].removed == {"0": 1}
 
 
 def test_progress_never_falls_and_ends_once() -> None:
@@ -234,12 +234,7 @@ def test_lost_points_and_removed_channels() -> None:
     with pytest.raises(PassError, match="found no accuracy"):
         lost_points(without, 0)
     step, _, _ = run(FOUR[:1])
-    before, after = round_rows(course, 0), step.rounds
-    assert before == [
-        Round(number=0, name="start", summary="the program as it came", accuracy=at(0.93).accuracy,
-              params_trainable=1, macs=1, kept=True)
-    ]  # fmt: skip
-    assert after[1].removed == {"0": 1}
+    assert step.rounds[0].removed == {"0": 1}
     assert removed_channels(step.after.layers, step.after.layers) == {}
 
 
@@ -331,7 +326,7 @@ def test_stopped_in_a_training_and_resumed(tmp_path: Path, monkeypatch: pytest.M
     assert "scripted: goes on after round 2" in told and not any("[1/5]" in m for m in told)
     assert same(resumed, expected) and resumed.history == expected.history and resumed_plan == plan
     assert comparable(step) == comparable(whole)
-    assert step.rounds[3].training is not None and step.rounds[3].training.resumed == 1
+    assert step.rounds[2].training is not None and step.rounds[2].training.resumed == 1
 
 
 @pytest.mark.slow
@@ -418,7 +413,7 @@ def test_a_whole_run_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.Mon
     report = build(job, out, resume=True)
     assert not (out / "checkpoints" / "running").exists()
     written = Report.model_validate(json.loads((out / "report.json").read_text()))
-    assert written.steps[0].rounds == report.steps[0].rounds and len(report.steps[0].rounds) == 5
+    assert written.steps[0].rounds == report.steps[0].rounds and len(report.steps[0].rounds) == 4
     assert "Channels removed per layer" in (out / "report.html").read_text()
     saved = Program.load(out / "program")
     assert [h["name"] for h in saved.history] == ["apoz", "finetune"] * 2
@@ -441,7 +436,7 @@ def found_by(pass_: Pass, where: Context) -> Found:
     return {
         "tensors": weights(result),
         "rows": [[r["name"], r["decisions"].get("candidates"), r["decisions"].get("rows")] for r in rounds],
-        "accuracies": [row.accuracy and row.accuracy.top1 for row in step.rounds],
+        "accuracies": [s.accuracy and s.accuracy.top1 for s in step.snapshots],
         "removed": [dict(row.removed) for row in step.rounds],
         "summary": step.summary,
         "processes": [row.training.processes for row in step.rounds if row.training],

@@ -17,7 +17,6 @@ from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.program import Program, named_tensors, trace
 from graphcomp.passes import FoldBN
 from graphcomp.pipeline import verify
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.pipeline.verify import (
     TOLERANCE,
     check,
@@ -30,6 +29,7 @@ from graphcomp.pipeline.verify import (
 )
 from tests.nets import TRAPS, Net, _block, _conv, _head, scramble
 from tests.removing import ByRows, Rows, digest, half, plain_program, random_scores
+from tests.running import run_pass
 from tests.tiny import context, tiny, tiny_program, traced
 
 SHAPE = (1, 3, 8, 8)

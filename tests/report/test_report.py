@@ -47,17 +47,19 @@ def snapshot(layers: list[records.LayerRow], top1: float | None = None) -> recor
 
 BEFORE = snapshot([layer("stem", 64, 5_432_111), layer("head", 10, 9_999)], top1=0.9712)
 AFTER = snapshot([layer("stem", 48, 3_210_987), layer("head", 10, 7_654)], top1=0.9434)
-STEP = records.Step(
-    index=1,
+PLAN = records.Plan(
     name="l1",
     options={"ratio": 0.25, "target": {"macs": 0.5}},
     summary="removed 16 of 64 channels",
-    plan_file="plans/01-l1.json",
     kept=[
         records.LeftAlone(where="head", reason="an output of the model"),
         records.LeftAlone(where="head2", reason="too small"),
         records.LeftAlone(where="head3", reason="too small"),
     ],
+)
+STEP = records.Step(
+    index=1,
+    plan=PLAN,
     drift=records.Drift(relative_l2=0.123, top1_agreement=0.875),
     verify_error=2.5e-15,
     seconds=1.25,
@@ -274,13 +276,9 @@ def test_plots_have_a_title_and_tables_have_scoped_headers(html: str) -> None:
 def test_everything_from_the_record_is_escaped() -> None:
     evil = '<script>alert("1")</script>&$x_1$'
     rows = [layer(evil, 8, 100)]
-    step = STEP.model_copy(
+    left = [records.LeftAlone(where=evil, reason=evil)]
+    step = planned(name=evil, summary=evil, options={evil: evil}, kept=left).model_copy(
         update={
-            "name": evil,
-            "summary": evil,
-            "options": {evil: evil},
-            "plan_file": evil,
-            "kept": [records.LeftAlone(where=evil, reason=evil)],
             "after": snapshot(rows, 0.5),
         }
     )
@@ -302,6 +300,11 @@ def test_everything_from_the_record_is_escaped() -> None:
     assert page.shown().count(evil) >= 10
 
 
+def planned(**changes: Any) -> records.Step:
+    """The step with another plan."""
+    return STEP.model_copy(update={"plan": PLAN.model_copy(update=changes)})
+
+
 def with_spectra(count: int) -> records.Step:
     """A step that decided by the spectra of `count` groups of four channels."""
     groups = [
@@ -311,7 +314,7 @@ def with_spectra(count: int) -> records.Step:
         ).model_dump(mode="json")
         for i in range(count)
     ]  # fmt: skip
-    return STEP.model_copy(update={"evidence": {"groups": groups}})
+    return planned(evidence={"groups": groups})
 
 
 @pytest.mark.slow
@@ -327,18 +330,27 @@ def test_spectra_have_a_panel_a_group(count: int) -> None:
 def with_rounds() -> records.Step:
     """A step of three rounds, of which the last was undone."""
 
-    def row(number: int, name: str, kept: bool, **changes: Any) -> records.Round:
-        score = records.Accuracy(top1=0.97 - 0.011 * number, samples=140, low=0.9, high=0.99)
-        facts = {"summary": f"did <{number}>", "params_trainable": 1000 - number, "macs": 20_000 - number}
-        return records.Round(number=number, name=name, kept=kept, accuracy=score, **(facts | changes))
+    def after(number: int) -> records.Snapshot:
+        params = 1000 - number
+        return records.Snapshot(
+            params_trainable=params,
+            params_state=params,
+            macs=20_000 - number,
+            accuracy=records.Accuracy(top1=0.97 - 0.011 * number, samples=140, low=0.9, high=0.99),
+        )
+
+    def row(number: int, name: str, evidence: dict[str, Any] | None = None, **facts: Any) -> records.Step:
+        plan = records.Plan(name=name, summary=f"did <{number}>", evidence=evidence or {})
+        known = {"drift": None, "verify_error": 0.0, "seconds": 0.0}
+        return records.Step(index=number - 1, plan=plan, after=after(number), **(known | facts))
 
     rows = [
-        row(0, "start", True),
-        row(1, "apoz", True, removed={"head": 2, "stem": 11}),
-        row(2, "finetune", True, evidence={"rate": 0.625, "thresholds": {"stem": 0.1}}, seconds=12.34),
-        row(3, "apoz", False, removed={"stem": 7}),
+        row(1, "apoz", removed={"head": 2, "stem": 11}),
+        row(2, "finetune", {"rate": 0.625, "thresholds": {"stem": 0.1}}, seconds=12.34),
+        row(3, "apoz", removed={"stem": 7}),
     ]
-    return STEP.model_copy(update={"rounds": rows, "summary": "kept 2 of 3 rounds: 13 channels removed"})
+    step = planned(summary="kept 2 of 3 rounds: 13 channels removed")
+    return step.model_copy(update={"start": after(0), "rounds": rows, "kept_rounds": 2})
 
 
 @pytest.mark.slow
@@ -432,7 +444,7 @@ def test_without_dct_layers_nothing_is_said(html: str) -> None:
 @pytest.mark.parametrize("name", ["\x00\x1b[31m", "$\\frac{$", "日本語", "a" * 400], ids=repr)
 def test_an_odd_layer_name_does_not_break_the_plots(name: str) -> None:
     pairs = report.pair_layers([layer(name, 8, 100)], [layer(name, 4, 50)])
-    step = STEP.model_copy(update={"name": name})
+    step = planned(name=name)
     plots = report._plots(make(steps=[step], bench=None), pairs)
     assert set(plots) == {"steps", "layers"}
     start = re.escape(name[:5]) if name.isprintable() else "\N{REPLACEMENT CHARACTER}"
@@ -659,7 +671,7 @@ def test_differences_within_the_interval_are_pointed_out_and_clear_losses_are_no
 
 
 def test_a_clear_loss_that_nothing_repairs_has_advice() -> None:
-    fold = STEP.model_copy(update={"index": 2, "name": "fold-bn", "drift": None})
+    fold = planned(name="fold-bn").model_copy(update={"index": 2, "drift": None})
     (said,) = report.describe_loss(make(steps=[STEP, fold]))
     assert said.startswith(
         "Accuracy fell, and nothing behind l1 repairs it: train on with finetune, in front of"

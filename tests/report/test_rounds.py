@@ -4,7 +4,7 @@ import pytest
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
-from graphcomp.records import Round, Step
+from graphcomp.records import Step
 from graphcomp.report.plots import svg
 from graphcomp.report.rounds import MOST_NAMED, Removals, removals, removed_figure, rounds_figure
 from tests.report.test_report import STEP, with_rounds
@@ -20,7 +20,7 @@ def test_what_each_layer_lost_in_the_order_of_the_network() -> None:
 
 
 def test_accuracy_and_size() -> None:
-    top, bottom = rounds_figure(with_rounds().rounds).axes
+    top, bottom = rounds_figure(with_rounds()).axes
     assert top.get_ylabel().startswith("held-out top-1 accuracy, %")
     assert top.lines[0].get_xydata().tolist() == [  # type: ignore[union-attr]
         [0.0, 97.0], [1.0, pytest.approx(95.9)], [2.0, pytest.approx(94.8)], [3.0, pytest.approx(93.7)],
@@ -34,8 +34,10 @@ def test_accuracy_and_size() -> None:
 
 
 def test_without_accuracy_and_without_undone_rounds() -> None:
-    rows = [row.model_copy(update={"accuracy": None, "kept": True}) for row in with_rounds().rounds]
-    (only,) = rounds_figure(rows).axes
+    step = with_rounds()
+    start, *after = (s.model_copy(update={"accuracy": None}) for s in step.snapshots)
+    rows = [row.model_copy(update={"after": a}) for row, a in zip(step.rounds, after, strict=True)]
+    (only,) = rounds_figure(step.model_copy(update={"start": start, "rounds": rows, "kept_rounds": 3})).axes
     assert not only.patches and only.get_xlabel() == "round (0: as it came)"
 
 
@@ -56,10 +58,9 @@ def test_a_bar_a_layer_and_a_piece_a_round() -> None:
 
 def many(count: int) -> Step:
     """As many rounds, of which each takes one channel from the stem."""
-    start, *_ = with_rounds().rounds
-    rows = [Round(number=n, name="cut", summary="", accuracy=None, params_trainable=9, macs=9, kept=True,
-                  removed={"stem": 1}) for n in range(1, count + 1)]  # fmt: skip
-    return STEP.model_copy(update={"rounds": [start, *rows]})
+    first, *_ = with_rounds().rounds
+    rows = [first.model_copy(update={"index": n, "removed": {"stem": 1}}) for n in range(count)]
+    return with_rounds().model_copy(update={"rounds": rows, "kept_rounds": count})
 
 
 def test_many_rounds_have_a_short_legend() -> None:

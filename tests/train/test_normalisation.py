@@ -7,9 +7,9 @@ from torch import nn
 from graphcomp.errors import PassError
 from graphcomp.ir.program import Program
 from graphcomp.passes import FoldBN
-from graphcomp.pipeline.pipeline import run_pass
 from graphcomp.train.normalisation import SyncedBatchNorm, normalisations, reestimate, synchronise
 from tests.learnable import make_split, normalised_net, plain_net, weights
+from tests.running import run_pass
 from tests.tiny import context, traced
 
 
