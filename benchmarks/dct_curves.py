@@ -179,7 +179,7 @@ def measure(name: str, weights: Path, spec: str, tuning: str | None) -> None:
             program = source if passes == ORIGINAL else _run(source, passes, None)
             tuned = accuracy(_run(program, tuning, data), data.eval)
             assert tuned is not None
-            rows.put(passes, rows.found[passes] | {"tuning": tuning, "tuned": tuned.top1})
+            rows.put(passes, rows.found[passes] | {"tuning": tuning, "tuned": tuned.value})
         print(f"{passes}, tuned: {_said(rows.found[passes])}", flush=True)
 
 
@@ -208,7 +208,7 @@ def _row(program: Program, data: Data, network: Network, filed: bool) -> Row:
     halves = [accuracy(program, split) for split in (data.eval, data.train)[: 1 + network.whole]]
     found = [a for a in halves if a is not None]
     samples = sum(a.samples for a in found)
-    correct = round(sum(a.top1 * a.samples for a in found))
+    correct = round(sum(a.value * a.samples for a in found))
     return {
         "trainable": params_trainable(program),
         "order": params_order(program),
@@ -216,7 +216,7 @@ def _row(program: Program, data: Data, network: Network, filed: bool) -> Row:
         "top1": correct / samples,
         "interval": wilson(correct, samples),
         "samples": samples,
-        "held_out": found[0].top1,
+        "held_out": found[0].value,
         "held_out_samples": found[0].samples,
     }
 

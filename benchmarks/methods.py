@@ -246,7 +246,7 @@ def _row(source: Program, passes: str, data: Data, timer: Callable[[Program], Ro
 
 
 def _counts(counted: Snapshot) -> Row:
-    top1 = counted.accuracy.top1 if counted.accuracy else None
+    top1 = counted.score.value if counted.score else None
     return {"params": counted.params_trainable, "macs": counted.macs, "top1": top1}
 
 

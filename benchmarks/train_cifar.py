@@ -55,7 +55,7 @@ def main() -> None:
     save_file({n: t.contiguous() for n, t in trained.module.state_dict().items()}, chosen.out)
     top1 = accuracy(trained, data.eval)
     assert top1 is not None
-    print(f"top-1 on {len(data.eval)} test images: {100 * top1.top1:.2f} %")
+    print(f"top-1 on {len(data.eval)} test images: {100 * top1.value:.2f} %")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from typing import Any
 
 from graphcomp.measure.evaluate import wilson
 from graphcomp.passes import PASSES
-from graphcomp.records import Accuracy, LayerRow, MeanError, Snapshot
+from graphcomp.records import LayerRow, Score, Snapshot
 from graphcomp.study.grid import Cell, Study, expand
 from graphcomp.study.run import CellResult
 
@@ -19,10 +19,10 @@ def snapshot(macs: dict[str, int], top1: float | None = None) -> Snapshot:
         for n, m in macs.items()
     ]
     low, high = wilson(round(100 * (top1 or 0)), 100)
-    accuracy = None if top1 is None else Accuracy(top1=top1, samples=100, low=low, high=high)
+    score = None if top1 is None else Score(measure="accuracy", value=top1, samples=100, low=low, high=high)
     total = sum(macs.values())
     return Snapshot(
-        params_trainable=total // 10, params_state=total // 10, macs=total, accuracy=accuracy, layers=layers
+        params_trainable=total // 10, params_state=total // 10, macs=total, score=score, layers=layers
     )
 
 
@@ -56,11 +56,13 @@ def result(cell: Cell, after: dict[str, int], top1: float | None = 0.7, **change
 def with_error(cell: Cell, mae: float) -> CellResult:
     """As if `cell` were about values: from an error of 0.2 to `mae`."""
     made = result(cell, {"a": 300, "b": 400}, None)
-    before, after = (MeanError(mae=e, samples=50, low=e - 0.01, high=e + 0.01) for e in (0.2, mae))
+    before, after = (
+        Score(measure="error", value=e, samples=50, low=e - 0.01, high=e + 0.01) for e in (0.2, mae)
+    )
     baseline, final = made.baseline, made.final
     return made.model_copy(
         update={
-            "baseline": baseline.model_copy(update={"error": before}),
-            "final": final.model_copy(update={"error": after}),
+            "baseline": baseline.model_copy(update={"score": before}),
+            "final": final.model_copy(update={"score": after}),
         }
     )

@@ -12,8 +12,8 @@ from graphcomp.measure.evaluate import (
     drift,
     first_inputs,
     is_classifier,
-    mean_error,
     require_classes,
+    score,
     values_like,
 )
 from graphcomp.measure.gradients import mean_gradients
@@ -64,7 +64,6 @@ __all__ = [
     "macs",
     "matrix",
     "matrix_shape",
-    "mean_error",
     "mean_gradients",
     "output_weights",
     "outputs_at",
@@ -73,6 +72,7 @@ __all__ = [
     "require_classes",
     "require_images",
     "robustness",
+    "score",
     "snapshot",
     "values_like",
     "with_macs",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, fx, nn
 
 from graphcomp.ir import DctConv2d, DctLayer, Program, named_tensors, op_name
-from graphcomp.records import Accuracy, LayerRow, MeanError, Snapshot
+from graphcomp.records import LayerRow, Score, Snapshot
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -152,7 +152,7 @@ def _positions(shape: tuple[int, ...], weight_ndim: int) -> int:
     return count
 
 
-def snapshot(program: Program, accuracy: Accuracy | None = None, error: MeanError | None = None) -> Snapshot:
+def snapshot(program: Program, score: Score | None = None) -> Snapshot:
     """All counters of a program."""
     rows = layer_rows(program)
     return Snapshot(
@@ -160,7 +160,6 @@ def snapshot(program: Program, accuracy: Accuracy | None = None, error: MeanErro
         params_state=params_state(program),
         params_order=params_order(program),
         macs=sum(row.macs for row in rows),
-        accuracy=accuracy,
-        error=error,
+        score=score,
         layers=rows,
     )

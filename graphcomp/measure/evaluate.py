@@ -12,7 +12,7 @@ from graphcomp.data import Data, Split
 from graphcomp.errors import DataError
 from graphcomp.ir import Program, output_tensors
 from graphcomp.measure.calibrate import batch_size
-from graphcomp.records import Accuracy, Drift, MeanError
+from graphcomp.records import Drift, Score
 
 BATCH = 250
 NORMAL_95 = 1.959964
@@ -50,7 +50,7 @@ def require_classes(program: Program, data: Data) -> None:
 @torch.no_grad()
 def accuracy(
     program: Program, split: Split, progress: Callable[[int], None] | None = None, *, shared: bool = False
-) -> Accuracy | None:
+) -> Score | None:
     """Top-1 accuracy on a split; None without labels, for values, or for a network that is no classifier.
 
     Args:
@@ -80,10 +80,11 @@ def accuracy(
     if shared:
         distributed.all_reduce([correct])
     low, high = wilson(int(correct), len(split))
-    return Accuracy(top1=int(correct) / len(split), samples=len(split), low=low, high=high)
+    value = int(correct) / len(split)
+    return Score(measure="accuracy", value=value, samples=len(split), low=low, high=high)
 
 
-def score(program: Program, split: Split, *, shared: bool = False) -> Accuracy | MeanError | None:
+def score(program: Program, split: Split, *, shared: bool = False) -> Score | None:
     """Accuracy for classes, the mean error for values; see these. None where neither says anything."""
     return accuracy(program, split, shared=shared) or mean_error(program, split, shared=shared)
 
@@ -91,7 +92,7 @@ def score(program: Program, split: Split, *, shared: bool = False) -> Accuracy |
 @torch.no_grad()
 def mean_error(
     program: Program, split: Split, progress: Callable[[int], None] | None = None, *, shared: bool = False
-) -> MeanError | None:
+) -> Score | None:
     """Mean absolute error on a split whose labels are values; None without labels, or for classes.
 
     Args:
@@ -119,7 +120,8 @@ def mean_error(
         distributed.all_reduce([sums])
     mean, square = (sums / len(split)).tolist()
     half = NORMAL_95 * math.sqrt(max(square - mean * mean, 0.0) / len(split))
-    return MeanError(mae=mean, samples=len(split), low=max(0.0, mean - half), high=mean + half)
+    low, high = max(0.0, mean - half), mean + half
+    return Score(measure="error", value=mean, samples=len(split), low=low, high=high)
 
 
 def absolute_errors(outputs: Any, labels: Tensor) -> Tensor:

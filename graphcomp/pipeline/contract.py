@@ -15,16 +15,15 @@ from graphcomp.ir import Program
 from graphcomp.measure import (
     Request,
     Statistic,
-    accuracy,
     calibrate,
     drift,
     first_inputs,
-    mean_error,
+    score,
     snapshot,
 )
 from graphcomp.onnx import Exports
 from graphcomp.pipeline.accounting import Concern
-from graphcomp.records import Accuracy, Drift, Fit, Plan, Snapshot, Step, Training
+from graphcomp.records import Drift, Fit, Plan, Score, Snapshot, Step, Training
 from graphcomp.runtime import Target, Timer, memory
 
 DRIFT_SAMPLES = 250
@@ -88,14 +87,13 @@ class Context:
             self.target, self.threads, self.timer, self.timed, self.progress, self.latencies, self.exports
         )
 
-    def evaluate(self, program: Program) -> Accuracy | None:
-        """Accuracy on the evaluation data, None if there is none; collective (see `distributed`)."""
-        return None if self.data is None else accuracy(program, self.data.eval, shared=True)
+    def evaluate(self, program: Program) -> Score | None:
+        """The score on the evaluation data, None if they say nothing; collective (see `distributed`)."""
+        return None if self.data is None else score(program, self.data.eval, shared=True)
 
     def snapshot(self, program: Program) -> Snapshot:
         """What a program costs and how good it is on the evaluation data; collective."""
-        error = None if self.data is None else mean_error(program, self.data.eval, shared=True)
-        return snapshot(program, self.evaluate(program), error)
+        return snapshot(program, self.evaluate(program))
 
     def drift(self, before: Program, after: Program) -> Drift | None:
         """How far outputs moved on calibration data; None if nothing changed, or there is no data."""

@@ -197,10 +197,10 @@ def lost_points(course: Course, number: int) -> float:
     Raises:
         PassError: if it was not measured: the network is no classifier.
     """
-    before, after = course.start.accuracy, course.snapshots[number].accuracy
-    if before is None or after is None:
+    before, after = course.start.score, course.snapshots[number].score
+    if before is None or after is None or before.measure != "accuracy":
         raise PassError("rounds: found no accuracy, expected that of a classifier on labelled samples")
-    return round(100 * (before.top1 - after.top1), 9)  # counts over one number of samples, but for rounding
+    return round(100 * (before.value - after.value), 9)  # counts over one number of samples, but for rounding
 
 
 def removed_channels(before: Sequence[LayerRow], after: Sequence[LayerRow]) -> dict[str, int]:
@@ -214,10 +214,10 @@ def _summary(course: Course, kept: int) -> str:
     """`kept 8 of 10 rounds: 126 channels removed, held-out accuracy 98.60 -> 97.90 %`."""
     removed = sum(sum(step.removed.values()) for step in course.rounds[:kept])
     text = f"kept {kept} of {len(course.rounds)} rounds: {removed} channels removed"
-    first, last = course.start.accuracy, course.snapshots[kept].accuracy
-    if first is None or last is None:
+    first, last = course.start.score, course.snapshots[kept].score
+    if first is None or last is None or first.measure != "accuracy":
         return text
-    return f"{text}, held-out accuracy {100 * first.top1:.2f} -> {100 * last.top1:.2f} %"
+    return f"{text}, held-out accuracy {100 * first.value:.2f} -> {100 * last.value:.2f} %"
 
 
 # ---------------------------------------------------------------------- the working directory

@@ -22,13 +22,12 @@ from graphcomp.records.passes import (
     Training,
     Width,
 )
-from graphcomp.records.program import Accuracy, LayerRow, MeanError, Snapshot
+from graphcomp.records.program import LayerRow, Score, Snapshot
 from graphcomp.records.record import Record
 from graphcomp.records.report import CorruptedScore, DctWeights, Evaluation, Export, Report, Robustness
 from graphcomp.records.timing import BatchTiming, Bench, Environment, Interval, ModelFile, TimingStats
 
 __all__ = [
-    "Accuracy",
     "BatchTiming",
     "Bench",
     "CorruptedScore",
@@ -47,7 +46,6 @@ __all__ = [
     "Interval",
     "LayerRow",
     "LeftAlone",
-    "MeanError",
     "ModeTrial",
     "ModelFile",
     "Part",
@@ -56,6 +54,7 @@ __all__ = [
     "Record",
     "Report",
     "Robustness",
+    "Score",
     "Snapshot",
     "Spectrum",
     "Step",

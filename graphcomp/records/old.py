@@ -35,6 +35,22 @@ def _round(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def snapshot(data: Any) -> Any:
+    """A snapshot had an accuracy or an error."""
+    if not isinstance(data, dict) or not data.keys() & {"accuracy", "error"}:
+        return data
+    rest = {k: v for k, v in data.items() if k not in ("accuracy", "error")}
+    return rest | {"score": data.get("accuracy") or data.get("error")}
+
+
+def score(data: Any) -> Any:
+    """What it measured was the name of its value."""
+    for name, measure in (("top1", "accuracy"), ("mae", "error")):
+        if isinstance(data, dict) and name in data:
+            return {"measure": measure, **{("value" if k == name else k): v for k, v in data.items()}}
+    return data
+
+
 def _snapshot(row: dict[str, Any]) -> dict[str, Any]:
     """Of parameters and buffers only those that are trained were counted."""
     known = {name: row[name] for name in ("params_trainable", "macs", "accuracy")}

@@ -1,7 +1,10 @@
 """What a program costs and how good it is."""
 
-from pydantic import Field
+from typing import Literal
 
+from pydantic import Field, model_validator
+
+from graphcomp.records import old
 from graphcomp.records.record import Record
 
 
@@ -20,22 +23,24 @@ class LayerRow(Record):
     macs: int = Field(description="multiply-accumulates for one sample")
 
 
-class Accuracy(Record):
-    """Top-1 accuracy on the evaluation data."""
+class Score(Record):
+    """How good a program is on the evaluation data, with its 95 % interval."""
 
-    top1: float = Field(description="fraction in [0, 1]")
+    measure: Literal["accuracy", "error"] = Field(
+        description="accuracy: top-1, a fraction in [0, 1]; error: where labels are values, the mean over "
+        "samples of the mean |output - label| over a sample's values"
+    )
+    value: float = Field(description="of the measure")
     samples: int = Field(description="how many were evaluated")
-    low: float = Field(description="lower end of the 95 % Wilson interval")
-    high: float = Field(description="upper end of the 95 % Wilson interval")
+    low: float = Field(description="lower end of the interval: Wilson's of an accuracy, normal of an error")
+    high: float = Field(description="upper end of it")
 
+    _schema_1 = model_validator(mode="before")(old.score)
 
-class MeanError(Record):
-    """Mean absolute error on evaluation data whose labels are values (regression)."""
-
-    mae: float = Field(description="mean over samples of the mean |output - label| over a sample's values")
-    samples: int = Field(description="how many were evaluated")
-    low: float = Field(description="lower end of the 95 % interval of the mean (normal)")
-    high: float = Field(description="upper end of the 95 % interval of the mean (normal)")
+    @property
+    def higher_is_better(self) -> bool:
+        """An accuracy is, an error is not."""
+        return self.measure == "accuracy"
 
 
 class Snapshot(Record):
@@ -47,9 +52,10 @@ class Snapshot(Record):
         default=0, description="of those, integers that say where rebuilt weights belong; never trained"
     )
     macs: int = Field(description="multiply-accumulates for one sample")
-    accuracy: Accuracy | None = Field(default=None, description="null where it was not measured")
-    error: MeanError | None = Field(default=None, description="in place of accuracy where labels are values")
+    score: Score | None = Field(default=None, description="null where it was not measured")
     layers: list[LayerRow] = Field(default_factory=list, description="in the order they run")
+
+    _schema_1 = model_validator(mode="before")(old.snapshot)
 
     def without_layers(self) -> "Snapshot":
         """The totals."""

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from graphcomp.records import old
 from graphcomp.records.explanation import Explanation
 from graphcomp.records.passes import Step
-from graphcomp.records.program import Accuracy, MeanError, Snapshot
+from graphcomp.records.program import Score, Snapshot
 from graphcomp.records.record import Record
 from graphcomp.records.timing import Bench, Environment
 
@@ -46,7 +46,7 @@ class CorruptedScore(Record):
         description="motion-blur: length as a fraction of the shorter side; occlusion: hidden part of the "
         "area; brightness: factor of the pixel values"
     )
-    score: Accuracy | MeanError = Field(description="on the damaged images")
+    score: Score = Field(description="on the damaged images")
 
 
 class Evaluation(Record):

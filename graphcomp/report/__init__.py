@@ -12,14 +12,12 @@ from graphcomp.report.report import (
     write_report,
 )
 from graphcomp.report.scores import (
-    Score,
     Verdict,
     change_text,
     draw_scores,
     judge,
     judge_speed,
     measure_of,
-    quality,
     score_text,
 )
 
@@ -29,7 +27,6 @@ __all__ = [
     "FASTER",
     "INK",
     "SLOWER",
-    "Score",
     "THEORY",
     "Verdict",
     "WIDE",
@@ -44,7 +41,6 @@ __all__ = [
     "measure_of",
     "owner",
     "part_table",
-    "quality",
     "read_report",
     "render",
     "responsive",

@@ -25,15 +25,14 @@ from rich.text import Text
 
 from graphcomp.base import read_record, write_texts
 from graphcomp.records import (
-    Accuracy,
     BatchTiming,
     CorruptedScore,
     Evaluation,
     Interval,
     LayerRow,
-    MeanError,
     ModelFile,
     Report,
+    Score,
     Snapshot,
     Step,
 )
@@ -54,7 +53,6 @@ from graphcomp.report.plots import (
 )
 from graphcomp.report.rounds import removals, removed_figure, rounds_figure
 from graphcomp.report.scores import (
-    Score,
     Verdict,
     change,
     draw_scores,
@@ -62,7 +60,6 @@ from graphcomp.report.scores import (
     judge_speed,
     measure_of,
     plotted,
-    quality,
     range_text,
     score_text,
     spread,
@@ -147,11 +144,11 @@ def _interval(interval: Interval) -> str:
 
 
 def _points(before: Score | None, after: Score | None) -> str:
-    if isinstance(before, MeanError) and isinstance(after, MeanError):
-        return _change(before.mae, after.mae)
-    if isinstance(before, Accuracy) and isinstance(after, Accuracy):
-        return f"{100 * (after.top1 - before.top1):+.2f} points"
-    return ""
+    if before is None or after is None or before.measure != after.measure:
+        return ""
+    if after.measure == "error":
+        return _change(before.value, after.value)
+    return f"{100 * (after.value - before.value):+.2f} points"
 
 
 # -- what the report says ------------------------------------------------------------------------------
@@ -196,12 +193,12 @@ def comparison(report: Report) -> list[Row]:
     """The before/after table: parameters, MACs, accuracy, file size and a row for each batch size timed."""
     old, new = report.baseline, report.final
     files = (report.baseline_export.bytes, report.export.bytes)
-    before, after = quality(old), quality(new)
+    before, after = old.score, new.score
     rows = [
         _count_row("Trainable params", old.params_trainable, new.params_trainable),
         _count_row("Params + buffers", old.params_state, new.params_state),
         _count_row("MACs per sample", old.macs, new.macs),
-        Row(measure_of(old), score_text(before), score_text(after), _points(before, after)),
+        Row(measure_of(before), score_text(before), score_text(after), _points(before, after)),
         Row("ONNX file", _bytes(files[0]), _bytes(files[1]), _change(*files)),
     ]
     if report.dense_export:
@@ -227,7 +224,7 @@ def summary_table(report: Report) -> Table:
     title = Text(f"{report.model}: before and after")
     lines = [Text(line, COLOURS[verdict]) for line, verdict in headlines(report)]
     remarks = [_sentence(remark) for remark in report.remarks]
-    unknown = [] if quality(report.final) else [_why_no_accuracy(report)]
+    unknown = [] if report.final.score else [_why_no_accuracy(report)]
     notes = [*unknown, *remarks, *describe_loss(report), *describe_dct(report)]
     said = Text("\n").join([*lines, *map(Text, notes)])
     table = Table(title=title, caption=said, box=box.SIMPLE_HEAD, padding=0)
@@ -253,7 +250,7 @@ class RobustnessRow:
 
 def robustness_rows(report: Report) -> list[RobustnessRow]:
     """Undamaged images first; nothing if it was not asked for."""
-    found, old, new = report.robustness, quality(report.baseline), quality(report.final)
+    found, old, new = report.robustness, report.baseline.score, report.final.score
     if found is None or old is None or new is None:
         return []
     rows = [RobustnessRow("none", old, new)]
@@ -295,7 +292,7 @@ def evaluation_table(found: Evaluation) -> Table:
     table.add_column("", justify="right")
     table.add_row("Trainable params", _count(found.snapshot.params_trainable))
     table.add_row("MACs per sample", _count(found.snapshot.macs))
-    table.add_row(measure_of(found.snapshot), Text(score_text(quality(found.snapshot))))
+    table.add_row(measure_of(found.snapshot.score), Text(score_text(found.snapshot.score)))
     for row in found.robustness:
         table.add_row(f"  {_damage(row)}", Text(score_text(row.score)))
     return table
@@ -303,7 +300,7 @@ def evaluation_table(found: Evaluation) -> Table:
 
 def headlines(report: Report) -> list[tuple[str, Verdict]]:
     """What was measured, a sentence a batch size, with how good that is; says so if nothing was."""
-    before, after = quality(report.baseline), quality(report.final)
+    before, after = report.baseline.score, report.final.score
     if report.bench is None or not report.bench.batches:
         said, verdict = judge(None, before, after)
         measured = f"{said[0].upper()}{said[1:]}."
@@ -313,13 +310,14 @@ def headlines(report: Report) -> list[tuple[str, Verdict]]:
 
 def describe_loss(report: Report) -> list[str]:
     """What would repair a score that fell and that nothing repaired; nothing otherwise."""
-    if change(quality(report.baseline), quality(report.final)) != "lost":
+    lost = report.final.score
+    if lost is None or change(report.baseline.score, lost) != "lost":
         return []
     trained = [step for step in report.steps if step.training is not None or step.start]
     changed = [step for step in report.steps if step.drift is not None and step not in trained]
     if not changed or (trained and trained[-1].index > changed[-1].index):
         return []
-    fell = "The error grew" if report.final.error else "Accuracy fell"
+    fell = "Accuracy fell" if lost.higher_is_better else "The error grew"
     place = ", in front of fold-bn" if any(step.name == "fold-bn" for step in report.steps) else ""
     return [
         f"{fell}, and nothing behind {changed[-1].name} repairs it: train on with finetune{place}, or "
@@ -386,12 +384,12 @@ def _size_notes(report: Report) -> list[str]:
 
 
 def _accuracy_notes(report: Report) -> list[str]:
-    old, new = quality(report.baseline), quality(report.final)
+    old, new = report.baseline.score, report.final.score
     if old is None or new is None:
         return [_why_no_accuracy(report)]
     what, kind = (
         ("The mean absolute error is", "normal")
-        if isinstance(new, MeanError)
+        if new.measure == "error"
         else ("Accuracy is top-1", "Wilson")
     )
     found = [
@@ -448,7 +446,7 @@ def _steps_figure(report: Report, inches: float = WIDE) -> Figure:
     """Accuracy after every step above, size after every step below."""
     snapshots = [report.baseline, *(step.after for step in report.steps)]
     names = ["baseline", *(f"{step.index + 1} {step.name}" for step in report.steps)]
-    measured = any(quality(snapshot) for snapshot in snapshots)
+    measured = any(snapshot.score for snapshot in snapshots)
     figure = Figure(figsize=(inches, 5.4 if measured else 2.9), layout="constrained")
     axes = figure.subplots(2 if measured else 1, 1, sharex=True, squeeze=False)[:, 0]
     if measured:
@@ -471,7 +469,7 @@ def _steps_figure(report: Report, inches: float = WIDE) -> Figure:
 
 
 def _draw_accuracy(ax: Axes, snapshots: Sequence[Snapshot]) -> None:
-    every = [(i, quality(snapshot)) for i, snapshot in enumerate(snapshots)]
+    every = [(i, snapshot.score) for i, snapshot in enumerate(snapshots)]
     known = [(i, q) for i, q in every if q is not None]
     look = {"color": AFTER, "marker": "o", "capsize": 4, "linewidth": 1.6, "elinewidth": 1.2}
     draw_scores(ax, [i for i, _ in known], [q for _, q in known], **look)
@@ -479,7 +477,7 @@ def _draw_accuracy(ax: Axes, snapshots: Sequence[Snapshot]) -> None:
         for i, score in known:
             value, _, top = plotted(score)
             ax.annotate(
-                f"{value:.3g}" if isinstance(score, MeanError) else f"{value:.1f}",
+                f"{value:.3g}" if score.measure == "error" else f"{value:.1f}",
                 (i, max(value, top)),
                 (0, 4),
                 textcoords="offset points",
@@ -628,7 +626,7 @@ def _plots(report: Report, pairs: Sequence[LayerPair]) -> dict[str, Markup]:
         plots["steps"] = responsive(
             partial(_steps_figure, report),
             "plot-steps",
-            f"{measure_of(report.baseline)} and size after every step",
+            f"{measure_of(report.baseline.score)} and size after every step",
             "Line plots; the numbers are in the table of steps.",
         )
     for step in report.steps:
@@ -694,7 +692,6 @@ def render_html(report: Report) -> str:
         "interval": _interval,
         "ms": _ms,
         "ratio": _ratio,
-        "quality": quality,
         "why_no_accuracy": _why_no_accuracy,
         "range": range_text,
         "short": _short,

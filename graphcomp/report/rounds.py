@@ -46,7 +46,7 @@ def removals(step: Step) -> Removals:
 def rounds_figure(step: Step, inches: float = WIDE) -> Figure:
     """Held-out accuracy after every round above, if it was measured; size below."""
     found = step.snapshots
-    scored = [(number, s.accuracy) for number, s in enumerate(found) if s.accuracy is not None]
+    scored = [(number, s.score) for number, s in enumerate(found) if s.score is not None]
     figure = Figure(figsize=(inches, 4.8 if scored else 2.9), layout="constrained")
     panels = figure.subplots(2 if scored else 1, 1, sharex=True, squeeze=False)[:, 0]
     if scored:

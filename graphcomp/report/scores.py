@@ -8,22 +8,19 @@ from typing import Any, Literal
 
 from matplotlib.axes import Axes
 
-from graphcomp.records import Accuracy, BatchTiming, MeanError, Snapshot
+from graphcomp.records import BatchTiming, Score
 
-Score = Accuracy | MeanError
 Change = Literal["lost", "kept", "gained"]
 Verdict = Literal["good", "mixed", "bad", "plain"]
 """Of speed and score together: `mixed` pays for one with the other, `plain` says nothing either way."""
 
 
-def quality(snapshot: Snapshot) -> Score | None:
-    """Accuracy, or the mean error where labels are values; None if neither was measured."""
-    return snapshot.accuracy or snapshot.error
+MEASURES = {"accuracy": "Accuracy (top-1)", "error": "Mean absolute error"}
 
 
-def measure_of(snapshot: Snapshot) -> str:
-    """What `quality` is called."""
-    return "Mean absolute error" if snapshot.error else "Accuracy (top-1)"
+def measure_of(score: Score | None) -> str:
+    """What a score says, or would say if it had been measured."""
+    return MEASURES["accuracy" if score is None else score.measure]
 
 
 # ---------------------------------------------------------------------- as text
@@ -31,12 +28,12 @@ def measure_of(snapshot: Snapshot) -> str:
 
 def value_text(score: Score) -> str:
     """`93.39 %`, or the error in four digits."""
-    return f"{score.mae:.4g}" if isinstance(score, MeanError) else f"{100 * score.top1:.2f} %"
+    return f"{score.value:.4g}" if score.measure == "error" else f"{100 * score.value:.2f} %"
 
 
 def range_text(score: Score) -> str:
     """The ends of the 95 % interval."""
-    if isinstance(score, MeanError):
+    if score.measure == "error":
         return f"{score.low:.4g}, {score.high:.4g}"
     return f"{100 * score.low:.1f}, {100 * score.high:.1f}"
 
@@ -54,32 +51,31 @@ def change(before: Score | None, after: Score | None) -> Change | None:
 
     None if it was not measured on both sides, or not by the same measure.
     """
-    if isinstance(before, Accuracy) and isinstance(after, Accuracy):
-        worse, better = after.top1 < before.low, after.top1 > before.high
-    elif isinstance(before, MeanError) and isinstance(after, MeanError):
-        worse, better = after.mae > before.high, after.mae < before.low
-    else:
+    if before is None or after is None or before.measure != after.measure:
         return None
+    worse, better = after.value < before.low, after.value > before.high
+    if not after.higher_is_better:
+        worse, better = better, worse
     return "lost" if worse else "gained" if better else "kept"
 
 
 def change_text(before: Score | None, after: Score | None) -> str:
     """`21.0 points less accurate`; a difference that the interval covers is shown, but not called one."""
     found = change(before, after)
-    if isinstance(before, Accuracy) and isinstance(after, Accuracy):
-        points = 100 * (after.top1 - before.top1)
-        if found == "kept":
-            within = f"as accurate within its interval ({points:+.2f} points)"
-            return within if points else "equally accurate"
-        decimals = 1 if abs(points) >= 1 else 2
-        return f"{abs(points):.{decimals}f} points {'less' if found == 'lost' else 'more'} accurate"
-    if isinstance(before, MeanError) and isinstance(after, MeanError):
-        part = 100 * (after.mae / before.mae - 1) if before.mae else 0.0
+    if before is None or after is None or found is None:
+        return "accuracy not measured"
+    if after.measure == "error":
+        part = 100 * (after.value / before.value - 1) if before.value else 0.0
         if found == "kept":
             return f"equal in error within its interval ({part:+.1f} %)" if part else "equal in error"
         by = f"{abs(part):.1f} % " if part else ""
         return f"mean error {by}{'larger' if found == 'lost' else 'smaller'}"
-    return "accuracy not measured"
+    points = 100 * (after.value - before.value)
+    if found == "kept":
+        within = f"as accurate within its interval ({points:+.2f} points)"
+        return within if points else "equally accurate"
+    decimals = 1 if abs(points) >= 1 else 2
+    return f"{abs(points):.{decimals}f} points {'less' if found == 'lost' else 'more'} accurate"
 
 
 def judge(speed: str | None, before: Score | None, after: Score | None) -> tuple[str, Verdict]:
@@ -118,9 +114,8 @@ def judge_speed(timing: BatchTiming, before: Score | None, after: Score | None) 
 
 def plotted(score: Score) -> tuple[float, float, float]:
     """The value and the ends of its interval; accuracies in per cent."""
-    if isinstance(score, MeanError):
-        return score.mae, score.low, score.high
-    return 100 * score.top1, 100 * score.low, 100 * score.high
+    factor = 1 if score.measure == "error" else 100
+    return factor * score.value, factor * score.low, factor * score.high
 
 
 def spread(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[list[float]]:
@@ -139,5 +134,5 @@ def draw_scores(ax: Axes, x: Sequence[float], scores: Sequence[Score], **look: A
     """
     values, low, high = zip(*map(plotted, scores), strict=True)
     ax.errorbar(x, values, yerr=spread(values, low, high), **look)
-    what = "mean absolute error" if isinstance(scores[0], MeanError) else "top-1 accuracy, %"
+    what = "mean absolute error" if scores[0].measure == "error" else "top-1 accuracy, %"
     ax.set_ylabel(f"{what}\n(bars: 95 % interval)")

@@ -10,8 +10,8 @@ from pathlib import Path
 from graphcomp.base import atomic_file
 from graphcomp.errors import OutputError
 from graphcomp.measure import ClassStatistics, class_statistics
-from graphcomp.records import MeanError, Snapshot
-from graphcomp.report import Score, Verdict, change_text, judge, judge_speed, measure_of, owner, quality
+from graphcomp.records import Score, Snapshot
+from graphcomp.report import Verdict, change_text, judge, judge_speed, measure_of, owner
 from graphcomp.study.axes import number
 from graphcomp.study.grid import Cell
 from graphcomp.study.run import CellResult, Outcome
@@ -39,12 +39,12 @@ class Findings:
     @property
     def score(self) -> Score | None:
         """Of the final network: accuracy, or the mean error where labels are values."""
-        return quality(self.result.final)
+        return self.result.final.score
 
     @property
     def verdicts(self) -> list[tuple[str, Verdict]]:
         """Speed and score against the original, and how good both together are; one for each batch size."""
-        before, after = quality(self.result.baseline), self.score
+        before, after = self.result.baseline.score, self.score
         timings = self.result.bench.batches if self.result.bench else []
         if not timings:
             return [(change_text(before, after), judge(None, before, after)[1])]
@@ -75,7 +75,7 @@ def by_measure(found: Sequence[Findings]) -> dict[str, list[Findings]]:
     groups: dict[str, list[Findings]] = {}
     for cell in found:
         if cell.score is not None:
-            groups.setdefault(measure_of(cell.result.final), []).append(cell)
+            groups.setdefault(measure_of(cell.score), []).append(cell)
     return groups
 
 
@@ -130,13 +130,13 @@ def _row(cell: Cell, outcome: Outcome, names: Sequence[str] | None) -> dict[str,
 
 def _score_columns(result: CellResult) -> dict[str, Value]:
     """Accuracy as `top1`, or the mean absolute error as `mae`."""
-    before, after = quality(result.baseline), quality(result.final)
+    before, after = result.baseline.score, result.final.score
     if before is None or after is None:
         return {}
-    name = "mae" if isinstance(after, MeanError) else "top1"
+    name = "mae" if after.measure == "error" else "top1"
     return {
-        f"{name}_before": getattr(before, name),
-        name: getattr(after, name),
+        f"{name}_before": before.value,
+        name: after.value,
         f"{name}_low": after.low,
         f"{name}_high": after.high,
         "samples": after.samples,

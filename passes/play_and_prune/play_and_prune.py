@@ -156,7 +156,7 @@ class PlayAndPrune:
         return self._standing(course).ending
 
     def _standing(self, course: Course) -> Standing:
-        accuracies = [points(s.accuracy) for s in course.snapshots]
+        accuracies = [points(s.score) for s in course.snapshots]
         removed = [bool(done.plan.decisions.get("rows")) for done in course.rounds]
         return stand(accuracies, removed, self.eps, Limits(self.patience, self.stall, self.max_epochs))
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from graphcomp.errors import PassError
-from graphcomp.records import Accuracy
+from graphcomp.records import Score
 
 CLAMP = 2.0
 SLACK = 1e-9
 """Accuracies are counts over samples, in points but for rounding."""
 
 
-def points(accuracy: Accuracy | None) -> float:
+def points(score: Score | None) -> float:
     """An accuracy in percentage points.
 
     At most one point (worse than chance, but with very many classes) counts as none, so that a number in
@@ -30,9 +30,9 @@ def points(accuracy: Accuracy | None) -> float:
     Raises:
         PassError: if it was not measured: the network is no classifier.
     """
-    if accuracy is None:
+    if score is None or score.measure != "accuracy":
         raise PassError("accuracy: found none, expected that of a classifier on labelled samples")
-    return 100 * accuracy.top1 if accuracy.top1 > 0.01 else 0.0
+    return 100 * score.value if score.value > 0.01 else 0.0
 
 
 def rate(accuracy: float, baseline: float, eps: float) -> float:

@@ -101,7 +101,7 @@ def test_every_sample_is_seen_by_one_process(found: tuple[dict[str, Any], dict[s
 
 def test_accuracy_is_that_of_one_process(found: tuple[dict[str, Any], dict[str, Any]]) -> None:
     alone = context(labelled_data()).evaluate(tiny_program())
-    assert alone is not None and alone.top1 == 0.5
+    assert alone is not None and alone.value == 0.5
     assert found[0]["accuracy"] == found[1]["accuracy"] == alone.model_dump()
 
 

@@ -119,7 +119,7 @@ def test_compile(cli: Cli, tmp_path: Path) -> None:
     report = read_report(tmp_path / "o/report.json")
     assert (report.target, report.seed, report.weights) == ("cpu-avx2", 4, "w.safetensors")
     assert report.final.macs <= 0.5 * report.baseline.macs
-    assert report.bench is not None and report.final.accuracy is not None
+    assert report.bench is not None and report.final.score is not None
 
 
 def test_options_on_top_of_a_recipe(cli: Cli, tmp_path: Path, no_export: None) -> None:
@@ -795,7 +795,7 @@ def test_evaluate(cli: Cli) -> None:
     )
     assert found.code == 0 and "Accuracy (top-1)" in found.out and "occlusion, 25 % of the area" in found.out
     record = Evaluation.model_validate_json(Path("e.json").read_text())
-    assert len(record.robustness) == 6 and record.snapshot.accuracy is not None
+    assert len(record.robustness) == 6 and record.snapshot.score is not None
     again = cli("evaluate", SPEC, "--input-shape", "1,3,8,8", "--data", data, "--robustness")
     assert again.out == found.out
     plain = cli("evaluate", SPEC, "--input-shape", "1,3,8,8", "--data", data)

@@ -132,7 +132,7 @@ def test_some_classes_only(quick: Job, tmp_path: Path) -> None:
     report = build(replace(quick, recipe=recipe), tmp_path / "out")
     assert report.data.endswith("classes 1, 3 only") and report.recipe["classes"] == [1, 3]
     assert report.baseline.layers[-1].out_channels == report.final.layers[-1].out_channels == 2
-    assert report.baseline.accuracy is not None and report.baseline.accuracy.samples < 60
+    assert report.baseline.score is not None and report.baseline.score.samples < 60
     x = torch.randn(2, *SHAPE[1:])
     expected = load_source(SPEC, None, SHAPE).program(x)[:, [1, 3]]
     assert np.allclose(outputs(tmp_path / "out" / "baseline.onnx", x.numpy()), expected.detach(), atol=1e-5)
@@ -170,8 +170,8 @@ def test_report(finished: Any, job: Job, data: str) -> None:
         64 * (216 + 576 * 2) + 32,
     )
     assert report.final == report.steps[-1].after
-    assert report.baseline.accuracy is not None and report.final.accuracy is not None
-    assert report.baseline.accuracy == report.steps[0].after.accuracy  # folding changes nothing
+    assert report.baseline.score is not None and report.final.score is not None
+    assert report.baseline.score == report.steps[0].after.score  # folding changes nothing
     assert (
         report.bench is not None and report.bench.provider == "cpu" and report.bench.batches[0].base.runs >= 1
     )

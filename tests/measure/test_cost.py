@@ -13,7 +13,7 @@ from graphcomp.ir.program import Program, trace
 from graphcomp.measure.cost import layer_rows, macs, params_state, params_trainable, snapshot
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.models.vgg_cifar import VGG16
-from graphcomp.records import Accuracy
+from graphcomp.records import Score
 from tests.nets import TRAPS
 from tests.removing import half, plain_program
 
@@ -144,14 +144,14 @@ def test_tied_weights_count_once_and_frozen_ones_do_not_count_as_trainable() -> 
 def test_a_snapshot_has_all_counters() -> None:
     module, shape = TRAPS["conv1d"]()
     program = plain_program(module, *shape)
-    accuracy = Accuracy(top1=0.5, samples=10, low=0.2, high=0.8)
-    found = snapshot(program, accuracy)
+    score = Score(measure="accuracy", value=0.5, samples=10, low=0.2, high=0.8)
+    found = snapshot(program, score)
     assert (found.params_trainable, found.params_state, found.macs) == (
         params_trainable(program),
         params_state(program),
         macs(program),
     )
-    assert found.accuracy == accuracy
+    assert found.score == score
     assert [r.name for r in found.layers] == ["0.0.0", "0.2.0", "1"]
     assert [(r.in_channels, r.out_channels, r.kernel) for r in found.layers] == [
         (3, 12, (3,)),

@@ -67,7 +67,7 @@ def test_a_share_of_one_process_is_everything() -> None:
 def test_accuracy() -> None:
     found = accuracy(identity(), split(LOGITS, [0, 1, 0, 0, 2]))
     assert found is not None
-    assert (found.top1, found.samples) == (3 / 5, 5)
+    assert (found.value, found.samples) == (3 / 5, 5)
     assert (found.low, found.high) == wilson(3, 5)
 
 
@@ -76,7 +76,7 @@ def test_accuracy_does_not_depend_on_the_batch(size: int, monkeypatch: pytest.Mo
     monkeypatch.setattr("graphcomp.measure.evaluate.BATCH", size)
     seen: list[int] = []
     found = accuracy(identity(), split(LOGITS, [0, 1, 0, 0, 2]), seen.append)
-    assert found is not None and found.top1 == 3 / 5
+    assert found is not None and found.value == 3 / 5
     assert sum(seen) == 5
 
 
@@ -163,7 +163,7 @@ def test_confusion() -> None:
     found, top1 = confusion(identity(), data), accuracy(identity(), data)
     assert found is not None and top1 is not None and found.dtype == torch.int64
     assert found.tolist() == [[2, 0, 1], [0, 1, 0], [0, 1, 0]]
-    assert int(found.trace()) / int(found.sum()) == top1.top1
+    assert int(found.trace()) / int(found.sum()) == top1.value
 
 
 def test_confusion_by_counting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +196,7 @@ def test_mean_error(shape: tuple[int, ...]) -> None:
     """|1 - 0|, |2 - 4|, |3 - 3|, |4 - 9|: labels [n] for outputs [n, 1] are not broadcast."""
     x, y = torch.tensor([[1.0], [2], [3], [4]]), torch.tensor([0.0, 4, 3, 9]).reshape(shape)
     found = mean_error(identity(1), values(x, y))
-    assert found is not None and (found.mae, found.samples) == (2.0, 4)
+    assert found is not None and (found.value, found.samples) == (2.0, 4)
     half = 1.959964 * math.sqrt(30 / 4 - 4) / 2
     assert (found.low, found.high) == pytest.approx((2 - half, 2 + half))
     assert accuracy(identity(1), values(x, y)) is None and confusion(identity(1), values(x, y)) is None
@@ -207,7 +207,7 @@ def test_mean_error_over_several_values() -> None:
     x, y = torch.zeros(2, 3), torch.tensor([[1.0, 2, 3], [0, 0, -9]])
     split = values(x, y)
     found = mean_error(identity(), split)
-    assert found is not None and found.mae == 2.5
+    assert found is not None and found.value == 2.5
     assert score(identity(), split) == found and accuracy(identity(), split) is None
 
 
@@ -218,7 +218,7 @@ def test_mean_error_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr("graphcomp.measure.evaluate.batch_size", lambda program, size=size: size)
         error = mean_error(identity(), values(x, y))
         assert error is not None
-        found.append(error.mae)
+        found.append(error.value)
     assert found == pytest.approx([float((x - y).abs().mean())] * 3, rel=1e-6)
 
 

@@ -305,10 +305,10 @@ def test_a_drop_beyond_the_tolerance_restores_the_last_good_step(
             return top1 - 0.011 if number >= 2 * bad_after else top1 - 0.01
 
         found = real(course)
-        top1 = found[0].accuracy.top1
-        scores = [found[0].accuracy.model_copy(update={"top1": told(i, top1)}) for i in range(len(found))]
+        top1 = found[0].score.value
+        scores = [found[0].score.model_copy(update={"value": told(i, top1)}) for i in range(len(found))]
         rest = zip(found[1:], scores[1:], strict=True)
-        return [found[0], *(s.model_copy(update={"accuracy": a}) for s, a in rest)]
+        return [found[0], *(s.model_copy(update={"score": a}) for s, a in rest)]
 
     monkeypatch.setattr(Course, "snapshots", property(measured))
     step, _, result = run_pass(stepwise(tolerance=1.0), taught, context(make_data()))

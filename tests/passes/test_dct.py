@@ -372,7 +372,7 @@ def test_a_trained_network_needs_the_order(digits: Program, ordered: Plan, unord
     reached = {}
     for plan in (ordered, unordered_):
         simulated = Dct(**plan.options).simulate(digits, plan)
-        reached[plan.decisions["reorder"]] = accuracy(simulated, data.eval).top1
+        reached[plan.decisions["reorder"]] = accuracy(simulated, data.eval).value
     assert reached[True] > 0.7 > 0.4 > reached[False]
     lost = {p.decisions["reorder"]: [x["nsse"] for x in p.evidence["layers"]] for p in (ordered, unordered_)}
     assert max(lost[True]) < 0.05 and 0.4 < min(lost[False]) < max(lost[False]) < 0.55

@@ -156,7 +156,7 @@ def test_a_student_learns() -> None:
     _, known, student, learned = run(
         [Student(init="slice", fraction=0.9), taught, Student(), distil(epochs=25, held_out=0.25)]
     )
-    top1 = [s.after.accuracy.top1 for s in (known, student, learned) if s.after.accuracy is not None]
+    top1 = [s.after.score.value for s in (known, student, learned) if s.after.score is not None]
     assert top1[0] > 0.9 and top1[1] < 0.6 and top1[2] > 0.8
     assert learned.training is not None and learned.training.teacher == "step 2 (finetune)"
     assert "learned from step 2 (finetune)" in learned.summary
@@ -335,7 +335,8 @@ def test_regression_adds_the_squared_error() -> None:
         loss = pass_.lesson(program, pass_.plan(program, here), here).loss
         assert float(loss(twice)) == pytest.approx(expected, abs=1e-6)
     step = run([distil(teacher="input", epochs=1)], values)[0]
-    assert step.after.error is not None and step.training is not None
+    assert step.after.score is not None and step.after.score.measure == "error"
+    assert step.training is not None
     assert step.training.held_out is not None and step.training.held_out < 0
 
 

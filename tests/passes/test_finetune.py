@@ -50,8 +50,8 @@ def test_accuracy_comes_back() -> None:
     data = load_data("digits?limit=240", input_shape=(3, 32, 32), seed=0)
     passes = [L1(target={"macs": 0.5}, multiple=1), Finetune(epochs=1, batch=48, lr=0.02, bn_reestimate=96)]
     _, (removed, recovered) = Pipeline(passes).run(program, context(data))
-    assert removed.after.accuracy is not None and recovered.after.accuracy is not None
-    assert removed.after.accuracy.top1 < 0.5 and recovered.after.accuracy.top1 > 0.9
+    assert removed.after.score is not None and recovered.after.score is not None
+    assert removed.after.score.value < 0.5 and recovered.after.score.value > 0.9
     assert recovered.after.macs == removed.after.macs
     training = recovered.training
     assert training is not None and training.held_out is not None and training.held_out > 0.9
@@ -390,8 +390,8 @@ def test_regression(outputs: int, loss: str) -> None:
     step, _, result = run_pass(tuned(epochs=15, loss=loss, lr=0.02), value_net(outputs), context(data))
     before = mean_error(value_net(outputs), data.eval)
     after = mean_error(result, data.eval)
-    assert step.after.accuracy is None and step.after.error == after
-    assert before is not None and after is not None and after.mae < 0.7 * before.mae
+    assert step.after.score == after
+    assert before is not None and after is not None and after.value < 0.7 * before.value
     training = step.training
     assert training is not None and training.held_out is not None
     first = training.epochs[0].held_out

@@ -75,7 +75,7 @@ def played(taught: Program) -> tuple[Step, Plan, Program]:
 def test_invariants(taught: Program, played: tuple[Step, Plan, Program]) -> None:
     """The returned network has C >= E - eps, and the number of filters never rises."""
     step, _, result = played
-    scores = [points(s.accuracy) for s in step.snapshots]
+    scores = [points(s.score) for s in step.snapshots]
     kept = step.rounds[: step.kept_rounds]
     assert scores[step.kept_rounds] >= scores[0] - 5.0
     judges = held_out_samples("x", make_data(), 0.25)
@@ -113,7 +113,7 @@ def test_t3_1_rates_follow_the_accuracy(played: tuple[Step, Plan, Program]) -> N
     """T3.1: T_r, lambda_A and W_A of every round are what the rules make of the accuracy before its epoch."""
     step, plan, _ = played
     first = plan.decisions["thresholds"]
-    scores = [points(s.accuracy) for s in step.snapshots]
+    scores = [points(s.score) for s in step.snapshots]
     for row in step.rounds:
         begun = row.index if row.name == "afp-epoch" else row.index - 1
         rate = min(max(0.0, scores[begun] - (scores[0] - 5.0)), 10.0)
@@ -133,8 +133,8 @@ def test_t3_4_a_collapse_is_rolled_back(taught: Program, monkeypatch: pytest.Mon
 
     def collapsing(course: Course) -> Any:
         found = real(course)
-        bad = found[0].accuracy.model_copy(update={"top1": 0.3})
-        return [s if i <= 2 * good else s.model_copy(update={"accuracy": bad}) for i, s in enumerate(found)]
+        bad = found[0].score.model_copy(update={"value": 0.3})
+        return [s if i <= 2 * good else s.model_copy(update={"score": bad}) for i, s in enumerate(found)]
 
     lenient = {"eps": 50.0, "delta0": 5.0, "delta_w": 0.1}
     expected = run_pass(game(max_epochs=good, **lenient), taught, context(make_data()))

@@ -10,14 +10,14 @@ from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.models import MODELS
 from graphcomp.passes.play_and_prune.filters import candidates, emptied
 from graphcomp.passes.play_and_prune.prc import Limits, Standing, is_enough, points, rate, stand
-from graphcomp.records import Accuracy
+from graphcomp.records import Score
 from tests.tiny import traced
 
 LONG = Limits(patience=10, stall=10, epochs=100)
 
 
-def score(top1: float) -> Accuracy:
-    return Accuracy(top1=top1, samples=1000, low=0.0, high=1.0)
+def score(top1: float) -> Score:
+    return Score(measure="accuracy", value=top1, samples=1000, low=0.0, high=1.0)
 
 
 def test_g3_2_trace() -> None:

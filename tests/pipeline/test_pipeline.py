@@ -19,7 +19,6 @@ from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.measure.evaluate import drift, first_inputs
 from graphcomp.measure.statistics import Request
 from graphcomp.passes import L1, APoZ, FoldBN
-from graphcomp.pipeline.contract import plan_file
 from graphcomp.pipeline.verify import TOLERANCE, difference
 from graphcomp.records import Step
 from tests.running import run_pass
@@ -113,9 +112,9 @@ def test_accuracy_after_every_step() -> None:
         labels = torch.cat([program(x).argmax(1) for x, _ in unlabelled.eval.batches(64)])
     data = replace(unlabelled, eval=replace(unlabelled.eval, labels=labels, labelled=True))
     _, steps = Pipeline([FoldBN(), Scripted(scale_in_simulate=-1.0)]).run(program, context(data))
-    first, second = (s.after.accuracy for s in steps)
-    assert first is not None and (first.top1, first.samples) == (1.0, 64)
-    assert second is not None and (second.top1, second.samples) == (0.0, 64)
+    first, second = (s.after.score for s in steps)
+    assert first is not None and (first.value, first.samples) == (1.0, 64)
+    assert second is not None and (second.value, second.samples) == (0.0, 64)
     assert context().evaluate(program) is None
 
 
@@ -220,7 +219,8 @@ def test_other_exceptions_and_interrupts_pass_through() -> None:
 
 
 def test_plan_file_names_sort_by_order() -> None:
-    assert [plan_file(i, "l1") for i in (0, 9, 10)] == [
+    step, _, _ = run_pass(L1(ratio=0.5), tiny_program(), context())
+    assert [step.model_copy(update={"index": i}).plan_file for i in (0, 9, 10)] == [
         "plans/01-l1.json",
         "plans/10-l1.json",
         "plans/11-l1.json",

@@ -28,7 +28,7 @@ from graphcomp.passes import APoZ, Finetune, PlayAndPrune
 from graphcomp.pipeline import Context, Course, Pass, Pipeline
 from graphcomp.pipeline.rounds import held_out_samples, lost_points, removed_channels, run_rounds
 from graphcomp.pipeline.verify import TOLERANCE, difference
-from graphcomp.records import Accuracy, Plan, Report, Snapshot, Step
+from graphcomp.records import Plan, Report, Score, Snapshot, Step
 from graphcomp.train.options import Seen, cross_entropy
 from tests.learnable import SHAPE, arrays, exact_data, make_data, normalised_net, same, weights
 from tests.processes import in_processes
@@ -138,7 +138,7 @@ def test_a_row_a_round() -> None:
     assert step.summary.startswith("kept 4 of 4 rounds: 2 channels removed, held-out accuracy ")
     assert step.summary.endswith("; the script is at its end")
     assert Step.model_validate_json(step.model_dump_json()) == step
-    last = step.rounds[-1].after.accuracy
+    last = step.rounds[-1].after.score
     judges = held_out_samples("x", make_data(), 0.2)
     assert last == accuracy(result, judges) and last is not None and last.samples == 24
 
@@ -180,7 +180,7 @@ def test_decisions_see_accuracies_in_order() -> None:
     step, _, _ = run_pass(method, normalised_net(), context(make_data()))
     assert [len(c.rounds) for c in method.seen] == [0, 1, 2, 3, 4]
     last = method.seen[-1]
-    assert [s.accuracy for s in last.snapshots] == [s.accuracy for s in step.snapshots]
+    assert [s.score for s in last.snapshots] == [s.score for s in step.snapshots]
 
 
 def test_t3_6_rounds_have_no_way_to_the_evaluation_data() -> None:
@@ -196,7 +196,7 @@ def test_t3_6_rounds_have_no_way_to_the_evaluation_data() -> None:
     evaluation = replace(data.eval, fetch=watched)
     step, _, _ = run_pass(method, normalised_net(), context(replace(data, eval=evaluation)))
     assert read and set(read) == {len(FOUR) + 1}
-    assert step.after.accuracy is not None and step.after.accuracy.samples == len(data.eval)
+    assert step.after.score is not None and step.after.score.samples == len(data.eval)
     learned, judges = data.train.hold_out(0.2)
     assert np.array_equal(held_out_samples("x", data, 0.2).indices, judges.indices)
     assert not set(learned.indices) & set(judges.indices)
@@ -225,12 +225,12 @@ def test_progress_never_falls_and_ends_once() -> None:
 
 def test_lost_points_and_removed_channels() -> None:
     def at(top1: float) -> Snapshot:
-        score = Accuracy(top1=top1, samples=1000, low=0, high=1)
-        return Snapshot(params_trainable=1, params_state=1, macs=1, accuracy=score)
+        score = Score(measure="accuracy", value=top1, samples=1000, low=0, high=1)
+        return Snapshot(params_trainable=1, params_state=1, macs=1, score=score)
 
     course = Course(Plan(name="x"), at(0.93))
     assert lost_points(course, 0) == 0
-    without = replace(course, start=at(0.93).model_copy(update={"accuracy": None}))
+    without = replace(course, start=at(0.93).model_copy(update={"score": None}))
     with pytest.raises(PassError, match="found no accuracy"):
         lost_points(without, 0)
     step, _, _ = run(FOUR[:1])
@@ -436,7 +436,7 @@ def found_by(pass_: Pass, where: Context) -> Found:
     return {
         "tensors": weights(result),
         "rows": [[r["name"], r["decisions"].get("candidates"), r["decisions"].get("rows")] for r in rounds],
-        "accuracies": [s.accuracy and s.accuracy.top1 for s in step.snapshots],
+        "accuracies": [s.score and s.score.value for s in step.snapshots],
         "removed": [dict(row.removed) for row in step.rounds],
         "summary": step.summary,
         "processes": [row.training.processes for row in step.rounds if row.training],

@@ -34,13 +34,17 @@ def layer(name: str, out: int, macs: int) -> records.LayerRow:
     )
 
 
+def accuracy(value: float, samples: int, low: float, high: float) -> records.Score:
+    return records.Score(measure="accuracy", value=value, samples=samples, low=low, high=high)
+
+
 def snapshot(layers: list[records.LayerRow], top1: float | None = None) -> records.Snapshot:
-    accuracy = top1 and records.Accuracy(top1=top1, samples=360, low=top1 - 0.0123, high=top1 + 0.0089)
+    score = None if top1 is None else accuracy(top1, 360, top1 - 0.0123, top1 + 0.0089)
     return records.Snapshot(
         params_trainable=sum(row.params for row in layers),
         params_state=sum(row.params for row in layers) + 17,
         macs=sum(row.macs for row in layers),
-        accuracy=accuracy or None,
+        score=score,
         layers=layers,
     )
 
@@ -336,7 +340,7 @@ def with_rounds() -> records.Step:
             params_trainable=params,
             params_state=params,
             macs=20_000 - number,
-            accuracy=records.Accuracy(top1=0.97 - 0.011 * number, samples=140, low=0.9, high=0.99),
+            score=accuracy(0.97 - 0.011 * number, 140, 0.9, 0.99),
         )
 
     def row(number: int, name: str, evidence: dict[str, Any] | None = None, **facts: Any) -> records.Step:
@@ -506,7 +510,7 @@ def test_the_terminal_table_shows_the_same_rows_and_never_reads_markup() -> None
         assert cell in text, cell
 
 
-FELL, HELD = (BEFORE.accuracy, AFTER.accuracy), (BEFORE.accuracy, snapshot([], 0.965).accuracy)
+FELL, HELD = (BEFORE.score, AFTER.score), (BEFORE.score, snapshot([], 0.965).score)
 
 
 @pytest.mark.parametrize(
@@ -549,7 +553,7 @@ FELL, HELD = (BEFORE.accuracy, AFTER.accuracy), (BEFORE.accuracy, snapshot([], 0
         ),
         (
             timing(4, 0.7, 0.74, 0.8, busy=True, verdict="faster (by CPU time: the machine was busy)"),
-            (BEFORE.accuracy, BEFORE.accuracy),
+            (BEFORE.score, BEFORE.score),
             "Batch 4: 1.91x faster (by CPU time: the machine was busy), equally accurate "
             "(95 % interval of the speedup 1.81 to 1.99); realised 96 % of the theoretical 2.00x.",
             "good",
@@ -724,8 +728,8 @@ def test_kept_is_grouped_by_reason_most_frequent_first() -> None:
 
 @pytest.mark.slow
 def test_rounding_in_an_interval_does_not_break_the_plots() -> None:
-    perfect = records.Accuracy(top1=1.0, samples=9, low=0.7, high=1.0 - 1e-12)
-    snap = BEFORE.model_copy(update={"accuracy": perfect})
+    perfect = accuracy(1.0, 9, 0.7, 1.0 - 1e-12)
+    snap = BEFORE.model_copy(update={"score": perfect})
     odd = timing(1, 1.5, 1.4999999, 1.6)
     assert "<svg" in report.render_html(make(baseline=snap, bench=bench(odd)))
 
@@ -805,16 +809,14 @@ def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- values, and damaged images
 
 
-def with_errors(mae: float, low: float, high: float) -> records.MeanError:
-    return records.MeanError(mae=mae, samples=360, low=low, high=high)
+def with_errors(mae: float, low: float, high: float) -> records.Score:
+    return records.Score(measure="error", value=mae, samples=360, low=low, high=high)
 
 
 @pytest.mark.usefixtures("no_plots")
 def test_errors_stand_where_accuracy_does() -> None:
     old, new = with_errors(0.4125, 0.39, 0.43), with_errors(0.5, 0.47, 0.53)
-    before, after = (
-        s.model_copy(update={"accuracy": None, "error": e}) for s, e in ((BEFORE, old), (AFTER, new))
-    )
+    before, after = (s.model_copy(update={"score": e}) for s, e in ((BEFORE, old), (AFTER, new)))
     step = STEP.model_copy(update={"after": after})
     found = make(baseline=before, final=after, steps=[step])
     row = next(r for r in report.comparison(found) if r.label == "Mean absolute error")
@@ -828,7 +830,7 @@ def test_errors_stand_where_accuracy_does() -> None:
 @pytest.mark.slow
 def test_errors_are_drawn() -> None:
     error = with_errors(0.5, 0.47, 0.53)
-    after = AFTER.model_copy(update={"accuracy": None, "error": error})
+    after = AFTER.model_copy(update={"score": error})
     found = make(baseline=after, final=after, steps=[STEP.model_copy(update={"after": after})])
     assert "mean absolute error" in report.render_html(found)
 
@@ -836,7 +838,7 @@ def test_errors_are_drawn() -> None:
 @pytest.mark.usefixtures("no_plots")
 def test_damaged_images() -> None:
     """A row each, baseline against result; undamaged first; nothing if it was not asked for."""
-    scores = [records.Accuracy(top1=t, samples=360, low=t - 0.02, high=t + 0.02) for t in (0.9, 0.75)]
+    scores = [accuracy(t, 360, t - 0.02, t + 0.02) for t in (0.9, 0.75)]
     pair = [[records.CorruptedScore(corruption="occlusion", amount=0.25, score=score)] for score in scores]
     found = make(robustness=records.Robustness(baseline=pair[0], final=pair[1]))
     assert [row.label for row in report.robustness_rows(found)] == ["none", "occlusion, 25 % of the area"]

@@ -35,7 +35,7 @@ def test_accuracy_and_size() -> None:
 
 def test_without_accuracy_and_without_undone_rounds() -> None:
     step = with_rounds()
-    start, *after = (s.model_copy(update={"accuracy": None}) for s in step.snapshots)
+    start, *after = (s.model_copy(update={"score": None}) for s in step.snapshots)
     rows = [row.model_copy(update={"after": a}) for row, a in zip(step.rounds, after, strict=True)]
     (only,) = rounds_figure(step.model_copy(update={"start": start, "rounds": rows, "kept_rounds": 3})).axes
     assert not only.patches and only.get_xlabel() == "round (0: as it came)"

@@ -5,9 +5,8 @@ from typing import get_args
 import pytest
 from matplotlib.figure import Figure
 
-from graphcomp.records import Accuracy, MeanError, Snapshot
+from graphcomp.records import Score
 from graphcomp.report.scores import (
-    Score,
     Verdict,
     change,
     change_text,
@@ -15,25 +14,18 @@ from graphcomp.report.scores import (
     judge,
     measure_of,
     plotted,
-    quality,
     range_text,
     score_text,
     spread,
 )
 
-GOOD = Accuracy(top1=0.75, samples=8, low=0.409, high=0.929)
-CLOSE = MeanError(mae=0.012341, samples=8, low=0.01, high=0.0147)
-
-
-def snapshot(accuracy: Accuracy | None = None, error: MeanError | None = None) -> Snapshot:
-    return Snapshot(params_trainable=1, params_state=1, macs=1, accuracy=accuracy, error=error)
+GOOD = Score(measure="accuracy", value=0.75, samples=8, low=0.409, high=0.929)
+CLOSE = Score(measure="error", value=0.012341, samples=8, low=0.01, high=0.0147)
 
 
 def test_what_was_measured() -> None:
-    assert quality(snapshot(GOOD)) == GOOD and measure_of(snapshot(GOOD)) == "Accuracy (top-1)"
-    assert quality(snapshot(error=CLOSE)) == CLOSE
-    assert measure_of(snapshot(error=CLOSE)) == "Mean absolute error"
-    assert quality(snapshot()) is None
+    assert measure_of(GOOD) == measure_of(None) == "Accuracy (top-1)" and GOOD.higher_is_better
+    assert measure_of(CLOSE) == "Mean absolute error" and not CLOSE.higher_is_better
 
 
 def test_text() -> None:
@@ -42,12 +34,12 @@ def test_text() -> None:
     assert score_text(None) == "not measured"
 
 
-def accuracy(top1: float) -> Accuracy:
-    return Accuracy(top1=top1, samples=100, low=top1 - 0.02, high=top1 + 0.02)
+def accuracy(top1: float) -> Score:
+    return Score(measure="accuracy", value=top1, samples=100, low=top1 - 0.02, high=top1 + 0.02)
 
 
-def error(mae: float) -> MeanError:
-    return MeanError(mae=mae, samples=100, low=mae - 0.1, high=mae + 0.1)
+def error(mae: float) -> Score:
+    return Score(measure="error", value=mae, samples=100, low=mae - 0.1, high=mae + 0.1)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +94,7 @@ def test_plotted() -> None:
 @pytest.mark.parametrize(
     ("score", "label", "top"), [(GOOD, "top-1 accuracy, %", 92.9), (CLOSE, "mean absolute error", 0.0147)]
 )
-def test_drawn(score: Accuracy | MeanError, label: str, top: float) -> None:
+def test_drawn(score: Score, label: str, top: float) -> None:
     ax = Figure().subplots()
     draw_scores(ax, [0, 1], [score, score], color="red")
     assert ax.get_ylabel() == f"{label}\n(bars: 95 % interval)"

@@ -74,9 +74,9 @@ def test_results() -> None:
     assert [r.labels for r in results] == [{"ratio": "0.25"}, {"ratio": "0.5"}]
     assert results[0].baseline.macs > results[0].final.macs > results[1].final.macs
     for result in results:
-        matrix, accuracy = np.array(result.confusion), result.final.accuracy
+        matrix, accuracy = np.array(result.confusion), result.final.score
         assert matrix.sum(1).tolist() == [10] * 4 and accuracy is not None
-        assert matrix.trace() / matrix.sum() == accuracy.top1
+        assert matrix.trace() / matrix.sum() == accuracy.value
         written = (OUT / "cells" / f"{result.name}.json").read_text()
         assert CellResult.model_validate_json(written) == result
         assert json.loads((OUT / "cells" / result.name / "report.json").read_text())["seed"] == 0
@@ -103,17 +103,18 @@ def test_values() -> None:
     found = cells(passes, grid, data="npz:values.npz")
     outcome = run_study(found, OUT)
     raw, tuned = in_order(found, outcome.results)
-    assert raw.confusion is None and raw.final.accuracy is None
-    assert raw.final.error is not None and tuned.final.error is not None
-    assert tuned.final.error.mae < raw.final.error.mae
+    assert raw.confusion is None
+    assert raw.final.score is not None and tuned.final.score is not None
+    assert raw.final.score.measure == tuned.final.score.measure == "error"
+    assert tuned.final.score.value < raw.final.score.value
     write_results(found, outcome, OUT, None)
     with (OUT / "results.csv").open(newline="") as table:
         rows = list(csv.DictReader(table))
-    assert [float(row["mae"]) for row in rows] == [r.final.error.mae for r in (raw, tuned) if r.final.error]
+    assert [float(row["mae"]) for row in rows] == [r.final.score.value for r in (raw, tuned) if r.final.score]
     assert "top1" not in rows[0] and rows[0]["mae_before"] == rows[1]["mae_before"]
     page = (OUT / "study.html").read_text()
     assert "Mean absolute error against recovery" in page and "top-1" not in page
-    assert f"{raw.final.error.mae:.4g} [" in page
+    assert f"{raw.final.score.value:.4g} [" in page
 
 
 def test_one_analysis_for_all_regions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def test_table() -> None:
     assert [row["rate"] for row in rows] == [0.25, 0.5, 0.75]
     assert rows[1]["error"] == "l1: found, expected" and rows[2]["top1"] is None
     assert all(list(row) == list(rows[0]) for row in rows)
-    accuracy = timed.final.accuracy
+    accuracy = timed.final.score
     assert accuracy is not None
     expected = {
         "cell": done.name, "params_before": 100, "params": 70, "macs_before": 1000, "macs": 700,
