@@ -89,7 +89,7 @@ def measure(weights: Path, spec: str, samples: int, seconds: float, tuning: str 
         base = Path(folder, "base.onnx")
         graphcomp.export_onnx(source, base)
         for name, (globs, multiple) in passes().items():
-            pass_ = CC(rate=RATE, only=globs, multiple=multiple, samples=samples, allow_nothing=True)
+            pass_ = CC(rate=RATE, only=globs, multiple=multiple, samples=samples)
             row = rows.measure(name, partial(_row, source, pass_, data, base, seconds))
             print(f"{name}: {_said(row)}", flush=True)
             if tuning is not None and row.get("tuning") != tuning:

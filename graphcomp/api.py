@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from graphcomp.compiler import Compiled, compile_program, need_data, parse_passes
+from graphcomp.compiler import Compiled, allows_nothing, compile_program, need_data, parse_passes
 from graphcomp.data import Data
 from graphcomp.errors import RecipeError
 from graphcomp.ir import Program, trace
@@ -20,6 +20,7 @@ def compile(
     data: Data | str | None = None,
     target: str = "auto",
     seed: int = 0,
+    allow_nothing: bool = False,
 ) -> Compiled:
     """Run passes on a model and verify each.
 
@@ -30,9 +31,11 @@ def compile(
         data: calibration and evaluation data: what `load_data` returns, or its spec.
         target: `auto` (this CPU) or a target's name; channel counts are rounded to its multiple.
         seed: of everything random.
+        allow_nothing: that no pass changes anything is no error.
 
     Raises:
-        RecipeError: an unknown pass or option. PassError: a pass that failed. TraceError, DataError.
+        RecipeError: an unknown pass or option. PassError: a pass that failed, or none that changed anything.
+        TraceError, DataError.
     """
     from graphcomp.passes import PASSES
 
@@ -44,7 +47,8 @@ def compile(
         model = trace(model, example_inputs)
     made = parse_passes(passes, PASSES) if isinstance(passes, str) else list(passes)
     loaded = need_data(data, model, seed) if isinstance(data, str) else data
-    return compile_program(model, made, data=loaded, target=target, seed=seed)
+    nothing = allow_nothing or (isinstance(passes, str) and allows_nothing([passes]))
+    return compile_program(model, made, data=loaded, target=target, seed=seed, allow_nothing=nothing)
 
 
 def save(program: Program, directory: str | Path) -> None:

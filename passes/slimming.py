@@ -50,9 +50,7 @@ class Slimming(RatioRemoval):
         """Also a normalisation with scales behind some layer."""
         super().require(outlook)
         program = outlook.program
-        if not self.allow_nothing and all(
-            _scales_behind(program, layer) is None for layer in program.called_modules()
-        ):
+        if all(_scales_behind(program, layer) is None for layer in program.called_modules()):
             raise PassError(
                 "scales: found no batch normalisation behind a layer, expected at least one; fold-bn removes "
                 "them: run it later"

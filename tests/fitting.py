@@ -73,14 +73,10 @@ class Ran:
 
 
 def run(passes: Sequence[Pass], program: Program, given: Context) -> Ran:
-    programs, plans = [program], list[Plan]()
-
-    def keep(index: int, step: Step, plan: Plan, result: Program) -> None:
-        plans.append(plan)
-        programs.append(result)
-
-    _, steps = Pipeline(list(passes), [keep]).run(program, given)
-    return Ran(tuple(passes), programs, plans, steps)
+    programs = [program]
+    pipeline = Pipeline(list(passes), [lambda _, result: programs.append(result)], allow_nothing=True)
+    _, steps = pipeline.run(program, given)
+    return Ran(tuple(passes), programs, [step.plan for step in steps], steps)
 
 
 def lineage(ran: Ran) -> dict[str, Origin]:

@@ -78,9 +78,9 @@ def wide(width: int = 64) -> Program:
 
 TIMED: dict[str, Pass] = {
     "l1 by latency": L1(target={"latency": 0.5}),
-    "l1, what pays": L1(ratio=0.05, multiple=1, allow_nothing=True),
+    "l1, what pays": L1(ratio=0.05, multiple=1),
     "low-rank by latency": LowRank(target={"latency": 0.85}),
-    "low-rank, what pays": LowRank(rank=18, multiple=1, allow_nothing=True),
+    "low-rank, what pays": LowRank(rank=18, multiple=1),
 }
 """Passes that measure times, the channels by both ways of doing so, and the layers."""
 IMPOSSIBLE = L1(target={"latency": "600ms"})

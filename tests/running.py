@@ -2,8 +2,8 @@
 
 from graphcomp.ir import Program
 from graphcomp.pipeline import Context, Pass
+from graphcomp.pipeline.pipeline import run_pass as run
 from graphcomp.records import Plan, Step
-from tests.running import run_pass as run
 
 
 def run_pass(pass_: Pass, program: Program, context: Context, index: int = 0) -> tuple[Step, Plan, Program]:

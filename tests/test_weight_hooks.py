@@ -86,10 +86,7 @@ def test_hooks_of_a_layer_are_named() -> None:
         assert torch.equal(program(X), model(X))
         (kept,) = FoldBN().plan(program, context()).kept
         assert (kept.where, kept.reason) == ("1", "one of the two has forward hooks")
-        left = {
-            k.where: k.reason
-            for k in L1(ratio=0.5, multiple=1, allow_nothing=True).plan(program, context()).kept
-        }
+        left = {k.where: k.reason for k in L1(ratio=0.5, multiple=1).plan(program, context()).kept}
         assert "has forward hooks" in left["01"[at]]
 
 

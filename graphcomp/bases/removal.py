@@ -120,7 +120,6 @@ class ChannelRemoval(RowRemoval, ABC):
         ),
     ] = "auto"
     revert: Annotated[Revert, Field(description=REVERT)] = "auto"
-    allow_nothing: Annotated[bool, Field(description="removing nothing is no error")] = False
 
     @property
     @abstractmethod
@@ -139,7 +138,7 @@ class ChannelRemoval(RowRemoval, ABC):
             self._candidates(analyse(outlook.program, self._policy))
 
     def plan(self, program: Program, context: Context) -> Plan:
-        """Choose the channels; PassError if none can go, unless that is allowed."""
+        """Choose the channels; PassError if a target cannot be met."""
         channels = analyse(program, self._policy)
         groups, kept = self._candidates(channels)
         multiple = self.multiple or context.target.multiple
@@ -162,11 +161,6 @@ class ChannelRemoval(RowRemoval, ABC):
             LeftAlone(where=g.name, reason=group_left_alone(g, removal, x)) for g, x in paid.slower.items()
         ]
         removal = paid.choice
-        if not removal and not self.allow_nothing:
-            reasons = "; ".join(f"{k.where}: {k.reason}" for k in kept[:5]) or "there is nothing to remove"
-            raise PassError(
-                f"found no channel to remove ({reasons}), expected some; set allow_nothing to accept"
-            )
         reached = self._reached(removal, met, paid)
         return Plan(
             name=self.name,

@@ -36,6 +36,9 @@ def compile_command(
     input_shape: InputShape = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on after the last finished pass")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run's results")] = False,
+    allow_nothing: Annotated[
+        bool, typer.Option("--allow-nothing", help="a result that no pass changed is no error")
+    ] = False,
     bench: Annotated[
         bool | None, typer.Option("--bench/--no-bench", help="time the result against the original (yes)")
     ] = None,
@@ -62,6 +65,7 @@ def compile_command(
         )
     plan, made = recipe_of(recipe, passes)
     changes: dict[str, Any] = {"data": data, "target": target, "seed": seed, "head": _head(head)}
+    changes["allow_nothing"] = allow_nothing or None
     changes["classes"] = None if classes is None else _class_ids(classes)
     plan = plan.model_copy(update={k: v for k, v in changes.items() if v is not None})
     if plan.classes is None:

@@ -254,7 +254,8 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
     earlier = (held("input", source.program), *known)
     context = replace(context, progress=told, workdir=_running(out), earlier=earlier)
     observers = [_checkpoint(out)] if first else []
-    program, steps = Pipeline(job.passes, observers, recall).run(program, context, done)
+    pipeline = Pipeline(job.passes, observers, recall, job.recipe.allows_nothing)
+    program, steps = pipeline.run(program, context, done)
     damaged = _robustness(job.recipe, data, (source.program, program), progress)
     exports = context.exports
     run = _Run(job, out, target, spec, data, source, state, program, steps, damaged, exports, clock)
@@ -369,6 +370,7 @@ def _effective(job: Job, data: str, target: str) -> dict[str, Any]:
     recipe = job.recipe.model_dump(mode="json", exclude_none=True, exclude={"weights"})
     passes = [{p.name: _plain(options_of(p))} for p in job.passes]
     weights = {"weights": str(job.weights)} if job.weights else {}
+    recipe["allow_nothing"] = job.recipe.allows_nothing
     return {**recipe, **weights, "passes": passes, "data": data, "target": target, "model": job.model}
 
 
@@ -648,7 +650,13 @@ class Compiled:
 
 
 def compile_program(
-    program: Program, passes: Sequence[Pass], *, data: Data | None = None, target: str = "auto", seed: int = 0
+    program: Program,
+    passes: Sequence[Pass],
+    *,
+    data: Data | None = None,
+    target: str = "auto",
+    seed: int = 0,
+    allow_nothing: bool = False,
 ) -> Compiled:
     """Run passes on a program in memory; every one is verified.
 
@@ -656,6 +664,7 @@ def compile_program(
         RecipeError: no passes, or an unknown target.
         DataError: a number of classes that is not that of a classifier's outputs.
         PassError: naming the pass, the ones before it and the reason (its cause); `program` is untouched.
+            Or no pass changed anything, unless `allow_nothing`.
     """
     if not passes:
         raise RecipeError("passes: found none, expected at least one")
@@ -663,7 +672,7 @@ def compile_program(
         require_classes(program, data)
     context = Context(find_target(target), data, seed)
     check_order(passes, program, context)
-    result, steps = Pipeline(passes).run(program, context)
+    result, steps = Pipeline(passes, allow_nothing=allow_nothing).run(program, context)
     return Compiled(result, steps)
 
 

@@ -89,6 +89,7 @@ class Recipe(BaseModel):
     """A whole run. `passes` are names with options; `parse_passes` makes them.
 
     `classes` restricts data and network to some classes before the first pass; `head`: with which weights.
+    `allow_nothing`: a run in which no pass changes anything is no error.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -101,11 +102,17 @@ class Recipe(BaseModel):
     head: Head = "slice"
     target: str = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
+    allow_nothing: bool = False
     export: ExportOptions = ExportOptions()
     bench: BenchOptions | Literal[False] = BenchOptions()
     robustness: Annotated[
         RobustnessOptions | Literal[False], BeforeValidator(lambda value: {} if value is True else value)
     ] = False
+
+    @property
+    def allows_nothing(self) -> bool:
+        """`allow_nothing`, or one of the passes says so, of which it was an option."""
+        return self.allow_nothing or allows_nothing(self.passes)
 
     def require_consistent(self) -> None:
         """RecipeError if one option contradicts another, or would not change anything beside it."""
@@ -121,6 +128,9 @@ class Recipe(BaseModel):
                 "only batch that such a file takes; leave one of them out"
             )
 
+
+ALLOW_NOTHING = "allow_nothing"
+"""Once an option of passes, now of the run."""
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "export": ExportOptions,
@@ -283,6 +293,11 @@ def _items(passes: Sequence[str | dict[str, dict[str, Any] | None]], path: str, 
     return items
 
 
+def allows_nothing(passes: Sequence[str | dict[str, dict[str, Any] | None]]) -> bool:
+    """Whether a recipe from before `allow_nothing` was the run's says so for one of its passes."""
+    return any(item.options.get(ALLOW_NOTHING) is True for item in _items(passes, "recipe", {}))
+
+
 def make_passes(recipe: Recipe, table: PassTable) -> list[Pass]:
     """The passes of a recipe."""
     return _make(_items(recipe.passes, "recipe", {}), table)
@@ -305,7 +320,10 @@ def _make_one(item: _Item, table: PassTable) -> Pass:
         raise RecipeError(f"{at}: found no pass {item.name!r}, expected one of {', '.join(table)}{hint}")
     kind = table[item.name]
     try:
-        return TypeAdapter(kind).validate_python(dict(item.options))  # type: ignore[no-any-return]
+        options = dict(item.options)
+        if isinstance(options.get(ALLOW_NOTHING), bool):
+            del options[ALLOW_NOTHING]
+        return TypeAdapter(kind).validate_python(options)  # type: ignore[no-any-return]
     except ValidationError as error:
         raise RecipeError(_explain(error, item.place, item.lines, _known(kind, error), item.name)) from error
 

@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 
 from graphcomp.base import distributed
-from graphcomp.ir import Program
+from graphcomp.ir import Program, is_same
 from graphcomp.pipeline import verify
 from graphcomp.pipeline.accounting import unaccounted
 from graphcomp.pipeline.contract import Concerned, Context, Pass, TrainingPass, within, work_name
@@ -44,6 +44,7 @@ def run_once(pass_: Pass, program: Program, context: Context, index: int = 0) ->
         drift=changed,
         verify_error=error,
         seconds=time.perf_counter() - started,
+        changed=not is_same(program, result),
         training=learned if isinstance(learned, Training) else None,
         fit=learned if isinstance(learned, Fit) else None,
         after=after,

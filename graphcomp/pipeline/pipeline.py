@@ -34,6 +34,7 @@ class Pipeline:
 
     Attributes:
         passes, observers: see above.
+        allow_nothing: a run in which no pass changes anything is no error.
         recall: reads the result of a pass back, given its index and name, where an observer saved it; None:
             results are held in memory while a pass that trains is still to come, which may learn from them.
     """
@@ -41,6 +42,7 @@ class Pipeline:
     passes: Sequence[Pass]
     observers: Sequence[Observer] = ()
     recall: Callable[[int, str], Program] | None = None
+    allow_nothing: bool = False
 
     def run(
         self, program: Program, context: Context, done: Sequence[Step] = ()
@@ -53,7 +55,8 @@ class Pipeline:
             done: records of the passes that ran before.
 
         Raises:
-            PassError: naming the passes that ran before; the last good program is the observers'.
+            PassError: naming the passes that ran before; the last good program is the observers'. Or none of
+                the passes changed anything: naming what they left alone, and why.
         """
         steps = list(done)
         program = program.in_eval_mode()
@@ -65,6 +68,8 @@ class Pipeline:
             for observe in self.observers:
                 observe(step, program)
             context = replace(context, earlier=(*context.earlier, *self._earlier(index, program)))
+        if steps and not self.allow_nothing and not any(step.changed for step in steps):
+            raise _nothing(steps)
         return program, steps
 
     def _earlier(self, index: int, program: Program) -> tuple[Earlier, ...]:
@@ -83,6 +88,16 @@ class Pipeline:
         except GraphcompError as error:
             before = " > ".join(["trace", *(p.name for p in self.passes[:index])])
             raise PassError(f"pass {pass_.name!r} failed after {before}: {error}") from error
+
+
+def _nothing(steps: Sequence[Step]) -> PassError:
+    left = [f"{k.where}: {k.reason}" for step in steps for k in step.plan.kept]
+    reasons = "; ".join(left[:5]) or "the network has nothing that they work on"
+    names = " > ".join(step.name for step in steps)
+    return PassError(
+        f"{names}: found nothing to change ({reasons}), expected something; "
+        "ask for more, or allow it: --allow-nothing, or allow_nothing: true in a recipe"
+    )
 
 
 def run_pass(pass_: Pass, program: Program, context: Context, index: int = 0) -> tuple[Step, Program]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from graphcomp.base import cache, distributed, load_state, read_record, save_state, write_text
 from graphcomp.data import Data, Split
 from graphcomp.errors import DataError, GraphcompError, LoadError, PassError
-from graphcomp.ir import Program
+from graphcomp.ir import Program, is_same
 from graphcomp.pipeline.contract import Context, Course, Pass, Strategy, TrainingPass, within, work_name
 from graphcomp.pipeline.momenta import cut_momenta
 from graphcomp.pipeline.once import run_once
@@ -183,6 +183,7 @@ def _finished(
         drift=changed,
         verify_error=max((step.verify_error for step in course.rounds), default=0.0),
         seconds=course.seconds + sum(step.seconds for step in course.rounds),
+        changed=not is_same(program, result),
         start=course.start.without_layers(),
         rounds=list(course.rounds),
         kept_rounds=chosen,

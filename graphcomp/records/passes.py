@@ -179,6 +179,10 @@ class Step(Record):
         description="max |rewrite - simulate| / max |simulate|, float64, scrambled statistics"
     )
     seconds: float = Field(description="wall time of the step")
+    changed: bool = Field(
+        default=True,
+        description="whether the result holds or computes anything else than the program before it",
+    )
     training: Training | None = Field(default=None, description="null for a pass that does not train")
     fit: Fit | None = Field(default=None, description="null for a pass that fits nothing in closed form")
     removed: dict[str, int] = Field(

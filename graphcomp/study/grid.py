@@ -3,7 +3,8 @@
     recipe:                                     # `$name` stands for a value of the grid
       model: models:resnet56
       data: cifar10:DIR
-      passes: [{cc: {rate: $rate, only: $region, allow_nothing: true}}, $recovery]
+      passes: [{cc: {rate: $rate, only: $region}}, $recovery]
+      allow_nothing: true
     grid:                                       # a table of axes, or a list of tables: their cells together
       rate: {from: 0, to: 0.95, step: 0.05}     # an arithmetic progression
       region: {strides: [3, 9]}                 # parts of the network; `all` and `none` too

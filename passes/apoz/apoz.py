@@ -147,14 +147,12 @@ class Steps:
             return self.finetune if course.rounds[-1].plan.decisions["rows"] else None
         if done == self.most_rounds or self.result(course) != done:
             return None
-        first = self.apoz.allow_nothing or done > 0
         return dataclasses.replace(
             self.apoz,
             steps=1,
             tolerance=None,
             finetune=None,
             multiple=self.apoz.multiple or 1,
-            allow_nothing=first,
         )
 
     def result(self, course: Course) -> int:

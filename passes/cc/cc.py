@@ -33,7 +33,7 @@ from graphcomp.budget import (
     is_asked,
     paying_factors,
 )
-from graphcomp.errors import DataError, PassError
+from graphcomp.errors import DataError
 from graphcomp.factors import Factor, candidates, layer_macs
 from graphcomp.ir import Program
 from graphcomp.measure import macs, mean_gradients
@@ -94,7 +94,6 @@ class CC(Factoring):
     ] = None
     exclude: Annotated[Globs, Field(description="globs on layers to leave out of the analysis")] = ()
     revert: Annotated[Revert, Field(description=REVERT_FACTORS)] = "auto"
-    allow_nothing: Annotated[bool, Field(description="compressing nothing is no error")] = False
 
     def require(self, outlook: Outlook) -> None:
         """Labelled data, and layers for every glob."""
@@ -103,7 +102,7 @@ class CC(Factoring):
             self._layers(outlook.program)
 
     def plan(self, program: Program, context: Context) -> Plan:
-        """Decide for all layers; PassError if the rate cannot be met, or if nothing is compressed."""
+        """Decide for all layers; PassError if the rate cannot be met."""
         multiple = self.multiple or context.target.multiple
         names, kept = self._layers(program)
         untimed = 1 - TIMED_PART if is_asked(self.revert, False, context.clock) else 1
@@ -118,11 +117,6 @@ class CC(Factoring):
         kept += split_no_more
         kept += [LeftAlone(where=row.factor.layer, reason=row.reason) for row in rows if row.reason]
         factors = [row.factor for row in rows if not row.reason]
-        if not factors and not self.allow_nothing:
-            reasons = "; ".join(f"{k.where}: {k.reason}" for k in kept[:5]) or "the network has no such layer"
-            raise PassError(
-                f"found no layer to compress ({reasons}), expected some; set allow_nothing to accept"
-            )
         split = sum(f.rank is not None for f in factors)
         reached = self._reached(program, rows) if paid.slower else {}
         return Plan(

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from graphcomp.base import distributed
 from graphcomp.bases import OPTIONS, Globs, not_asked, options_of, require_matches
-from graphcomp.errors import PassError
 from graphcomp.ir import (
     PASS_KEY,
     Basis,
@@ -79,7 +78,6 @@ class Dct:
     )
     include: Annotated[Globs, Field(description="globs on module paths of layers")] = ("*",)
     exclude: Annotated[Globs, Field(description="globs on module paths of layers to leave alone")] = ()
-    allow_nothing: Annotated[bool, Field(description="compressing nothing is no error")] = False
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
@@ -102,13 +100,8 @@ class Dct:
         return replace(outlook, names=False, plain=False)
 
     def plan(self, program: Program, context: Context) -> Plan:
-        """Lay out the layers and order their columns; PassError if there is no layer to compress."""
+        """Lay out the layers and order their columns."""
         chosen, kept = self.layout(program)
-        if not chosen and not self.allow_nothing:
-            reasons = "; ".join(f"{k.where}: {k.reason}" for k in kept[:5]) or "the network has no such layer"
-            raise PassError(
-                f"found no layer to compress ({reasons}), expected some; set allow_nothing to accept"
-            )
         orders = distributed.on_first(lambda: self._orders(program, chosen, context))
         rows = [
             stored(program.tensors[f"{x.layer}.weight"], x, orders.get(x.layer), self._basis) for x in chosen

@@ -45,7 +45,6 @@ from graphcomp.budget import (
     layer_left_alone,
     paying_factors,
 )
-from graphcomp.errors import PassError
 from graphcomp.factors import (
     Kind,
     can_be,
@@ -98,7 +97,6 @@ class LowRank(Factoring):
     include: Annotated[Globs, Field(description="globs on module paths of layers")] = ("*",)
     exclude: Annotated[Globs, Field(description="globs on module paths of layers to leave alone")] = ()
     revert: Annotated[Revert, Field(description=REVERT_FACTORS)] = "auto"
-    allow_nothing: Annotated[bool, Field(description="factoring nothing is no error")] = False
 
     @model_validator(mode="after")
     def _one_amount(self) -> Self:
@@ -112,7 +110,7 @@ class LowRank(Factoring):
             require_matches((*self.include, *self.exclude), candidates(outlook.program))
 
     def plan(self, program: Program, context: Context) -> Plan:
-        """Choose ranks; PassError if the target cannot be met, or if nothing gets cheaper. Collective."""
+        """Choose ranks; PassError if the target cannot be met. Collective."""
         # It needs no data, so the others would only do it again.
         return distributed.on_first(lambda: self._plan(program, context))
 
@@ -144,12 +142,6 @@ class LowRank(Factoring):
                 kept.append(LeftAlone(where=layer.name, reason=reason))
         made = {layer: factor for layer, factor in made.items() if layer.name in paid.choice}
         left_over = reached(program, self.target, made) if paid.slower else {}
-        if not made and not self.allow_nothing:
-            reasons = "; ".join(f"{k.where}: {k.reason}" for k in kept[:5]) or "the network has no such layer"
-            raise PassError(
-                f"found no layer that factors make cheaper ({reasons}), expected some; "
-                "set allow_nothing to accept"
-            )
         return Plan(
             name=self.name,
             options=options_of(self),

@@ -27,7 +27,7 @@ from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.onnx.export import export_onnx
 from graphcomp.passes import L1, PASSES, FoldBN, Random
-from graphcomp.pipeline import Context
+from graphcomp.pipeline import Context, Pipeline
 from graphcomp.pipeline.verify import TOLERANCE, difference, verify_pass
 from graphcomp.records import Plan
 from tests.nets import TRAPS, scramble
@@ -79,14 +79,14 @@ class ByRow(RatioRemoval):
 )
 def test_ratio_of_ten(ratio: float, gone: int) -> None:
     """floor(ratio * n) go: 0.3 * 10 is 3 although it is not in floating point; the last one stays."""
-    plan, result = apply(ByRow(ratio=ratio, multiple=1, allow_nothing=True), chain(2, 10, 3))
+    plan, result = apply(ByRow(ratio=ratio, multiple=1), chain(2, 10, 3))
     assert widths(result) == {"0": 10 - gone, "1": 3}
     assert plan.decisions["rows"].get("0.weight", []) == list(range(gone))  # lowest scores
 
 
 @pytest.mark.parametrize(("multiple", "kept"), [(1, 5), (2, 6), (3, 6), (4, 8), (8, 8), (9, 9), (16, 10)])
 def test_kept_counts_are_rounded_up(multiple: int, kept: int) -> None:
-    _, result = apply(ByRow(ratio=0.5, multiple=multiple, allow_nothing=True), chain(2, 10, 3))
+    _, result = apply(ByRow(ratio=0.5, multiple=multiple), chain(2, 10, 3))
     assert widths(result)["0"] == kept
 
 
@@ -99,7 +99,7 @@ def test_multiple_is_the_targets(target: str, kept: int) -> None:
 
 @pytest.mark.parametrize(("least", "kept"), [(1, 1), (4, 4), (7, 7), (10, 10), (99, 10)])
 def test_min_channels(least: int, kept: int) -> None:
-    pass_ = ByRow(ratio=0.95, multiple=1, min_channels=least, allow_nothing=True)
+    pass_ = ByRow(ratio=0.95, multiple=1, min_channels=least)
     _, result = apply(pass_, chain(2, 10, 3))
     assert widths(result)["0"] == kept
 
@@ -182,7 +182,7 @@ def test_every_group_is_accounted_for() -> None:
     """Removed, or kept because …: never silence."""
     for name in ("glu-module", "grouped-resnext", "two-outputs", "softmax-channels", "attention-heads"):
         module, shape = TRAPS[name]()
-        plan = L1(ratio=0.5, multiple=1, allow_nothing=True).plan(traced(module, *shape), context())
+        plan = L1(ratio=0.5, multiple=1).plan(traced(module, *shape), context())
         touched = {layer.removesuffix(".weight") for layer in plan.decisions["rows"]}
         named = touched | set(reasons(plan))
         for group in analyse(traced(module, *shape)).groups:
@@ -191,9 +191,9 @@ def test_every_group_is_accounted_for() -> None:
 
 
 def test_removing_nothing_is_an_error_that_says_why() -> None:
-    message = r"found no channel to remove \(.*\), expected some; set allow_nothing to accept"
+    message = r"l1: found nothing to change \(.*\), expected something; .* --allow-nothing"
     with pytest.raises(PassError, match=message) as caught:
-        L1(ratio=0.5, include=("fc",)).plan(tiny_program(), context())
+        Pipeline([L1(ratio=0.5, include=("fc",))]).run(tiny_program(), context())
     for name in ("stem: not included", "inner: not included", "fc: network output (output)"):
         assert name in str(caught.value)
 
@@ -205,22 +205,27 @@ def test_a_glob_that_matches_nothing_is_an_error() -> None:
 
 
 def test_removing_nothing_by_rounding_says_so() -> None:
-    with pytest.raises(PassError, match="0: 8 channels are no more than one block of 8, which the target"):
-        L1(ratio=0.5).plan(chain(2, 8, 3), context())
-    with pytest.raises(PassError, match="0: nothing left to remove after rounding up"):
-        L1(ratio=0.1).plan(chain(2, 16, 3), context())
-    with pytest.raises(PassError, match=r"0: 1 channel\(s\) wide"):
-        L1(ratio=0.9, multiple=1).plan(chain(2, 1, 3), context())
-    with pytest.raises(PassError, match="there is nothing to remove"):
-        L1(ratio=0.5).plan(traced(nn.ReLU(), 1, 3), context())
+    def refused(pass_: L1, program: Program) -> str:
+        with pytest.raises(PassError, match="found nothing to change") as caught:
+            Pipeline([pass_]).run(program, context())
+        return str(caught.value)
+
+    assert "0: 8 channels are no more than one block of 8, which the target" in refused(
+        L1(ratio=0.5), chain(2, 8, 3)
+    )
+    assert "0: nothing left to remove after rounding up" in refused(L1(ratio=0.1), chain(2, 16, 3))
+    assert "0: 1 channel(s) wide" in refused(L1(ratio=0.9, multiple=1), chain(2, 1, 3))
+    assert "(the network has nothing that" in refused(L1(ratio=0.5), traced(nn.ReLU(), 1, 3))
 
 
 def test_removing_nothing_is_fine_if_allowed() -> None:
     program = tiny_program()
-    step, plan, result = run_pass(L1(ratio=0.0, allow_nothing=True), program, context())
+    step, plan, result = run_pass(L1(ratio=0.0), program, context())
     assert plan.decisions["rows"] == {}
     assert step.summary.startswith("removed 0 of ")
-    assert str(result) == str(program) and difference(program, result) == 0
+    assert str(result) == str(program) and difference(program, result) == 0 and not step.changed
+    same, _ = Pipeline([L1(ratio=0.0)], allow_nothing=True).run(program, context())
+    assert same.fingerprint() == program.fingerprint()
 
 
 # ---------------------------------------------------------------------- joins and blocks
@@ -307,7 +312,7 @@ def test_blocks_of_grouped_convolutions_lose_equally() -> None:
 def test_multiples_and_blocks_together(multiple: int, kept: int) -> None:
     """Three blocks: kept counts are multiples of both."""
     net = nn.Sequential(nn.Conv2d(2, 12, 1), nn.Conv2d(12, 12, 1, groups=3), nn.Conv2d(12, 2, 1))
-    _, result = apply(L1(ratio=0.5, multiple=multiple, allow_nothing=True), traced(net, 1, 2, 4, 4))
+    _, result = apply(L1(ratio=0.5, multiple=multiple), traced(net, 1, 2, 4, 4))
     assert widths(result)["1"] == kept
 
 
@@ -319,7 +324,7 @@ COUNTERS = {"macs": macs, "params": params_trainable}
 
 def uniform(program: Program, ratio: float, counter: str, **options: Any) -> int:
     """The counter after one ratio everywhere."""
-    pass_ = L1(ratio=max(ratio, 0.0), allow_nothing=True, **options)
+    pass_ = L1(ratio=max(ratio, 0.0), **options)
     return COUNTERS[counter](apply(pass_, program)[1])
 
 

@@ -105,7 +105,7 @@ def test_nothing_that_pays_is_an_error_with_the_reason(monkeypatch: pytest.Monke
     pass_ = L1(**KEEP_95, include=["0"])
     with pytest.raises(PassError, match=r"0: 61 of 64 channels predicted \d\.\d\dx slower; left alone"):
         pass_.plan(net(), where(Machine(odd=2.0)))
-    plan = replace(pass_, allow_nothing=True).plan(net(), where(Machine(odd=2.0)))
+    plan = pass_.plan(net(), where(Machine(odd=2.0)))
     assert plan.decisions["rows"] == {}
 
 
@@ -243,7 +243,7 @@ def test_no_factors_that_pay_is_an_error_with_the_reason(monkeypatch: pytest.Mon
     pass_ = LowRank(rank=16, include=("0", "2"))
     with pytest.raises(PassError, match=r"0: rank 16 predicted 1\.07x slower; left alone; 2: rank 16 pred"):
         pass_.plan(wide(), where(Machine(launch=LAUNCH)))
-    plan = replace(pass_, allow_nothing=True).plan(wide(), where(Machine(launch=LAUNCH)))
+    plan = pass_.plan(wide(), where(Machine(launch=LAUNCH)))
     assert plan.decisions["factors"] == [] and len(plan.kept) == 3
 
 

@@ -513,11 +513,13 @@ def test_empty_layer(cli: Cli) -> None:
     assert message.startswith("error: pass 'l1' failed after trace > fold-bn: target macs: found 0.2")
     assert "expected 0.01; ask for less, include more layers, or set multiple=1" in message
     message = failing(cli, "compile", *TINY, "--passes", "l1{ratio=0.01}", "-o", "p")
-    assert (
-        "pass 'l1' failed after trace: found no channel to remove (" in message and "allow_nothing" in message
-    )
-    assert Path("o/checkpoints/01-fold-bn.json").exists()
+    assert "error: l1: found nothing to change (" in message and "--allow-nothing" in message
     assert not list(Path("p").rglob("model.onnx"))
+    same = cli(
+        "compile", *TINY, "--passes", "l1{ratio=0.01}", "-o", "p", "--resume", "--allow-nothing", "--no-bench"
+    )
+    assert same.code == 0 and "removed 0 of " in same.out and list(Path("p").rglob("model.onnx"))
+    assert Path("o/checkpoints/01-fold-bn.json").exists()
 
 
 def _has(provider: Any) -> bool:

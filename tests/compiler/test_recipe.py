@@ -94,6 +94,20 @@ def test_a_recipe_as_json_is_a_recipe_again(load: Any) -> None:
     assert load(yaml.safe_dump(recipe.model_dump(mode="json"))) == recipe
 
 
+@pytest.mark.parametrize("value", [True, False])
+def test_allow_nothing_was_an_option_of_passes(load: Any, value: bool) -> None:
+    """It is the run's now; what old recipes say still holds."""
+    text = f"passes: [fold-bn, l1: {{ratio: 0.5, allow_nothing: {str(value).lower()}}}]"
+    in_line = f"l1{{ratio=0.5, allow_nothing={str(value).lower()}}}"
+    for recipe in (load(text), Recipe(passes=[in_line]), load(f"passes: [fold-bn]\nallow_nothing: {value}")):
+        assert recipe.allows_nothing is value
+    assert make_passes(load(text), PASSES) == [FoldBN(), L1(ratio=0.5)]
+    assert parse_passes(in_line, PASSES) == [L1(ratio=0.5)]
+    assert not Recipe(passes=["l1{ratio=0.5}"]).allows_nothing
+    with pytest.raises(RecipeError, match=r"l1\.allow_nothing: found an unknown option"):
+        load("passes: [l1: {ratio: 0.5, allow_nothing: perhaps}]")
+
+
 def test_the_demo_recipe_is_valid() -> None:
     path = Path(__file__).parents[2] / "models/demo.yaml"
     names = [p.name for p in make_passes(load_recipe(path, PASSES), PASSES)]

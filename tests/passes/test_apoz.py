@@ -19,7 +19,7 @@ from graphcomp.ir.program import Program
 from graphcomp.models import MODELS
 from graphcomp.passes import PASSES, APoZ, Finetune
 from graphcomp.passes.apoz.apoz import beyond_sigma
-from graphcomp.pipeline import Context, Course
+from graphcomp.pipeline import Context, Course, Pipeline
 from graphcomp.pipeline.verify import TOLERANCE
 from graphcomp.train.options import TrainOptions
 from graphcomp.train.training import fit
@@ -133,8 +133,7 @@ def test_at_most_a_fraction() -> None:
     for fraction, count in ((0.5, 3), (0.3, 2), (0.125, 1)):
         plan = APoZ(multiple=1, max_fraction=fraction).plan(program, context(data))
         assert len(plan.decisions["rows"]["0.weight"]) == count
-    with pytest.raises(PassError, match="no channel to remove"):
-        APoZ(multiple=1, max_fraction=0.1).plan(program, context(data))
+    assert not APoZ(multiple=1, max_fraction=0.1).plan(program, context(data)).decisions["rows"]
 
 
 def test_ratio_overrides_the_rule() -> None:
@@ -167,7 +166,7 @@ def test_other_relus(act: nn.Module) -> None:
 
 def test_without_relu_is_kept_with_the_reason() -> None:
     program, data = conv_net(nn.GELU()), random_data(3, 8, 8)
-    plan = APoZ(ratio=0.5, allow_nothing=True).plan(program, context(data))
+    plan = APoZ(ratio=0.5).plan(program, context(data))
     assert ("0", "no ReLU behind it, so zeros say nothing") in {(k.where, k.reason) for k in plan.kept}
     assert plan.decisions["rows"] == {}
     with pytest.raises(PassError, match="0: no ReLU behind it"):
@@ -176,7 +175,7 @@ def test_without_relu_is_kept_with_the_reason() -> None:
 
 def test_a_layer_that_feeds_more_than_the_relu_is_kept() -> None:
     net = Net(lambda m, x: m.b((y := m.a(x)).relu() + y), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 4, 1))
-    plan = APoZ(ratio=0.5, allow_nothing=True).plan(traced(net, 1, 3, 8, 8), context(random_data(3, 8, 8)))
+    plan = APoZ(ratio=0.5).plan(traced(net, 1, 3, 8, 8), context(random_data(3, 8, 8)))
     assert ("a", "no ReLU behind it, so zeros say nothing") in {(k.where, k.reason) for k in plan.kept}
 
 
@@ -232,7 +231,7 @@ def test_context_is_only_looked_at() -> None:
 def test_t2_4_the_stem_by_flag() -> None:
     """T2.4: `exclude` keeps the one layer of ResNet-50 whose status the paper leaves open."""
     program, data = conv_net(), random_data(3, 8, 8)
-    plan = APoZ(multiple=1, ratio=0.5, exclude=("0",), allow_nothing=True).plan(program, context(data))
+    plan = APoZ(multiple=1, ratio=0.5, exclude=("0",)).plan(program, context(data))
     assert ("0", "excluded") in {(k.where, k.reason) for k in plan.kept} and plan.decisions["rows"] == {}
 
 
@@ -247,7 +246,7 @@ def test_t2_3_high_values_go_by_each_layers_own_statistics() -> None:
         net[2].bias.copy_(torch.tensor([-9.0] * 7 + [9.0]))  # type: ignore[operator]
     program, data = traced(net, 1, 3, 8, 8), random_data(3, 8, 8)
     assert min(scores(program, data, "2")[:7]) > max(scores(program, data, "0")[:7])
-    plan = APoZ(multiple=1, allow_nothing=True).plan(program, context(data))
+    plan = APoZ(multiple=1).plan(program, context(data))
     assert plan.decisions["rows"] == {"0.weight": [7]}
 
 
@@ -335,10 +334,10 @@ def test_the_end_of_what_the_rule_finds(taught: Program, monkeypatch: pytest.Mon
 
 def test_nothing_beyond_the_rule_at_all(taught: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("graphcomp.passes.apoz.apoz.beyond_sigma", lambda apoz: [])
-    with pytest.raises(PassError, match=r"round 1 \(apoz\): found no channel to remove"):
-        run_pass(stepwise(), taught, context(make_data()))
-    step, _, result = run_pass(stepwise(allow_nothing=True), taught, context(make_data()))
-    assert same(result, taught) and step.summary.startswith("kept 0 of 1 rounds")
+    with pytest.raises(PassError, match="apoz: found nothing to change"):
+        Pipeline([stepwise()]).run(taught, context(make_data()))
+    step, _, result = run_pass(stepwise(), taught, context(make_data()))
+    assert same(result, taught) and step.summary.startswith("kept 0 of 1 rounds") and not step.changed
 
 
 def test_counts_are_rounded_only_if_asked_for(taught: Program) -> None:
@@ -347,8 +346,7 @@ def test_counts_are_rounded_only_if_asked_for(taught: Program) -> None:
     assert where.target.multiple > 1
     step, _, _ = run_pass(stepwise(steps=2), taught, where)
     assert step.rounds[0].plan.evidence["multiple"] == 1
-    with pytest.raises(PassError, match="found no channel to remove"):
-        run_pass(stepwise(steps=2, multiple=24), taught, where)
+    assert not run_pass(stepwise(steps=2, multiple=24), taught, where)[0].changed
 
 
 def test_problems_are_found_before_the_first_removal(taught: Program) -> None:

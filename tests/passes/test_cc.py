@@ -27,7 +27,7 @@ from graphcomp.measure.cost import layer_rows, macs, params_trainable
 from graphcomp.passes import CC
 from graphcomp.passes.cc.decided import Allocated
 from graphcomp.passes.cc.layers import network_ends, too_large
-from graphcomp.pipeline import Context
+from graphcomp.pipeline import Context, Pipeline
 from graphcomp.pipeline.verify import TOLERANCE
 from graphcomp.records import Plan
 from tests.learnable import SHAPE, make_data, normalised_net
@@ -214,7 +214,7 @@ def test_t1_15_plans_are_replayed_without_data(whole: tuple[Program, Plan, Progr
 @pytest.mark.slow
 def test_empty_region_is_the_dense_network(resnet: tuple[Program, Data]) -> None:
     program, data = resnet
-    pass_ = replace(PAPER, rate=0, allow_nothing=True)
+    pass_ = replace(PAPER, rate=0)
     step, plan, result = run_pass(pass_, program, context(data))
     assert plan.decisions["factors"] == [] and step.verify_error == 0
     x = torch.randn(2, *program.example_inputs[0].shape[1:])
@@ -463,7 +463,7 @@ def test_no_gradient_no_rate() -> None:
         dead.tensors["1.bias"].zero_()
     with pytest.raises(PassError, match=r"expected at most 0\.0000, which is what 0 layers of 1"):
         CC(rate=0.1, multiple=1).plan(dead, context(make_data()))
-    plan = CC(rate=0.0, multiple=1, allow_nothing=True).plan(dead, context(make_data()))
+    plan = CC(rate=0.0, multiple=1).plan(dead, context(make_data()))
     assert "does not rise with the rate" in next(k.reason for k in plan.kept if k.where == "4")
 
 
@@ -511,8 +511,8 @@ def test_data_with_labels_is_needed() -> None:
 
 def test_nothing_to_compress(resnet: tuple[Program, Data]) -> None:
     program, data = resnet
-    with pytest.raises(PassError, match=r"found no layer to compress \(conv1: the first layer"):
-        CC(rate=0.0).plan(program, context(data))
+    with pytest.raises(PassError, match=r"cc: found nothing to change \(conv1: the first layer"):
+        Pipeline([CC(rate=0.0)]).run(program, context(data))
     with pytest.raises(PassError, match=r"found no layer that 'layr1\.\*' matches, expected one of conv1,"):
         CC(rate=0.3, only=("layr1.*",)).plan(program, context(data))
 

@@ -20,7 +20,7 @@ from graphcomp.passes import L1, PASSES, Distil, Finetune, Student
 from graphcomp.passes.distil.losses import cosine_distance, cosine_loss, hinton
 from graphcomp.pipeline import Pipeline, held
 from graphcomp.pipeline.contract import TrainingPass
-from graphcomp.records import Plan, Step
+from graphcomp.records import Step
 from graphcomp.train.options import Seen
 from tests.learnable import SHAPE, exact_data, make_data, plain_net, weights
 from tests.processes import in_processes
@@ -166,18 +166,17 @@ def test_a_student_learns() -> None:
 def test_t2_5_the_teacher_is_named_in_the_plan() -> None:
     """By default what the student was made from: the partially pruned network and not the baseline."""
     program, data = tiny_program(), make_data()
-    plans: list[Plan] = []
     results: list[Program] = []
     pipeline = Pipeline(
         [L1(include=("inner",), ratio=0.5, multiple=1), Student(), distil(epochs=1)],
-        [lambda _i, _s, plan, result: (plans.append(plan), results.append(result))[0]],
+        [lambda _, result: results.append(result)],
     )
-    pipeline.run(program, context(data))
-    decisions = plans[2].decisions
+    _, steps = pipeline.run(program, context(data))
+    decisions = steps[2].plan.decisions
     assert decisions["teacher"] == "step 1 (l1)"
     assert decisions["teacher_fingerprint"] == results[0].fingerprint() != program.fingerprint()
     assert decisions["hints"] == {"inner": "relu_1"}
-    assert "teacher: step 1 (l1); 1 hint layers" in plans[2].summary
+    assert "teacher: step 1 (l1); 1 hint layers" in steps[2].plan.summary
 
 
 def test_the_plan_says_what_is_watched() -> None:

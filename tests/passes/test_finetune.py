@@ -144,9 +144,7 @@ BEFORE = (
 @pytest.mark.parametrize("before", BEFORE)
 def test_t0_8_one_step_after_every_pass(before: str) -> None:
     """T0.8: new shapes, one step, and another pass after it; no state of the old shapes anywhere."""
-    passes = parse_passes(
-        f"{before}, finetune{{max_steps=1, batch=24, lr=1e-3}}, l1{{ratio=0.25, allow_nothing=true}}", PASSES
-    )
+    passes = parse_passes(f"{before}, finetune{{max_steps=1, batch=24, lr=1e-3}}, l1{{ratio=0.25}}", PASSES)
     passes = [replace(p, multiple=1) if hasattr(p, "multiple") else p for p in passes]
     data = replace(make_data(), spec="npz:learnable")
     result, steps = Pipeline(passes).run(tiny_program(), context(data))

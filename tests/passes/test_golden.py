@@ -19,7 +19,7 @@ from graphcomp.compiler.recipe import parse_passes
 from graphcomp.ir.program import Program
 from graphcomp.passes import PASSES
 from graphcomp.pipeline import Pipeline
-from graphcomp.records import Plan, Step
+from graphcomp.records import Plan
 from tests.learnable import make_data
 from tests.nets import Net, _block, _conv, _head
 from tests.tiny import context, traced
@@ -213,14 +213,9 @@ def test_golden(name: str) -> None:
     passes = parse_passes(example.line, PASSES)
     assert passes[-1].name == name
     results = [build(example.net)]
-    plans: list[Plan] = []
-
-    def keep(index: int, step: Step, plan: Plan, result: Program) -> None:
-        plans.append(plan)
-        results.append(result)
-
-    Pipeline(passes, [keep]).run(results[0], context(make_data()))
-    found = text(example.line, results[-2], plans[-1], results[-1])
+    pipeline = Pipeline(passes, [lambda _, result: results.append(result)])
+    _, steps = pipeline.run(results[0], context(make_data()))
+    found = text(example.line, results[-2], steps[-1].plan, results[-1])
     path = GOLDEN / f"{name}.txt"
     if os.environ.get("GRAPHCOMP_UPDATE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)

@@ -17,6 +17,7 @@ from graphcomp.ir.program import Program, trace
 from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.models import MODELS
 from graphcomp.passes import LowRank
+from graphcomp.pipeline import Pipeline
 from graphcomp.pipeline.verify import TOLERANCE, difference
 from graphcomp.records import Plan
 from tests.removing import digest
@@ -67,7 +68,7 @@ def test_equal_directions() -> None:
     """Ten equal values: eight keep 80 % (a naive sum would say nine)."""
     program = with_spectra({"0": [1.0] * 10})
     # 16 x 16 pays below rank 8, so look at what was wanted
-    (kept,) = LowRank(energy=0.8, multiple=1, allow_nothing=True).plan(program, context()).kept
+    (kept,) = LowRank(energy=0.8, multiple=1).plan(program, context()).kept
     assert kept.reason == "rank 8 would cost 256 MACs, one weight 256; two factors pay below rank 8.0"
 
 
@@ -107,14 +108,14 @@ def test_t1_8_no_factors_that_cost_more() -> None:
     step, _, result = run_pass(LowRank(rank=14, multiple=1), program, context())
     assert macs(result) == step.after.macs == 14 * (144 + 16) * 16 < macs(program)
     with pytest.raises(PassError) as error:
-        LowRank(rank=15, multiple=1).plan(program, context())
-    assert str(error.value) == (
-        "found no layer that factors make cheaper (0: rank 15 would cost 38,400 MACs, one weight 36,864; "
-        "two factors pay below rank 14.4), expected some; set allow_nothing to accept"
+        Pipeline([LowRank(rank=15, multiple=1)]).run(program, context())
+    assert str(error.value).startswith(
+        "low-rank: found nothing to change (0: rank 15 would cost 38,400 MACs, one weight 36,864; "
+        "two factors pay below rank 14.4), expected something; "
     )
-    plan = LowRank(rank=15, multiple=1, allow_nothing=True).plan(program, context())
+    plan = LowRank(rank=15, multiple=1).plan(program, context())
     assert made(plan) == {} and "36,864" in reasons(plan)["0"]
-    rounded = LowRank(rank=1, allow_nothing=True).plan(program, context(target="cpu-avx512"))
+    rounded = LowRank(rank=1).plan(program, context(target="cpu-avx512"))
     assert reasons(rounded)["0"].startswith("rank 16 would cost 40,960 MACs")
 
 
@@ -181,7 +182,7 @@ def test_a_target_is_met_by_the_largest_energy(
     layers = pass_._layers(program, multiple)[0]
     rungs = np.unique(np.concatenate([p for layer in layers for p in layer.preserved]))
     for more in rungs[rungs > energy][[0, len(rungs[rungs > energy]) // 2, -1]]:
-        other = LowRank(energy=min(float(more), 1.0), kind=kind, multiple=multiple, allow_nothing=True)
+        other = LowRank(energy=min(float(more), 1.0), kind=kind, multiple=multiple)
         plan = other.plan(program, context())
         assert counted(other.rewrite(other.simulate(program, plan), plan), counter) > goal
 
@@ -278,9 +279,7 @@ def test_stem_and_classifier_take_part() -> None:
     )
     program = traced(net, 1, 3, 16, 16)
     assert set(made(LowRank(rank=8).plan(program, context()))) == {"0", "4"}
-    assert (
-        set(made(LowRank(rank=8, exclude=("0", "4*"), allow_nothing=True).plan(program, context()))) == set()
-    )
+    assert set(made(LowRank(rank=8, exclude=("0", "4*")).plan(program, context()))) == set()
 
 
 def test_energy_one_is_the_network() -> None:

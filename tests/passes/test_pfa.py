@@ -21,7 +21,7 @@ from graphcomp.passes import PASSES, PFA
 from graphcomp.passes.pfa.principal import spectrum
 from graphcomp.passes.pfa.responses import group_covariance
 from graphcomp.passes.pfa.views import View
-from graphcomp.pipeline import Context
+from graphcomp.pipeline import Context, Pipeline
 from graphcomp.pipeline.verify import TOLERANCE, difference, verify_pass
 from graphcomp.records import Plan, Spectrum
 from tests.nets import TRAPS, Net, Spec, build, random_cnn, scramble
@@ -61,7 +61,7 @@ def identity(width: int = 8) -> nn.Sequential:
 
 
 def planned(program: Program, data: Data, **options: Any) -> Plan:
-    return PFA(**{"multiple": 1, "allow_nothing": True, **options}).plan(program, context(data))
+    return PFA(**{"multiple": 1, **options}).plan(program, context(data))
 
 
 def recipe_of(net: nn.Module, responses: Matrix, **options: Any) -> tuple[Spectrum, list[int]]:
@@ -421,8 +421,8 @@ def test_t5_12_fewer_samples_than_channels() -> None:
         "samples"
     )
     assert widths(planned(program, data, energy=0.9, samples=12)).keys() == {"0", "2"}
-    with pytest.raises(PassError, match=r"found no channel to remove .*2: 5 samples say too little"):
-        PFA(energy=0.9, samples=5, multiple=1).plan(program, context(data))
+    with pytest.raises(PassError, match=r"found nothing to change .*2: 5 samples say too little"):
+        Pipeline([PFA(energy=0.9, samples=5, multiple=1)]).run(program, context(data))
 
 
 def test_t5_12_recipes_are_stable() -> None:
@@ -773,7 +773,7 @@ def checked(built: tuple[nn.Module, tuple[int, ...]], join: str) -> int:
     module, shape = built
     program = traced(module, *shape)
     data = noise(*shape[1:], samples=90)
-    pass_ = PFA(energy=0.8, multiple=1, join=cast(Any, join), allow_nothing=True)
+    pass_ = PFA(energy=0.8, multiple=1, join=cast(Any, join))
     plan = pass_.plan(program, context(data))
     found = [Spectrum(**g) for g in plan.evidence["groups"]]
     assert all(np.isfinite(s.eigenvalues).all() and 1 <= s.wanted <= s.channels for s in found)

@@ -39,5 +39,5 @@ def test_every_layer_is_what_a_dense_solver_says(name: str) -> None:
     program = exact_program(TRAPS[name]())
     shape = program.example_inputs[0].shape[1:]
     data = normal_data(shape, count=96)
-    ran = run([*passes("l1{ratio=0.5, multiple=1, allow_nothing=true}"), FIT], program, context(data))
+    ran = run([*passes("l1{ratio=0.5, multiple=1}"), FIT], program, context(data))
     assert check_fit(ran, program, data, RIDGE) or not ran.plans[0].decisions["rows"]

@@ -84,11 +84,7 @@ def test_a_target_is_met_by_one_threshold() -> None:
     macs = sum(r.macs for r in step.after.layers)
     assert (
         0.4
-        < macs
-        / sum(
-            r.macs
-            for r in run_pass(Slimming(ratio=0, allow_nothing=True), program, context())[0].after.layers
-        )
+        < macs / sum(r.macs for r in run_pass(Slimming(ratio=0), program, context())[0].after.layers)
         <= 0.5
     )
 
@@ -104,11 +100,11 @@ def test_shared_channels_count_with_the_mean() -> None:
 
 def test_without_normalisation_is_kept_with_the_reason() -> None:
     program = plain_net()
-    plan = Slimming(ratio=0.5, allow_nothing=True).plan(program, context())
+    plan = Slimming(ratio=0.5).plan(program, context())
     reasons = {(k.where, k.reason) for k in plan.kept}
     assert {("0", "no batch normalisation of its own behind it")} <= reasons
     with pytest.raises(PassError, match="no batch normalisation of its own"):
-        Slimming(ratio=0.5).plan(program, context())
+        Pipeline([Slimming(ratio=0.5)]).run(program, context())
 
 
 # ---------------------------------------------------------------------- the training before it

@@ -178,7 +178,7 @@ def test_failure_keeps_the_last_good_program() -> None:
     program = tiny_program()
     passes = [FoldBN(), Scripted(error=DataError("x")), L1(ratio=0.5)]
     with pytest.raises(PassError):
-        Pipeline(passes, [lambda _i, _s, _p, result: good.append(result)]).run(program, context())
+        Pipeline(passes, [lambda _, result: good.append(result)]).run(program, context())
     assert len(good) == 1
     assert [h["name"] for h in good[0].history] == ["fold-bn"]
     assert difference(program, good[0]) < 1e-5

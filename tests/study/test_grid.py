@@ -135,7 +135,7 @@ def test_regions_of_a_network() -> None:
     """Found in the network that the recipe names, also if the grid does."""
     recipe = {
         "model": "$model",
-        "passes": [{"cc": {"rate": 0.5, "only": "$where", "allow_nothing": True}}],
+        "passes": [{"cc": {"rate": 0.5, "only": "$where"}}],
     }
     grid = {"model": {"tiny": SPEC}, "where": {"strides": [1], "blocks": ["inner", "outer"]}}
     found = cells(recipe, grid)

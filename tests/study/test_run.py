@@ -127,8 +127,10 @@ def test_one_analysis_for_all_regions(monkeypatch: pytest.MonkeyPatch) -> None:
         return measure(*args)
 
     monkeypatch.setattr(gradients, "_measure", counting)
-    cc = {"rate": 0.5, "only": "$where", "multiple": 1, "allow_nothing": True}
-    found = cells([{"cc": cc}], {"where": {"strides": [1], "blocks": ["inner", "outer"]}})
+    cc = {"rate": 0.5, "only": "$where", "multiple": 1}
+    found = cells(
+        [{"cc": {**cc, "allow_nothing": True}}], {"where": {"strides": [1], "blocks": ["inner", "outer"]}}
+    )
     none, inner, outer, both = in_order(found, run_study(found, OUT).results)
     assert len(measured) == 1
     assert none.final.layers == none.baseline.layers
