@@ -21,13 +21,13 @@ from graphcomp.errors import GraphcompError
 from graphcomp.version import __version__
 
 if TYPE_CHECKING:
-    from graphcomp.api import compile, load, save
+    from graphcomp.api import compile
     from graphcomp.channels import ChannelGroup, Channels, analyse
     from graphcomp.compiler import Compiled, Job, build
     from graphcomp.data import Data, load_data
     from graphcomp.explanation import explain
     from graphcomp.inspection import inspect
-    from graphcomp.ir import Program, trace
+    from graphcomp.ir import Program, load, save, trace
     from graphcomp.onnx import export_onnx
     from graphcomp.pipeline import Context, Pass, Pipeline
     from graphcomp.records import Plan, Report
@@ -63,13 +63,13 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "api": "compile load save",
+    "api": "compile",
     "channels": "ChannelGroup Channels analyse",
     "compiler": "Compiled Job build",
     "data": "Data load_data",
     "explanation": "explain",
     "inspection": "inspect",
-    "ir": "Program trace",
+    "ir": "Program load save trace",
     "onnx": "export_onnx",
     "pipeline": "Context Pass Pipeline",
     "records": "Plan Report",

@@ -1,7 +1,6 @@
 """The functions of the public namespace that are more than a re-export: they take short recipes."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -49,17 +48,3 @@ def compile(
     loaded = need_data(data, model, seed) if isinstance(data, str) else data
     nothing = allow_nothing or (isinstance(passes, str) and allows_nothing([passes]))
     return compile_program(model, made, data=loaded, target=target, seed=seed, allow_nothing=nothing)
-
-
-def save(program: Program, directory: str | Path) -> None:
-    """Write `program.json` and `weights.safetensors` into `directory`, whole or not at all.
-
-    Raises:
-        OutputError: if the disk refuses. LoadError: if a node could not be read back safely.
-    """
-    program.save(directory)
-
-
-def load(directory: str | Path) -> Program:
-    """Read what `save` wrote, without the model's source and without pickle; LoadError if it is damaged."""
-    return Program.load(directory)

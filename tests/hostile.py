@@ -30,7 +30,8 @@ from hypothesis import HealthCheck, given, seed, settings
 from torch import Tensor, nn
 
 from graphcomp.errors import LoadError
-from graphcomp.ir.program import Program, trace
+from graphcomp.ir import load, save
+from graphcomp.ir.program import trace
 from graphcomp.ir.saved import bounds, grammar, storage
 
 SECONDS = 2.0
@@ -203,7 +204,7 @@ def originals(directory: Path) -> list[tuple[Document, bytes]]:
     found = []
     for i, (network, example) in enumerate(networks):
         place = directory / f"original-{i}"
-        trace(network.eval(), example).save(place)
+        save(trace(network.eval(), example), place)
         found.append((json.loads((place / "program.json").read_text()), read_weights(place)))
     return found
 
@@ -469,7 +470,7 @@ def attempt(directory: Path, watch: Watch) -> str:
     with watch.watching():
         try:
             with within():
-                program = Program.load(directory)
+                program = load(directory)
         except LoadError:
             return "refused"
         try:
@@ -495,7 +496,7 @@ def fuzz(examples: int, chosen: int | None, directory: Path) -> Counter[str]:
 
     for document, weights in seeds:
         write(document, weights)
-        program = Program.load(place)
+        program = load(place)
         program(*program.example_inputs)  # torch has loaded now what it loads late
         assert attempt(place, watch) == "runs"
 

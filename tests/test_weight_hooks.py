@@ -11,7 +11,8 @@ from torch.nn.utils import parametrizations, prune
 
 from graphcomp import compile
 from graphcomp.errors import GraphcompWarning, TraceError
-from graphcomp.ir.program import Program, trace
+from graphcomp.ir import load, save
+from graphcomp.ir.program import trace
 from graphcomp.passes.fold_bn import FoldBN
 from graphcomp.passes.l1 import L1
 from tests.tiny import context
@@ -72,8 +73,8 @@ def test_computed_weights_are_baked_in(name: str, share: bool, tmp_path: Path) -
     assert not any(m._forward_pre_hooks for m in program.module.modules())
     torch.testing.assert_close(program(X), expected)
     assert set(model.state_dict()) == names and torch.equal(model(X), expected)
-    program.save(tmp_path / "saved")
-    torch.testing.assert_close(Program.load(tmp_path / "saved")(X), expected)
+    save(program, tmp_path / "saved")
+    torch.testing.assert_close(load(tmp_path / "saved")(X), expected)
     result = compile(program, [FoldBN(), L1(ratio=0.5, multiple=1)]).program
     assert result.layer("0", nn.Conv2d).out_channels == 4
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from graphcomp.errors import PassError
-from graphcomp.ir import Program
+from graphcomp.ir import Program, load
 from graphcomp.pipeline import Context
 
 INPUT = "input"
@@ -36,4 +36,4 @@ def no_such_step(what: str, names: Sequence[str], advice: str = "") -> PassError
 
 def load_saved(place: str) -> Program:
     """The program that was saved in a directory."""
-    return Program.load(Path(place))
+    return load(Path(place))

@@ -47,7 +47,7 @@ from graphcomp.compiler.recipe import ExportOptions, Recipe
 from graphcomp.data import Data, load_data
 from graphcomp.errors import DataError, LoadError, OutputError, RecipeError
 from graphcomp.explanation import TRACED_RUNS, TRACED_SECONDS, explain_bench
-from graphcomp.ir import Program, numbers_of, trace
+from graphcomp.ir import Program, load, numbers_of, save, trace
 from graphcomp.measure import Corruption, count_outputs, require_classes, require_images, robustness
 from graphcomp.onnx import Exports, Stored, export_onnx
 from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, check_order, held, verify, work_name
@@ -130,7 +130,7 @@ def load_source(
         VerifyError: weights that no result could be exported with, naming the tensor.
     """
     if is_program_dir(model):
-        program = Program.load(model)
+        program = load(model)
         if weights is not None or input_shape is not None:
             raise LoadError(
                 f"{model}: found a saved program with --weights or --input-shape, expected neither"
@@ -246,7 +246,7 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
         if first:
             write_text(out / "state.json", state.model_dump_json(indent=2))
     done = distributed.on_first(lambda: _finished(out, job.passes))
-    program = Program.load(_place(out, len(done) - 1, done[-1].name)) if done else source.program
+    program = load(_place(out, len(done) - 1, done[-1].name)) if done else source.program
     share = 0.6 / len(job.passes)
     told = _Scaled(progress, share, len(done), len(job.passes))
     recall = _recall(out)
@@ -285,7 +285,7 @@ def _deliver(run: _Run, progress: Progress) -> Report:
     out = run.out
     with atomic_entries(out) as place:
         progress("save the program", 0.72)
-        run.program.save(place / "program")
+        save(run.program, place / "program")
         progress("export the baseline", 0.74)
         report = _report(run, place, progress)
         write_report(report, place)
@@ -475,24 +475,24 @@ def _spelled_out(place: str, value: Any) -> Iterator[str]:
 def _checkpoint(out: Path) -> Callable[[Step, Program], None]:
     """Save each result; the step's record comes last and makes the checkpoint count."""
 
-    def save(step: Step, program: Program) -> None:
+    def saved(step: Step, program: Program) -> None:
         place = _place(out, step.index, step.name)
         write_text(out / step.plan_file, step.plan.model_dump_json(indent=2))
-        program.save(place)
+        save(program, place)
         write_text(place.with_suffix(".json"), step.brief().model_dump_json(indent=2))
         shutil.rmtree(_running(out), ignore_errors=True)
 
-    return save
+    return saved
 
 
 def _recall(out: Path) -> Callable[[int, str], Program]:
     """Read a checkpoint back: what later passes learn from."""
 
-    def load(index: int, name: str) -> Program:
+    def recalled(index: int, name: str) -> Program:
         distributed.on_first(lambda: None)  # not before the first process has written it
-        return Program.load(_place(out, index, name))
+        return load(_place(out, index, name))
 
-    return load
+    return recalled
 
 
 def _running(out: Path) -> Path:

@@ -6,7 +6,7 @@
 | `models:NAME` | a network of `graphcomp.models.MODELS` |
 | `path/to/file.py:factory` | what `factory()` in that file returns |
 
-A saved program directory is not built here: ask `is_program_dir`, then use `Program.load`.
+A saved program directory is not built here: ask `is_program_dir`, then use `load`.
 """
 
 import difflib

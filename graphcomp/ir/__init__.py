@@ -39,6 +39,7 @@ from graphcomp.ir.program import (
     with_tensors,
 )
 from graphcomp.ir.ranges import Numbers
+from graphcomp.ir.saved.storage import load, save
 from graphcomp.ir.shapes import Shape
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "fresh_inputs",
     "is_read_later",
     "is_same",
+    "load",
     "named_tensors",
     "narrowest",
     "numbers_of",
@@ -77,6 +79,7 @@ __all__ = [
     "parts",
     "run_on_meta",
     "same_memory",
+    "save",
     "spectrum",
     "trace",
     "with_tensors",

@@ -171,23 +171,6 @@ class Program:
 
         return to_networkx(self)
 
-    def save(self, directory: str | Path) -> None:
-        """Write `program.json` and `weights.safetensors` into `directory`, whole or not at all.
-
-        Raises OutputError if the disk refuses, LoadError if a node could not be read back safely.
-        """
-        from graphcomp.ir.saved.storage import save
-
-        save(self, Path(directory))
-
-    @staticmethod
-    def load(directory: str | Path) -> "Program":
-        """Read what `save` wrote, without the model's source and without pickle; LoadError if damaged."""
-        from graphcomp.base import settled
-        from graphcomp.ir.saved.storage import load
-
-        return settled(Path(directory), load)
-
     def __str__(self) -> str:
         return "\n".join(format_node(self, node) for node in self.graph.nodes)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from graphcomp.base import cache, distributed, load_state, read_record, save_state, write_text
 from graphcomp.data import Data, Split
 from graphcomp.errors import DataError, GraphcompError, LoadError, PassError
-from graphcomp.ir import Program, is_same
+from graphcomp.ir import Program, is_same, load, save
 from graphcomp.pipeline.contract import Context, Course, Pass, Strategy, TrainingPass, within, work_name
 from graphcomp.pipeline.momenta import cut_momenta
 from graphcomp.pipeline.once import run_once
@@ -265,7 +265,7 @@ class _Saved:
         if self.place is None or not distributed.is_first():
             return
         number = len(course.rounds)
-        programs[number].save(self._at(number))
+        save(programs[number], self._at(number))
         if momenta is not None:
             save_state(self._at(number, MOMENTA), self.key, {}, momenta)
         _write(self._at(number, RECORD), course.rounds[-1])
@@ -286,7 +286,7 @@ class _Saved:
             return None
         number = len(course.rounds)
         needed = {number, self.strategy.result(course)}
-        programs = {n: Program.load(self._at(n)) if n else self.program for n in needed}
+        programs = {n: load(self._at(n)) if n else self.program for n in needed}
         if number and self.inner.momenta is not None:
             found = load_state(self._at(number, MOMENTA), self.key)
             self.inner.momenta.update(found[1] if found else {})

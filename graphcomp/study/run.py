@@ -23,7 +23,7 @@ from graphcomp.base import LOCK, Engine, Failure, Tell, Told, read_record, run_t
 from graphcomp.compiler import build
 from graphcomp.data import load_data
 from graphcomp.errors import GraphcompWarning, OutputError, RecipeError
-from graphcomp.ir import Program, numbers_of
+from graphcomp.ir import load, numbers_of
 from graphcomp.measure import confusion, count_outputs
 from graphcomp.records import Bench, Record, Report, Snapshot
 from graphcomp.runtime import cores
@@ -94,7 +94,7 @@ def run_cell(cell: Cell, out: Path, tell: Tell) -> CellResult:
 
 def _confusion(report: Report, place: Path) -> list[list[int]] | None:
     """Of the network that the run left."""
-    program = Program.load(place / "program")
+    program = load(place / "program")
     shape = tuple(program.example_inputs[0].shape[1:])
     some = report.recipe.get("classes") is not None
     outputs = None if some else count_outputs(program)

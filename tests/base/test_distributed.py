@@ -23,7 +23,7 @@ from graphcomp.budget.stopwatch import Stopwatch
 from graphcomp.compiler.recipe import parse_passes
 from graphcomp.data.sources import load_data
 from graphcomp.errors import DistributedError, GraphcompWarning
-from graphcomp.ir.program import Program
+from graphcomp.ir import load
 from graphcomp.passes import PASSES, APoZ, FoldBN
 from graphcomp.pipeline import Pipeline
 from graphcomp.pipeline.verify import difference
@@ -184,7 +184,7 @@ def test_compile_gives_what_one_process_gives(folder: Path) -> None:
     assert outcome(folder, "compiles") == "done", printed(folder, "compiles")
     pipeline = Pipeline([FoldBN(), APoZ(ratio=0.5)])
     alone, _ = pipeline.run(tiny_program(), context(random_data(3, 8, 8)))
-    program = Program.load(folder / "out" / "program")
+    program = load(folder / "out" / "program")
     assert program.history == alone.history
     assert difference(program, alone) == 0
 
@@ -195,7 +195,7 @@ def test_cc_gives_what_one_process_gives(folder: Path) -> None:
     data = load_data(f"npz:{folder / LABELLED}", input_shape=(3, 8, 8), seed=0)
     (pass_,) = parse_passes(CC, PASSES)
     _, plan, alone = run_pass(pass_, tiny_program(), context(data))
-    program = Program.load(folder / "cc" / "program")
+    program = load(folder / "cc" / "program")
     (record,) = program.history
     assert len(plan.decisions["factors"]) == 2
     assert record["decisions"] == plan.decisions

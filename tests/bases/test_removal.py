@@ -23,6 +23,7 @@ from graphcomp.budget.allocation import Scores
 from graphcomp.channels import Channels, analyse
 from graphcomp.compiler.recipe import parse_passes
 from graphcomp.errors import PassError, RecipeError, SurgeryError
+from graphcomp.ir import load, save
 from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.onnx.export import export_onnx
@@ -395,8 +396,8 @@ def test_whole_layers_go_for_a_target(allocation: Any, tmp_path: Path) -> None:
     verify_pass(pass_, program, plan)
     again = pass_.rewrite(pass_.simulate(program, Plan.model_validate_json(plan.model_dump_json())), plan)
     assert str(again) == str(result)
-    result.save(tmp_path / "program")
-    loaded = Program.load(tmp_path / "program")
+    save(result, tmp_path / "program")
+    loaded = load(tmp_path / "program")
     assert difference(loaded, result) == 0
     export_onnx(result, tmp_path / "model.onnx", batches=(1, 3))  # compares with torch on both
     _, kept = apply(L1(target={"macs": 0.6}, multiple=8, min_channels=1), program)
@@ -468,7 +469,7 @@ def test_plan_survives_json_and_replays_bitwise(name: str) -> None:
 def test_plans_replay_in_a_fresh_process(tmp_path: Path) -> None:
     """Only the saved program and the plans go there: no data, no source, no options."""
     program = tiny_program()
-    program.save(tmp_path / "before")
+    save(program, tmp_path / "before")
     for name, pass_ in MADE.items():
         (tmp_path / f"{name}.json").write_text(pass_.plan(program, context()).model_dump_json())
     code = """
@@ -478,18 +479,18 @@ def test_plans_replay_in_a_fresh_process(tmp_path: Path) -> None:
         from graphcomp.records import Plan
         from graphcomp.ir.program import Program
         out = Path(sys.argv[1])
-        program = Program.load(out / "before")
+        program = load(out / "before")
         for file in sorted(out.glob("*.json")):
             plan = Plan.model_validate_json(file.read_text())
             pass_ = {"fold-bn": FoldBN, "l1": L1, "random": Random}[plan.name](**plan.options)
-            pass_.rewrite(pass_.simulate(program, plan), plan).save(out / file.stem)
+            save(pass_.rewrite(pass_.simulate(program, plan), plan), out / file.stem)
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
     subprocess.run(command, check=True, env=environment, cwd=tmp_path)
     for name, pass_ in MADE.items():
         plan = pass_.plan(program, context())
-        assert same(Program.load(tmp_path / name), pass_.rewrite(pass_.simulate(program, plan), plan)), name
+        assert same(load(tmp_path / name), pass_.rewrite(pass_.simulate(program, plan), plan)), name
 
 
 @pytest.mark.parametrize(

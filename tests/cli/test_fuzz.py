@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from graphcomp import budget, explanation, pipeline, runtime, study
 from graphcomp.cli import main as command_line
 from graphcomp.errors import GraphcompError
+from graphcomp.ir import save
 from graphcomp.passes import PASSES
 from tests.runtime.test_bench import write
 from tests.tiny import SPEC, tiny, tiny_program
@@ -221,7 +222,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(tiny().state_dict(), place / "w.safetensors")
     write(place / "net.onnx")
     write(place / "small.onnx", 4)
-    tiny_program().save(place / "program")
+    save(tiny_program(), place / "program")
     shutil.copytree(place / "program", place / "damaged")
     (place / "damaged" / "weights.safetensors").write_bytes(junk)
     return place

@@ -29,6 +29,7 @@ from graphcomp.compiler import compiler
 from graphcomp.compiler.compiler import Job, build, load_source
 from graphcomp.compiler.recipe import Recipe, load_recipe, make_passes
 from graphcomp.errors import LoadError, OutputError, PassError, RecipeError, VerifyError
+from graphcomp.ir import load
 from graphcomp.ir.program import Program
 from graphcomp.onnx import export
 from graphcomp.passes import L1, PASSES, FoldBN
@@ -184,7 +185,7 @@ def test_report(finished: Any, job: Job, data: str) -> None:
 
 def test_plans_are_those_of_the_steps(finished: Any) -> None:
     out, report, _ = finished
-    for step, entry in zip(report.steps, Program.load(out / "program").history, strict=True):
+    for step, entry in zip(report.steps, load(out / "program").history, strict=True):
         plan = Plan.model_validate_json((out / step.plan_file).read_text())
         assert plan.model_dump(mode="json", exclude={"bulk"}) == entry
         assert plan.model_copy(update={"decisions": {}, "bulk": {}}) == step.plan
@@ -197,13 +198,13 @@ def test_onnx_files_compute_what_the_programs_do(finished: Any) -> None:
     out, _, _ = finished
     x = np.random.default_rng(1).standard_normal((3, *SHAPE[1:]), dtype=np.float32)
     with torch.no_grad():
-        small = Program.load(out / "program")(torch.from_numpy(x)).numpy()
+        small = load(out / "program")(torch.from_numpy(x)).numpy()
         base = tiny()(torch.from_numpy(x)).numpy()
     assert np.allclose(outputs(out / "model.onnx", x), small, atol=1e-5)
     assert np.allclose(outputs(out / "baseline.onnx", x), base, atol=1e-5)
     assert not np.allclose(small, base, atol=1e-2)
-    last = Program.load(out / "checkpoints/02-l1")
-    assert difference(last, Program.load(out / "program")) == 0
+    last = load(out / "checkpoints/02-l1")
+    assert difference(last, load(out / "program")) == 0
 
 
 def test_the_recorded_recipe_is_a_recipe(finished: Any, job: Job, tmp_path: Path) -> None:
@@ -242,7 +243,7 @@ def test_what_was_timed_is_explained(finished: Any, quick: Job, tmp_path: Path) 
     assert {row.made_by for row in found.rows if row.new_macs} == {"l1"}
     assert 'id="explain"' in (out / "report.html").read_text()
     assert build(quick, tmp_path / "out").explanation is None
-    asked, program = report.bench.model_copy(update={"provider": "cuda"}), Program.load(out / "program")
+    asked, program = report.bench.model_copy(update={"provider": "cuda"}), load(out / "program")
     assert compiler._explain(quick.recipe, asked, (out, out), lambda *_: None, 1.0, program) is None
 
 
@@ -267,7 +268,7 @@ def test_a_saved_program_is_compiled_further(finished: Any, quick: Job, tmp_path
     further = replace(quick, model=str(program), passes=[L1(ratio=0.5, multiple=2)], input_shape=None)
     report = build(further, tmp_path / "out")
     assert report.baseline.macs == finished[1].final.macs > report.final.macs
-    assert [h["name"] for h in Program.load(tmp_path / "out/program").history] == ["fold-bn", "l1", "l1"]
+    assert [h["name"] for h in load(tmp_path / "out/program").history] == ["fold-bn", "l1", "l1"]
 
 
 # ---------------------------------------------------------------------- resuming

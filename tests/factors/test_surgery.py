@@ -24,6 +24,7 @@ from graphcomp.factors.layers import can_be, candidates, layer_macs, obstacle, p
 from graphcomp.factors.region import region
 from graphcomp.factors.replacing import layers_of
 from graphcomp.factors.surgery import rewrite, simulate
+from graphcomp.ir import save
 from graphcomp.ir.program import PASS_KEY, Program
 from graphcomp.measure.cost import layer_rows, macs, params_trainable
 from graphcomp.passes import L1, LowRank
@@ -577,7 +578,7 @@ def test_t1_15_reload_in_a_fresh_process(tmp_path: Path) -> None:
     ]
     program = tiny_program()
     result = rewrite(simulate(program, factors), factors, "test")
-    result.save(tmp_path / "program")
+    save(result, tmp_path / "program")
     x = torch.randn(3, 3, 8, 8)
     torch.save(x, tmp_path / "x.pt")
     with torch.no_grad():
@@ -624,8 +625,8 @@ FACTORS = [
 def test_t1_14_a_region_from_two_saved_programs(tmp_path: Path) -> None:
     """METHODS 1.7: any region is the direct compression of it, none is the dense program, all is all."""
     dense = tiny_program()
-    dense.save(tmp_path / "dense")
-    compressed(dense, FACTORS).save(tmp_path / "small")
+    save(dense, tmp_path / "dense")
+    save(compressed(dense, FACTORS), tmp_path / "small")
     dense, small = graphcomp.load(tmp_path / "dense"), graphcomp.load(tmp_path / "small")
     inside = [f for f in FACTORS if f.layer in ("inner", "outer")]
     found = region(dense, small, ["inner", "out*"])

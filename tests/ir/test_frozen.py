@@ -11,6 +11,7 @@ from torchvision.ops import FrozenBatchNorm2d as Torchvisions
 
 from graphcomp.channels import analyse
 from graphcomp.errors import PassError
+from graphcomp.ir import load, save
 from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.program import Program, trace
 from graphcomp.onnx.export import export_onnx
@@ -129,8 +130,8 @@ def test_channels_are_removed_exactly() -> None:
 @pytest.mark.slow
 def test_saved_and_exported(tmp_path: Path) -> None:
     program = traced(net(lambda n: Torchvisions(n, eps=0.3)), 1, 3, 8, 8)
-    program.save(tmp_path / "saved")
-    loaded = Program.load(tmp_path / "saved")
+    save(program, tmp_path / "saved")
+    loaded = load(tmp_path / "saved")
     assert frozen(loaded) == ["1", "4"] and str(loaded) == str(program)
     assert loaded.fingerprint() == program.fingerprint()
     assert export_onnx(program, tmp_path / "net.onnx", batches=(2,)).bytes > 0

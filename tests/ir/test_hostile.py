@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from graphcomp.cli.main import main
 from graphcomp.errors import LoadError
-from graphcomp.ir.program import Program, trace
+from graphcomp.ir import load, save
+from graphcomp.ir.program import trace
 from graphcomp.ir.saved import bounds, storage
 from graphcomp.ir.saved.grammar import functions, is_own_name, methods
 from graphcomp.ir.saved.modules import layers
@@ -46,9 +47,9 @@ class Bare(nn.Module):
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("original")
-    trace(Small().eval(), torch.zeros(1, 3, 8, 8)).save(place / "small")
-    trace(Attending().eval(), torch.tensor([[1, 4, 2]])).save(place / "attending")
-    trace(Bare().eval(), torch.zeros(1, 3)).save(place / "bare")
+    save(trace(Small().eval(), torch.zeros(1, 3, 8, 8)), place / "small")
+    save(trace(Attending().eval(), torch.tensor([[1, 4, 2]])), place / "attending")
+    save(trace(Bare().eval(), torch.zeros(1, 3)), place / "bare")
     return {name: place / name for name in ("small", "attending", "bare")}
 
 
@@ -146,14 +147,14 @@ def test_attacks_that_worked_are_refused(name: str, bare: Path) -> None:
     attack, message = ATTACKS[name]
     edit(bare, attack)
     with pytest.raises(LoadError, match=message):
-        Program.load(bare)
+        load(bare)
     assert not Path("pwned").exists()
 
 
 def test_max_takes_no_key_whatever_it_is(directory: Path) -> None:
     edit(directory, lambda d: before_output(d, function("m", "builtins.max", [1, 2], key={"node": "x"})))
     with pytest.raises(LoadError, match=r"nodes\.m \(builtins\.max\): found argument 'key'"):
-        Program.load(directory)
+        load(directory)
 
 
 def test_the_command_line_runs_no_attack_either(
@@ -180,7 +181,7 @@ def test_no_node_takes_a_name_that_means_something(directory: Path) -> None:
     for name in ("self", "torch", "inf", "lambda", "max", "__x", "\uff53elf"):
         edit(directory, lambda d, n=name: before_output(d, function(n, "torch.relu", {"node": "x"})))
         with pytest.raises(LoadError, match=r"nodes\..*: found name '.*', expected an identifier"):
-            Program.load(directory)
+            load(directory)
         (directory / storage.PROGRAM_FILE).write_text(text)
 
 
@@ -189,15 +190,15 @@ def test_no_node_takes_a_name_that_means_something(directory: Path) -> None:
 )
 def test_no_input_takes_a_name_that_generated_code_reads(name: str, directory: Path) -> None:
     edit(directory, lambda d: before_output(d, function("m", "math.floor", 2.5)))
-    Program.load(directory)
+    load(directory)
     edit(directory, lambda d: d["nodes"][0].update(target=name))
     with pytest.raises(LoadError, match="nodes"):
-        Program.load(directory)
+        load(directory)
 
 
 def test_an_input_may_be_called_input(directory: Path) -> None:
     edit(directory, lambda d: d["nodes"][0].update(target="input"))
-    program = Program.load(directory)
+    program = load(directory)
     assert program(*program.example_inputs)["out"].shape == (1, 4)
 
 
@@ -225,7 +226,7 @@ def test_paths_lead_through_modules_and_tensors_only(path: str, directory: Path)
     for change in changes:
         edit(directory, change)
         with pytest.raises(LoadError):
-            Program.load(directory)
+            load(directory)
         (directory / storage.PROGRAM_FILE).write_text(text)
 
 
@@ -385,7 +386,7 @@ def _deep(levels: int) -> Any:
 def test_what_is_too_large_or_endless_is_refused_at_once(name: str, directory: Path) -> None:
     edit(directory, TOO_LARGE[name])
     with pytest.raises(LoadError), within():
-        Program.load(directory)
+        load(directory)
 
 
 def test_honest_programs_are_far_from_every_bound(
@@ -397,7 +398,7 @@ def test_honest_programs_are_far_from_every_bound(
     monkeypatch.setattr(bounds, "KERNELS", 0)
     for place in originals.values():
         with within():
-            Program.load(place)
+            load(place)
 
 
 @pytest.mark.parametrize("name", [storage.PROGRAM_FILE, storage.WEIGHTS_FILE])
@@ -405,11 +406,11 @@ def test_files_without_an_end_are_refused(name: str, directory: Path) -> None:
     (directory / name).unlink()
     os.mkfifo(directory / name)
     with pytest.raises(LoadError, match=f"{name}: found no regular file"):
-        Program.load(directory)
+        load(directory)
     (directory / name).unlink()
     (directory / name).symlink_to("/dev/zero")
     with pytest.raises(LoadError, match=f"{name}: found no regular file"):
-        Program.load(directory)
+        load(directory)
 
 
 # ---- fuzzing ---------------------------------------------------------------------------------------------

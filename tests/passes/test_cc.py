@@ -21,8 +21,8 @@ from graphcomp.errors import DataError, PassError
 from graphcomp.factors.decompose import decompose, read_factors
 from graphcomp.factors.layers import layer_macs
 from graphcomp.factors.region import region
+from graphcomp.ir import load, save
 from graphcomp.ir.program import Program, trace
-from graphcomp.ir.saved.storage import load
 from graphcomp.measure.cost import layer_rows, macs, params_trainable
 from graphcomp.passes import CC
 from graphcomp.passes.cc.decided import Allocated
@@ -206,7 +206,7 @@ def test_t1_15_plans_are_replayed_without_data(whole: tuple[Program, Plan, Progr
     again = Plan.model_validate(json.loads(json.dumps(plan.model_dump(mode="json"))))
     made = PAPER.rewrite(PAPER.simulate(program, again), again)
     assert digest(made) == digest(result)
-    result.save(tmp_path / "saved")
+    save(result, tmp_path / "saved")
     x = torch.randn(2, *program.example_inputs[0].shape[1:])
     assert torch.equal(load(tmp_path / "saved")(x), result(x))
 

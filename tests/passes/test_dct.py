@@ -18,6 +18,7 @@ from graphcomp.channels import analyse
 from graphcomp.compiler.compiler import load_source
 from graphcomp.data.sources import load_data
 from graphcomp.errors import PassError
+from graphcomp.ir import load, save
 from graphcomp.ir.coefficients import DctLayer, decode, encode, spectrum
 from graphcomp.ir.program import Program, trace
 from graphcomp.measure.cost import macs, params_dct, params_state, params_trainable
@@ -536,8 +537,8 @@ def test_twice_is_once() -> None:
 
 def test_results_are_saved_and_loaded(tmp_path: Path) -> None:
     _, _, result = run_pass(coded(), tiny_program(), context())
-    result.save(tmp_path / "p")
-    loaded = Program.load(tmp_path / "p")
+    save(result, tmp_path / "p")
+    loaded = load(tmp_path / "p")
     assert digest(loaded) == digest(result)
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(loaded(x), result(x))

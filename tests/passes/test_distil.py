@@ -14,6 +14,7 @@ from graphcomp.compiler.compiler import Job, build, compile_program
 from graphcomp.compiler.recipe import Recipe, parse_passes
 from graphcomp.data.split import Data
 from graphcomp.errors import DataError, PassError
+from graphcomp.ir import load, save
 from graphcomp.ir.program import Program
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.passes import L1, PASSES, Distil, Finetune, Student
@@ -220,7 +221,7 @@ def test_names_of_teachers(teacher: str | int | None, named: str) -> None:
 
 def test_a_saved_teacher(tmp_path: Path) -> None:
     place = str(tmp_path / "teacher")
-    tiny_program().save(place)
+    save(tiny_program(), place)
     step = run([distil(max_steps=1, teacher=place)])[0]
     assert step.training is not None and step.training.teacher == place
 
@@ -234,7 +235,7 @@ def test_no_such_teacher(teacher: str | int | None) -> None:
 
 
 def test_teacher_with_other_outputs(tmp_path: Path) -> None:
-    traced(ResNet(8), 1, *SHAPE).save(tmp_path)
+    save(traced(ResNet(8), 1, *SHAPE), tmp_path)
     with pytest.raises(PassError, match=r"found outputs of shape \[\(1, 10\)\], expected \[\(1, 4\)\]"):
         run([distil(teacher=str(tmp_path))])
 
@@ -297,7 +298,7 @@ def test_resumed_run_has_the_same_teacher(tmp_path: Path, monkeypatch: pytest.Mo
     training = build(job, tmp_path / "a", resume=True).steps[-1].training
     assert training is not None and training.teacher == "step 1 (l1)"
     plan = json.loads((tmp_path / "a" / "plans" / "03-distil.json").read_text())["decisions"]
-    first = Program.load(tmp_path / "a" / "checkpoints" / "01-l1")
+    first = load(tmp_path / "a" / "checkpoints" / "01-l1")
     assert plan["teacher_fingerprint"] == first.fingerprint()
 
 
@@ -359,7 +360,7 @@ def taught(saved: str) -> list[dict[str, Tensor]]:
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """One teacher in both, the same draws of the student's weights, and the loss of the whole batch."""
     saved = str(tmp_path / "teacher")
-    tiny_program().to(torch.float64).save(saved)
+    save(tiny_program().to(torch.float64), saved)
     first, second = in_processes(2, taught, saved)
     for expected, one, two in zip(taught(saved), first, second, strict=True):
         assert expected.keys() == one.keys()

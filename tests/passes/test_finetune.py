@@ -21,6 +21,7 @@ from graphcomp.compiler.recipe import Recipe, parse_passes
 from graphcomp.data.sources import load_data
 from graphcomp.data.split import Data, Split
 from graphcomp.errors import DataError, PassError, VerifyError
+from graphcomp.ir import load
 from graphcomp.ir.program import Program
 from graphcomp.measure.evaluate import mean_error
 from graphcomp.passes import L1, PASSES, Finetune, FoldBN
@@ -350,7 +351,7 @@ def test_a_whole_run_stopped_and_resumed(
         load_data(learnable_file, input_shape=SHAPE, seed=0),
     )
     whole, steps = Pipeline(passes).run(source, replace(context(data), target=find_target("auto")))
-    assert same(Program.load(out / "program"), whole) and report.final == steps[-1].after
+    assert same(load(out / "program"), whole) and report.final == steps[-1].after
     written = Report.model_validate(json.loads((out / "report.json").read_text()))
     assert written.steps[1].training == training
 

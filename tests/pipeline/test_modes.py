@@ -11,6 +11,7 @@ from torch import Tensor
 
 from graphcomp.compiler.compiler import Source, compile_program, evaluate_source
 from graphcomp.data.split import Split
+from graphcomp.ir import load, save
 from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.program import Program, output_tensors
 from graphcomp.measure.calibrate import collect
@@ -107,8 +108,8 @@ def test_the_mode_of_a_program_changes_nothing_and_stays(name: str, partly: bool
     if partly:
         program.module.eval()
         program.layer("1").train()
-    program.save(tmp_path / "saved")
-    program = Program.load(tmp_path / "saved")
+    save(program, tmp_path / "saved")
+    program = load(tmp_path / "saved")
     modes, before = {n: m.training for n, m in program.module.named_modules()}, weights(program)
     assert any(modes.values())
     assert same(evaluate(program, tmp_path / "train"), expected)

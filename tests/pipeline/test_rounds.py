@@ -22,6 +22,7 @@ from graphcomp.compiler.compiler import Job, build
 from graphcomp.compiler.recipe import Recipe
 from graphcomp.data.split import Data, Indices
 from graphcomp.errors import DataError, LoadError, PassError
+from graphcomp.ir import load
 from graphcomp.ir.program import Program
 from graphcomp.measure.evaluate import accuracy
 from graphcomp.passes import APoZ, Finetune, PlayAndPrune
@@ -415,9 +416,9 @@ def test_a_whole_run_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.Mon
     written = Report.model_validate(json.loads((out / "report.json").read_text()))
     assert written.steps[0].rounds == report.steps[0].rounds and len(report.steps[0].rounds) == 4
     assert "Channels removed per layer" in (out / "report.html").read_text()
-    saved = Program.load(out / "program")
+    saved = load(out / "program")
     assert [h["name"] for h in saved.history] == ["apoz", "finetune"] * 2
-    assert difference(saved, Program.load(out / "checkpoints" / "01-apoz")) == 0
+    assert difference(saved, load(out / "checkpoints" / "01-apoz")) == 0
 
 
 # ---------------------------------------------------------------------- several processes

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 import graphcomp
 from graphcomp.cli import main as command_line
 from graphcomp.compiler import compiler
+from graphcomp.ir import save
 from graphcomp.records import Export, Report
 from graphcomp.report.report import read_report
 from tests.tiny import SPEC, tiny
@@ -103,7 +104,7 @@ RUNS: dict[str, Callable[[], list[str]]] = {
 
 def saved() -> str:
     program = graphcomp.trace(tiny(), torch.zeros(1, 3, 8, 8))
-    program.save(Path("my program"))
+    save(program, Path("my program"))
     return "my program"
 
 

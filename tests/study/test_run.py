@@ -15,7 +15,7 @@ from graphcomp.base.stopping import KEY
 from graphcomp.compiler import compiler
 from graphcomp.compiler.compiler import build
 from graphcomp.errors import LoadError, OutputError, RecipeError
-from graphcomp.ir.program import Program
+from graphcomp.ir import load
 from graphcomp.measure import gradients
 from graphcomp.passes import PASSES
 from graphcomp.records import Export
@@ -223,7 +223,7 @@ def test_stopped_in_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run_study(found, Path("whole"))
     (a,), (b,) = again.results.values(), whole.results.values()
     assert a.model_dump(exclude={"seconds"}) == b.model_dump(exclude={"seconds"})
-    programs = [Program.load(out / "cells" / cell.name / "program") for out in (OUT, Path("whole"))]
+    programs = [load(out / "cells" / cell.name / "program") for out in (OUT, Path("whole"))]
     assert programs[0].fingerprint() == programs[1].fingerprint()
     record, other = (
         json.loads((out / "cells" / cell.name / "report.json").read_text())["steps"][0]["training"]

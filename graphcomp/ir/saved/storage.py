@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
-from graphcomp.base import atomic_directory
+from graphcomp.base import atomic_directory, settled
 from graphcomp.errors import LoadError
 from graphcomp.ir.program import PASS_KEY, Program, named_tensors
 from graphcomp.ir.saved.bounds import check_runs
@@ -36,8 +36,10 @@ _INPUT = "#input"  # `#` is in no module path, so an input cannot be mistaken fo
 _MAX_RECORD = 1 << 28  # bytes of `program.json`
 
 
-def save(program: Program, directory: Path) -> None:
-    """Write `program` into `directory`, whole or not at all; an older program there is replaced.
+def save(program: Program, directory: str | Path) -> None:
+    """Write `program.json` and `weights.safetensors` into `directory`, whole or not at all.
+
+    An older program there is replaced.
 
     Raises:
         LoadError: naming the node, module or tensor that could not be read back as it is.
@@ -52,17 +54,21 @@ def save(program: Program, directory: Path) -> None:
     check_runs(Program(loaded, program.example_inputs))
     stored = {name: names[name] for name, r in record.tensors.items() if r.same_as is None}
     stored |= {f"{_INPUT}.{i}": x for i, x in enumerate(program.example_inputs)}
-    with atomic_directory(directory, _is_only_program) as temporary:
+    with atomic_directory(Path(directory), _is_only_program) as temporary:
         (temporary / PROGRAM_FILE).write_text(text, encoding="utf-8")
         _write_weights(stored, temporary / WEIGHTS_FILE)
 
 
-def load(directory: Path) -> Program:
+def load(directory: str | Path) -> Program:
     """Read what `save` wrote, onto the CPU; needs neither the model's source nor pickle.
 
     Raises:
         LoadError: naming the file and the entry that is missing, damaged or not allowed.
     """
+    return settled(Path(directory), _load)
+
+
+def _load(directory: Path) -> Program:
     file, weights = directory / PROGRAM_FILE, directory / WEIGHTS_FILE
     record = _read_record(file)
     stored = _read_weights(weights)
