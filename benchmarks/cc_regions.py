@@ -24,7 +24,7 @@ from rows import DOCS, Row, Rows, table, timed
 from section import replace_section
 
 import graphcomp
-from graphcomp.compiler.compiler import load_source
+from graphcomp.compiler.source import load_source
 from graphcomp.data.sources import load_data
 from graphcomp.data.split import Data
 from graphcomp.factors import candidates

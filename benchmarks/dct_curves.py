@@ -32,7 +32,7 @@ from rows import DOCS, OUT, Row, Rows, table
 from section import replace_section
 
 import graphcomp
-from graphcomp.compiler.compiler import load_source
+from graphcomp.compiler.source import load_source
 from graphcomp.data.sources import load_data
 from graphcomp.data.split import Data
 from graphcomp.ir.program import Program

@@ -28,7 +28,7 @@ from section import replace_section
 
 import graphcomp
 from graphcomp.channels import Removal, analyse
-from graphcomp.compiler.compiler import load_source
+from graphcomp.compiler.source import load_source
 from graphcomp.data.sources import load_data
 from graphcomp.data.split import Data
 from graphcomp.ir.program import Program

@@ -1,17 +1,6 @@
 """From a model and a recipe to a directory that can be deployed, checked and resumed."""
 
-from graphcomp.compiler.compiler import (
-    Compiled,
-    Job,
-    build,
-    compile_program,
-    data_of,
-    digests,
-    evaluate_source,
-    load_source,
-    need_data,
-    open_data,
-)
+from graphcomp.compiler.compiler import Compiled, build, compile_program, evaluate_source
 from graphcomp.compiler.models import is_program_dir
 from graphcomp.compiler.recipe import (
     BenchOptions,
@@ -25,6 +14,7 @@ from graphcomp.compiler.recipe import (
     read_yaml,
     validated,
 )
+from graphcomp.compiler.source import Job, data_of, digests, load_source, need_data, open_data
 
 __all__ = [
     "BenchOptions",

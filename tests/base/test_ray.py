@@ -15,7 +15,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from graphcomp.base.workers import Tell, run_tasks
-from graphcomp.compiler import compiler
+from graphcomp.compiler import results
 from graphcomp.passes import PASSES
 from graphcomp.records import Export
 from graphcomp.study.grid import Cell, Study, expand
@@ -135,7 +135,7 @@ def test_a_study_whose_worker_is_killed(tmp_path: Path, monkeypatch: pytest.Monk
     assert "WorkerCrashedError" in failure.message and len(outcome.results) == 1
     assert "WorkerCrashedError" in (out / "cells" / f"{name}.error.txt").read_text()
     again = run_study(found, out, engine="ray")
-    monkeypatch.setattr(compiler, "_export", lambda *_: EXPORT)  # no part of a cell's result
+    monkeypatch.setattr(results, "_export", lambda *_: EXPORT)  # no part of a cell's result
     local = run_study(found, tmp_path / "near")
     assert not again.failures and not local.failures
     assert {n: comparable(r) for n, r in again.results.items()} == {

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 import graphcomp
 from graphcomp.cli import console, passes
 from graphcomp.cli import main as command_line
-from graphcomp.compiler import compiler
+from graphcomp.compiler import Job, results
 from graphcomp.errors import GraphcompWarning, ProviderError
 from graphcomp.passes import L1, PASSES, FoldBN
 from graphcomp.pipeline import Context
@@ -86,7 +86,7 @@ def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compiler, "export_onnx", stop)
+    monkeypatch.setattr(results, "export_onnx", stop)
 
 
 # ---------------------------------------------------------------------- commands that work
@@ -136,9 +136,9 @@ def test_options_on_top_of_a_recipe(cli: Cli, tmp_path: Path, no_export: None) -
 def test_storage_of_dct_layers(
     option: list[str], expected: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs: list[compiler.Job] = []
+    jobs: list[Job] = []
 
-    def stop(job: compiler.Job, *_: object, **__: object) -> None:
+    def stop(job: Job, *_: object, **__: object) -> None:
         jobs.append(job)
         raise KeyboardInterrupt
 
@@ -939,9 +939,9 @@ def test_bench_on_the_command_line_counts(
     argument: str | None, expected: bool, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the recipe says the opposite."""
-    jobs: list[compiler.Job] = []
+    jobs: list[Job] = []
 
-    def stop(job: compiler.Job, *_: object, **__: object) -> None:
+    def stop(job: Job, *_: object, **__: object) -> None:
         jobs.append(job)
         raise KeyboardInterrupt
 

@@ -25,9 +25,10 @@ from safetensors.torch import save_file
 
 from graphcomp.base import files as graphcomp_files
 from graphcomp.base.files import atomic_file
-from graphcomp.compiler import compiler
-from graphcomp.compiler.compiler import Job, build, load_source
+from graphcomp.compiler import compiler, folder, results
+from graphcomp.compiler.compiler import build
 from graphcomp.compiler.recipe import Recipe, load_recipe, make_passes
+from graphcomp.compiler.source import Job, load_source
 from graphcomp.errors import LoadError, OutputError, PassError, RecipeError, VerifyError
 from graphcomp.ir import load
 from graphcomp.ir.program import Program
@@ -108,7 +109,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, job: Job) -> Job:
             temporary.write_bytes(_EXPORTED[key][0])
         return _EXPORTED[key][1].model_copy(update={"path": str(path)})
 
-    monkeypatch.setattr(compiler, "export_onnx", remembering)
+    monkeypatch.setattr(results, "export_onnx", remembering)
     return without_bench(job)
 
 
@@ -244,7 +245,7 @@ def test_what_was_timed_is_explained(finished: Any, quick: Job, tmp_path: Path) 
     assert 'id="explain"' in (out / "report.html").read_text()
     assert build(quick, tmp_path / "out").explanation is None
     asked, program = report.bench.model_copy(update={"provider": "cuda"}), load(out / "program")
-    assert compiler._explain(quick.recipe, asked, (out, out), lambda *_: None, 1.0, program) is None
+    assert results._explain(quick.recipe, asked, (out, out), lambda *_: None, 1.0, program) is None
 
 
 @pytest.mark.parametrize(
@@ -497,7 +498,7 @@ def test_older_results_stay_until_the_new_ones_are_there(
             assert {f: (out / f).read_bytes() for f in RESULTS} == before
             raise KeyboardInterrupt
 
-        patch.setattr(*((L1, at) if at == "plan" else (compiler, at)), fail)
+        patch.setattr(*((L1, at) if at == "plan" else (results, at)), fail)
         with pytest.raises(KeyboardInterrupt):
             build(other, out, overwrite=True)
     assert {f: (out / f).read_bytes() for f in RESULTS} == before
@@ -774,7 +775,7 @@ def test_what_is_another_in_a_resumed_run(
     before: Any, now: Any, removed: list[str], added: list[str]
 ) -> None:
     """Whole, and nothing that is the same."""
-    assert compiler._differing("passes", before, now) == (removed, added)
+    assert folder._differing("passes", before, now) == (removed, added)
 
 
 def test_resume_shows_the_difference_and_not_what_is_before_it(quick: Job, finished: Any) -> None:

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from graphcomp.compiler.compiler import compile_program, load_source, open_data
+from graphcomp.compiler.compiler import compile_program
+from graphcomp.compiler.source import load_source, open_data
 from graphcomp.data.classes import folder_classes
 from graphcomp.data.sources import load_data
 from graphcomp.errors import DataError

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graphcomp.channels import analyse
-from graphcomp.compiler.compiler import open_data
+from graphcomp.compiler.source import open_data
 from graphcomp.ir.inputs import fresh_inputs, numbers_of
 from graphcomp.ir.program import Program, trace
 from graphcomp.ir.ranges import Numbers

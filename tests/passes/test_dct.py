@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from graphcomp.channels import analyse
-from graphcomp.compiler.compiler import load_source
+from graphcomp.compiler.source import load_source
 from graphcomp.data.sources import load_data
 from graphcomp.errors import PassError
 from graphcomp.ir import load, save

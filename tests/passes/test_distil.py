@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphcomp.compiler.compiler import Job, build, compile_program
+from graphcomp.compiler.compiler import build, compile_program
 from graphcomp.compiler.recipe import Recipe, parse_passes
+from graphcomp.compiler.source import Job
 from graphcomp.data.split import Data
 from graphcomp.errors import DataError, PassError
 from graphcomp.ir import load, save

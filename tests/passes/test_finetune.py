@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from graphcomp.bases.training import STATE
-from graphcomp.compiler.compiler import Job, build, load_source
+from graphcomp.compiler.compiler import build
 from graphcomp.compiler.recipe import Recipe, parse_passes
+from graphcomp.compiler.source import Job, load_source
 from graphcomp.data.sources import load_data
 from graphcomp.data.split import Data, Split
 from graphcomp.errors import DataError, PassError, VerifyError

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphcomp.compiler.compiler import Source, compile_program, evaluate_source
+from graphcomp.compiler.compiler import compile_program, evaluate_source
+from graphcomp.compiler.source import Source
 from graphcomp.data.split import Split
 from graphcomp.ir import load, save
 from graphcomp.ir.inputs import fresh_inputs

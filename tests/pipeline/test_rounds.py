@@ -18,8 +18,9 @@ from torch import Tensor
 from graphcomp.base.cache import VARIABLE
 from graphcomp.bases.removal import RowRemoval
 from graphcomp.channels import Removal, analyse
-from graphcomp.compiler.compiler import Job, build
+from graphcomp.compiler.compiler import build
 from graphcomp.compiler.recipe import Recipe
+from graphcomp.compiler.source import Job
 from graphcomp.data.split import Data, Indices
 from graphcomp.errors import DataError, LoadError, PassError
 from graphcomp.ir import load

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import graphcomp
 from graphcomp.cli import main as command_line
-from graphcomp.compiler import compiler
+from graphcomp.compiler import results
 from graphcomp.ir import save
 from graphcomp.records import Export, Report
 from graphcomp.report.report import read_report
@@ -136,7 +136,7 @@ def test_the_printed_command_computes_the_same(
     def export(_: object, path: Path, *__: object) -> Export:  # takes seconds, and decides nothing
         return Export(path=path.name, bytes=1, opset=18, nodes=1, parity={}, cleanup=[])
 
-    monkeypatch.setattr(compiler, "_export", export)
+    monkeypatch.setattr(results, "_export", export)
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         graphcomp_says(["compile", *RUNS[name](), "--no-bench", "-o", "first"], monkeypatch)

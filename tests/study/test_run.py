@@ -12,7 +12,7 @@ import pytest
 from safetensors import safe_open
 
 from graphcomp.base.stopping import KEY
-from graphcomp.compiler import compiler
+from graphcomp.compiler import results
 from graphcomp.compiler.compiler import build
 from graphcomp.errors import LoadError, OutputError, RecipeError
 from graphcomp.ir import load
@@ -34,7 +34,7 @@ OUT = Path("out")
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compiler, "_export", lambda *_: EXPORT)
+    monkeypatch.setattr(results, "_export", lambda *_: EXPORT)
     (x, y), (u, v) = arrays(96, 0), arrays(40, 1)
     np.savez("d.npz", x_train=x, y_train=y, x_test=u, y_test=v)
     yield
@@ -187,7 +187,7 @@ def test_interrupted_in_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(compiler, "_export", stop)
+        patch.setattr(results, "_export", stop)
         run_study([cell], OUT)
     assert finished([cell], OUT) == {}
     checkpoint = place / "checkpoints" / "01-l1.json"

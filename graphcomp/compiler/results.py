@@ -1,0 +1,202 @@
+"""What a run delivers once its passes are done: program, files, times and the report of all of it."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graphcomp.base import (
+    Progress,
+    atomic_entries,
+    part,
+    quiet,
+    remove,
+)
+from graphcomp.bases import options_of
+from graphcomp.compiler.folder import BASE, DENSE, MODEL, State
+from graphcomp.compiler.recipe import ExportOptions, Recipe
+from graphcomp.compiler.source import Job, Source
+from graphcomp.data import Data
+from graphcomp.explanation import TRACED_RUNS, TRACED_SECONDS, explain_bench
+from graphcomp.ir import Program, save
+from graphcomp.onnx import Exports, Stored, export_onnx
+from graphcomp.records import (
+    Bench,
+    Explanation,
+    Export,
+    Report,
+    Robustness,
+    Step,
+)
+from graphcomp.report import write_report
+from graphcomp.runtime import Provider, Target, benchmark, environment
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run whose passes are done."""
+
+    job: Job
+    out: Path
+    target: Target
+    spec: str
+    data: Data
+    source: Source
+    state: State
+    program: Program
+    steps: list[Step]
+    robustness: Robustness | None
+    exports: Exports
+    clock: float
+
+
+def deliver(run: Run, progress: Progress) -> Report:
+    """Save, export, time and report the result."""
+    out = run.out
+    with atomic_entries(out) as place:
+        progress("save the program", 0.72)
+        save(run.program, place / "program")
+        progress("export the baseline", 0.74)
+        report = _report(run, place, progress)
+        write_report(report, place)
+    if report.dense_export is None:
+        remove(out / DENSE)  # of an earlier run
+    progress("done", 1.0)
+    return report
+
+
+def _report(run: Run, place: Path, progress: Progress) -> Report:
+    """Export into `place`, and time what is there."""
+    out, recipe, provider = run.out, run.job.recipe, run.target.provider
+    exported = recipe.export
+    told = part(progress, 0.74, 0.05, "export the baseline: ")
+    base = _export(run.source.program, place / BASE, exported, None, "coefficients", run.exports, told)
+    stored: Stored = "dense" if exported.dct == "dense" else "coefficients"
+    told = part(progress, 0.79, 0.05, "export the result: ")
+    new = _export(run.program, place / MODEL, exported, provider, stored, run.exports, told)
+    twice = new.dct is not None and exported.dct == "both"
+    told = part(progress, 0.84, 0.01, "export the dense result: ")
+    dense = (
+        _export(run.program, place / DENSE, exported, provider, "dense", run.exports, told) if twice else None
+    )
+    span = (0.85, 0.91) if dense else (0.85, 0.97)
+    files = place / BASE, place / MODEL
+    bench = _bench(recipe, files, provider, out, progress, span)
+    explanation = _explain(recipe, bench, files, progress, span[1], run.program)
+    dct_bench = (
+        _bench(recipe, (place / DENSE, place / MODEL), provider, out, progress, (0.92, 0.99))
+        if dense
+        else None
+    )
+    return Report(
+        model=run.job.model,
+        weights=str(run.source.weights) if run.source.weights else None,
+        remarks=list(run.source.remarks),
+        data=run.data.description if run.spec != "random" else "random",
+        target=run.target.name,
+        seed=recipe.seed,
+        input_shape=run.job.input_shape,
+        recipe=_effective(run.job, run.data.spec, run.target.name),
+        baseline=run.state.baseline,
+        final=run.steps[-1].after,
+        steps=[step.brief() for step in run.steps],
+        export=new,
+        baseline_export=base,
+        dense_export=dense,
+        bench=bench,
+        dct_bench=dct_bench,
+        robustness=run.robustness,
+        explanation=explanation,
+        environment=environment(),
+        started=run.state.started,
+        seconds=time.perf_counter() - run.clock,
+    )
+
+
+def _effective(job: Job, data: str, target: str) -> dict[str, Any]:
+    """The recipe as it ran, valid as a recipe file."""
+    recipe = job.recipe.model_dump(mode="json", exclude_none=True, exclude={"weights"})
+    passes = [{p.name: _plain(options_of(p))} for p in job.passes]
+    weights = {"weights": str(job.weights)} if job.weights else {}
+    recipe["allow_nothing"] = job.recipe.allows_nothing
+    return {**recipe, **weights, "passes": passes, "data": data, "target": target, "model": job.model}
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in options.items() if v is not None}
+
+
+def _export(
+    program: Program,
+    path: Path,
+    options: ExportOptions,
+    provider: Provider | None = None,
+    dct: Stored = "coefficients",
+    known: Exports | None = None,
+    told: Progress = quiet,
+) -> Export:
+    batches = (1, 2, 5) if options.dynamic_batch else (1,)
+    record = export_onnx(
+        program,
+        path,
+        opset=options.opset,
+        batches=batches,
+        tolerance=options.tolerance,
+        dynamic_batch=options.dynamic_batch,
+        provider=provider,
+        dct=dct,
+        known=known,
+        progress=told,
+    )
+    return record.model_copy(update={"path": path.name})
+
+
+def _bench(
+    recipe: Recipe,
+    files: tuple[Path, Path],
+    provider: Provider,
+    out: Path,
+    progress: Progress,
+    span: tuple[float, float],
+) -> Bench | None:
+    """Time two files, which will lie in `out`."""
+    if recipe.bench is False:
+        return None
+    options = recipe.bench
+
+    def tell(message: str, fraction: float) -> None:
+        progress(f"benchmark: {message}", span[0] + (span[1] - span[0]) * fraction)
+
+    found = benchmark(
+        *files,
+        provider=options.provider or provider,
+        batches=options.batches,
+        threads=options.threads,
+        runs=options.runs,
+        seconds=options.seconds,
+        cuda_graphs=options.cuda_graphs,
+        progress=tell,
+    )
+    base, new = (f.model_copy(update={"path": str(out / Path(f.path).name)}) for f in (found.base, found.new))
+    return found.model_copy(update={"base": base, "new": new})
+
+
+def _explain(
+    recipe: Recipe,
+    bench: Bench | None,
+    files: tuple[Path, Path],
+    progress: Progress,
+    at: float,
+    program: Program,
+) -> Explanation | None:
+    """On CPUs; on GPUs it depends on the runtime's build whether it tells how long its operators take."""
+    if recipe.bench is False or bench is None or bench.provider != "cpu":
+        return None
+    return explain_bench(
+        bench,
+        files,
+        traced_runs=min(recipe.bench.runs, TRACED_RUNS),
+        traced_seconds=min(recipe.bench.seconds, TRACED_SECONDS),
+        progress=lambda what, fraction: progress(f"explain: {what}", at),
+        program=program,
+    )

@@ -1,0 +1,157 @@
+"""What a run starts from: a model with its weights, and the data that belong to it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import torch
+
+from graphcomp.compiler.classes import restrict_head
+from graphcomp.compiler.models import is_program_dir, load_model, load_weights
+from graphcomp.compiler.recipe import Recipe
+from graphcomp.data import Data, load_data
+from graphcomp.errors import DataError, LoadError
+from graphcomp.ir import Program, load, numbers_of, trace
+from graphcomp.measure import count_outputs, require_classes
+from graphcomp.pipeline import Pass, verify
+
+SHARE = 8
+"""How many times the size of one input has to be free."""
+
+
+LARGEST_RANK = 8
+"""Dimensions of an input, with the batch."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides what a run computes.
+
+    Attributes:
+        model: `torchvision:NAME`, `models:NAME`, `file.py:factory` or a saved program directory.
+        recipe: data, target, seed, export and benchmark options.
+        passes: made from the recipe.
+        weights: file of weights, None for those that come with the model (if any).
+        input_shape: with the batch, e.g. (1, 3, 224, 224); None for the model's own.
+    """
+
+    model: str
+    recipe: Recipe
+    passes: Sequence[Pass]
+    weights: Path | None = None
+    input_shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was loaded.
+
+    Attributes:
+        program: the network.
+        weights: the file that its weights came from, if they came from one.
+        data: spec of data that belongs to it.
+        remarks: what has to be said about its weights, wherever results are shown.
+        trained: False if its weights are known to be random.
+    """
+
+    program: Program
+    weights: Path | None
+    data: str | None
+    remarks: tuple[str, ...] = ()
+    trained: bool = True
+
+
+def load_source(
+    model: str, weights: Path | None = None, input_shape: tuple[int, ...] | None = None
+) -> Source:
+    """Load and trace a model.
+
+    Raises:
+        LoadError: unknown model, unreadable or unfitting weights, NaN weights, no input shape.
+        TraceError: a model that cannot be traced, or an input shape that it does not take.
+        VerifyError: weights that no result could be exported with, naming the tensor.
+    """
+    if is_program_dir(model):
+        program = load(model)
+        if weights is not None or input_shape is not None:
+            raise LoadError(
+                f"{model}: found a saved program with --weights or --input-shape, expected neither"
+            )
+        return _checked(Source(program, None, None))
+    loaded = load_model(model)
+    weights = weights or loaded.default_weights
+    said = load_weights(loaded.module, weights) if weights is not None else loaded.untrained
+    shape = input_shape or ((1, *loaded.input_shape) if loaded.input_shape else None)
+    if shape is None:
+        raise LoadError(f"{model}: found no input shape, expected one; give --input-shape, e.g. 1,3,224,224")
+    _check_memory(shape)
+    generator = torch.Generator().manual_seed(0)
+    program = trace(loaded.module, torch.randn(shape, generator=generator), copy_weights=False)
+    untrained = weights is None and loaded.untrained is not None
+    return _checked(Source(program, weights, loaded.default_data, (said,) if said else (), not untrained))
+
+
+def data_of(job: Job, source: Source) -> tuple[str, Data]:
+    """The spec of a job's data, and the data: of the recipe's classes only, if it names some.
+
+    Raises:
+        DataError: see `open_data` and `Data.only`.
+    """
+    spec = job.recipe.data or source.data or "random"
+    data = open_data(spec, source.program, job.recipe.seed)
+    return spec, data if job.recipe.classes is None else data.only(job.recipe.classes)
+
+
+def digests(data: Data) -> dict[str, str]:
+    """Hashes of the samples, by which work on them is recognised (`Split.fingerprint`)."""
+    return {"train": data.train.fingerprint(), "eval": data.eval.fingerprint()}
+
+
+def _checked(source: Source) -> Source:
+    verify.check(source.program)
+    verify.check_outputs(source.program)
+    return source
+
+
+def _check_memory(shape: Sequence[int]) -> None:
+    """A network's activations take a multiple of its input: a size that cannot work is no reason to try."""
+    if len(shape) > LARGEST_RANK or max(shape) >= 1 << 31:
+        raise LoadError(
+            f"--input-shape: found {len(shape)} sizes, the largest {str(max(shape))[:20]}, expected at most "
+            f"{LARGEST_RANK} that are no larger than a layer can be; e.g. 1,3,224,224"
+        )
+    needed, free = 4 * math.prod(shape), psutil.virtual_memory().available
+    if SHARE * needed > free:
+        raise LoadError(
+            f"--input-shape: found {','.join(map(str, shape))}, which takes {needed / 2**30:.3g} GiB for one "
+            f"input, expected {SHARE} times less than the {free / 2**30:.3g} GiB of memory that are free"
+        )
+
+
+def restricted(source: Source, recipe: Recipe) -> Source:
+    """The source with a head for the recipe's classes only."""
+    assert recipe.classes is not None
+    return replace(source, program=restrict_head(source.program, recipe.classes, recipe.head, recipe.seed))
+
+
+def need_data(spec: str | None, program: Program, seed: int) -> Data | None:
+    """Load a data spec for a program."""
+    return None if spec is None else open_data(spec, program, seed)
+
+
+def open_data(spec: str, program: Program, seed: int) -> Data:
+    """The data that `spec` names, for this program: of its input shape, and with as many classes as outputs.
+
+    Raises:
+        DataError: see `data.sources`; or a number of classes that is not that of a classifier's outputs.
+    """
+    if not program.example_inputs:
+        raise DataError("the program has no inputs, expected one")
+    outputs = count_outputs(program)
+    shape = tuple(program.example_inputs[0].shape[1:])
+    numbers = numbers_of(program)[0]
+    data = load_data(spec, input_shape=shape, seed=seed, outputs=outputs, numbers=numbers)
+    require_classes(program, data)
+    return data
