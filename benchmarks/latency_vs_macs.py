@@ -111,7 +111,7 @@ def _original(source: Program, data: Data, folder: Path, repairs: Sequence[str])
     if found is None:
         raise SystemExit("--data: found no labels, expected some")
     graphcomp.export_onnx(source, _file(folder, WHOLE), batches=(1,))
-    return {"macs": 1.0, "top1": dict.fromkeys(repairs, 100 * found.top1)}
+    return {"macs": 1.0, "top1": dict.fromkeys(repairs, 100 * found.value)}
 
 
 def _row(source: Program, data: Data, recipe: str, file: Path, repairs: Sequence[str]) -> Row:
@@ -124,7 +124,7 @@ def _row(source: Program, data: Data, recipe: str, file: Path, repairs: Sequence
     for repair in repairs:
         found = accuracy(graphcomp.compile(removed, repair, data=data).program, data.eval)
         assert found is not None
-        top1[repair] = 100 * found.top1
+        top1[repair] = 100 * found.value
     return {"macs": macs(removed) / macs(source), "top1": top1}
 
 

@@ -34,7 +34,7 @@ class Pipeline:
 
     Attributes:
         passes, observers: see above.
-        allow_nothing: a run in which no pass changes anything is no error.
+        allow_nothing: a run in which no pass changes anything, and none learns, is no error.
         recall: reads the result of a pass back, given its index and name, where an observer saved it; None:
             results are held in memory while a pass that trains is still to come, which may learn from them.
     """
@@ -56,7 +56,7 @@ class Pipeline:
 
         Raises:
             PassError: naming the passes that ran before; the last good program is the observers'. Or none of
-                the passes changed anything: naming what they left alone, and why.
+                the passes changed anything or learned: naming what they left alone, and why.
         """
         steps = list(done)
         program = program.in_eval_mode()
@@ -68,7 +68,8 @@ class Pipeline:
             for observe in self.observers:
                 observe(step, program)
             context = replace(context, earlier=(*context.earlier, *self._earlier(index, program)))
-        if steps and not self.allow_nothing and not any(step.changed for step in steps):
+        idle = not any(step.changed or step.learned for step in steps)
+        if idle and steps and not self.allow_nothing:
             raise _nothing(steps)
         return program, steps
 

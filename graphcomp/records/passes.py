@@ -209,10 +209,14 @@ class Step(Record):
         return self.plan.name
 
     @property
+    def learned(self) -> Training | Fit | None:
+        """From data; None for a pass whose plan says all."""
+        return self.training or self.fit
+
+    @property
     def summary(self) -> str:
         """What the pass did, in one line."""
-        learned = self.training or self.fit
-        return self.plan.summary if learned is None else learned.summary
+        return self.plan.summary if self.learned is None else self.learned.summary
 
     @property
     def plan_file(self) -> str:

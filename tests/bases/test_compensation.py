@@ -215,7 +215,7 @@ def test_any_criterion_can_be_calibrated() -> None:
     program, data = tiny_program(), many(200, *SHAPE[1:])
     chosen = L1(target={"macs": 0.6}, multiple=1, allocation="calibrated")
     _, steps = Pipeline([chosen]).run(program, context(data))
-    assert all(row["sensitivity"] > 0 for row in steps[0].evidence["groups"])
+    assert all(row["sensitivity"] > 0 for row in steps[0].plan.evidence["groups"])
 
 
 def test_data_are_needed_before_anything_runs() -> None:
@@ -239,8 +239,8 @@ class Wide(nn.Module):
 def test_groups_whose_readers_have_too_few_rows_stay() -> None:
     data = many(100, 3, 8, 8)
     _, steps = Pipeline([Obs(ratio=0.5, multiple=1)]).run(traced(Wide(), 1, 3, 8, 8), context(data))
-    assert ("last", TOO_FEW) in {(k.where, k.reason) for k in steps[0].kept}
-    assert [row["group"] for row in steps[0].evidence["groups"]] == ["conv"]
+    assert ("last", TOO_FEW) in {(k.where, k.reason) for k in steps[0].plan.kept}
+    assert [row["group"] for row in steps[0].plan.evidence["groups"]] == ["conv"]
 
 
 def test_the_evaluation_data_are_not_looked_at() -> None:

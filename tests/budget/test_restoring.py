@@ -18,7 +18,7 @@ from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs
 from graphcomp.passes.l1 import L1
 from graphcomp.passes.low_rank import LowRank
-from graphcomp.pipeline import Context
+from graphcomp.pipeline import Context, Pipeline
 from graphcomp.pipeline.verify import TOLERANCE
 from graphcomp.records import Plan
 from tests.removing import digest
@@ -104,7 +104,7 @@ def test_nothing_that_pays_is_an_error_with_the_reason(monkeypatch: pytest.Monke
     measured(monkeypatch, 3.0, 4.0, 3.0)
     pass_ = L1(**KEEP_95, include=["0"])
     with pytest.raises(PassError, match=r"0: 61 of 64 channels predicted \d\.\d\dx slower; left alone"):
-        pass_.plan(net(), where(Machine(odd=2.0)))
+        Pipeline([pass_]).run(net(), where(Machine(odd=2.0)))
     plan = pass_.plan(net(), where(Machine(odd=2.0)))
     assert plan.decisions["rows"] == {}
 
@@ -242,7 +242,7 @@ def test_no_factors_that_pay_is_an_error_with_the_reason(monkeypatch: pytest.Mon
     measured(monkeypatch, 3.0, 4.0, 3.0)
     pass_ = LowRank(rank=16, include=("0", "2"))
     with pytest.raises(PassError, match=r"0: rank 16 predicted 1\.07x slower; left alone; 2: rank 16 pred"):
-        pass_.plan(wide(), where(Machine(launch=LAUNCH)))
+        Pipeline([pass_]).run(wide(), where(Machine(launch=LAUNCH)))
     plan = pass_.plan(wide(), where(Machine(launch=LAUNCH)))
     assert plan.decisions["factors"] == [] and len(plan.kept) == 3
 

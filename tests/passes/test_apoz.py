@@ -170,7 +170,7 @@ def test_without_relu_is_kept_with_the_reason() -> None:
     assert ("0", "no ReLU behind it, so zeros say nothing") in {(k.where, k.reason) for k in plan.kept}
     assert plan.decisions["rows"] == {}
     with pytest.raises(PassError, match="0: no ReLU behind it"):
-        APoZ(ratio=0.5).plan(program, context(data))
+        Pipeline([APoZ(ratio=0.5)]).run(program, context(data))
 
 
 def test_a_layer_that_feeds_more_than_the_relu_is_kept() -> None:
