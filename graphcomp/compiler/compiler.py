@@ -19,13 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from graphcomp.base import (
-    Progress,
-    distributed,
-    locked,
-    quiet,
-    write_text,
-)
+from graphcomp.base import Progress, distributed, locked, quiet, write_text
 from graphcomp.bases import options_of
 from graphcomp.compiler.folder import (
     State,
@@ -44,13 +38,7 @@ from graphcomp.errors import RecipeError
 from graphcomp.ir import Program, load
 from graphcomp.measure import Corruption, require_classes, require_images, robustness
 from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, check_order, held
-from graphcomp.records import (
-    CorruptedScore,
-    Evaluation,
-    Report,
-    Robustness,
-    Step,
-)
+from graphcomp.records import CorruptedScore, Evaluation, Report, Robustness, Step
 from graphcomp.runtime import Provider, Target, find_target, probe
 from graphcomp.version import __version__
 

@@ -7,23 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from graphcomp.base import (
-    LOCK,
-    distributed,
-    read_record,
-    remove,
-    sweep,
-    unfinished,
-    write_text,
-)
+from graphcomp.base import LOCK, distributed, read_record, remove, sweep, unfinished, write_text
 from graphcomp.errors import OutputError, RecipeError
 from graphcomp.ir import Program, load, save
 from graphcomp.pipeline import Pass, work_name
-from graphcomp.records import (
-    Record,
-    Snapshot,
-    Step,
-)
+from graphcomp.records import Record, Snapshot, Step
 
 
 class State(Record):

@@ -5,13 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graphcomp.base import (
-    Progress,
-    atomic_entries,
-    part,
-    quiet,
-    remove,
-)
+from graphcomp.base import Progress, atomic_entries, part, quiet, remove
 from graphcomp.bases import options_of
 from graphcomp.compiler.folder import BASE, DENSE, MODEL, State
 from graphcomp.compiler.recipe import ExportOptions, Recipe
@@ -20,14 +14,7 @@ from graphcomp.data import Data
 from graphcomp.explanation import TRACED_RUNS, TRACED_SECONDS, explain_bench
 from graphcomp.ir import Program, save
 from graphcomp.onnx import Exports, Stored, export_onnx
-from graphcomp.records import (
-    Bench,
-    Explanation,
-    Export,
-    Report,
-    Robustness,
-    Step,
-)
+from graphcomp.records import Bench, Explanation, Export, Report, Robustness, Step
 from graphcomp.report import write_report
 from graphcomp.runtime import Provider, Target, benchmark, environment
 

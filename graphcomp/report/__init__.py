@@ -4,13 +4,7 @@ from graphcomp.report.explanation import describe, layer_table, part_table, wate
 from graphcomp.report.html import render
 from graphcomp.report.layer_pairs import owner
 from graphcomp.report.plots import AFTER, BEFORE, FASTER, INK, SLOWER, THEORY, WIDE, elide, responsive, style
-from graphcomp.report.report import (
-    evaluation_table,
-    read_report,
-    robustness_table,
-    summary_table,
-    write_report,
-)
+from graphcomp.report.report import read_report, write_report
 from graphcomp.report.scores import (
     Verdict,
     change_text,
@@ -20,6 +14,7 @@ from graphcomp.report.scores import (
     measure_of,
     score_text,
 )
+from graphcomp.report.tables import evaluation_table, robustness_table, summary_table
 
 __all__ = [
     "AFTER",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from graphcomp import records
 from graphcomp.errors import LoadError, OutputError
 from graphcomp.measure.evaluate import drift
-from graphcomp.report import report
+from graphcomp.report import figures, layer_pairs, report, tables, words
 from tests.explanation.test_explanation import recorded_explanation
 from tests.nets import Net
 from tests.tiny import SHAPE, traced
@@ -146,7 +146,7 @@ def html() -> str:
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of text and files: the plots take nearly all of the time."""
     monkeypatch.setattr(
-        report, "_plots", lambda record, pairs: dict.fromkeys(("steps", "layers", "time"), "")
+        report, "plots_of", lambda record, pairs: dict.fromkeys(("steps", "layers", "time"), "")
     )
 
 
@@ -412,7 +412,7 @@ def test_two_files_of_dct_layers_stand_side_by_side() -> None:
     for text in ("How DCT layers are stored", "20.00 kB", "110.00 kB", "5.00 kB", "9.00 kB", "3.21", "2.50"):
         assert text in page
     assert "coefficients.onnx" in page and "dense.onnx" in page
-    (said,) = report.describe_dct(result)
+    (said,) = words.describe_dct(result)
     assert said in page
     assert said == (
         "The weights of 3 layers are stored as DCT coefficients: 20.00 kB, with dense weights 110.00 kB. "
@@ -420,20 +420,20 @@ def test_two_files_of_dct_layers_stand_side_by_side() -> None:
         "CPU time; dense: 0.10 s). Then it runs at this multiple of the dense file's speed: batch 1: 1.00x "
         "[0.99, 1.01]; batch 8: 1.91x [1.81, 1.99]."
     )
-    labels = [row.label.strip() for row in report.comparison(result)]
+    labels = [row.label.strip() for row in words.comparison(result)]
     assert labels.index("with dense weights") == labels.index("ONNX file") + 1
 
 
 @pytest.mark.slow
 def test_one_file_of_dct_layers_says_what_it_is() -> None:
     small = with_dct(dense_export=None, dct_bench=None)
-    assert report.describe_dct(small) == [
+    assert words.describe_dct(small) == [
         "The weights of 3 layers are stored as DCT coefficients: 20.00 kB. The gain is size, not speed: the "
         "weights are rebuilt when the file is loaded."
     ]
     assert "How DCT layers are stored" in report.render_html(small)
     dense = make(export=stored("dense", 110_000))
-    assert report.describe_dct(dense) == [
+    assert words.describe_dct(dense) == [
         "The weights of 3 layers with DCT coefficients are stored dense: the file gains nothing."
     ]
     assert "How DCT layers are stored" in report.render_html(dense)
@@ -441,15 +441,15 @@ def test_one_file_of_dct_layers_says_what_it_is() -> None:
 
 def test_without_dct_layers_nothing_is_said(html: str) -> None:
     assert "DCT" not in Page(html).shown()
-    assert report.describe_dct(make()) == []
+    assert words.describe_dct(make()) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["\x00\x1b[31m", "$\\frac{$", "日本語", "a" * 400], ids=repr)
 def test_an_odd_layer_name_does_not_break_the_plots(name: str) -> None:
-    pairs = report.pair_layers([layer(name, 8, 100)], [layer(name, 4, 50)])
+    pairs = layer_pairs.pair_layers([layer(name, 8, 100)], [layer(name, 4, 50)])
     step = planned(name=name)
-    plots = report._plots(make(steps=[step], bench=None), pairs)
+    plots = figures.plots_of(make(steps=[step], bench=None), pairs)
     assert set(plots) == {"steps", "layers"}
     start = re.escape(name[:5]) if name.isprintable() else "\N{REPLACEMENT CHARACTER}"
     assert all(re.search(rf">[2 ]*{start}", svg) for svg in plots.values())
@@ -495,7 +495,7 @@ def test_the_command_to_reproduce_is_quoted_for_a_shell() -> None:
 def test_the_terminal_table_shows_the_same_rows_and_never_reads_markup() -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     with console.file:
-        console.print(report.summary_table(make(model="[red]net[/red]")))
+        console.print(tables.summary_table(make(model="[red]net[/red]")))
     text = console.export_text()
     assert "[red]net[/red]: before and after" in text
     for cell in (
@@ -562,7 +562,7 @@ FELL, HELD = (BEFORE.score, AFTER.score), (BEFORE.score, snapshot([], 0.965).sco
     ids=["fast and worse", "fast", "unknown", "same and worse", "slow", "busy"],
 )
 def test_a_timing_in_words(one: records.BatchTiming, scores: Any, expected: str, verdict: str) -> None:
-    assert report.describe_timing(one, *scores) == (expected, verdict)
+    assert words.describe_timing(one, *scores) == (expected, verdict)
 
 
 @pytest.mark.slow
@@ -573,11 +573,11 @@ def test_page_and_terminal_judge_speed_and_accuracy_together(html: str) -> None:
     assert len(re.findall(r'<div class="tile mixed">', html)) == 2
     assert 'class="good"' not in html and "tile good" not in html
     console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=200)
-    console.print(report.summary_table(make()))
+    console.print(tables.summary_table(make()))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert re.search(r"\x1b\[33m *Batch 1: 1.84x faster", text) and re.search(r"\x1b\[31m *Batch 8: no", text)
     bare = make(bench=None)
-    ((said, verdict),) = report.headlines(bare)
+    ((said, verdict),) = words.headlines(bare)
     assert said.startswith("Time not measured, 2.8 points less accurate.") and verdict == "bad"
     assert '<p class="bad">Time not measured' in report.render_html(bare)
 
@@ -585,8 +585,8 @@ def test_page_and_terminal_judge_speed_and_accuracy_together(html: str) -> None:
 @pytest.mark.usefixtures("no_plots")
 def test_a_busy_machine_is_told_and_cpu_time_is_quoted() -> None:
     busy = make(bench=bench(timing(4, 0.7, 0.74, 0.8, busy=True, verdict="faster (by CPU time)")))
-    row = report.comparison(busy)[-1]
-    assert row == report.Row("CPU time, batch 4", "4.234 ms", "2.222 ms", "1.91x [1.81, 1.99]", "2.00x")
+    row = words.comparison(busy)[-1]
+    assert row == words.Row("CPU time, batch 4", "4.234 ms", "2.222 ms", "1.91x [1.81, 1.99]", "2.00x")
     assert "The machine was busy at batch 4" in Page(report.render_html(busy)).shown()
 
 
@@ -596,7 +596,7 @@ def test_without_a_measurement_the_report_says_so(missing: records.Bench | None)
     shown = Page(report.render_html(make(bench=missing))).shown()
     assert "No time was measured" in shown
     assert "faster," not in shown
-    assert [row.label for row in report.comparison(make(bench=missing))][-1] == "ONNX file"
+    assert [row.label for row in words.comparison(make(bench=missing))][-1] == "ONNX file"
 
 
 @pytest.mark.slow
@@ -622,7 +622,7 @@ def test_without_accuracy_the_report_says_why(data: str, agreement: float | None
 def terminal(found: records.Report) -> str:
     console = Console(width=100, record=True, file=io.StringIO())
     with console.file:
-        console.print(report.summary_table(found))
+        console.print(tables.summary_table(found))
     return console.export_text()
 
 
@@ -670,26 +670,26 @@ def test_a_run_without_passes_layers_or_change_says_so() -> None:
 def test_differences_within_the_interval_are_pointed_out_and_clear_losses_are_not() -> None:
     overlap = "What was measured after lies within the interval before"
     near = make(final=snapshot(AFTER.layers, 0.965))
-    assert any(note.startswith(overlap) for note in report.notes(near))
-    assert not any(note.startswith(overlap) for note in report.notes(make()))
+    assert any(note.startswith(overlap) for note in words.notes(near))
+    assert not any(note.startswith(overlap) for note in words.notes(make()))
 
 
 def test_a_clear_loss_that_nothing_repairs_has_advice() -> None:
     fold = planned(name="fold-bn").model_copy(update={"index": 2, "drift": None})
-    (said,) = report.describe_loss(make(steps=[STEP, fold]))
+    (said,) = words.describe_loss(make(steps=[STEP, fold]))
     assert said.startswith(
         "Accuracy fell, and nothing behind l1 repairs it: train on with finetune, in front of"
     )
     assert "finetune{epochs=0, bn_reestimate=500}" in said
-    assert "in front of" not in "".join(report.describe_loss(make(steps=[STEP])))
+    assert "in front of" not in "".join(words.describe_loss(make(steps=[STEP])))
     training = records.Training.model_construct()
     repair = STEP.model_copy(update={"index": 2, "name": "finetune", "training": training})
-    assert report.describe_loss(make(steps=[STEP, repair])) == []
+    assert words.describe_loss(make(steps=[STEP, repair])) == []
     again = STEP.model_copy(update={"index": 3, "name": "pfa"})
-    assert "behind pfa" in report.describe_loss(make(steps=[STEP, repair, again]))[0]
-    assert report.describe_loss(make(steps=[fold])) == []
-    assert report.describe_loss(make(final=snapshot(AFTER.layers, top1=0.965))) == []
-    assert report.describe_loss(make(final=snapshot(AFTER.layers))) == []
+    assert "behind pfa" in words.describe_loss(make(steps=[STEP, repair, again]))[0]
+    assert words.describe_loss(make(steps=[fold])) == []
+    assert words.describe_loss(make(final=snapshot(AFTER.layers, top1=0.965))) == []
+    assert words.describe_loss(make(final=snapshot(AFTER.layers))) == []
 
 
 @pytest.mark.slow
@@ -712,7 +712,7 @@ def test_factors_are_shown_with_the_layer_that_they_replace() -> None:
 def test_the_layer_plot_grows_with_the_network() -> None:
     def height(n: int) -> float:
         rows = [layer(f"block{i}.conv", 8, 100) for i in range(n)]
-        svg = report._plots(make(steps=[], bench=None), report.pair_layers(rows, rows))["layers"]
+        svg = figures.plots_of(make(steps=[], bench=None), layer_pairs.pair_layers(rows, rows))["layers"]
         assert all(f">block{i}.conv<" in svg for i in range(n))
         return float(re.findall(r'viewBox="0 0 \S+ (\S+)"', svg)[0])
 
@@ -720,9 +720,9 @@ def test_the_layer_plot_grows_with_the_network() -> None:
 
 
 def test_kept_is_grouped_by_reason_most_frequent_first() -> None:
-    assert report.group_kept(make()) == [
-        report.KeptGroup("too small", (("2 l1", "head2"), ("2 l1", "head3"))),
-        report.KeptGroup("an output of the model", (("2 l1", "head"),)),
+    assert words.group_kept(make()) == [
+        words.KeptGroup("too small", (("2 l1", "head2"), ("2 l1", "head3"))),
+        words.KeptGroup("an output of the model", (("2 l1", "head"),)),
     ]
 
 
@@ -738,7 +738,7 @@ def test_rounding_in_an_interval_does_not_break_the_plots() -> None:
     ("value", "text"), [(0, "0"), (999, "999"), (1_000, "1 k"), (999_999, "1 M"), (4_089_184_256, "4.09 G")]
 )
 def test_short_numbers(value: int, text: str) -> None:
-    assert report._short(value) == text
+    assert words.short_text(value) == text
 
 
 def no_space(*_: Any, **__: Any) -> None:
@@ -819,12 +819,12 @@ def test_errors_stand_where_accuracy_does() -> None:
     before, after = (s.model_copy(update={"score": e}) for s, e in ((BEFORE, old), (AFTER, new)))
     step = STEP.model_copy(update={"after": after})
     found = make(baseline=before, final=after, steps=[step])
-    row = next(r for r in report.comparison(found) if r.label == "Mean absolute error")
+    row = next(r for r in words.comparison(found) if r.label == "Mean absolute error")
     assert (row.before, row.after, row.change) == ("0.4125 [0.39, 0.43]", "0.5 [0.47, 0.53]", "+21.2 %")
     page = report.render_html(found)
     assert "95 % interval 0.47 to 0.53" in page and "accuracy" not in page.partition('id="layers"')[0].lower()
     assert "Mean absolute error, where it was measured" in page
-    assert any(note.startswith("The mean absolute error is on 360 samples") for note in report.notes(found))
+    assert any(note.startswith("The mean absolute error is on 360 samples") for note in words.notes(found))
 
 
 @pytest.mark.slow
@@ -841,8 +841,8 @@ def test_damaged_images() -> None:
     scores = [accuracy(t, 360, t - 0.02, t + 0.02) for t in (0.9, 0.75)]
     pair = [[records.CorruptedScore(corruption="occlusion", amount=0.25, score=score)] for score in scores]
     found = make(robustness=records.Robustness(baseline=pair[0], final=pair[1]))
-    assert [row.label for row in report.robustness_rows(found)] == ["none", "occlusion, 25 % of the area"]
-    table = report.robustness_table(found)
+    assert [row.label for row in words.robustness_rows(found)] == ["none", "occlusion, 25 % of the area"]
+    table = tables.robustness_table(found)
     assert table is not None
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(table)
@@ -851,4 +851,4 @@ def test_damaged_images() -> None:
     page = report.render_html(found)
     assert 'id="robustness"' in page and "occlusion, 25 % of the area" in page
     assert "-7.12 points, -19.34 points" in page  # lost to the damage
-    assert report.robustness_table(make()) is None and 'id="robustness"' not in report.render_html(make())
+    assert tables.robustness_table(make()) is None and 'id="robustness"' not in report.render_html(make())
