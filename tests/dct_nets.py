@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from graphcomp.ir.coefficients import compressed
-from graphcomp.ir.program import Program, assemble, parts, trace
+from graphcomp.ir.program import Program, assemble, parts
+from graphcomp.ir.tracing import trace
 from tests.nets import scramble
 
 

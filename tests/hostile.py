@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from graphcomp.errors import LoadError
 from graphcomp.ir import load, save
-from graphcomp.ir.program import trace
 from graphcomp.ir.saved import bounds, grammar, storage
+from graphcomp.ir.tracing import trace
 
 SECONDS = 2.0
 MEMORY = 1 << 30

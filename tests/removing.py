@@ -11,7 +11,8 @@ from torch import nn
 
 from graphcomp.channels import Channels, JoinPolicy, Removal, analyse
 from graphcomp.channels.labels import Ints
-from graphcomp.ir.program import Program, named_tensors, trace
+from graphcomp.ir.program import Program, named_tensors
+from graphcomp.ir.tracing import trace
 from tests.nets import Built, scramble
 
 JOINS: tuple[JoinPolicy, ...] = get_args(JoinPolicy)

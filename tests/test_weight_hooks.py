@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, prune
 from graphcomp import compile
 from graphcomp.errors import GraphcompWarning, TraceError
 from graphcomp.ir import load, save
-from graphcomp.ir.program import trace
+from graphcomp.ir.tracing import trace
 from graphcomp.passes.fold_bn import FoldBN
 from graphcomp.passes.l1 import L1
 from tests.tiny import context

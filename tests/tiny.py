@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from graphcomp.data.sources import load_data
 from graphcomp.data.split import Data
-from graphcomp.ir.program import Program, trace
+from graphcomp.ir.program import Program
+from graphcomp.ir.tracing import trace
 from graphcomp.pipeline import Context
 from graphcomp.runtime.targets import TARGETS
 

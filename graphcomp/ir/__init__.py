@@ -14,6 +14,7 @@ from graphcomp.ir.coefficients import (
 )
 from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.inputs import fresh_inputs, numbers_of
+from graphcomp.ir.meta import run_on_meta
 from graphcomp.ir.operators import CASTS, MODULE_NAMES
 from graphcomp.ir.program import (
     PASS_KEY,
@@ -21,8 +22,6 @@ from graphcomp.ir.program import (
     acts_in_place,
     assemble,
     copy_graph,
-    describe,
-    describe_module,
     digest_tensors,
     editable,
     eliminate_dead_nodes,
@@ -30,17 +29,16 @@ from graphcomp.ir.program import (
     is_read_later,
     is_same,
     named_tensors,
-    op_name,
     output_tensors,
     parts,
-    run_on_meta,
     same_memory,
-    trace,
     with_tensors,
 )
 from graphcomp.ir.ranges import Numbers
 from graphcomp.ir.saved.storage import load, save
 from graphcomp.ir.shapes import Shape
+from graphcomp.ir.text import describe, describe_module, op_name
+from graphcomp.ir.tracing import trace
 
 __all__ = [
     "Basis",

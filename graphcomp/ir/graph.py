@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import fx, nn
 
-from graphcomp.ir.program import PASS_KEY, Program, describe, op_name
+from graphcomp.ir.program import PASS_KEY, Program
+from graphcomp.ir.text import describe, op_name
 
 if TYPE_CHECKING:
     import networkx as nx

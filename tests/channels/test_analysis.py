@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from graphcomp.channels import Channels, JoinPolicy, analyse
-from graphcomp.ir.program import Program, trace
+from graphcomp.ir.program import Program
+from graphcomp.ir.tracing import trace
 from graphcomp.models.resnet_cifar import ResNet
 from tests.nets import TRAPS, Net, ShuffleUnit
 from tests.removing import JOINS, plain_program, rows_of

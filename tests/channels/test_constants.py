@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from graphcomp.channels import Marks, Removal, Shift, analyse
 from graphcomp.channels.constants import constants
 from graphcomp.channels.model import Channels
-from graphcomp.ir.program import Program, editable, trace
+from graphcomp.ir.program import Program, editable
+from graphcomp.ir.tracing import trace
 from graphcomp.passes.l1 import L1
 from graphcomp.pipeline.verify import TOLERANCE, check, difference
 from tests.channels.test_random_nets import RANDOM

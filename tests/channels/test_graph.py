@@ -9,7 +9,7 @@ from torch import nn
 
 from graphcomp.channels import analyse
 from graphcomp.channels.model import Channels, JoinPolicy
-from graphcomp.ir.program import trace
+from graphcomp.ir.tracing import trace
 from tests.nets import TRAPS
 
 POLICIES: tuple[JoinPolicy, ...] = ("couple", "pad")

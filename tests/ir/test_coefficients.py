@@ -28,7 +28,8 @@ from graphcomp.ir.coefficients import (
     narrowest,
     spectrum,
 )
-from graphcomp.ir.program import Program, trace
+from graphcomp.ir.program import Program
+from graphcomp.ir.tracing import trace
 from graphcomp.measure.cost import layer_rows, macs, params_dct, params_order, params_state, params_trainable
 from graphcomp.pipeline.verify import check, scrambled
 from tests.tiny import traced

@@ -13,7 +13,8 @@ from graphcomp.channels import analyse
 from graphcomp.errors import PassError
 from graphcomp.ir import load, save
 from graphcomp.ir.frozen import FrozenBatchNorm2d
-from graphcomp.ir.program import Program, trace
+from graphcomp.ir.program import Program
+from graphcomp.ir.tracing import trace
 from graphcomp.onnx.export import export_onnx
 from graphcomp.passes import L1, FoldBN
 from graphcomp.pipeline.verify import TOLERANCE, difference, relative_error, verify_pass

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from graphcomp.ir.program import Program, trace
+from graphcomp.ir.program import Program
+from graphcomp.ir.tracing import trace
 from graphcomp.measure import macs, with_macs
 from tests.nets import TRAPS, Net
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from graphcomp.cli.main import main
 from graphcomp.errors import LoadError
 from graphcomp.ir import load, save
-from graphcomp.ir.program import trace
 from graphcomp.ir.saved import bounds, storage
 from graphcomp.ir.saved.grammar import functions, is_own_name, methods
 from graphcomp.ir.saved.modules import layers
+from graphcomp.ir.tracing import trace
 from tests.hostile import Attending, Document, Small, within
 
 pytestmark = [

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from graphcomp.channels import analyse
 from graphcomp.compiler.source import open_data
 from graphcomp.ir.inputs import fresh_inputs, numbers_of
-from graphcomp.ir.program import Program, trace
+from graphcomp.ir.program import Program
 from graphcomp.ir.ranges import Numbers
+from graphcomp.ir.tracing import trace
 from graphcomp.onnx.export import export_onnx
 from graphcomp.pipeline.verify import difference, verify_pass
 from tests.nets import Net, _conv, _head

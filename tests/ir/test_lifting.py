@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graphcomp.ir import load, save
-from graphcomp.ir.program import Program, trace
+from graphcomp.ir.program import Program
+from graphcomp.ir.tracing import trace
 from graphcomp.passes.fold_bn import FoldBN
 from graphcomp.pipeline import Context
 from graphcomp.runtime.targets import TARGETS

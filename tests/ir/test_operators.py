@@ -29,7 +29,9 @@ from graphcomp.ir import op_name
 from graphcomp.ir.coefficients import LAYERS
 from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.operators import ALIASES, MODULE_NAMES, function_name
-from graphcomp.ir.program import Program, describe, trace
+from graphcomp.ir.program import Program
+from graphcomp.ir.text import describe
+from graphcomp.ir.tracing import trace
 from graphcomp.measure.cost import macs
 from graphcomp.onnx.export import export_onnx
 from graphcomp.pipeline.verify import check, verify_pass

@@ -11,14 +11,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from graphcomp.errors import TraceError
 from graphcomp.ir.inputs import fresh_inputs
-from graphcomp.ir.program import (
-    PASS_KEY,
-    Program,
-    editable,
-    output_tensors,
-    same_memory,
-    trace,
-)
+from graphcomp.ir.program import PASS_KEY, Program, editable, output_tensors, same_memory
+from graphcomp.ir.tracing import trace
 from tests.nets import TRAPS, Net, scramble
 from tests.removing import digest, plain_program
 

@@ -23,8 +23,9 @@ from graphcomp.base import files
 from graphcomp.base.files import atomic_directory, write_text
 from graphcomp.errors import LoadError, OutputError
 from graphcomp.ir import load, save
-from graphcomp.ir.program import PASS_KEY, Program, editable, named_tensors, output_tensors, trace
+from graphcomp.ir.program import PASS_KEY, Program, editable, named_tensors, output_tensors
 from graphcomp.ir.saved import storage
+from graphcomp.ir.tracing import trace
 from tests import nets
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from graphcomp.channels import analyse
-from graphcomp.ir.program import Program, trace
+from graphcomp.ir.program import Program
+from graphcomp.ir.tracing import trace
 from graphcomp.measure.cost import layer_rows, macs, params_state, params_trainable, snapshot
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.models.vgg_cifar import VGG16

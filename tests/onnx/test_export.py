@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from graphcomp.errors import ExportError, OutputError
 from graphcomp.ir.inputs import fresh_inputs
-from graphcomp.ir.program import PASS_KEY, Program, named_tensors, output_tensors, trace
+from graphcomp.ir.program import PASS_KEY, Program, named_tensors, output_tensors
+from graphcomp.ir.tracing import trace
 from graphcomp.onnx import cleanup, export, translate
 from graphcomp.onnx.export import export_onnx
 from graphcomp.onnx.origins import MODULE_PROP, NODE_PROP, PASS_PROP

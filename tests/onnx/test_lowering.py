@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from graphcomp.ir.coefficients import compressed
 from graphcomp.ir.inputs import fresh_inputs
-from graphcomp.ir.program import Program, assemble, parts, trace
+from graphcomp.ir.program import Program, assemble, parts
+from graphcomp.ir.tracing import trace
 from graphcomp.onnx.lowering import dct_layers, densified, taking_weights
 from tests.dct_nets import LAYERS, dct_program
 

@@ -21,7 +21,8 @@ from torch import nn
 from graphcomp.errors import ExportError
 from graphcomp.ir.coefficients import DctLayer, DctLinear, compressed, encode
 from graphcomp.ir.inputs import fresh_inputs
-from graphcomp.ir.program import Program, trace
+from graphcomp.ir.program import Program
+from graphcomp.ir.tracing import trace
 from graphcomp.measure import cost
 from graphcomp.onnx import export, weights
 from graphcomp.onnx.export import export_onnx

@@ -22,7 +22,8 @@ from graphcomp.factors.decompose import decompose, read_factors
 from graphcomp.factors.layers import layer_macs
 from graphcomp.factors.region import region
 from graphcomp.ir import load, save
-from graphcomp.ir.program import Program, trace
+from graphcomp.ir.program import Program
+from graphcomp.ir.tracing import trace
 from graphcomp.measure.cost import layer_rows, macs, params_trainable
 from graphcomp.passes import CC
 from graphcomp.passes.cc.decided import Allocated

@@ -20,7 +20,8 @@ from graphcomp.data.sources import load_data
 from graphcomp.errors import PassError
 from graphcomp.ir import load, save
 from graphcomp.ir.coefficients import DctLayer, decode, encode, spectrum
-from graphcomp.ir.program import Program, trace
+from graphcomp.ir.program import Program
+from graphcomp.ir.tracing import trace
 from graphcomp.measure.cost import macs, params_dct, params_state, params_trainable
 from graphcomp.measure.evaluate import accuracy
 from graphcomp.passes import L1, Dct, Finetune, FoldBN, LowRank

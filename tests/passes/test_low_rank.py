@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from graphcomp.errors import PassError
 from graphcomp.factors.decompose import Factor, Kind
 from graphcomp.factors.layers import layer_macs, planes
-from graphcomp.ir.program import Program, trace
+from graphcomp.ir.program import Program
+from graphcomp.ir.tracing import trace
 from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.models import MODELS
 from graphcomp.passes import LowRank

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from graphcomp.channels import analyse
-from graphcomp.ir.program import Program, trace
+from graphcomp.ir.program import Program
+from graphcomp.ir.tracing import trace
 from graphcomp.passes import PASSES
 from graphcomp.pipeline import Pipeline
 from graphcomp.pipeline.accounting import FROZEN, FUNCTION

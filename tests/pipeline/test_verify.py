@@ -14,7 +14,8 @@ from graphcomp.channels import JoinPolicy, analyse, masks, moves, rules
 from graphcomp.channels.surgery import Surgeon
 from graphcomp.errors import VerifyError
 from graphcomp.ir.inputs import fresh_inputs
-from graphcomp.ir.program import Program, named_tensors, trace
+from graphcomp.ir.program import Program, named_tensors
+from graphcomp.ir.tracing import trace
 from graphcomp.passes import FoldBN
 from graphcomp.pipeline import verify
 from graphcomp.pipeline.verify import (

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from graphcomp.data.augment import CropAndFlip
 from graphcomp.errors import DataError, PassError
-from graphcomp.ir.program import Program, trace
+from graphcomp.ir.program import Program
+from graphcomp.ir.tracing import trace
 from graphcomp.train.batches import Batches, noise_seed
 from graphcomp.train.loop import Average
 from graphcomp.train.options import Seen, TrainOptions, cross_entropy

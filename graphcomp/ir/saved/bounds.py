@@ -15,7 +15,8 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphcomp.errors import LoadError, TraceError, first_line
-from graphcomp.ir.program import Program, run_on_meta
+from graphcomp.ir.meta import run_on_meta
+from graphcomp.ir.program import Program
 
 ELEMENTS = 1 << 30
 """How many elements all results together may have in any program."""

@@ -1,0 +1,253 @@
+"""A network becomes a program: traced in eval mode, with what computes weights baked in."""
+
+import copy
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from graphcomp.errors import GraphcompWarning, TraceError
+from graphcomp.ir.coefficients import DctLayer
+from graphcomp.ir.frozen import FrozenBatchNorm2d, as_layers, holds_frozen
+from graphcomp.ir.lifting import lift_layers
+from graphcomp.ir.operators import OUT_OF_PLACE, name_types, reshape_out_of_place
+
+if TYPE_CHECKING:
+    pass
+from graphcomp.ir.program import (
+    PASS_KEY,
+    Program,
+    eliminate_dead_nodes,
+    evaluating,
+    graph_module,
+    is_read_later,
+    with_tensors,
+)
+
+
+class _Proxy(fx.Proxy):
+    """Records `x += y` as what it is; under fx it would be `x + y`, and views of x would miss the change."""
+
+
+def _recorder(function: Callable[..., Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _function in OUT_OF_PLACE:
+    setattr(_Proxy, f"__{_function.__name__}__", _recorder(_function))
+
+
+class _Tracer(fx.Tracer):
+    """Keeps `torch.nn` modules whole and remembers where it is, for error messages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = ""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, DctLayer | FrozenBatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        outer, self.path = self.path, self.path_of_module(m)
+        result = super().call_module(m, forward, args, kwargs)
+        self.path = outer  # not in a `finally`: after a failure it names the innermost module
+        return result
+
+
+def trace(
+    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], *, copy_weights: bool = True
+) -> Program:
+    """Trace `model` in eval mode with `torch.fx.symbolic_trace` into a Program.
+
+    Args:
+        model: left as it is. Computed weights (`torch.nn.utils.parametrize`, and the hooks of pruning,
+            spectral norm and weight norm) are baked in; with a GraphcompWarning if training on would differ.
+            Frozen batch normalisations become layers (`ir.frozen`).
+        example_inputs: one tensor an input; only the first sample of each is kept.
+        copy_weights: False shares the tensors with `model`, for callers that drop the model.
+
+    Raises:
+        TraceError: naming the module and source line that fx cannot follow, or the node whose shape
+            cannot be derived from the example inputs; a program of torch.export; hooks on the network itself.
+    """
+    _refuse_exported(model)
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if copy_weights or holds_frozen(model) or any(_is_parametrized(m) for m in model.modules()):
+        model = _copied(model)
+        _bake_parametrizations(model)
+        as_layers(model)
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise TraceError(
+            f"{type(model).__name__}: found forward hooks on the network itself, which no trace sees, "
+            "expected none; move what they do into forward, or remove them"
+        )
+    tracer = _Tracer()
+    _check_names(model)
+    try:
+        with evaluating(model):
+            graph = tracer.trace(model)
+        reshape_out_of_place(graph)
+        name_types(graph)
+        eliminate_dead_nodes(graph, model)
+        augmented = {n.name for n in graph.nodes if n.target in OUT_OF_PLACE}
+        for node in graph.nodes:  # `x += y` becomes `x + y` for now
+            node.target = (
+                OUT_OF_PLACE.get(node.target, node.target) if node.op == "call_function" else node.target
+            )
+        # shallow copies: the caller's modules keep their training mode, these are in eval mode
+        root = with_tensors(model, lambda t: t)
+        lift_layers(root, graph)
+        module = graph_module(root, graph, type(model).__name__).eval()
+    except Exception as error:
+        raise _trace_error(model, tracer.path, error) from error
+    for node in module.graph.nodes:
+        node.meta = {PASS_KEY: "trace"}
+        _place_operand(node)
+    program = Program(module, tuple(x[:1].detach().clone() for x in inputs))
+    # shapes are derived now, so that a wrong input shape fails here
+    return _without_seen_writes(program, [n for n in module.graph.nodes if n.name in augmented])
+
+
+def _check_names(model: nn.Module) -> None:
+    """torch.fx writes names between quotes into the source that it compiles."""
+    for path, _ in chain(model.named_modules(), model.named_parameters(), model.named_buffers()):
+        if not path.isprintable() or set(path) & set('"\\'):
+            raise TraceError(
+                f"{type(model).__name__}: found a module or tensor called {path!r}, expected names "
+                "without double quotes, backslashes and control characters; rename it"
+            )
+
+
+def _without_seen_writes(program: Program, augmented: Sequence[fx.Node]) -> Program:
+    """Turn `x + y` back into `x += y` where something else sees the change of x."""
+    while True:
+        values = program.values
+        seen = [n for n in augmented if isinstance(values[n], Tensor) and is_read_later(program, n)]
+        if not seen:
+            break
+        for node in seen:
+            node.target = next(k for k, v in OUT_OF_PLACE.items() if v is node.target)
+        augmented = [n for n in augmented if n not in seen]
+        program = Program(program.module, program.example_inputs)
+        program.module.recompile()
+    if any(not n.users for n in augmented):
+        eliminate_dead_nodes(program.graph, program.module)
+        program.module.recompile()
+    return program
+
+
+def _place_operand(node: fx.Node) -> None:
+    """torch.cat(tensors=…), conv(input=…): the operand comes first, where every rule looks for it."""
+    torch_owned = str(getattr(node.target, "__module__", "")).partition(".")[0] == "torch"
+    if node.args or not (node.op == "call_module" or node.op == "call_function" and torch_owned):
+        return
+    name = next((k for k in ("input", "tensors", "tensor") if k in node.kwargs), None)
+    if name is not None:
+        node.args = (node.kwargs[name],)
+        node.kwargs = {k: v for k, v in node.kwargs.items() if k != name}
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also of the old weight norm's computed weights, which torch refuses to copy."""
+    held = (t for m in model.modules() for t in vars(m).values())
+    computed = {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
+    return copy.deepcopy(model, cast(dict[int, Any], computed))
+
+
+_WEIGHT_HOOKS = (prune.BasePruningMethod, SpectralNorm, WeightNorm)
+"""Hooks of torch that compute a parameter anew at every call."""
+
+
+def _weight_hooks(module: nn.Module) -> list[Any]:
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, _WEIGHT_HOOKS)]
+
+
+def _is_parametrized(module: nn.Module) -> bool:
+    return parametrize.is_parametrized(module) or bool(_weight_hooks(module))
+
+
+def _bake_parametrizations(model: nn.Module) -> None:
+    """Replace computed weights by their values: exact in eval mode, and then the analysis can see them."""
+    lost: dict[str, list[str]] = {}
+    for path, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            _bake(module)
+        for hook in _weight_hooks(module):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
+                lost.setdefault("masks of nn.utils.prune", []).append(path)
+            elif isinstance(hook, SpectralNorm):
+                nn.utils.remove_spectral_norm(module, hook.name)
+                lost.setdefault("spectral_norm", []).append(path)
+            else:
+                nn.utils.remove_weight_norm(module, hook.name)
+    for what, paths in lost.items():
+        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        warnings.warn(
+            f"{', '.join(paths[:3])}{more}: found {what}; the weights that they yield are baked in, and "
+            "training on moves these freely",
+            GraphcompWarning,
+            stacklevel=3,
+        )
+
+
+def _refuse_exported(model: Any) -> None:
+    """TraceError for what holds operators of ATen instead of layers: nothing in it could be compressed."""
+    found = None if isinstance(model, nn.Module) else type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        found = "a TorchScript module"
+    elif isinstance(model, nn.Module) and any(map(_is_exported, model.modules())):
+        found = "a program of torch.export"
+    if found is not None:
+        raise TraceError(
+            f"{type(model).__name__}: found {found}, which has no layers any more, expected a "
+            "torch.nn.Module; give the module that it was made from"
+        )
+
+
+def _is_exported(module: nn.Module) -> bool:
+    graph = getattr(module, "graph", None)
+    nodes = graph.nodes if isinstance(graph, fx.Graph) else ()
+    return any(isinstance(n.target, OpOverload) and n.target.namespace == "aten" for n in nodes)
+
+
+def _bake(module: nn.Module) -> None:
+    """torch's own `remove_parametrizations` would take the property from the class, which copies share."""
+    lists = dict(cast(nn.ModuleDict, module.parametrizations).items())
+    values = {name: getattr(module, name).detach().clone() for name in lists}
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module._modules["parametrizations"]
+    for name, value in values.items():
+        origin = list(lists[name].parameters())
+        if origin:
+            module.register_parameter(name, nn.Parameter(value, any(p.requires_grad for p in origin)))
+        else:
+            module.register_buffer(name, value)
+
+
+def _trace_error(model: nn.Module, path: str, error: Exception) -> TraceError:
+    torch_dir = str(Path(torch.__file__).parent)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(torch_dir)]
+    here = frames[-1] if frames and frames[-1].filename != __file__ else None
+    module = model.get_submodule(path) if path else model
+    where = f"{path or type(model).__name__} ({type(module).__name__})"
+    line = f"{here.filename}:{here.lineno}: `{here.line}`" if here else "no source line"
+    return TraceError(
+        f"{where}: {line}: {type(error).__name__}: {error}; expected a forward whose control flow does not "
+        "depend on tensor values; move the branch out of forward, or wrap it in a function marked with "
+        "torch.fx.wrap (its channels are then left alone)"
+    )
