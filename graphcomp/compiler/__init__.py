@@ -2,6 +2,7 @@
 
 from graphcomp.compiler.compiler import Compiled, build, compile_program, evaluate_source
 from graphcomp.compiler.models import is_program_dir
+from graphcomp.compiler.reading import read_yaml
 from graphcomp.compiler.recipe import (
     BenchOptions,
     PassTable,
@@ -11,7 +12,6 @@ from graphcomp.compiler.recipe import (
     load_recipe,
     make_passes,
     parse_passes,
-    read_yaml,
     validated,
 )
 from graphcomp.compiler.source import Job, data_of, digests, load_source, need_data, open_data

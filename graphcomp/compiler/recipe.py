@@ -14,16 +14,14 @@ A bad recipe fails before any work, naming the field and, in a file, the line.
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from yaml.composer import ComposerError
-from yaml.constructor import ConstructorError
 
 from graphcomp.compiler.classes import Head
+from graphcomp.compiler.pass_lines import split_passes
+from graphcomp.compiler.reading import Lines, dotted, read_yaml
 from graphcomp.errors import RecipeError
 from graphcomp.measure import Corruption, Kind
 from graphcomp.pipeline import Pass
@@ -31,11 +29,6 @@ from graphcomp.runtime import TARGETS
 
 PassTable = Mapping[str, type[Any]]
 Model = TypeVar("Model", bound=BaseModel)
-Lines = Mapping[tuple[Any, ...], int]
-"""Where a field is -> its line."""
-
-LARGEST, MOST, DEEPEST = 1 << 18, 20_000, 32
-"""Bytes of a recipe, values in it with aliases written out, and levels: far above what anybody writes."""
 
 
 class BenchOptions(BaseModel):
@@ -174,106 +167,12 @@ def load_recipe(path: Path, table: PassTable) -> Recipe:
     return recipe
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
-    """The fields of a YAML file, and where each one is.
-
-    Raises:
-        RecipeError: naming file and line.
-    """
-    try:
-        text = path.read_text(encoding="utf-8") if path.stat().st_size <= LARGEST else None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RecipeError(f"{path}: {reason}; expected a readable YAML file") from error
-    if text is None:
-        raise RecipeError(f"{path}: found more than {LARGEST} bytes, expected a recipe")
-    try:
-        lines, data = _parsed(text, str(path))
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecipeError(f"{path}:{line}: found {error.problem}, expected YAML") from error
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise RecipeError(f"{path}:{line}: found a character that is not text, expected YAML") from error
-    if not isinstance(data, dict):
-        raise RecipeError(f"{path}:1: found {type(data).__name__}, expected fields such as `passes:`")
-    return data, lines
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain values only, in bounds: with aliases a few bytes stand for billions of values."""
-
-    depth = count = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        self.depth, self.count = self.depth + 1, self.count + 1
-        if self.depth > DEEPEST:
-            raise ComposerError(problem=f"more than {DEEPEST} levels", problem_mark=self.get_mark())
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def construct_object(self, node: Any, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, OverflowError) as error:  # dates that do not exist, endless integers
-            raise ConstructorError(problem=str(error), problem_mark=node.start_mark) from error
-
-
-def _parsed(text: str, path: str | None = None) -> tuple[Lines, Any]:
-    """Where fields are, if a path is given, and plain values; YAMLError, also if it is out of bounds."""
-    loader = _Loader(text)
-    try:
-        tree = loader.get_single_node()
-        if tree is None:
-            return {}, None
-        _check_size(tree, {}, frozenset())
-        lines = {} if path is None else _lines(tree, path)  # first: constructing writes merged keys out
-        return lines, loader.construct_document(tree)
-    finally:
-        loader.dispose()
-
-
-def _check_size(node: Any, known: dict[int, tuple[int, int]], above: frozenset[int]) -> tuple[int, int]:
-    """Values and levels of a node with aliases written out; ComposerError if there are too many."""
-    at = id(node)
-    if at in above:
-        raise ComposerError(problem="an alias within what it stands for", problem_mark=node.start_mark)
-    if at not in known:
-        children = node.value if isinstance(node, yaml.CollectionNode) else ()
-        parts = chain.from_iterable(children) if isinstance(node, yaml.MappingNode) else children
-        sizes = [_check_size(part, known, above | {at}) for part in parts]
-        total, levels = 1 + sum(size for size, _ in sizes), 1 + max((n for _, n in sizes), default=0)
-        if total > MOST or levels > DEEPEST:
-            many = f"{MOST} values" if total > MOST else f"{DEEPEST} levels"
-            raise ComposerError(problem=f"more than {many}", problem_mark=node.start_mark)
-        known[at] = total, levels
-    return known[at]
-
-
 def validated(kind: type[Model], data: Mapping[str, Any], place: str, lines: Lines) -> Model:
     """The fields as a model; RecipeError naming `place`, line and field of the first that is wrong."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         raise RecipeError(_explain(error, place, lines, list(kind.model_fields))) from error
-
-
-def _lines(tree: Any, path: str, place: tuple[Any, ...] = ()) -> Lines:
-    found = {place: tree.start_mark.line + 1}
-    if isinstance(tree, yaml.MappingNode):
-        for key, value in tree.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise ComposerError(problem="a key that is not plain", problem_mark=key.start_mark)
-            field, line = (*place, key.value), key.start_mark.line + 1
-            if field in found:
-                raise RecipeError(f"{path}:{line}: {_dotted(field)}: found it twice, expected it once")
-            found |= _lines(value, path, field)
-            found[field] = line
-    elif isinstance(tree, yaml.SequenceNode):
-        for index, value in enumerate(tree.value):
-            found |= _lines(value, path, (*place, index))
-    return found
 
 
 def _items(passes: Sequence[str | dict[str, dict[str, Any] | None]], path: str, lines: Lines) -> list[_Item]:
@@ -348,7 +247,7 @@ def _explain(
     """The first problem in one line: place, field, what was found and expected."""
     problem = error.errors()[0]
     loc = tuple(part for part in problem["loc"] if part not in UNION_TAGS)
-    at, field = _at(place, lines, loc), _dotted((owner, *loc) if owner else loc)
+    at, field = _at(place, lines, loc), dotted((owner, *loc) if owner else loc)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         if not owner and loc[0] in SECTIONS:
             known = list(SECTIONS[str(loc[0])].model_fields)
@@ -366,82 +265,3 @@ def _at(place: str, lines: Lines, loc: tuple[Any, ...]) -> str:
     """`file:line` of a field, or of what is around it if the field itself is not there."""
     line = next((lines[loc[:n]] for n in range(len(loc), -1, -1) if loc[:n] in lines), None)
     return f"{place}:{line}" if line is not None else place
-
-
-def _dotted(loc: Sequence[Any]) -> str:
-    return ".".join(str(part) for part in loc)
-
-
-def split_passes(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """`a, b{x=1, y=[2, 3]}` -> [("a", {}), ("b", {"x": 1, "y": [2, 3]})]; RecipeError naming the column."""
-    if len(text) > LARGEST:
-        raise RecipeError(f"passes: found {len(text)} characters, expected at most {LARGEST}")
-    found = []
-    for start, part in _split(text):
-        name, brace, rest = part.partition("{")
-        if not name.strip():
-            raise RecipeError(f"passes, column {start + 1}: found {part!r}, expected the name of a pass")
-        if brace and not rest.rstrip().endswith("}"):
-            raise RecipeError(f"passes, column {start + 1}: found {part!r}, expected a closing brace")
-        inside = rest.rstrip()[:-1] if brace else ""
-        options: dict[str, Any] = {}
-        for column, option in _split(inside, start + len(name) + 1):
-            if option.strip():
-                _add_option(options, option, column)
-        found.append((name.strip(), options))
-    return found
-
-
-def _add_option(options: dict[str, Any], text: str, column: int) -> None:
-    column += len(text) - len(text.lstrip())
-    name, equals, value = text.partition("=")
-    name = name.strip()
-    if not equals or not name:
-        raise RecipeError(f"passes, column {column + 1}: found {text.strip()!r}, expected option=value")
-    if name in options:
-        raise RecipeError(f"passes, column {column + 1}: {name}: found it twice, expected it once")
-    if _is_nested(value):
-        inside, options[name] = value.strip()[1:-1], {}
-        for at, option in _split(inside, column + len(text.lstrip()) - len(value.lstrip()) + 1):
-            _add_option(options[name], option, at)
-        return
-    try:
-        options[name] = _parsed(value)[1]
-    except yaml.YAMLError as error:
-        raise RecipeError(
-            f"passes, column {column + 1}: {name}: found {value!r}, expected a value; put quotes around text "
-            'that begins with a special character, e.g. include="*.conv1"'
-        ) from error
-
-
-def _is_nested(value: str) -> bool:
-    """`{epochs=2, lr=0.01}`, as the options of a pass are written, and not YAML's `{epochs: 2}`."""
-    text = value.strip()
-    first = _split(text[1:-1])[0][1] if text.startswith("{") and text.endswith("}") else ""
-    return "=" in first and ":" not in first.partition("=")[0]
-
-
-def _split(text: str, offset: int = 0) -> list[tuple[int, str]]:
-    """Split at commas outside brackets and quotes: (column from `offset`, part)."""
-    parts, start, depth, quote = [], 0, 0, ""
-    for column, char in enumerate(text):
-        if quote or char in "\"'":
-            quote = "" if char == quote else quote or char
-            continue
-        depth += (char in "{[") - (char in "}]")
-        if depth > DEEPEST:
-            raise RecipeError(
-                f"passes, column {offset + column + 1}: found more than {DEEPEST} brackets in each other, "
-                "expected passes such as l1{ratio=0.5}"
-            )
-        if depth < 0:
-            raise RecipeError(
-                f"passes, column {offset + column + 1}: found {char!r}, expected it to be opened before"
-            )
-        if char == "," and depth == 0:
-            parts.append((offset + start, text[start:column]))
-            start = column + 1
-    if depth or quote:
-        missing = "quote" if quote else "bracket"
-        raise RecipeError(f"passes, column {offset + len(text)}: found the end, expected a closing {missing}")
-    return [*parts, (offset + start, text[start:])]

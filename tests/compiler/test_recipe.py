@@ -10,14 +10,8 @@ import pytest
 import yaml
 from hypothesis import given
 
-from graphcomp.compiler.recipe import (
-    Recipe,
-    RobustnessOptions,
-    load_recipe,
-    make_passes,
-    parse_passes,
-    split_passes,
-)
+from graphcomp.compiler.pass_lines import split_passes
+from graphcomp.compiler.recipe import Recipe, RobustnessOptions, load_recipe, make_passes, parse_passes
 from graphcomp.errors import RecipeError
 from graphcomp.measure.damage import Corruption
 from graphcomp.passes import L1, PASSES, APoZ, FoldBN, Random
