@@ -86,7 +86,7 @@ def file_of(variant: str, name: str) -> Path:
 
 def export(module: nn.Module, file: Path) -> Result:
     """Trace and export: the same for every variant."""
-    from graphcomp.ir.program import trace
+    from graphcomp.ir.tracing import trace
 
     return export_program(trace(module, image(NATIVE), copy_weights=False), file)
 
@@ -135,7 +135,7 @@ def their_pruned(name: str, ratio: float, round_to: int | None) -> nn.Module:
 
 def macs_of(module: nn.Module) -> int:
     """For one image."""
-    from graphcomp.ir.program import trace
+    from graphcomp.ir.tracing import trace
     from graphcomp.measure.cost import macs
 
     return macs(trace(module, image(NATIVE), copy_weights=False))
@@ -146,7 +146,7 @@ def ours(options: str) -> Callable[[str, Path], Result]:
 
     def made(name: str, file: Path) -> Result:
         import graphcomp
-        from graphcomp.ir.program import trace
+        from graphcomp.ir.tracing import trace
 
         program = trace(build(name), image(NATIVE), copy_weights=False)
         compiled = graphcomp.compile(program, f"l1{{{options}}}")

@@ -247,7 +247,7 @@ def halved(program: Any, channels: Any) -> tuple[Any, Any, dict[str, str]]:
 def ours_timed(name: str) -> dict[str, float]:
     """CPU seconds of one trace + analysis + removal."""
     from graphcomp.channels import analyse
-    from graphcomp.ir.program import trace
+    from graphcomp.ir.tracing import trace
 
     model, x = build(name), image(NATIVE)
     gc.collect()
@@ -265,7 +265,7 @@ def ours_timed(name: str) -> dict[str, float]:
 def ours_exact(name: str) -> Result:
     """What can be removed, and whether removing half of it changes what the masked network computes."""
     from graphcomp.channels import Removal, analyse
-    from graphcomp.ir.program import trace
+    from graphcomp.ir.tracing import trace
 
     program = trace(lively(name), image(check_pixels(name)).double(), copy_weights=False)
     facts: Result = {"params": params(program.module), "nodes": len(program.graph.nodes)}
@@ -296,7 +296,7 @@ def census(channels: Any) -> Result:
 def ours_onnx(name: str) -> Result:
     """Parity of the exported ONNX file with the smaller program."""
     from graphcomp.channels import analyse
-    from graphcomp.ir.program import trace
+    from graphcomp.ir.tracing import trace
     from graphcomp.onnx.export import export_onnx
 
     program = trace(build(name), image(check_pixels(name)), copy_weights=False)
@@ -455,7 +455,7 @@ def warm_up(engine: str) -> None:
         their_pruner(Toy().eval(), image(16)).step()
     else:
         from graphcomp.channels import analyse
-        from graphcomp.ir.program import trace
+        from graphcomp.ir.tracing import trace
 
         program = trace(Toy(), image(16), copy_weights=False)
         halved(program, analyse(program))

@@ -194,9 +194,9 @@ def test_the_pass(options: dict[str, Any], fold: bool) -> None:
     program, data = tiny_program(), many(200, *SHAPE[1:])
     passes = [FoldBN()] if fold else []
     _, steps = Pipeline([*passes, Obs(multiple=4, **options)]).run(program, context(data))
-    plan = steps[-1]
-    assert plan.verify_error < verify.TOLERANCE
-    measured = [row.get("sensitivity") for row in plan.evidence["groups"]]
+    step = steps[-1]
+    assert step.verify_error < verify.TOLERANCE
+    measured = [row.get("sensitivity") for row in step.plan.evidence["groups"]]
     assert all(x > 0 for x in measured) if "target" in options else measured and set(measured) == {None}
 
 

@@ -861,7 +861,7 @@ ONE_CELL = "recipe: {model: models:resnet20, passes: [{l1: {ratio: $r}}], data: 
 EFFECTS: dict[str, dict[str, tuple[list[str], str] | None]] = {
     "compile": {
         **dict.fromkeys("--weights --recipe --data --classes --target --seed --input-shape --out".split()),
-        **dict.fromkeys("--bench --robustness --dct".split()),
+        **dict.fromkeys("--allow-nothing --bench --robustness --dct".split()),
         "--passes": (
             ["--passes", "fold-bn", "--recipe", "r.yaml"],
             "--passes: found --recipe r.yaml as well",

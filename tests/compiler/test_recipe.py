@@ -299,7 +299,7 @@ def test_mistake_in_one_line_names_the_column(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("l2x{ratio=0.5}", "passes: found no pass 'l2x', expected one of fold-bn, l1, random, apoz"),
+        ("l2x{ratio=0.5}", "passes: found no pass 'l2x', expected one of fold-bn, l1, random, obs, apoz"),
         ("fold-bm", "passes: found no pass 'fold-bm', .*; did you mean 'fold-bn'?"),
         ("l1{ratio=0.5, jion=pad}", "passes: l1.jion: found an unknown option, .*; did you mean 'join'?"),
         ("l1{ratio=1}", "passes: l1.ratio: found 1, Input should be less than 1"),

@@ -472,7 +472,7 @@ def test_the_page_shows_the_numbers_of_the_record(html: str) -> None:
         assert number in shown, number
     for number in ("1.84x [1.82, 1.86]", "1.01x [0.97, 1.05]", "2.00x", "0.12", "87.5 % agree", "2.5e-15"):
         assert number in shown, number
-    for text in ("64 → 48", "removed 16 of 64 channels", 'target={"macs": 0.5}', "plans/01-l1.json"):
+    for text in ("64 → 48", "removed 16 of 64 channels", 'target={"macs": 0.5}', "plans/02-l1.json"):
         assert text in shown, text
     for text in ("dropped 2 nodes", "3.1e-07", "some CPU", "2.14.1", "ratio: 0.25"):
         assert text in shown, text
@@ -683,9 +683,9 @@ def test_a_clear_loss_that_nothing_repairs_has_advice() -> None:
     assert "finetune{epochs=0, bn_reestimate=500}" in said
     assert "in front of" not in "".join(words.describe_loss(make(steps=[STEP])))
     training = records.Training.model_construct()
-    repair = STEP.model_copy(update={"index": 2, "name": "finetune", "training": training})
+    repair = planned(name="finetune").model_copy(update={"index": 2, "training": training})
     assert words.describe_loss(make(steps=[STEP, repair])) == []
-    again = STEP.model_copy(update={"index": 3, "name": "pfa"})
+    again = planned(name="pfa").model_copy(update={"index": 3})
     assert "behind pfa" in words.describe_loss(make(steps=[STEP, repair, again]))[0]
     assert words.describe_loss(make(steps=[fold])) == []
     assert words.describe_loss(make(final=snapshot(AFTER.layers, top1=0.965))) == []
