@@ -283,6 +283,19 @@ def test_a_layer_that_is_scaled_yields_what_it_computes_from_then_on() -> None:
         assert relative_error(found, program(x)) < TOLERANCE
 
 
+def test_scrambled_statistics_are_about_those_of_what_arrives() -> None:
+    """Disturbed by a part of the spread: further off, and signals would die in a deep network."""
+    program = net(lambda m, x: m.bn(m.a(x)), a=nn.Conv2d(3, 64, 3, bias=False), bn=nn.BatchNorm2d(64))
+    changed = scrambled(program)
+    (x,) = fresh_inputs(program, 2, 0, torch.float64)
+    rows = F.conv2d(x, changed.tensors["a.weight"]).movedim(1, 0).flatten(1)
+    mean, var = (changed.tensors[f"bn.running_{name}"] for name in ("mean", "var"))
+    distance = ((mean - rows.mean(1)) / rows.var(1).sqrt()).abs()
+    assert distance.min() > 0 and 0.02 < distance.mean() < 0.3
+    ratio = var / rows.var(1)
+    assert 0.4 < ratio.min() < ratio.max() < 2.5 and ratio.std() > 0.1
+
+
 def test_scrambling_randomises_constant_parameters() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
