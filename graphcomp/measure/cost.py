@@ -5,11 +5,11 @@ nothing for bias, normalisation, activation and pooling. Percentages are always 
 """
 
 import math
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from torch import Tensor, fx, nn
 
-from graphcomp.ir import DctConv2d, DctLayer, Program, named_tensors, op_name
+from graphcomp.ir import DctLayer, Program, named_tensors, op_name
 from graphcomp.records import LayerRow, Score, Snapshot
 
 if TYPE_CHECKING:
@@ -62,30 +62,63 @@ def layer_rows(program: Program) -> list[LayerRow]:
 
 def layer_row(program: Program, node: fx.Node) -> LayerRow | None:
     """The row of one node; None if it is no convolution or linear layer with weights of its own."""
+    found = _called(program, node)
+    if found is None:
+        return None
+    out, into, measured = found.shape[0], found.shape[1] * found.groups, node
+    if found.transposed:  # every *input* position multiplies the whole kernel
+        out, into, measured = into, out, cast(fx.Node, node.args[0])
+    return LayerRow(
+        name=found.name,
+        kind=found.kind,
+        in_channels=into,
+        out_channels=out,
+        kernel=found.shape[2:],
+        groups=found.groups,
+        params=found.params,
+        macs=math.prod(found.shape) * _positions(program.shape(measured) or (), len(found.shape)),
+    )
+
+
+class _Called(NamedTuple):
+    """A convolution or linear layer as it is called; `shape`: of the weight that it multiplies with."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    groups: int
+    params: int
+    transposed: bool
+
+
+def _called(program: Program, node: fx.Node) -> _Called | None:
     if node.op == "call_module":
-        return _module_row(program, node)
+        return _called_module(program, cast(str, node.target))
     name = op_name(program, node)
     if node.op != "call_function" or name not in _FUNCTIONS:
         return None
     weight = cast(fx.Node, node.args[1] if len(node.args) > 1 else node.kwargs["weight"])
     tensor = program.values[weight]
     bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-    extra = program.values[bias].numel() if isinstance(bias, fx.Node) else 0
+    params = tensor.numel() + (program.values[bias].numel() if isinstance(bias, fx.Node) else 0)
     groups = int(cast(int, node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)))
-    out, into = tensor.shape[0], tensor.shape[1] * groups
-    measured = node
-    if "transpose" in name:  # every *input* position multiplies the whole kernel
-        out, into, measured = into, out, cast(fx.Node, node.args[0])
-    return LayerRow(
-        name=node.name,
-        kind=name,
-        in_channels=into,
-        out_channels=out,
-        kernel=tuple(tensor.shape[2:]),
-        groups=groups,
-        params=tensor.numel() + extra,
-        macs=tensor.numel() * _positions(program.shape(measured) or (), tensor.ndim),
-    )
+    return _Called(node.name, name, tuple(tensor.shape), groups, params, "transpose" in name)
+
+
+def _called_module(program: Program, target: str) -> _Called | None:
+    """Of a coefficient layer the parameters that are stored, orders included."""
+    module = program.layer(target)
+    stored: tuple[Tensor | None, ...]
+    if isinstance(module, DctLayer):
+        shape, stored = tuple(module.weight_shape), (module.coefficients, module.index, module.bias)
+    elif isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+        weight = program.tensors[f"{target}.weight"]
+        shape, stored = tuple(weight.shape), (weight, module.bias)
+    else:
+        return None
+    params = sum(tensor.numel() for tensor in stored if tensor is not None)
+    groups, transposed = getattr(module, "groups", 1), getattr(module, "transposed", False)
+    return _Called(target, type(module).__name__, shape, groups, params, transposed)
 
 
 _FUNCTIONS = {"linear", *(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))}
@@ -97,50 +130,6 @@ def layer_weight(program: Program, node: fx.Node) -> Tensor | None:
         return program.tensors.get(f"{node.target}.weight")
     weight = cast(fx.Node, node.args[1] if len(node.args) > 1 else node.kwargs["weight"])
     return program.tensors[cast(str, weight.target)] if weight.op == "get_attr" else None
-
-
-def _module_row(program: Program, node: fx.Node) -> LayerRow | None:
-    target = cast(str, node.target)
-    module = program.layer(target)
-    if isinstance(module, DctLayer):
-        return _coefficient_row(program, node, module)
-    if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
-        return None
-    weight: Tensor = program.tensors[f"{target}.weight"]
-    measured = node
-    if isinstance(module, nn.modules.conv._ConvNd):
-        into, out, kernel, groups = module.in_channels, module.out_channels, module.kernel_size, module.groups
-        if module.transposed:  # every *input* position multiplies the whole kernel
-            measured = cast(fx.Node, node.args[0])
-    else:
-        into, out, kernel, groups = module.in_features, module.out_features, (), 1
-    return LayerRow(
-        name=target,
-        kind=type(module).__name__,
-        in_channels=into,
-        out_channels=out,
-        kernel=tuple(kernel),
-        groups=groups,
-        params=weight.numel() + (module.bias.numel() if module.bias is not None else 0),
-        macs=weight.numel() * _positions(program.shape(measured) or (), weight.ndim),
-    )
-
-
-def _coefficient_row(program: Program, node: fx.Node, layer: DctLayer) -> LayerRow:
-    """The parameters that are stored (orders included), the MACs of the weight that they stand for."""
-    out, into, *kernel = layer.weight_shape
-    groups = layer.groups if isinstance(layer, DctConv2d) else 1
-    stored = (layer.coefficients, layer.index, layer.bias)
-    return LayerRow(
-        name=cast(str, node.target),
-        kind=type(layer).__name__,
-        in_channels=into * groups,
-        out_channels=out,
-        kernel=tuple(kernel),
-        groups=groups,
-        params=sum(tensor.numel() for tensor in stored if tensor is not None),
-        macs=math.prod(layer.weight_shape) * _positions(program.shape(node) or (), len(layer.weight_shape)),
-    )
 
 
 def _positions(shape: tuple[int, ...], weight_ndim: int) -> int:
