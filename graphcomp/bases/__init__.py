@@ -3,7 +3,15 @@
 The second public room; see docs/writing-a-pass.md. What is not in `__all__` may move.
 """
 
-from graphcomp.bases.compensation import compensation_of
+from graphcomp.bases.compensation import (
+    ENOUGH,
+    POSITIONS,
+    SAMPLES,
+    compensation_of,
+    sample_parts,
+    sampled_rows,
+    weighed,
+)
 from graphcomp.bases.factoring import Factoring
 from graphcomp.bases.norms import filter_norms, filters, norm_scores
 from graphcomp.bases.options import (
@@ -31,6 +39,7 @@ from graphcomp.bases.prunable import (
 )
 from graphcomp.bases.ratio import RatioRemoval
 from graphcomp.bases.removal import ChannelRemoval, RowRemoval
+from graphcomp.bases.sensitivity import movements
 from graphcomp.bases.teacher import find_step, load_saved, load_step, no_such_step
 from graphcomp.bases.training import Lesson, Recovery
 from graphcomp.budget import Scores
@@ -42,6 +51,7 @@ from graphcomp.records import LeftAlone
 __all__ = [
     "Asked",
     "ChannelRemoval",
+    "ENOUGH",
     "Factoring",
     "Globs",
     "JoinOption",
@@ -50,9 +60,11 @@ __all__ = [
     "OPTIONS",
     "Outlook",
     "PASS_KEY",
+    "POSITIONS",
     "RatioRemoval",
     "Recovery",
     "RowRemoval",
+    "SAMPLES",
     "Scores",
     "TARGET",
     "TargetOption",
@@ -69,6 +81,7 @@ __all__ = [
     "load_step",
     "matches",
     "missed",
+    "movements",
     "no_such_step",
     "norm_scores",
     "not_asked",
@@ -77,6 +90,9 @@ __all__ = [
     "prunable_relus",
     "relu_after",
     "require_matches",
+    "sample_parts",
+    "sampled_rows",
     "unprunable_layers",
+    "weighed",
     "why_shared",
 ]

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from graphcomp.base import distributed
 from graphcomp.bases.elimination import Curve, Part, eliminate
@@ -21,8 +21,17 @@ from graphcomp.bases.sensitivity import movements
 from graphcomp.budget import Judgement, Scores
 from graphcomp.channels import ChannelGroup, Channels, Ints
 from graphcomp.data import Split
-from graphcomp.ir import DctLayer
-from graphcomp.measure import Gram, as_weight, grams, is_mixing, matrix, matrix_shape, output_weights
+from graphcomp.ir import DctLayer, Program
+from graphcomp.measure import (
+    Gram,
+    as_weight,
+    grams,
+    is_linear,
+    is_mixing,
+    matrix,
+    matrix_shape,
+    output_weights,
+)
 from graphcomp.pipeline import Context, require_data
 
 SAMPLES, POSITIONS = 1000, 64
@@ -101,10 +110,14 @@ class Compensation:
     def __init__(self, channels: Channels, context: Context, name: str, samples: int, positions: int) -> None:
         self.channels, self.program, self.context = channels, channels.program, context
         data = require_data(name, context)
-        fit, self.held_out = _parts(data.train, samples, context.seed)
+        fit, self.held_out = sample_parts(data.train, samples, context.seed)
         self.readers = _readers(channels)
         layers = list(dict.fromkeys(r.layer for r in self.readers))
-        enough = [n for n in layers if self._rows(n, len(fit), positions) >= ENOUGH * self._shape(n)[2]]
+        enough = [
+            n
+            for n in layers
+            if sampled_rows(self.program, n, len(fit), positions) >= ENOUGH * self._shape(n)[2]
+        ]
         self.grams: dict[str, Gram] = grams(
             self.program,
             fit,
@@ -114,20 +127,13 @@ class Compensation:
             memory=context.memory,
             progress=context.progress,
         )
-        some = fit.subset(np.arange(min(WEIGHED, len(fit))))
         self.weights = output_weights(
-            self.program, some, enough, seed=context.seed, progress=context.progress
+            self.program, weighed(fit), enough, seed=context.seed, progress=context.progress
         )
         self._inverses: dict[tuple[str, int], Tensor] = {}
 
     def _shape(self, layer: str) -> tuple[int, int, int]:
         return matrix_shape(self.program.layer(layer))
-
-    def _rows(self, layer: str, samples: int, positions: int) -> int:
-        node = next(n for n in self.program.graph.nodes if n.op == "call_module" and n.target == layer)
-        shape = self.program.shape(node) or ()
-        plane = shape[1:-1] if isinstance(self.program.layer(layer), nn.Linear) else shape[2:]
-        return samples * min(int(np.prod(plane)), positions)
 
     def why_unjudged(self, group: ChannelGroup) -> str | None:
         """Why there is no curve for a group; None if there is one."""
@@ -216,6 +222,19 @@ class Compensation:
         }
 
 
+def weighed(split: Split) -> Split:
+    """The samples that output weights are averaged over."""
+    return split.subset(np.arange(min(WEIGHED, len(split))))
+
+
+def sampled_rows(program: Program, layer: str, samples: int, positions: int = POSITIONS) -> int:
+    """Rows that so many samples give of what a layer reads."""
+    node = next(n for n in program.graph.nodes if n.op == "call_module" and n.target == layer)
+    shape = program.shape(node) or ()
+    plane = shape[1:-1] if is_linear(program.layer(layer)) else shape[2:]
+    return samples * min(int(np.prod(plane)), positions)
+
+
 def without(w: Tensor, gram: Tensor, s: Tensor) -> Tensor:
     """W without the columns s, the others fitted again: W_K + W_S G_SK (G_KK + ridge)^-1 (METHODS 9.4)."""
     kept = torch.ones(w.shape[1], dtype=torch.bool)
@@ -234,7 +253,7 @@ def damped(gram: Tensor, level: float) -> Tensor:
     return found
 
 
-def _parts(split: Split, samples: int, seed: int) -> tuple[Split, Split]:
+def sample_parts(split: Split, samples: int, seed: int) -> tuple[Split, Split]:
     """Samples for statistics and others for measurements, evenly spaced and in random order."""
     count = min(samples + MEASURED, len(split))
     order = np.random.default_rng(seed).permutation(np.arange(count) * len(split) // count)

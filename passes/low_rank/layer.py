@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from graphcomp.budget import (
     Preserved,
@@ -31,13 +32,19 @@ from graphcomp.ir import Program
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SplitLayer:
-    """One layer that can be factored, with what its ranks preserve and cost."""
+    """One layer that can be factored, with what its ranks preserve and cost.
+
+    Attributes:
+        program, name, asked, multiple, planes: what is split, how, to ranks of which multiple, and where.
+        responses: what each rank loses of the outputs (`responses`); None: of its weight.
+    """
 
     program: Program
     name: str
     asked: Kind
     multiple: int
     planes: Sequence[tuple[Plane, Plane]]
+    responses: NDArray[np.float64] | None = None
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -57,6 +64,8 @@ class SplitLayer:
     @cached_property
     def preserved(self) -> tuple[Preserved, ...]:
         """By every rank 1, 2, …: the share of the energy that it keeps, for tucker2 of either side."""
+        if self.responses is not None:
+            return (shares_of(self.responses),)
         matrices = unfold(self.program.tensors[f"{self.name}.weight"], self.kind)
         return tuple(shares_of(energies(matrix).cpu().numpy()) for matrix in matrices)
 
@@ -102,7 +111,11 @@ class SplitLayer:
         )
 
     def lost(self, factor: Factor) -> float:
-        """Minus the logarithm of the energy that the ranks keep, of both sides together."""
+        """Minus the logarithm of the energy that the ranks keep, of both sides together; of responses what
+        the outputs lose.
+        """
+        if self.responses is not None:
+            return float(self.responses[self.kept(factor)[0] :].sum())
         return -sum(
             math.log(max(p[k - 1], 1e-300)) for p, k in zip(self.preserved, self.kept(factor), strict=True)
         )

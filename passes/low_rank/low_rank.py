@@ -13,13 +13,15 @@ whole. Ranks are rounded up to what the target's kernels compute anyway. A targe
 by predicted times, unless said otherwise, and corrected by measured ones; layers that it would not make
 faster stay as well. Layers that would not get cheaper stay, and the plan says by how much: an svd pays below
 R = n c k / (c k + n) (METHODS 1.1). Where the run measures times, so do layers that would get slower
-(`revert`, see `budget.restoring`). Needs no data. 1x1 convolutions and linear layers have no kernel to split,
-so all kinds are svd there.
+(`revert`, see `budget.restoring`). Needs no data, unless `fit=responses`. 1x1 convolutions and linear layers
+have no kernel to split, so all kinds are svd there.
 """
 
 import math
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
@@ -53,9 +55,13 @@ from graphcomp.factors import (
 )
 from graphcomp.ir import Program
 from graphcomp.passes.low_rank.layer import Energies, SplitLayer
+from graphcomp.passes.low_rank.responses import response_energies
 from graphcomp.passes.low_rank.targets import chosen, chosen_by, meet, meet_latency, reached
-from graphcomp.pipeline import Concern, Context, Outlook
+from graphcomp.pipeline import Concern, Context, Outlook, require_data
 from graphcomp.records import LeftAlone, Plan
+
+Responses = tuple[dict[str, NDArray[np.float64]], dict[str, str]] | None
+"""What `response_energies` finds; None where weights decide."""
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -81,12 +87,18 @@ class LowRank(Factoring):
     ] = None
     allocation: Annotated[
         Asked,
-        Factoring,
         Field(
             description="how a target is met: uniform: the same energy in every layer; greedy: step by step "
-            "what saves most for the energy lost; auto: greedy for a latency, else uniform"
+            "what saves most for what is lost; auto: greedy for a latency or responses, else uniform"
         ),
     ] = "auto"
+    fit: Annotated[
+        Literal["weights", "responses"],
+        Field(
+            description="what ranks are to keep: the weights' energy, or what the outputs lose, measured on "
+            "data without labels; follow it by refit"
+        ),
+    ] = "weights"
     kind: Annotated[
         Kind, Field(description="svd; spatial: kh x 1 then 1 x kw; tucker2: 1x1, kh x kw, 1x1")
     ] = "svd"
@@ -102,21 +114,29 @@ class LowRank(Factoring):
     def _one_amount(self) -> Self:
         amounts = ("rank", "ratio", "energy", "target")
         only_one({name: getattr(self, name) is not None for name in amounts}, "energy=0.9")
+        if self.fit == "responses" and self.kind != "svd":
+            raise ValueError(f"found fit=responses with kind={self.kind}, expected svd")
         return self
 
     def require(self, outlook: Outlook) -> None:
         """Layers for every glob."""
+        if self.fit == "responses":
+            require_data(self.name, outlook.context)
         if outlook.names:
             require_matches((*self.include, *self.exclude), candidates(outlook.program))
 
     def plan(self, program: Program, context: Context) -> Plan:
         """Choose ranks; PassError if the target cannot be met. Collective."""
-        # It needs no data, so the others would only do it again.
-        return distributed.on_first(lambda: self._plan(program, context))
+        responses: Responses = None
+        if self.fit == "responses":
+            asked = [n for n, why in candidates(program).items() if not why and not self._not_asked(n)]
+            responses = response_energies(program, asked, context, self.name)
+        # The rest needs no data, so the others would only do it again.
+        return distributed.on_first(lambda: self._plan(program, context, responses))
 
-    def _plan(self, program: Program, context: Context) -> Plan:
+    def _plan(self, program: Program, context: Context, responses: "Responses") -> Plan:
         multiple = self.multiple or context.target.multiple
-        layers, kept = self._layers(program, multiple)
+        layers, kept = self._layers(program, multiple, responses)
         clock: LayerClock | None = None
         timed: dict[str, Any] = {}
         energies: Energies | None = None
@@ -161,15 +181,23 @@ class LowRank(Factoring):
             },
         )
 
-    def _layers(self, program: Program, multiple: int) -> tuple[list[SplitLayer], list[LeftAlone]]:
+    def _not_asked(self, layer: str) -> str | None:
+        return not_asked([layer], self.include, self.exclude)
+
+    def _layers(
+        self, program: Program, multiple: int, responses: "Responses" = None
+    ) -> tuple[list[SplitLayer], list[LeftAlone]]:
         """The layers that can be factored, and why the others cannot."""
         found = candidates(program)
         require_matches((*self.include, *self.exclude), found)
         layers, kept, at = [], [], planes(program, (name for name, why in found.items() if why is None))
         for name, obstacle in found.items():
-            reason = not_asked([name], self.include, self.exclude) or obstacle
+            reason = self._not_asked(name) or obstacle
+            if reason is None and responses is not None:
+                reason = responses[1].get(name)
             if reason is None:
-                layer = SplitLayer(program, name, self.kind, multiple, at[name])
+                energies = None if responses is None else responses[0][name]
+                layer = SplitLayer(program, name, self.kind, multiple, at[name], energies)
                 reason = None if can_be(layer.shape, layer.kind) else f"{self.kind} needs a 2-d kernel"
             if reason is None:
                 layers.append(layer)
@@ -179,7 +207,9 @@ class LowRank(Factoring):
 
     @property
     def _is_greedy(self) -> bool:
-        return self.target is not None and is_greedy(self.allocation, self.target)
+        """Losses of responses add up over layers, and one share of them says nothing."""
+        by_responses = self.fit == "responses" and self.allocation == "auto"
+        return self.target is not None and (by_responses or is_greedy(self.allocation, self.target))
 
     def _wanted(self, layer: SplitLayer) -> tuple[int, ...]:
         """Ranks before rounding, if they are what is asked for."""

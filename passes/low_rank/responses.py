@@ -1,0 +1,86 @@
+"""What ranks lose of a layer's responses, instead of its weight, in units of the network's outputs.
+
+Of all W_r of rank r the outputs W a are kept best by U U^T W, with U the leading eigenvectors of the outputs'
+second moments, each output weighted by how much it moves those of the network (METHODS 9.6):
+
+    lost(r) = sum of the eigenvalues behind the r-th of   sqrt(f) W G W^T sqrt(f)
+
+times what one such error moves the outputs by, measured once a layer at half of its rank on other samples
+(METHODS 9.4). The factors themselves are those of the weight; `refit` behind this pass makes them the best
+ones of their rank for the responses.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from graphcomp.base import distributed
+from graphcomp.bases import ENOUGH, POSITIONS, SAMPLES, movements, sample_parts, sampled_rows, weighed
+from graphcomp.ir import Program
+from graphcomp.measure import Gram, as_weight, grams, matrix, output_weights
+from graphcomp.pipeline import Context, require_data
+
+TOO_FEW = "it has more columns than samples can tell apart"
+
+
+def response_energies(
+    program: Program, layers: Sequence[str], context: Context, name: str
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, str]]:
+    """Eigenvalues by layer, largest first, as losses of the outputs, and why others have none; collective.
+
+    Args:
+        program: with one input.
+        layers: convolutions and linear layers of one group.
+        context: holds the samples.
+        name: of the pass that asks.
+    """
+    fit, held_out = sample_parts(require_data(name, context).train, SAMPLES, context.seed)
+    rows = {layer: sampled_rows(program, layer, len(fit)) for layer in layers}
+    shapes = {layer: matrix(program.layer(layer)).shape for layer in layers}
+    enough = [layer for layer in layers if rows[layer] >= ENOUGH * shapes[layer][2]]
+    seen = grams(
+        program,
+        fit,
+        enough,
+        positions=POSITIONS,
+        seed=context.seed,
+        memory=context.memory,
+        progress=context.progress,
+    )
+    weights = output_weights(program, weighed(fit), enough, seed=context.seed, progress=context.progress)
+    found, changes, expected = {}, {}, {}
+    for layer in enough:
+        w = matrix(program.layer(layer))[0]
+        values, directions = _spectrum(w, seen[layer], weights[layer])
+        found[layer] = values
+        half = max(1, min(w.shape) // 2)
+        expected[layer] = float(values[half:].sum())
+        if expected[layer] > 0:
+            near = directions(half)
+            offset = (w - near) @ seen[layer].mean[0]
+            changes[layer] = {layer: (as_weight(program.layer(layer), near.unsqueeze(0)), offset)}
+    moved = distributed.on_first(lambda: movements(program, held_out, changes, context.progress))
+    found = {n: v * (moved[n] / expected[n] if n in moved else 1.0) for n, v in found.items()}
+    return found, {layer: TOO_FEW for layer in layers if layer not in enough}
+
+
+def _spectrum(w: Tensor, gram: Gram, f: Tensor) -> tuple[NDArray[np.float64], "_Nearest"]:
+    scale = f.clamp(min=float(f.max()) * 1e-12 + 1e-300).sqrt().unsqueeze(1)
+    scaled = scale * w
+    values, vectors = torch.linalg.eigh(scaled @ gram.matrix[0] @ scaled.T)
+    count = min(w.shape)
+    return values.flip(0).clamp(min=0)[:count].numpy(), _Nearest(scaled, scale, vectors)
+
+
+class _Nearest:
+    """W of a lower rank whose outputs are closest to those of W."""
+
+    def __init__(self, scaled: Tensor, scale: Tensor, vectors: Tensor) -> None:
+        self.scaled, self.scale, self.vectors = scaled, scale, vectors
+
+    def __call__(self, rank: int) -> Tensor:
+        leading = self.vectors[:, -rank:]
+        return leading @ (leading.T @ self.scaled) / self.scale
