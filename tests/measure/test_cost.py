@@ -58,6 +58,7 @@ GOLDEN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, int | Non
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN)
 def test_g0_counts(name: str) -> None:
     """All of METHODS 0.4 but for the pre-activation ResNet-164 (see `tests/models/test_models.py`)."""
@@ -95,6 +96,7 @@ def torch_macs(program: Program) -> int:
     return counter.get_total_flops() // 2  # a multiply-accumulate is two operations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTED)
 def test_macs_are_what_torch_counts_before_and_after_removal(name: str) -> None:
     module, shape = TRAPS[name]()
