@@ -124,7 +124,7 @@ def recorded(program: Program, x: Tensor) -> _Recorder:
 def fitted_by_hand(
     unit: Unit, before: Program, own: _Recorder, theirs: _Recorder, ridge: float | None
 ) -> tuple[Tensor, Tensor]:
-    """W `[g, o, K]` and b `[g, o]` of one unit of `before`, at all positions of all samples.
+    """W `[g, o, K]` (of a factor and its layer together) and b `[g, o]`, at all positions of all samples.
 
     b is what the layer adds; without a bias of its own, what a normalisation behind it is to add to it.
 
@@ -137,7 +137,10 @@ def fitted_by_hand(
     maps = 1 if unit.is_last else len(y)
     plane = y.shape[:-1].numel() // maps if unit.is_last else y.shape[2:].numel()
     at = Positions(ALL, 0).of(plane, 0, maps)
-    a, w = patches_at(layer, own.read[unit.node.name], at), matrix(layer)
+    first, read = (
+        (layer, unit.node) if unit.factor is None else (before.layer(unit.factor[0]), unit.factor[1])
+    )
+    a, w = patches_at(first, own.read[read.name], at), product(before, unit)
     target = outputs_at(layer, theirs.yielded[unit.seen], at)[:, unit.origin.rows]
     other = outputs_at(layer, own.yielded[unit.other.name], at) if unit.other is not None else 0 * target
     scale, shift = torch.ones(target.shape[1]).double(), torch.zeros(target.shape[1]).double()
@@ -161,7 +164,21 @@ def fitted_by_hand(
             return w, (goals - torch.einsum("ngk,gok->ngo", a, w)).mean(0) if intercept else b
         parts = [dense(a[:, g], goals[:, g], w[g], ridge, intercept=intercept) for g in range(w.shape[0])]
         w, b = torch.stack([p[0] for p in parts]), torch.stack([p[1] for p in parts])
+    if unit.factor is not None:
+        assert isinstance(first.weight, Tensor)
+        rank, mean = len(first.weight), a[:, 0].mean(0)
+        yielded = (a[:, 0] - mean) @ w[0].T * scale
+        vectors = torch.linalg.svd(yielded, full_matrices=False).Vh[:rank]
+        cut = (vectors.T @ vectors @ (scale.unsqueeze(1) * w[0])) / scale.unsqueeze(1)
+        b = b + (w[0] - cut) @ mean if intercept else b
+        w = cut.unsqueeze(0)
     return w, b
+
+
+def product(program: Program, unit: Unit) -> Tensor:
+    """W of a unit."""
+    last = matrix(program.layer(unit.layer))
+    return last if unit.factor is None else last @ matrix(program.layer(unit.factor[0]))
 
 
 def units_of(original: Program, program: Program, found: Mapping[str, Origin]) -> list[Unit]:
@@ -185,15 +202,14 @@ def check_fit(ran: Ran, original: Program, data: Data, ridge: float) -> int:
     own_values, theirs = (recorded(p, all_of(data)) for p in (after, original))
     count = 0
     for row in fit.layers:
-        own, other = after.layer(row.layer), before.layer(row.layer)
+        own, unit = after.layer(row.layer), units[row.layer]
         if row.after == row.before:
-            assert torch.equal(matrix(own), matrix(other))
+            assert torch.equal(product(after, unit), product(before, unit))
             continue
-        unit = units[row.layer]
         assert row.ridge in (ridge, None)
         w, b = fitted_by_hand(unit, before, own_values, theirs, row.ridge)
         size = float(w.abs().max())
-        assert torch.allclose(matrix(own), w, rtol=0, atol=1e-6 * size), row.layer
+        assert torch.allclose(product(after, unit), w, rtol=0, atol=1e-6 * size), row.layer
         if getattr(own, "bias", None) is not None:
             assert torch.allclose(own.bias, b.flatten(), rtol=1e-6, atol=1e-6 * size), row.layer  # type: ignore[arg-type]
         elif unit.norm is not None:

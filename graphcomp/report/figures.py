@@ -11,6 +11,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from graphcomp.records import BatchTiming, LayerRow, Report, Snapshot, Step
 from graphcomp.report.explanation import waterfall_svg
+from graphcomp.report.fitted import fit_figure
 from graphcomp.report.layer_pairs import LayerPair
 from graphcomp.report.plots import (
     AFTER,
@@ -228,6 +229,13 @@ def plots_of(report: Report, pairs: Sequence[LayerPair]) -> dict[str, Markup]:
                 f"Cumulative energy over channels of {len(spectra)} groups; numbers in {step.plan_file}.",
             )
         plots |= _rounds_plots(step)
+        if step.fit is not None and step.fit.layers:
+            plots[f"fit_{step.index}"] = responsive(
+                partial(fit_figure, step.fit),
+                f"plot-fit-{step.index}",
+                f"Error of every layer before and after {step.name}",
+                "Line plots on a logarithmic scale; the numbers are in the table below.",
+            )
     if pairs:
         plots["layers"] = responsive(
             partial(_layers_figure, pairs),

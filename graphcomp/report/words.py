@@ -183,15 +183,16 @@ def describe_loss(report: Report) -> list[str]:
     lost = report.final.score
     if lost is None or change(report.baseline.score, lost) != "lost":
         return []
-    trained = [step for step in report.steps if step.training is not None or step.start]
-    changed = [step for step in report.steps if step.drift is not None and step not in trained]
-    if not changed or (trained and trained[-1].index > changed[-1].index):
+    repairs = [step for step in report.steps if step.learned is not None or step.start]
+    changed = [step for step in report.steps if step.drift is not None and step not in repairs]
+    if not changed or (repairs and repairs[-1].index > changed[-1].index):
         return []
-    fell = "Accuracy fell" if lost.higher_is_better else "The error grew"
-    place = ", in front of fold-bn" if any(step.name == "fold-bn" for step in report.steps) else ""
+    by = points_text(report.baseline.score, lost).lstrip("+-")
+    fell = f"Accuracy fell by {by}" if lost.higher_is_better else f"The error grew by {by}"
+    place = " (in front of fold-bn)" if any(step.name == "fold-bn" for step in report.steps) else ""
     return [
-        f"{fell}, and nothing behind {changed[-1].name} repairs it: train on with finetune{place}, or "
-        "first only measure the normalisations' statistics again, finetune{epochs=0, bn_reestimate=500}."
+        f"{fell}, and nothing behind {changed[-1].name} repairs it: add refit, which needs neither labels "
+        f"nor training, or train on with finetune{place}, or both."
     ]
 
 

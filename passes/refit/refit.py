@@ -95,6 +95,11 @@ class Refit:
     def require(self, outlook: Outlook) -> None:
         """Data, an earlier program and layers for every glob."""
         require_data(self.name, outlook.context)
+        if len(outlook.program.example_inputs) != 1:
+            raise AnalysisError(
+                f"{self.name}: found {len(outlook.program.example_inputs)} inputs, expected a network with "
+                "one; data sources yield one tensor a sample"
+            )
         names = [earlier.name for earlier in outlook.context.earlier]
         if self.teacher is not None and find_step(self.teacher, names) is None:
             self._place(names)
@@ -143,11 +148,6 @@ class Refit:
         """Fit layer by layer; an interrupted fit goes on behind the last layer that was done; collective."""
         data = require_data(self.name, context)
         label, units, _, original = self._prepared(program, context)
-        if len(program.example_inputs) != 1:
-            raise AnalysisError(
-                f"{self.name}: found {len(program.example_inputs)} inputs, expected a network with one; data "
-                "sources yield one tensor a sample"
-            )
         split = spread(data.train, self.samples)
         seed: int = plan.decisions["seed"]
         work = cache.identity(

@@ -149,7 +149,7 @@ def _unit(
         return "a normalisation reads it, and none in the original"
     if norm is not None:
         seen = theirs[0]
-    elif theirs[1] is not None and theirs[1] not in program.called_modules():
+    elif any(path not in program.called_modules() for path in _norms(original, source)):
         return "its normalisation was folded, and cannot be in the original"
     other = None
     added = _sum(program, out)
@@ -178,6 +178,12 @@ def _behind(program: Program, node: fx.Node) -> tuple[fx.Node, str | None]:
         if isinstance(norm, BatchNorm) and norm.running_mean is not None and calls == 1:
             return user, str(user.target)
     return node, None
+
+
+def _norms(program: Program, node: fx.Node) -> list[str]:
+    """Normalisations that read a value, whatever else does."""
+    calls = [str(user.target) for user in node.users if user.op == "call_module"]
+    return [path for path in calls if isinstance(program.layer(path), BatchNorm)]
 
 
 def _sum(program: Program, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:

@@ -159,6 +159,7 @@ def dct_layers(draw: st.DrawFn) -> Built:
     return module, x
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @settings(max_examples=150, deadline=None)
 @given(convolutions())
@@ -167,6 +168,7 @@ def test_convolutions(built: Built) -> None:
     check_weight(built[0])
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(transposed())
 def test_transposed_convolutions(built: Built) -> None:
@@ -181,6 +183,7 @@ def test_linear_layers(built: Built) -> None:
     check_weight(built[0])
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(dct_layers())
 def test_layers_of_coefficients(built: Built) -> None:

@@ -108,6 +108,31 @@ def bench(*batches: records.BatchTiming) -> records.Bench:
     )
 
 
+def fitted_layer(name: str, before: float, after: float, **more: Any) -> records.FittedLayer:
+    facts = {"original": name, "rows": 6400, "columns": 27, "ridge": 0.001}
+    return records.FittedLayer(layer=name, before=before, after=after, **(facts | more))
+
+
+FITTED = STEP.model_copy(
+    update={
+        "index": 2,
+        "plan": PLAN.model_copy(update={"name": "refit", "kept": []}),
+        "fit": records.Fit(
+            original="the run's input",
+            samples=100,
+            positions=64,
+            layers=[
+                fitted_layer("stem", 0.0, 0.0, ridge=None),
+                fitted_layer("body.1", 0.32, 0.081, original="body"),
+                fitted_layer("head", 0.5, 0.5, ridge=None, note="6 rows for 27 columns are too few"),
+            ],
+            seconds=1.0,
+            resumed=0,
+        ),
+    }
+)
+
+
 def make(**changes: Any) -> records.Report:
     export = records.Export(
         path="model.onnx",
@@ -677,14 +702,15 @@ def test_differences_within_the_interval_are_pointed_out_and_clear_losses_are_no
 def test_a_clear_loss_that_nothing_repairs_has_advice() -> None:
     fold = planned(name="fold-bn").model_copy(update={"index": 2, "drift": None})
     (said,) = words.describe_loss(make(steps=[STEP, fold]))
-    assert said.startswith(
-        "Accuracy fell, and nothing behind l1 repairs it: train on with finetune, in front of"
+    assert said == (
+        "Accuracy fell by 2.78 points, and nothing behind l1 repairs it: add refit, which needs neither "
+        "labels nor training, or train on with finetune (in front of fold-bn), or both."
     )
-    assert "finetune{epochs=0, bn_reestimate=500}" in said
     assert "in front of" not in "".join(words.describe_loss(make(steps=[STEP])))
     training = records.Training.model_construct()
     repair = planned(name="finetune").model_copy(update={"index": 2, "training": training})
     assert words.describe_loss(make(steps=[STEP, repair])) == []
+    assert words.describe_loss(make(steps=[STEP, FITTED])) == []
     again = planned(name="pfa").model_copy(update={"index": 3})
     assert "behind pfa" in words.describe_loss(make(steps=[STEP, repair, again]))[0]
     assert words.describe_loss(make(steps=[fold])) == []
@@ -852,3 +878,13 @@ def test_damaged_images() -> None:
     assert 'id="robustness"' in page and "occlusion, 25 % of the area" in page
     assert "-7.12 points, -19.34 points" in page  # lost to the damage
     assert tables.robustness_table(make()) is None and 'id="robustness"' not in report.render_html(make())
+
+
+def test_a_fit_has_a_picture_and_a_table() -> None:
+    html = report.render_html(make(steps=[STEP, FITTED]))
+    section = html[html.index('id="fit-3"') : html.index('id="layers"')]
+    assert "from what the run&#39;s input computes there" in section and "<svg" in section
+    rows = section[section.index("<tbody>") :]
+    assert "body.1 (body)" in rows and "0.32" in rows and "0.081" in rows
+    assert "6 rows for 27 columns are too few" in rows
+    assert 'id="fit-' not in report.render_html(make(steps=[STEP]))
