@@ -262,7 +262,7 @@ def test_loads_in_a_fresh_interpreter_without_the_models_source(
     out = run_python(
         """
         import importlib.util, sys, torch
-        from graphcomp.ir.program import Program
+        from graphcomp import load
         assert importlib.util.find_spec("secret_model") is None
         program = load(sys.argv[1])
         print(program(*program.example_inputs).detach().double().tolist())
