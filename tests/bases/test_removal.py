@@ -477,7 +477,7 @@ def test_plans_replay_in_a_fresh_process(tmp_path: Path) -> None:
         from pathlib import Path
         from graphcomp.passes import FoldBN, L1, Random
         from graphcomp.records import Plan
-        from graphcomp.ir.program import Program
+        from graphcomp import load, save
         out = Path(sys.argv[1])
         program = load(out / "before")
         for file in sorted(out.glob("*.json")):
