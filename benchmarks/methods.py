@@ -204,6 +204,8 @@ SUITES = {
     ),
 }
 BEFORE = "before"
+MOST_NAMED = 6
+"""Recipes that were not run, up to which they are named."""
 
 
 # ---------------------------------------------------------------------- measuring
@@ -275,6 +277,8 @@ def _section(name: str, rows: Rows) -> str:
     clock = " Speedups with a * are of CPU time: the machine was busy." if suite.timed else ""
     note = f" {suite.note}" if suite.note else ""
     lacking = f" Not run: `{'`, `'.join(missing)}`." if missing else ""
+    if len(missing) > MOST_NAMED:
+        lacking = f" Not run: {len(missing)} of the suite's {len(suite.recipes)} recipes."
     spent = ("CPU minutes",) if suite.trained or suite.spent else ()
     top1 = ("top-1 cut, %", "trained, %", *spent) if suite.trained else ("top-1, %", *spent)
     head = ["% params", "% MACs", *top1, *(("by MACs", "measured") if suite.timed else ())]

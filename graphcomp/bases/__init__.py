@@ -3,15 +3,7 @@
 The second public room; see docs/writing-a-pass.md. What is not in `__all__` may move.
 """
 
-from graphcomp.bases.compensation import (
-    ENOUGH,
-    POSITIONS,
-    SAMPLES,
-    compensation_of,
-    sample_parts,
-    sampled_rows,
-    weighed,
-)
+from graphcomp.bases.compensation import compensation_of, reading
 from graphcomp.bases.factoring import Factoring
 from graphcomp.bases.norms import filter_norms, filters, norm_scores
 from graphcomp.bases.options import (
@@ -51,7 +43,6 @@ from graphcomp.records import LeftAlone
 __all__ = [
     "Asked",
     "ChannelRemoval",
-    "ENOUGH",
     "Factoring",
     "Globs",
     "JoinOption",
@@ -60,11 +51,9 @@ __all__ = [
     "OPTIONS",
     "Outlook",
     "PASS_KEY",
-    "POSITIONS",
     "RatioRemoval",
     "Recovery",
     "RowRemoval",
-    "SAMPLES",
     "Scores",
     "TARGET",
     "TargetOption",
@@ -88,11 +77,9 @@ __all__ = [
     "only_one",
     "options_of",
     "prunable_relus",
+    "reading",
     "relu_after",
     "require_matches",
-    "sample_parts",
-    "sampled_rows",
     "unprunable_layers",
-    "weighed",
     "why_shared",
 ]

@@ -6,7 +6,7 @@ layer does to the outputs depends on what is behind it; it is measured, once a g
 statistics were taken of (METHODS 9.4, `sensitivity`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 from weakref import WeakKeyDictionary
@@ -104,36 +104,52 @@ def compensation_of(channels: Channels, context: Context, name: str) -> "Compens
     return _KNOWN[channels]
 
 
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What layers read, and what their outputs weigh.
+
+    Attributes:
+        held_out: samples that nothing here was taken of.
+        grams, weights: see `measure.grams` and `measure.output_weights`; without the layers of which samples
+            say too little (`ENOUGH`).
+    """
+
+    held_out: Split
+    grams: dict[str, Gram]
+    weights: dict[str, Tensor]
+
+
+def reading(
+    program: Program,
+    context: Context,
+    name: str,
+    layers: Sequence[str],
+    samples: int = SAMPLES,
+    positions: int = POSITIONS,
+) -> Reading:
+    """Statistics of layers, over so many samples of a pass's calibration data; collective.
+
+    Raises:
+        DataError: if there are none.
+    """
+    fit, held_out = _parts(require_data(name, context).train, samples, context.seed)
+    enough = [n for n in layers if _rows(program, n, len(fit), positions) >= ENOUGH * _columns(program, n)]
+    tell, seed = context.progress, context.seed
+    read = grams(program, fit, enough, positions=positions, seed=seed, memory=context.memory, progress=tell)
+    some = fit.subset(np.arange(min(WEIGHED, len(fit))))
+    return Reading(held_out, read, output_weights(program, some, enough, seed=seed, progress=tell))
+
+
 class Compensation:
     """Statistics of all readers, and the curves of groups."""
 
     def __init__(self, channels: Channels, context: Context, name: str, samples: int, positions: int) -> None:
         self.channels, self.program, self.context = channels, channels.program, context
-        data = require_data(name, context)
-        fit, self.held_out = sample_parts(data.train, samples, context.seed)
         self.readers = _readers(channels)
         layers = list(dict.fromkeys(r.layer for r in self.readers))
-        enough = [
-            n
-            for n in layers
-            if sampled_rows(self.program, n, len(fit), positions) >= ENOUGH * self._shape(n)[2]
-        ]
-        self.grams: dict[str, Gram] = grams(
-            self.program,
-            fit,
-            enough,
-            positions=positions,
-            seed=context.seed,
-            memory=context.memory,
-            progress=context.progress,
-        )
-        self.weights = output_weights(
-            self.program, weighed(fit), enough, seed=context.seed, progress=context.progress
-        )
+        found = reading(self.program, context, name, layers, samples, positions)
+        self.held_out, self.grams, self.weights = found.held_out, found.grams, found.weights
         self._inverses: dict[tuple[str, int], Tensor] = {}
-
-    def _shape(self, layer: str) -> tuple[int, int, int]:
-        return matrix_shape(self.program.layer(layer))
 
     def why_unjudged(self, group: ChannelGroup) -> str | None:
         """Why there is no curve for a group; None if there is one."""
@@ -222,17 +238,16 @@ class Compensation:
         }
 
 
-def weighed(split: Split) -> Split:
-    """The samples that output weights are averaged over."""
-    return split.subset(np.arange(min(WEIGHED, len(split))))
-
-
-def sampled_rows(program: Program, layer: str, samples: int, positions: int = POSITIONS) -> int:
+def _rows(program: Program, layer: str, samples: int, positions: int) -> int:
     """Rows that so many samples give of what a layer reads."""
     node = next(n for n in program.graph.nodes if n.op == "call_module" and n.target == layer)
     shape = program.shape(node) or ()
     plane = shape[1:-1] if is_linear(program.layer(layer)) else shape[2:]
     return samples * min(int(np.prod(plane)), positions)
+
+
+def _columns(program: Program, layer: str) -> int:
+    return matrix_shape(program.layer(layer))[2]
 
 
 def without(w: Tensor, gram: Tensor, s: Tensor) -> Tensor:
@@ -253,7 +268,7 @@ def damped(gram: Tensor, level: float) -> Tensor:
     return found
 
 
-def sample_parts(split: Split, samples: int, seed: int) -> tuple[Split, Split]:
+def _parts(split: Split, samples: int, seed: int) -> tuple[Split, Split]:
     """Samples for statistics and others for measurements, evenly spaced and in random order."""
     count = min(samples + MEASURED, len(split))
     order = np.random.default_rng(seed).permutation(np.arange(count) * len(split) // count)

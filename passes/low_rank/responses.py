@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graphcomp.base import distributed
-from graphcomp.bases import ENOUGH, POSITIONS, SAMPLES, movements, sample_parts, sampled_rows, weighed
+from graphcomp.bases import movements, reading
 from graphcomp.ir import Program
-from graphcomp.measure import Gram, as_weight, grams, matrix, output_weights
-from graphcomp.pipeline import Context, require_data
+from graphcomp.measure import Gram, as_weight, matrix
+from graphcomp.pipeline import Context
 
 TOO_FEW = "it has more columns than samples can tell apart"
 
@@ -37,34 +37,21 @@ def response_energies(
         context: holds the samples.
         name: of the pass that asks.
     """
-    fit, held_out = sample_parts(require_data(name, context).train, SAMPLES, context.seed)
-    rows = {layer: sampled_rows(program, layer, len(fit)) for layer in layers}
-    shapes = {layer: matrix(program.layer(layer)).shape for layer in layers}
-    enough = [layer for layer in layers if rows[layer] >= ENOUGH * shapes[layer][2]]
-    seen = grams(
-        program,
-        fit,
-        enough,
-        positions=POSITIONS,
-        seed=context.seed,
-        memory=context.memory,
-        progress=context.progress,
-    )
-    weights = output_weights(program, weighed(fit), enough, seed=context.seed, progress=context.progress)
+    seen = reading(program, context, name, layers)
     found, changes, expected = {}, {}, {}
-    for layer in enough:
+    for layer, gram in seen.grams.items():
         w = matrix(program.layer(layer))[0]
-        values, directions = _spectrum(w, seen[layer], weights[layer])
+        values, directions = _spectrum(w, gram, seen.weights[layer])
         found[layer] = values
         half = max(1, min(w.shape) // 2)
         expected[layer] = float(values[half:].sum())
         if expected[layer] > 0:
             near = directions(half)
-            offset = (w - near) @ seen[layer].mean[0]
+            offset = (w - near) @ gram.mean[0]
             changes[layer] = {layer: (as_weight(program.layer(layer), near.unsqueeze(0)), offset)}
-    moved = distributed.on_first(lambda: movements(program, held_out, changes, context.progress))
+    moved = distributed.on_first(lambda: movements(program, seen.held_out, changes, context.progress))
     found = {n: v * (moved[n] / expected[n] if n in moved else 1.0) for n, v in found.items()}
-    return found, {layer: TOO_FEW for layer in layers if layer not in enough}
+    return found, {layer: TOO_FEW for layer in layers if layer not in seen.grams}
 
 
 def _spectrum(w: Tensor, gram: Gram, f: Tensor) -> tuple[NDArray[np.float64], "_Nearest"]:
