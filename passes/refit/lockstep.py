@@ -60,10 +60,15 @@ class _Chunk(fx.Interpreter):
         self.x, self.count, self.first, self.is_held_out = x, len(x), first, is_held_out
         self.targets: dict[str, Tensor] = {}
 
-    def held(self) -> Iterator[Tensor]:
-        """Tensors that wait here."""
-        yield from (v for v in self.env.values() if isinstance(v, Tensor))
-        yield from self.targets.values()
+    def step(self, node: fx.Node) -> None:
+        """Run a node, and forget what nothing needs any more."""
+        self.env[node] = self.run_node(node)
+        for dead in self.user_to_last_uses.get(node, ()):
+            del self.env[dead]
+
+    def waiting(self) -> Iterator[Tensor]:
+        """Activations that wait here."""
+        yield from (v for n, v in self.env.items() if isinstance(v, Tensor) and n.op != "get_attr")
 
 
 @torch.no_grad()
@@ -96,12 +101,10 @@ def fit(
         shelf = _Shelf(Path(folder), limits.memory)
         drawn = _chunks(original, split, limits.seed)
         chunks = [_Chunk(module, x.to(device), first, held) for x, first, held in drawn]
-        shelf.chunks = chunks
         places = Positions(limits.positions, limits.seed)
         missing = [unit for unit in units if unit.layer not in known]
         if missing:
             _watch(original, program, missing, chunks, places, shelf, progress)
-        last_use = _last_use(nodes)
         work = [1 + (row.macs if (row := layer_row(program, n)) else 0) for n in program.graph.nodes]
         for number, node in enumerate(nodes):
             unit = due.get(node.name)
@@ -116,11 +119,9 @@ def fit(
                     record, changed = fit_layer(module, unit, rows, choice)
                     done(record, changed)
                 for chunk in chunks:
-                    chunk.targets.pop(unit.layer, None)
+                    shelf.release(chunk.targets.pop(unit.layer, None))
             for chunk in chunks:
-                chunk.env[node] = chunk.run_node(node)
-                for dead in last_use.get(node, ()):
-                    del chunk.env[dead]
+                chunk.step(node)
                 shelf.settle(chunk, node)
     return replace(program, module=module.cpu())
 
@@ -135,19 +136,6 @@ def _chunks(original: Program, split: Split, seed: int) -> Iterator[tuple[Tensor
             x, _ = next(shuffled.subset(positions).batches(len(positions)))
             number = int(positions[0])
             yield x, number, number // size % HELD_OUT == HELD_OUT - 1
-
-
-def _last_use(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """Node -> the values that nothing needs once it has run."""
-    last: dict[fx.Node, fx.Node] = {}
-    for node in nodes:
-        last[node] = node
-        for source in node.all_input_nodes:
-            last[source] = node
-    found: dict[fx.Node, list[fx.Node]] = {}
-    for node, user in last.items():
-        found.setdefault(user, []).append(node)
-    return found
 
 
 def _put(module: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
@@ -233,38 +221,41 @@ class _Shelf:
 
     def __init__(self, folder: Path, budget: int) -> None:
         self.folder, self.budget, self.count = folder, budget, 0
-        self.chunks: Sequence[_Chunk] = ()
-        self.held = 0
+        self.kept = 0  # bytes in memory
+        self.waiting: dict[_Chunk, int] = {}  # bytes in memory, chunk by chunk
         self.mapped: set[int] = set()  # addresses
 
     def keep(self, tensor: Tensor) -> Tensor:
         """The tensor, or a copy in a file if memory is spent; for tensors that nothing else views."""
-        self.held += tensor.nbytes
-        fits = self.held <= self.budget or tensor.device.type != "cpu" or not tensor.nbytes
-        return tensor if fits else self._mapped(tensor)
+        if self.kept + tensor.nbytes > self.budget and self._can_be_mapped(tensor):
+            return self._mapped(tensor)
+        self.kept += tensor.nbytes
+        return tensor
+
+    def release(self, tensor: Tensor | None) -> None:
+        """Nobody needs what was kept any more."""
+        if tensor is not None and not self._is_mapped(tensor):
+            self.kept -= tensor.nbytes
 
     def settle(self, chunk: _Chunk, node: fx.Node) -> None:
         """Move what a node has just yielded to a file if memory is spent."""
+        self.waiting[chunk] = self._in_memory(chunk)
         value = chunk.env.get(node)
-        if not isinstance(value, Tensor) or value.device.type != "cpu" or not value.is_contiguous():
-            return
-        if self._is_mapped(value) or not value.nbytes:
-            return
-        if self._in_memory() <= self.budget:
+        if self.kept + sum(self.waiting.values()) <= self.budget or not isinstance(value, Tensor):
             return
         storage = value.untyped_storage()._cdata
         views = [t for n, t in chunk.env.items() if n is not node and isinstance(t, Tensor)]
-        if all(t.untyped_storage()._cdata != storage for t in views):
+        is_shared = any(t.untyped_storage()._cdata == storage for t in views)
+        if self._can_be_mapped(value) and value.is_contiguous() and not is_shared:
             chunk.env[node] = self._mapped(value)
+            self.waiting[chunk] = self._in_memory(chunk)
 
-    def _in_memory(self) -> int:
-        sizes = {}
-        for chunk in self.chunks:
-            for t in chunk.held():
-                if not self._is_mapped(t):
-                    storage = t.untyped_storage()
-                    sizes[storage._cdata] = storage.nbytes()
-        return sum(sizes.values())
+    def _in_memory(self, chunk: _Chunk) -> int:
+        found = {t.untyped_storage()._cdata: t for t in chunk.waiting() if not self._is_mapped(t)}
+        return sum(t.untyped_storage().nbytes() for t in found.values())
+
+    def _can_be_mapped(self, tensor: Tensor) -> bool:
+        return tensor.device.type == "cpu" and bool(tensor.nbytes) and not self._is_mapped(tensor)
 
     def _is_mapped(self, tensor: Tensor) -> bool:
         return tensor.untyped_storage().data_ptr() in self.mapped
