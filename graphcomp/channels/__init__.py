@@ -5,6 +5,7 @@ from graphcomp.channels.indexing import insert_select
 from graphcomp.channels.labels import Ints, Marks, compact, varying
 from graphcomp.channels.model import ELEMENTS, Axis, ChannelGroup, Channels, JoinPolicy
 from graphcomp.channels.moves import CONCATENATIONS
+from graphcomp.channels.pointwise import batch_norm_affine
 from graphcomp.channels.removal import Removal
 from graphcomp.channels.rules import opaque_layers
 from graphcomp.channels.shifts import Shift
@@ -23,6 +24,7 @@ __all__ = [
     "Removal",
     "Shift",
     "analyse",
+    "batch_norm_affine",
     "compact",
     "insert_select",
     "next_multiple",

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphcomp.base import distributed
+from graphcomp.channels import batch_norm_affine
 from graphcomp.errors import PassError
 from graphcomp.ir import DctLayer, decode, encode
 from graphcomp.measure import Moments, Normal, as_weight, matrix, matrix_shape, patches_at
@@ -85,9 +86,9 @@ def _behind(module: fx.GraphModule, unit: Unit, width: int, like: Tensor) -> _Af
         ones = like.new_ones(width, dtype=torch.float64)
         return _Affine(ones, 0 * ones, ones > 0)
     norm = cast(BatchNorm, module.get_submodule(unit.norm))
-    var, mean = cast(Tensor, norm.running_var).double(), cast(Tensor, norm.running_mean).double()
-    scale = (var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
-    shift = (0 if norm.bias is None else norm.bias) - scale * mean
+    held = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    gamma, beta, mean, var = (None if t is None else t.double() for t in held)
+    scale, shift = cast(tuple[Tensor, Tensor], batch_norm_affine(gamma, beta, mean, var, norm.eps))
     return _Affine(scale, shift, scale.abs() > WEAK * scale.abs().max())
 
 
