@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from graphcomp.bases import OPTIONS, RatioRemoval, Scores, compensation_of
+from graphcomp.bases import OPTIONS, Compensation, RatioRemoval, Scores
 from graphcomp.budget import Judgement
 from graphcomp.channels import ChannelGroup, Channels
 from graphcomp.pipeline import Context, Outlook, require_data
@@ -37,12 +37,13 @@ class Obs(RatioRemoval):
         super().require(outlook)
 
     def score(self, channels: Channels, context: Context) -> tuple[Scores, dict[str, str]]:
-        """By the error that is left when a channel goes; see `judge`."""
-        raise NotImplementedError
+        """The order of removal, as the share of its group that goes before a channel does."""
+        judgement = self.judge(channels, channels.removable, context)
+        return judgement.scores, {group.name: reason for group, reason in judgement.unjudged.items()}
 
     def judge(self, channels: Channels, groups: Sequence[ChannelGroup], context: Context) -> Judgement:
         """The order of removal, and the losses by width as they follow from the statistics alone."""
-        statistics = compensation_of(channels, context, self.name)
+        statistics = Compensation(channels, context, self.name)
         unjudged = {g: reason for g in groups if (reason := statistics.why_unjudged(g)) is not None}
         scores = np.zeros(len(channels.channel_of))
         losses = {}

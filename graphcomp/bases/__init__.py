@@ -3,7 +3,7 @@
 The second public room; see docs/writing-a-pass.md. What is not in `__all__` may move.
 """
 
-from graphcomp.bases.compensation import compensation_of, reading
+from graphcomp.bases.compensation import Compensation, reading
 from graphcomp.bases.factoring import Factoring
 from graphcomp.bases.norms import filter_norms, filters, norm_scores
 from graphcomp.bases.options import (
@@ -43,6 +43,7 @@ from graphcomp.records import LeftAlone
 __all__ = [
     "Asked",
     "ChannelRemoval",
+    "Compensation",
     "Factoring",
     "Globs",
     "JoinOption",
@@ -58,7 +59,6 @@ __all__ = [
     "TARGET",
     "TargetOption",
     "channel_dim",
-    "compensation_of",
     "editable",
     "filter_norms",
     "filters",

@@ -9,7 +9,6 @@ statistics were taken of (METHODS 9.4, `sensitivity`).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -71,6 +70,10 @@ class _Reader:
     taps: int
 
 
+_Columns = tuple[_Reader, Ints, Tensor | None]
+"""A reader of a group, which of its channels it reads, and their columns `[channels, m]`; None if uneven."""
+
+
 def calibrated(
     judgement: Judgement, channels: Channels, widths: Mapping[ChannelGroup, int], context: Context, name: str
 ) -> Judgement:
@@ -82,9 +85,9 @@ def calibrated(
         widths: of the groups to look at: to which each is narrowed for the one measurement.
         context, name: of the pass.
     """
-    statistics = compensation_of(channels, context, name)
+    statistics = Compensation(channels, context, name)
     unjudged = {g: reason for g in widths if (reason := statistics.why_unjudged(g)) is not None}
-    curves = {g: statistics.curve(g, judgement.scores) for g in widths if g not in unjudged}
+    curves = {g: _curve(statistics, judgement, g) for g in widths if g not in unjudged}
     narrowed = {g: (c, widths[g]) for g, c in curves.items() if widths[g] < len(g.channels)}
     moved = statistics.sensitivities(narrowed)
     losses = {g: curve.lost * moved.get(g, 1.0) for g, curve in curves.items()}
@@ -97,11 +100,12 @@ def calibrated(
     )
 
 
-def compensation_of(channels: Channels, context: Context, name: str) -> "Compensation":
-    """The same object whenever one pass asks for the same analysis."""
-    if channels not in _KNOWN:
-        _KNOWN[channels] = Compensation(channels, context, name, SAMPLES, POSITIONS)
-    return _KNOWN[channels]
+def _curve(statistics: "Compensation", judgement: Judgement, group: ChannelGroup) -> Curve:
+    """A group's curve along the criterion's order; one that is known is taken."""
+    if group not in judgement.losses:
+        return statistics.curve(group, judgement.scores)
+    order = np.argsort(judgement.scores[group.channels], kind="stable")
+    return Curve(order, judgement.losses[group])
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,13 +147,21 @@ def reading(
 class Compensation:
     """Statistics of all readers, and the curves of groups."""
 
-    def __init__(self, channels: Channels, context: Context, name: str, samples: int, positions: int) -> None:
+    def __init__(
+        self,
+        channels: Channels,
+        context: Context,
+        name: str,
+        samples: int = SAMPLES,
+        positions: int = POSITIONS,
+    ) -> None:
         self.channels, self.program, self.context = channels, channels.program, context
         self.readers = _readers(channels)
         layers = list(dict.fromkeys(r.layer for r in self.readers))
         found = reading(self.program, context, name, layers, samples, positions)
         self.held_out, self.grams, self.weights = found.held_out, found.grams, found.weights
-        self._inverses: dict[tuple[str, int], Tensor] = {}
+        self._inverses: dict[_Reader, Tensor] = {}
+        self._reads: dict[ChannelGroup, list[_Columns]] = {}
 
     def why_unjudged(self, group: ChannelGroup) -> str | None:
         """Why there is no curve for a group; None if there is one."""
@@ -162,8 +174,12 @@ class Compensation:
             return TOO_FEW
         return UNEVEN if any(columns is None for _, _, columns in found) else None
 
-    def _of(self, group: ChannelGroup) -> list[tuple[_Reader, Ints, Tensor | None]]:
-        """Readers of a group: which of its channels they read, and their columns `[channels, m]`."""
+    def _of(self, group: ChannelGroup) -> list[_Columns]:
+        if group not in self._reads:
+            self._reads[group] = self._find(group)
+        return self._reads[group]
+
+    def _find(self, group: ChannelGroup) -> list[_Columns]:
         ids = _summed(self.channels, group)
         found = []
         for reader in self.readers:
@@ -181,13 +197,14 @@ class Compensation:
         return found
 
     def _inverse(self, reader: _Reader) -> Tensor:
-        key = (reader.layer, reader.block)
-        if key not in self._inverses:
-            self._inverses = {k: v for k, v in self._inverses.items() if k[0] == reader.layer}
+        """H; those that memory has room for are kept, since many groups may be read by one layer."""
+        if reader not in self._inverses:
             gram = self.grams[reader.layer].matrix[reader.block]
+            if sum(h.nbytes for h in self._inverses.values()) + gram.nbytes > self.context.memory:
+                self._inverses.clear()
             inner = damped(gram, float(gram.diagonal().mean()))
-            self._inverses[key] = torch.cholesky_inverse(torch.linalg.cholesky(inner))
-        return self._inverses[key]
+            self._inverses[reader] = torch.cholesky_inverse(torch.linalg.cholesky(inner))
+        return self._inverses[reader]
 
     def curve(self, group: ChannelGroup, scores: Scores | None = None) -> Curve:
         """Order and losses of a group that can be judged.
@@ -270,10 +287,10 @@ def damped(gram: Tensor, level: float) -> Tensor:
 
 def _parts(split: Split, samples: int, seed: int) -> tuple[Split, Split]:
     """Samples for statistics and others for measurements, evenly spaced and in random order."""
-    count = min(samples + MEASURED, len(split))
-    order = np.random.default_rng(seed).permutation(np.arange(count) * len(split) // count)
-    held = min(MEASURED, max(1, count // 4))
-    return split.subset(order[held:]) if count > held else split.subset(order), split.subset(order[:held])
+    some = split.spread(samples + MEASURED)
+    order = np.random.default_rng(seed).permutation(len(some))
+    held = min(MEASURED, max(1, len(some) // 4))
+    return some.subset(order[held:] if len(some) > held else order), some.subset(order[:held])
 
 
 def _readers(channels: Channels) -> list[_Reader]:
@@ -303,6 +320,3 @@ def _summed(channels: Channels, group: ChannelGroup) -> Ints:
             own = position[operand]
             position[join.result] = np.where(own >= 0, own, position[join.result])
     return position
-
-
-_KNOWN: WeakKeyDictionary[Channels, Compensation] = WeakKeyDictionary()

@@ -116,6 +116,11 @@ class Split:
         """The samples at `positions` of this split."""
         return replace(self, labels=self.labels[torch.from_numpy(positions)], indices=self.indices[positions])
 
+    def spread(self, samples: int) -> "Split":
+        """So many samples, or all, evenly spaced: the split may be sorted by class."""
+        count = min(samples, len(self))
+        return self if count == len(self) else self.subset(np.arange(count) * len(self) // count)
+
     def hold_out(self, fraction: float) -> tuple["Split", "Split"]:
         """Two parts: most samples, and a fixed `fraction`, every class in proportion to within one sample.
 

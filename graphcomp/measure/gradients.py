@@ -9,7 +9,6 @@ for float32 rounding inside a batch. Results are kept by content (`base.cache`).
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -63,7 +62,7 @@ def mean_gradients(
     """
     names = list(dict.fromkeys(tensors))
     _check(program, split, names)
-    part = _spread(split, samples)
+    part = split if samples is None else split.spread(samples)
     key = _key(program, part, names) if cache else ""
     found = distributed.on_first(lambda: disk.load(KIND, key) if cache else None)
     if found is None:
@@ -102,12 +101,6 @@ def _check(program: Program, split: Split, names: Sequence[str]) -> None:
             "gradients: found samples without labels, expected labelled ones, since the loss needs them; "
             "give --data a source with labels"
         )
-
-
-def _spread(split: Split, samples: int | None) -> Split:
-    if samples is None or samples >= len(split):
-        return split
-    return split.subset(np.arange(samples) * len(split) // samples)
 
 
 def _measure(

@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -38,7 +37,6 @@ from graphcomp.bases import (
     require_matches,
 )
 from graphcomp.compiler import is_program_dir
-from graphcomp.data import Split
 from graphcomp.errors import AnalysisError, PassError
 from graphcomp.ir import Program
 from graphcomp.measure import is_mixing
@@ -148,7 +146,7 @@ class Refit:
         """Fit layer by layer; an interrupted fit goes on behind the last layer that was done; collective."""
         data = require_data(self.name, context)
         label, units, _, original = self._prepared(program, context)
-        split = spread(data.train, self.samples)
+        split = data.train.spread(self.samples)
         seed: int = plan.decisions["seed"]
         work = cache.identity(
             program=program.fingerprint(), plan=plan.model_dump(mode="json"), samples=split.fingerprint()
@@ -256,12 +254,6 @@ def _trained(context: Context, index: int) -> bool:
     before, after = (context.earlier[i].load().history for i in (index - 1, index))
     plans = [Plan.model_validate(plan) for plan in after[len(before) :]]
     return any(isinstance(_pass_of(plan), TrainingPass | _Learned) for plan in plans)
-
-
-def spread(split: Split, samples: int) -> Split:
-    """So many samples, evenly spaced over a split (which may be sorted by class)."""
-    count = min(samples, len(split))
-    return split if count == len(split) else split.subset(np.arange(count) * len(split) // count)
 
 
 def _kind(name: str) -> Any:

@@ -251,3 +251,14 @@ def test_the_evaluation_data_are_not_looked_at() -> None:
         for d in (data, replace(data, eval=data.train.subset(np.arange(3))))
     ]
     assert plans[0] == plans[1]
+
+
+def test_other_samples_are_other_statistics_of_one_program() -> None:
+    """Nothing is remembered but by content."""
+    program, data = tiny_program(), many(300, *SHAPE[1:])
+    train = data.train
+    other = replace(data, train=replace(train, fetch=lambda at: 3 * train.fetch(at) + 1))
+    asked = Obs(target={"macs": 0.5}, multiple=1)
+    found = [asked.plan(program, context(d)).evidence["groups"] for d in (data, other, data)]
+    assert found[0] == found[2]
+    assert all(a["sensitivity"] != b["sensitivity"] for a, b in zip(found[0], found[1], strict=True))

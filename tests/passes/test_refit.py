@@ -21,7 +21,6 @@ from graphcomp.measure import is_mixing, matrix
 from graphcomp.passes import PASSES, FoldBN, Refit
 from graphcomp.passes.refit import lockstep
 from graphcomp.passes.refit.lineage import Origin, origins
-from graphcomp.passes.refit.refit import spread
 from graphcomp.passes.refit.units import find_units
 from graphcomp.pipeline import check_order, held
 from graphcomp.records import Fit, Plan
@@ -585,8 +584,8 @@ def test_the_seed_is_the_runs() -> None:
 def test_samples_are_spread_over_the_data() -> None:
     """They may be sorted by class."""
     data = make_data(100)
-    assert spread(data.train, 10).indices.tolist() == list(range(0, 100, 10))
-    assert len(spread(data.train, 1000)) == 100
+    assert data.train.spread(10).indices.tolist() == list(range(0, 100, 10))
+    assert len(data.train.spread(1000)) == 100
 
 
 def test_the_record_says_what_it_did() -> None:
