@@ -104,24 +104,25 @@ def _measure(
     batch = calibrate.batch_size(program)
     mine = distributed.share(len(split), batch)
     starts = iter(mine[:: max(batch, 1)].tolist())
-    sums: dict[str, Moments] = {}
+    shifts: dict[str, Tensor] = {}
     now = 0
+
+    def begin(nodes: Sequence[fx.Node], x: Tensor) -> None:
+        for node in nodes:
+            shifts.setdefault(str(node.target), _patches(program, node, x, drawn, 0).mean(0))
 
     def see(nodes: Sequence[fx.Node], x: Tensor) -> None:
         for node in nodes:
-            name = str(node.target)
             a = _patches(program, node, x, drawn, now)
-            if name not in sums:
-                sums[name] = Moments(a.mean(0), a.new_zeros(a.shape[1], 0))
-            sums[name].add(a, a.new_zeros(len(a), a.shape[1], 0))
+            sums[str(node.target)].add(a, a.new_zeros(len(a), a.shape[1], 0))
 
     by_source: dict[str, list[fx.Node]] = {}
     for node in calls:
         by_source.setdefault(cast(fx.Node, node.args[0]).name, []).append(node)
-    watchers = {source: partial(see, nodes) for source, nodes in by_source.items()}
-    calibrate.watch(program, [next(split.batches(min(batch, len(split))))[0].to(device)], watchers)
-    shifts = distributed.broadcast({name: m.shift_a.cpu() for name, m in sums.items()})
-    sums = {n: Moments(a.to(device), a.new_zeros(len(a), 0).to(device)) for n, a in shifts.items()}
+    first = next(split.batches(min(batch, len(split))))[0].to(device)
+    calibrate.watch(program, [first], {source: partial(begin, nodes) for source, nodes in by_source.items()})
+    shared = distributed.broadcast({name: shift.cpu() for name, shift in shifts.items()})
+    sums = {n: Moments(a.to(device), a.new_zeros(len(a), 0).to(device)) for n, a in shared.items()}
 
     def inputs() -> Iterator[Tensor]:
         nonlocal now
@@ -134,7 +135,9 @@ def _measure(
             f"patches: {seen * len(split) // max(len(mine), 1):,} of {len(split):,} samples", seen / len(mine)
         )
 
-    calibrate.watch(program, inputs(), watchers, told)
+    calibrate.watch(
+        program, inputs(), {source: partial(see, nodes) for source, nodes in by_source.items()}, told
+    )
     found = {}
     for name in layers:
         distributed.all_reduce(sums[name].sums)
