@@ -1,0 +1,49 @@
+"""One row an operator, both ways side by side: `@reads` makes nodes of torch, `@writes` nodes of ONNX."""
+
+from graphcomp.onnx.rows import (
+    activations,
+    arithmetic,
+    comparisons,
+    convolutions,
+    matrices,
+    movement,
+    normalisations,
+    pools,
+    recurrent,
+    reductions,
+    shapes,
+)
+from graphcomp.onnx.rows.node import Node
+from graphcomp.onnx.rows.reading import Reading
+from graphcomp.onnx.rows.registry import READS, WRITES
+from graphcomp.onnx.rows.values import Array, Known, Made, Value
+from graphcomp.onnx.rows.writing import Call, Writing
+
+FAMILIES = (
+    activations,
+    arithmetic,
+    comparisons,
+    convolutions,
+    matrices,
+    movement,
+    normalisations,
+    pools,
+    recurrent,
+    reductions,
+    shapes,
+)
+"""The files that hold the rows."""
+
+__all__ = [
+    "Array",
+    "Call",
+    "FAMILIES",
+    "Known",
+    "Made",
+    "Node",
+    "READS",
+    "Reading",
+    "Value",
+    "WRITES",
+    "Writing",
+]

@@ -1,0 +1,1 @@
+"""Rows of comparisons, conditions and choices."""

@@ -1,0 +1,1 @@
+"""Rows that move elements: transpose, concatenate, slice, gather, pad, resize."""

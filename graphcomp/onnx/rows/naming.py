@@ -1,0 +1,79 @@
+"""What layers of a file are called: module paths from its tags, initialisers or nodes.
+
+A path is written into source by torch.fx and into saved programs, so it consists of plain words whatever the
+file says (`ir.saved` refuses others).
+"""
+
+import re
+
+from torch import Tensor, nn
+
+from graphcomp.onnx.rows.node import Node
+
+_ODD = re.compile(r"[^A-Za-z0-9_]+")
+_MOST = 80
+"""Characters of one element of a path; longer names keep their end, which tells them apart."""
+
+_LAYER = re.compile(r"(?P<path>.+)\.(weight|bias|running_mean|running_var)")
+MODULE_TAG = "graphcomp.module"
+SCOPES_TAG = "pkg.torch.onnx.name_scopes"
+
+
+class Names:
+    """Gives out paths, each once."""
+
+    def place(self, root: nn.Module, node: Node, module: nn.Module) -> str:
+        """Put a layer where its node says that it was; its path."""
+        return _put(root, self.path_of(node), module)
+
+    def place_tensor(self, root: nn.Module, name: str, tensor: Tensor) -> str:
+        """Put a tensor that no layer holds where its name says; its path."""
+        owner, leaf = _container(root, elements(name))
+        leaf = _free(owner[1], leaf)
+        if isinstance(tensor, nn.Parameter):
+            owner[1].register_parameter(leaf, tensor)
+        else:
+            owner[1].register_buffer(leaf, tensor)
+        return ".".join([*owner[0], leaf])
+
+    def path_of(self, node: Node) -> list[str]:
+        """The elements of a layer's path."""
+        return elements(node.name)
+
+
+def elements(name: str) -> list[str]:
+    """A name of a file as elements of a path."""
+    parts = [_ODD.sub("_", part).strip("_")[-_MOST:] for part in re.split(r"[./]", name)]
+    return [p for p in parts if p] or ["unnamed"]
+
+
+def _put(root: nn.Module, path: list[str], module: nn.Module) -> str:
+    (at, owner), leaf = _container(root, path)
+    leaf = _free(owner, leaf)
+    owner.add_module(leaf, module)
+    return ".".join([*at, leaf])
+
+
+def _container(root: nn.Module, path: list[str]) -> tuple[tuple[list[str], nn.Module], str]:
+    """The container for the last element of a path, made where it is not there yet."""
+    at: list[str] = []
+    owner = root
+    for index, part in enumerate(path[:-1]):
+        child = owner._modules.get(part)
+        if child is None and not hasattr(owner, part):
+            child = nn.Module()
+            owner.add_module(part, child)
+        if child is None or type(child) is not nn.Module:
+            return (at, owner), "_".join(path[index:])
+        at.append(part)
+        owner = child
+    return (at, owner), path[-1]
+
+
+def _free(owner: nn.Module, leaf: str) -> str:
+    """The name itself, or the first with a number behind it that is free."""
+    name, count = leaf, 0
+    while hasattr(owner, name):
+        count += 1
+        name = f"{leaf}_{count}"
+    return name

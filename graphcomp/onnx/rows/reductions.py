@@ -1,0 +1,1 @@
+"""Rows of reductions, and of what goes along an axis."""
