@@ -98,7 +98,7 @@ class FoldBN:
         module.delete_all_unused_submodules()
         module.graph.lint()
         module.recompile()
-        return Program(module, program.example_inputs, program.history)
+        return replace(program, module=module)
 
 
 def _written_out(program: Program) -> list[str]:

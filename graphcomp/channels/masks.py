@@ -1,6 +1,7 @@
 """A removal as zeros: the same graph and shapes, and all accuracy that a removal loses is lost here."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -35,7 +36,7 @@ def mask(channels: Channels, gone: Marks, shifts: Sequence[Shift]) -> Program:
             if (gone[operand] & ~gone[join.result]).any():
                 shape = program.shape(join.node) or ()
                 _insert_mask(root, graph, new[join.node], position, join, ~gone[operand], shape)
-    return Program(assemble(program, root, graph), program.example_inputs, program.history)
+    return replace(program, module=assemble(program, root, graph))
 
 
 def _add_biases(program: Program, root: nn.Module, lost: Sequence[Shift]) -> None:

@@ -6,6 +6,7 @@ deliver that in `channels.layouts`.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -68,7 +69,7 @@ class Surgeon(Layouts):
         self.refuse_ragged()
         self.graph.lint()
         module = assemble(self.program, self.root, self.graph)
-        result = Program(module, self.program.example_inputs, self.program.history)
+        result = replace(self.program, module=module)
         self.check_shapes(result)
         self.refuse_moved_memory(result)
         return result

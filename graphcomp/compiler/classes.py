@@ -6,6 +6,7 @@ network than the whole problem would give, since the responses are those of thes
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, cast
 
 import numpy as np
@@ -103,4 +104,4 @@ def _reset(program: Program, seed: int) -> Program:
         torch.manual_seed(seed)
         for name in names:
             cast(nn.Linear, module.get_submodule(name)).reset_parameters()
-    return Program(module, program.example_inputs, program.history)
+    return replace(program, module=module)

@@ -1,6 +1,7 @@
 """A dense network with a region of it compressed, from two saved programs (METHODS 1.6)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 
 from graphcomp.errors import SurgeryError
@@ -49,7 +50,7 @@ def region(
         "decisions": {**plan["decisions"], "factors": [f.model_dump(mode="json") for f in chosen]},
         "summary": f"{len(chosen)} of {len(factors)} layers of: {plan['summary']}",
     }
-    return Program(result.module, result.example_inputs, (*dense.history, plan))
+    return replace(result, history=(*dense.history, plan))
 
 
 def _within(layer: str, include: Sequence[str], exclude: Sequence[str]) -> bool:

@@ -1,6 +1,7 @@
 """Modules and calls in the place of layers: factors, and what picks the channels that they read."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -52,7 +53,7 @@ class Rewriter:
         eliminate_dead_nodes(self.graph, self.root)  # a gather that another one took the place of
         self.graph.lint()
         module = assemble(self.program, self.root, self.graph)
-        return Program(module, self.program.example_inputs, self.program.history)
+        return replace(self.program, module=module)
 
     def install(self, factor: Factor) -> list[str]:
         """Put the layer's new modules in its place; their paths."""

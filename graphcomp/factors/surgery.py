@@ -11,6 +11,7 @@ that no layer reads is removed. For the rest an `index_select` picks what the la
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def simulate(program: Program, factors: Sequence[Factor]) -> Program:
         f"{layer}.weight": approximate(program.tensors[f"{layer}.weight"], factor)
         for layer, factor in checked(program, factors).items()
     }
-    return Program(editable(program, replaced), program.example_inputs, program.history)
+    return replace(program, module=editable(program, replaced))
 
 
 def rewrite(program: Program, factors: Sequence[Factor], pass_name: str, multiple: int = 1) -> Program:

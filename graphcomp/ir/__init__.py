@@ -14,6 +14,7 @@ from graphcomp.ir.coefficients import (
 )
 from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.inputs import fresh_inputs, numbers_of
+from graphcomp.ir.interface import Interface, Port
 from graphcomp.ir.meta import run_on_meta
 from graphcomp.ir.operators import CASTS, MODULE_NAMES
 from graphcomp.ir.program import (
@@ -47,10 +48,12 @@ __all__ = [
     "DctLayer",
     "DctLinear",
     "FrozenBatchNorm2d",
+    "Interface",
     "LAYERS",
     "MODULE_NAMES",
     "Numbers",
     "PASS_KEY",
+    "Port",
     "Program",
     "Shape",
     "acts_in_place",

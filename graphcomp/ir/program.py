@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 
+from graphcomp.ir.interface import Interface
 from graphcomp.ir.operators import (
     ALIASES,
     OUT_OF_PLACE,
@@ -44,11 +45,13 @@ class Program:
             in eval mode: only who trains `module` sees its mode.
         example_inputs: one tensor an input, batch 1; they fix the spatial sizes that costs are counted at.
         history: the plans (JSON objects) of the passes that led here, oldest first.
+        interface: what the file that it was read from says of itself: names, metadata, open axes.
     """
 
     module: fx.GraphModule
     example_inputs: tuple[Tensor, ...]
     history: tuple[dict[str, Any], ...] = ()
+    interface: Interface = field(default_factory=Interface)
 
     @property
     def graph(self) -> fx.Graph:
@@ -65,21 +68,23 @@ class Program:
 
     def clone(self) -> "Program":
         """The same program with its own copy of graph, modules and tensors."""
-        return Program(editable(self), tuple(x.clone() for x in self.example_inputs), self.history)
+        return replace(
+            self, module=editable(self), example_inputs=tuple(x.clone() for x in self.example_inputs)
+        )
 
     def in_eval_mode(self) -> "Program":
         """The program itself if none of its modules is in training mode, else one with the same tensors."""
         if not any(m.training for m in self.module.modules()):
             return self
         module = assemble(self, _root(self.module, lambda t: t), copy_graph(self.graph)).eval()
-        return Program(module, self.example_inputs, self.history)
+        return replace(self, module=module)
 
     def to(self, dtype: torch.dtype) -> "Program":
         """A clone that computes in `dtype`: its floating point tensors have it, and its casts follow."""
         inputs = tuple(x.to(dtype) if x.is_floating_point() else x.clone() for x in self.example_inputs)
         root, graph = parts(self, _as_type(self.tensors, dtype))  # converted while they are copied
         follow_type(graph, dtype)
-        return Program(assemble(self, root, graph).to(dtype), inputs, self.history)
+        return replace(self, module=assemble(self, root, graph).to(dtype), example_inputs=inputs)
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -146,7 +151,8 @@ class Program:
     def fingerprint(self) -> str:
         """sha256 of what the program computes: graph, settings of the modules, every tensor.
 
-        Not the history, nor the training mode. Computed anew each time: weights may be trained in place.
+        Not the history, the interface, nor the training mode. Computed anew each time: weights may be
+        trained in place.
         """
         return _fingerprint(self)
 

@@ -5,6 +5,7 @@ by nodes that are written afterwards (`onnx.weights`), and the exporter can neit
 computed in torch nor fold them.
 """
 
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
@@ -33,7 +34,7 @@ def densified(program: Program) -> Program:
     for target, layer in dct_layers(program).items():
         made[layer] = made.get(layer) or _plain(layer, nn.Conv2d, nn.Linear, _exact_weight(layer))
         root.set_submodule(target, made[layer])
-    return Program(assemble(program, root, graph), program.example_inputs, program.history)
+    return replace(program, module=assemble(program, root, graph))
 
 
 def _exact_weight(layer: DctLayer) -> nn.Parameter:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -104,7 +104,7 @@ class Network:
         """The program with these values; type, memory layout and `requires_grad` are the program's."""
         old = self.program.tensors
         new = {name: torch.empty_like(old[name]).copy_(t.detach()) for name, t in tensors.items()}
-        return Program(editable(self.program, new), self.program.example_inputs, self.program.history)
+        return replace(self.program, module=editable(self.program, new))
 
 
 def _wide(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Batch normalisation where the statistics matter: estimated anew, or shared by the processes of a run."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -89,7 +90,7 @@ def reestimate(
         seen += len(x)
         told(seen)
     distributed.all_reduce(t for m in moments.values() for t in (m.count, m.sums))
-    return Program(editable(program, _statistics(program, moments)), program.example_inputs, program.history)
+    return replace(program, module=editable(program, _statistics(program, moments)))
 
 
 def _statistics(program: Program, moments: dict[str, _Moments]) -> dict[str, Tensor]:

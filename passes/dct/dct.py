@@ -129,7 +129,7 @@ class Dct:
             index = None if order is None else torch.argsort(order)
             rebuilt = decode(coefficients, x.columns, index, basis)
             replaced[f"{x.layer}.weight"] = rebuilt.reshape(weight.shape).to(weight.dtype)
-        return Program(editable(program, replaced), program.example_inputs, program.history)
+        return replace(program, module=editable(program, replaced))
 
     def rewrite(self, program: Program, plan: Plan) -> Program:
         """Put a layer that stores coefficients in the place of every layer."""
@@ -142,7 +142,7 @@ class Dct:
         for node in graph.nodes:
             if node.op == "call_module" and node.target in made:
                 node.meta[PASS_KEY] = self.name
-        return Program(assemble(program, root, graph), program.example_inputs, program.history)
+        return replace(program, module=assemble(program, root, graph))
 
     def layout(self, program: Program) -> tuple[list[Layout], list[LeftAlone]]:
         """What every layer becomes, and why the others stay: by shapes alone, in no time."""

@@ -8,7 +8,7 @@ no row.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ def _numbered(program: Program) -> tuple[Program, dict[str, int], int]:
         layer.register_parameter("bias", nn.Parameter(torch.arange(count, count + g * o).double()))
         count += g * o
     module.recompile()
-    return Program(module, copy.example_inputs, copy.history), first, count
+    return replace(copy, module=module), first, count
 
 
 def _neutralise(norm: nn.modules.batchnorm._BatchNorm) -> None:

@@ -1,5 +1,7 @@
 """Initial weights: W ~ N(0, 2 / fan-in) with the fan-in that is left (He et al. 2015)."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +41,7 @@ def drawn(removal: Removal, seed: int) -> Program:
                 layer.bias.zero_()
         elif isinstance(layer, Normalisation):
             layer.reset_parameters()
-    return Program(module, program.example_inputs, program.history)
+    return replace(program, module=module)
 
 
 def _fan_in(layer: Weighted) -> int:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from graphcomp.ir.interface import Interface
 from graphcomp.records import Record
 
 CONTAINER = "Module"
@@ -60,3 +61,4 @@ class ProgramRecord(Record):
     modules: dict[str, ModuleRecord]
     tensors: dict[str, TensorRecord]
     history: list[dict[str, Any]]
+    interface: Interface = Field(default_factory=Interface)

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from graphcomp.base import atomic_directory, settled
 from graphcomp.errors import LoadError
-from graphcomp.ir.program import PASS_KEY, Program, named_tensors
+from graphcomp.ir.program import PASS_KEY, Program, named_tensors, output_tensors
 from graphcomp.ir.saved.bounds import check_runs
 from graphcomp.ir.saved.grammar import add_node, check_nodes, check_source, function_name, is_identifier
 from graphcomp.ir.saved.modules import attach, attach_tensors, flaw_of_coefficients, module_records
@@ -51,7 +51,8 @@ def save(program: Program, directory: str | Path) -> None:
     meta = {name: torch.empty_like(t, device="meta") for name, t in names.items()}
     loaded = _module(record, meta)
     _check_same(program.module, record, loaded)
-    check_runs(Program(loaded, program.example_inputs))
+    check_runs(rehearsed := Program(loaded, program.example_inputs, interface=record.interface))
+    _check_interface(rehearsed)
     stored = {name: names[name] for name, r in record.tensors.items() if r.same_as is None}
     stored |= {f"{_INPUT}.{i}": x for i, x in enumerate(program.example_inputs)}
     with atomic_directory(Path(directory), _is_only_program) as temporary:
@@ -77,8 +78,9 @@ def _load(directory: Path) -> Program:
     except LoadError as error:
         raise LoadError(f"{weights}: {error}") from error
     try:
-        program = Program(_module(record, tensors), inputs, tuple(record.history))
+        program = Program(_module(record, tensors), inputs, tuple(record.history), record.interface)
         check_runs(program)
+        _check_interface(program)
     except LoadError as error:
         raise LoadError(f"{file}: {error}") from error
     flaw = flaw_of_coefficients(program.module)
@@ -112,6 +114,7 @@ def _record(program: Program, names: Mapping[str, Tensor]) -> ProgramRecord:
         modules=dict(module_records(root, "", called, root.training)),
         tensors=_tensor_records(root, names),
         history=list(program.history),
+        interface=program.interface,
     )
 
 
@@ -318,6 +321,13 @@ def _module(record: ProgramRecord, tensors: Mapping[str, Tensor]) -> fx.GraphMod
         raise LoadError(f"nodes: {error}; expected a valid graph; save the program again") from error
     check_source(root)
     return root
+
+
+def _check_interface(program: Program) -> None:
+    """Those who write a file trust in the interface: it has to be this network's."""
+    flaw = program.interface.misfit(program.example_inputs, output_tensors(program.output))
+    if flaw is not None:
+        raise LoadError(f"interface.{flaw}; save the program again")
 
 
 # ---- rehearsal -------------------------------------------------------------------------------------------
