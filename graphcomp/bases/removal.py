@@ -8,9 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from graphcomp.base import distributed
@@ -42,15 +40,7 @@ from graphcomp.budget import (
     latency,
     paying,
 )
-from graphcomp.channels import (
-    ChannelGroup,
-    Channels,
-    JoinPolicy,
-    Removal,
-    analyse,
-    opaque_layers,
-    round_up,
-)
+from graphcomp.channels import ChannelGroup, Channels, JoinPolicy, Removal, analyse, opaque_layers, round_up
 from graphcomp.errors import PassError
 from graphcomp.ir import Program
 from graphcomp.pipeline import Concern, Context, Outlook, require_data

@@ -24,14 +24,7 @@ from graphcomp.channels.model import ELEMENTS, Axis, Channels, Join
 from graphcomp.channels.rules import is_move
 from graphcomp.channels.tracker import Unread
 from graphcomp.errors import SurgeryError, TraceError
-from graphcomp.ir import (
-    PASS_KEY,
-    Program,
-    assemble,
-    eliminate_dead_nodes,
-    parts,
-    same_memory,
-)
+from graphcomp.ir import PASS_KEY, Program, assemble, eliminate_dead_nodes, parts, same_memory
 
 
 class Surgeon(Layouts):

@@ -24,15 +24,7 @@ def inspect_command(
 ) -> None:
     """Show MODEL's nodes, coupled channel groups and why, what is pinned and why, params and MACs."""
     from graphcomp.compiler import load_source
-    from graphcomp.inspection import (
-        grouped,
-        inspect,
-        render,
-        write_dot,
-        write_graphml,
-        write_json,
-        write_svg,
-    )
+    from graphcomp.inspection import grouped, inspect, render, write_dot, write_graphml, write_json, write_svg
 
     program = load_source(model, weights, shape_of(input_shape)).program
     inspection = inspect(program, join)

@@ -6,15 +6,8 @@ from typing import cast
 from torch import fx, nn
 
 from graphcomp.errors import SurgeryError
-from graphcomp.factors.decompose import (
-    Factor,
-    Kind,
-    Plane,
-    macs_after,
-)
-from graphcomp.ir import (
-    Program,
-)
+from graphcomp.factors.decompose import Factor, Kind, Plane, macs_after
+from graphcomp.ir import Program
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

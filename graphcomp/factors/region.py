@@ -5,14 +5,10 @@ from dataclasses import replace
 from fnmatch import fnmatch
 
 from graphcomp.errors import SurgeryError
-from graphcomp.factors.decompose import (
-    read_factors,
-)
+from graphcomp.factors.decompose import read_factors
 from graphcomp.factors.layers import candidates
 from graphcomp.factors.surgery import rewrite, simulate
-from graphcomp.ir import (
-    Program,
-)
+from graphcomp.ir import Program
 
 
 def region(

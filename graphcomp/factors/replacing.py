@@ -7,24 +7,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from graphcomp.channels import (
-    insert_select,
-    sync_attributes,
-)
-from graphcomp.factors.decompose import (
-    Factor,
-    Kind,
-    decompose,
-)
-from graphcomp.ir import (
-    PASS_KEY,
-    Program,
-    acts_in_place,
-    assemble,
-    eliminate_dead_nodes,
-    parts,
-    same_memory,
-)
+from graphcomp.channels import insert_select, sync_attributes
+from graphcomp.factors.decompose import Factor, Kind, decompose
+from graphcomp.ir import PASS_KEY, Program, acts_in_place, assemble, eliminate_dead_nodes, parts, same_memory
 
 
 class Rewriter:

@@ -15,23 +15,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from graphcomp.channels import (
-    Channels,
-    Marks,
-    Removal,
-    analyse,
-    round_up,
-)
-from graphcomp.factors.decompose import (
-    Factor,
-    approximate,
-)
+from graphcomp.channels import Channels, Marks, Removal, analyse, round_up
+from graphcomp.factors.decompose import Factor, approximate
 from graphcomp.factors.layers import checked, layer_macs
 from graphcomp.factors.replacing import Rewriter
-from graphcomp.ir import (
-    Program,
-    editable,
-)
+from graphcomp.ir import Program, editable
 
 
 def simulate(program: Program, factors: Sequence[Factor]) -> Program:

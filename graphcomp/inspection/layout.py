@@ -4,9 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from graphcomp.channels import (
-    CONCATENATIONS,
-)
+from graphcomp.channels import CONCATENATIONS
 from graphcomp.inspection.inspection import Inspection, NodeRow, Segment
 
 

@@ -20,11 +20,7 @@ from torch import Tensor, fx, nn
 from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 
 from graphcomp.ir.interface import Interface
-from graphcomp.ir.operators import (
-    ALIASES,
-    OUT_OF_PLACE,
-    follow_type,
-)
+from graphcomp.ir.operators import ALIASES, OUT_OF_PLACE, follow_type
 from graphcomp.ir.shapes import Shape
 
 if TYPE_CHECKING:

@@ -12,15 +12,7 @@ from graphcomp.budget import Clock, Points
 from graphcomp.data import Data
 from graphcomp.errors import DataError, PassError
 from graphcomp.ir import Program
-from graphcomp.measure import (
-    Request,
-    Statistic,
-    calibrate,
-    drift,
-    first_inputs,
-    score,
-    snapshot,
-)
+from graphcomp.measure import Request, Statistic, calibrate, drift, first_inputs, score, snapshot
 from graphcomp.onnx import Exports
 from graphcomp.pipeline.accounting import Concern
 from graphcomp.records import Drift, Fit, Plan, Score, Snapshot, Step, Training

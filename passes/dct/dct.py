@@ -25,17 +25,7 @@ from torch import Tensor, nn
 
 from graphcomp.base import distributed
 from graphcomp.bases import OPTIONS, Globs, not_asked, options_of, require_matches
-from graphcomp.ir import (
-    PASS_KEY,
-    Basis,
-    Program,
-    assemble,
-    compressed,
-    decode,
-    editable,
-    encode,
-    parts,
-)
+from graphcomp.ir import PASS_KEY, Basis, Program, assemble, compressed, decode, editable, encode, parts
 from graphcomp.passes.dct.layers import is_layer, obstacle, stems_of
 from graphcomp.passes.dct.layout import Layout, LayoutRule, layouts
 from graphcomp.passes.dct.ordering import OrderDistance, StartNorm

@@ -5,10 +5,7 @@ from typing import cast
 from torch import fx, nn
 
 from graphcomp.factors import irreplaceable
-from graphcomp.ir import (
-    DctLayer,
-    Program,
-)
+from graphcomp.ir import DctLayer, Program
 from graphcomp.measure import layer_row
 
 

@@ -6,12 +6,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from graphcomp.errors import PassError
-from graphcomp.ir import (
-    Basis,
-    Program,
-    narrowest,
-    spectrum,
-)
+from graphcomp.ir import Basis, Program, narrowest, spectrum
 from graphcomp.passes.dct.layers import obstacle
 from graphcomp.passes.dct.layout import Layout
 from graphcomp.passes.dct.orders import unpacked

@@ -27,15 +27,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from graphcomp.bases import (
-    Globs,
-    Lesson,
-    Recovery,
-    find_step,
-    load_saved,
-    load_step,
-    no_such_step,
-)
+from graphcomp.bases import Globs, Lesson, Recovery, find_step, load_saved, load_step, no_such_step
 from graphcomp.compiler import is_program_dir
 from graphcomp.errors import PassError
 from graphcomp.ir import Program

@@ -6,15 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphcomp.budget import (
-    Step,
-    greedy,
-    largest,
-    rungs,
-)
-from graphcomp.factors import (
-    Factor,
-)
+from graphcomp.budget import Step, greedy, largest, rungs
+from graphcomp.factors import Factor
 from graphcomp.passes.low_rank.layer import Energies, SplitLayer
 
 

@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphcomp.budget import (
-    Preserved,
-    fewest,
-)
+from graphcomp.budget import Preserved, fewest
 from graphcomp.channels import next_multiple
 from graphcomp.factors import (
     Factor,

@@ -40,19 +40,8 @@ from graphcomp.bases import (
     options_of,
     require_matches,
 )
-from graphcomp.budget import (
-    REVERT_FACTORS,
-    LayerClock,
-    Revert,
-    layer_left_alone,
-    paying_factors,
-)
-from graphcomp.factors import (
-    Kind,
-    can_be,
-    candidates,
-    planes,
-)
+from graphcomp.budget import REVERT_FACTORS, LayerClock, Revert, layer_left_alone, paying_factors
+from graphcomp.factors import Kind, can_be, candidates, planes
 from graphcomp.ir import Program
 from graphcomp.passes.low_rank.layer import Energies, SplitLayer
 from graphcomp.passes.low_rank.responses import response_energies

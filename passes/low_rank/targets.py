@@ -3,18 +3,9 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from graphcomp.budget import (
-    LayerClock,
-    Stopwatch,
-    latency,
-)
+from graphcomp.budget import LayerClock, Stopwatch, latency
 from graphcomp.errors import PassError
-from graphcomp.factors import (
-    Factor,
-    rank_text,
-    rewrite,
-    simulate,
-)
+from graphcomp.factors import Factor, rank_text, rewrite, simulate
 from graphcomp.ir import Program
 from graphcomp.measure import macs, params_trainable
 from graphcomp.passes.low_rank.ladders import bought, one_for_all

@@ -25,14 +25,7 @@ from graphcomp.budget import Judgement, Scores
 from graphcomp.channels import ChannelGroup, Channels
 from graphcomp.errors import PassError
 from graphcomp.measure import Covariance, Request
-from graphcomp.passes.pfa.principal import (
-    ChannelNorm,
-    Map,
-    count_kl,
-    energies,
-    pearson,
-    removal_order,
-)
+from graphcomp.passes.pfa.principal import ChannelNorm, Map, count_kl, energies, pearson, removal_order
 from graphcomp.passes.pfa.responses import Analysis, analysed
 from graphcomp.passes.pfa.views import Response, calls_of, normalisation_behind, views_of
 from graphcomp.pipeline import Context, Outlook, require_data

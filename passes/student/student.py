@@ -24,11 +24,7 @@ from pydantic.dataclasses import dataclass
 
 from graphcomp.bases import OPTIONS, Globs, RowRemoval, matches, norm_scores, options_of, unprunable_layers
 from graphcomp.budget import Allocation, Judgement
-from graphcomp.channels import (
-    Channels,
-    Removal,
-    analyse,
-)
+from graphcomp.channels import Channels, Removal, analyse
 from graphcomp.errors import PassError
 from graphcomp.ir import Program
 from graphcomp.passes.student.drawing import drawn, without_rule
