@@ -1,6 +1,7 @@
 """Files, caches, processes, progress: what knows no network."""
 
 from graphcomp.base import cache, distributed
+from graphcomp.base.digests import Buffer, json_sha256, sha256, tensor_parts
 from graphcomp.base.files import (
     LOCK,
     atomic_directory,
@@ -14,6 +15,7 @@ from graphcomp.base.files import (
     settled,
     sweep,
     unfinished,
+    write_record,
     write_text,
     write_texts,
 )
@@ -23,6 +25,7 @@ from graphcomp.base.stopping import Stop, load_state, save_state, stoppable
 from graphcomp.base.workers import Engine, Failure, Tell, Told, run_tasks
 
 __all__ = [
+    "Buffer",
     "Engine",
     "Failure",
     "LOCK",
@@ -37,6 +40,7 @@ __all__ = [
     "distributed",
     "is_dir",
     "is_file",
+    "json_sha256",
     "load_state",
     "locked",
     "muted",
@@ -47,9 +51,12 @@ __all__ = [
     "run_tasks",
     "save_state",
     "settled",
+    "sha256",
     "stoppable",
     "sweep",
+    "tensor_parts",
     "unfinished",
+    "write_record",
     "write_text",
     "write_texts",
 ]

@@ -9,19 +9,19 @@ warning, deleted and computed again. Those that were not used for longest go whe
 bytes. A loaded entry decides nothing that its key does not say: the key has to name everything.
 """
 
-import hashlib
-import json
 import os
 import shutil
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from graphcomp.base.digests import json_sha256, sha256, tensor_parts
 from graphcomp.base.files import atomic_file
 from graphcomp.base.own_code import digest_of
 from graphcomp.errors import GraphcompWarning, OutputError
@@ -63,7 +63,7 @@ def key(module: str, /, **parts: Any) -> str:
     """
     import torch
 
-    return _sha256({**parts, "code": digest_of(module), "versions": [torch.__version__]})
+    return json_sha256({**parts, "code": digest_of(module), "versions": [torch.__version__]})
 
 
 def identity(**parts: Any) -> str:
@@ -73,11 +73,7 @@ def identity(**parts: Any) -> str:
     """
     import torch
 
-    return _sha256({**parts, "versions": [__version__, torch.__version__]})
-
-
-def _sha256(everything: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+    return json_sha256({**parts, "versions": [__version__, torch.__version__]})
 
 
 def load(kind: str, key: str) -> "dict[str, Tensor] | None":
@@ -142,13 +138,7 @@ def _path(kind: str, key: str) -> Path | None:
 
 
 def _checksum(key: str, tensors: "Mapping[str, Tensor]") -> str:
-    import torch
-
-    digest = hashlib.sha256(key.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return sha256(chain([key.encode()], tensor_parts(tensors)))
 
 
 def _discard(path: Path, reason: str) -> None:

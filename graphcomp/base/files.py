@@ -194,6 +194,15 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def write_record(path: Path, record: BaseModel) -> None:
+    """Write a record as JSON, as `write_text` does; `read_record` reads it.
+
+    Raises:
+        OutputError: naming `path` and the reason.
+    """
+    write_text(path, record.model_dump_json(indent=2))
+
+
 def read_record(path: Path, kind: type[R], expected: str) -> R:
     """The record that is stored as JSON in the file `path`.
 

@@ -9,11 +9,12 @@ What is called without being imported (a function or an object that is given) is
 The sources are those on disk when a digest is first asked for in a process; that takes a few milliseconds.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+
+from graphcomp.base.digests import sha256
 
 PACKAGE = "graphcomp"
 ROOT = Path(__file__).parents[1]
@@ -34,10 +35,7 @@ def digest_of(module: str) -> str:
     Raises:
         ValueError: if there is no such module of ours, or no source of it.
     """
-    digest = hashlib.sha256()
-    for name in sorted(closure(module)):
-        digest.update(f"{name} {_source(name)[0]}\n".encode())
-    return digest.hexdigest()
+    return sha256(f"{name} {_source(name)[0]}\n".encode() for name in sorted(closure(module)))
 
 
 def closure(module: str) -> set[str]:
@@ -58,7 +56,7 @@ def _source(module: str) -> tuple[str, tuple[str, ...]]:
     if path is None:
         raise ValueError(f"{module}: found no source file, expected a module of {PACKAGE}")
     text = path.read_bytes()
-    return hashlib.sha256(text).hexdigest(), tuple(dict.fromkeys(_imported(text.decode())))
+    return sha256([text]), tuple(dict.fromkeys(_imported(text.decode())))
 
 
 def _imported(text: str) -> Iterator[str]:

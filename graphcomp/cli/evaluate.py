@@ -25,7 +25,7 @@ def evaluate_command(
     json_file: Annotated[Path | None, typer.Option("--json", help="write the result as JSON")] = None,
 ) -> None:
     """Show how good MODEL is on the evaluation data: top-1 accuracy, or the mean error of values."""
-    from graphcomp.base import write_text
+    from graphcomp.base import write_record
     from graphcomp.compiler import RobustnessOptions, evaluate_source, load_source, open_data
     from graphcomp.report import evaluation_table
 
@@ -44,4 +44,4 @@ def evaluate_command(
         )
     out_console.print(evaluation_table(found))
     if json_file is not None:
-        write_text(json_file, found.model_dump_json(indent=2))
+        write_record(json_file, found)

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from graphcomp.base import Progress, distributed, locked, quiet, write_text
+from graphcomp.base import Progress, distributed, locked, quiet, write_record
 from graphcomp.bases import options_of
 from graphcomp.compiler.folder import (
     State,
@@ -95,7 +95,7 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
         baseline = context.snapshot(source.program)
         state = State(fingerprint=fingerprint, started=started, baseline=baseline)
         if first:
-            write_text(out / "state.json", state.model_dump_json(indent=2))
+            write_record(out / "state.json", state)
     done = distributed.on_first(lambda: finished_steps(out, job.passes))
     program = load(place_of(out, len(done) - 1, done[-1].name)) if done else source.program
     share = 0.6 / len(job.passes)

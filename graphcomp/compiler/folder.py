@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from graphcomp.base import LOCK, distributed, read_record, remove, sweep, unfinished, write_text
+from graphcomp.base import LOCK, distributed, read_record, remove, sweep, unfinished, write_record
 from graphcomp.errors import OutputError, RecipeError
 from graphcomp.ir import Program, load, save
 from graphcomp.pipeline import Pass, work_name
@@ -110,9 +110,9 @@ def checkpointing(out: Path) -> Callable[[Step, Program], None]:
 
     def saved(step: Step, program: Program) -> None:
         place = place_of(out, step.index, step.name)
-        write_text(out / step.plan_file, step.plan.model_dump_json(indent=2))
+        write_record(out / step.plan_file, step.plan)
         save(program, place)
-        write_text(place.with_suffix(".json"), step.brief().model_dump_json(indent=2))
+        write_record(place.with_suffix(".json"), step.brief())
         shutil.rmtree(running_place(out), ignore_errors=True)
 
     return saved

@@ -11,11 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from graphcomp.base import is_file
+from graphcomp.base import Buffer, is_file
 from graphcomp.data.request import Request, either, read_limit, sizes
 from graphcomp.data.split import (
     READ,
-    Buffer,
     Data,
     Fetch,
     Indices,

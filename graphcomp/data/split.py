@@ -1,14 +1,15 @@
 """Samples in a fixed order: splits, the data of a run, and what a hash of them is made of."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from graphcomp.base import Buffer, sha256
 from graphcomp.errors import DataError
 
 SPLIT_SEED = 0
@@ -18,7 +19,6 @@ READ = 1000
 Indices = NDArray[np.int64]
 Labels = NDArray[np.int64] | NDArray[np.float32]
 Fetch = Callable[[Indices], Tensor]
-Buffer = bytes | memoryview
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,19 +36,17 @@ class Source:
     identify: Callable[[Indices], Iterable[Buffer]]
     pixels: tuple[Tensor, Tensor] | None = None
     held: bool = True
-    _digests: dict[bytes, bytes] = field(default_factory=dict, repr=False)
+    _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
-    def digest(self, indices: Indices) -> bytes:
+    def digest(self, indices: Indices) -> str:
         """sha256 of the samples at some positions; those in memory are only hashed once."""
-        key = hashlib.sha256(np.ascontiguousarray(indices).data).digest()
+        key = sha256([np.ascontiguousarray(indices).data])
         if key in self._digests:
             return self._digests[key]
-        digest = hashlib.sha256()
-        for part in self.identify(indices):
-            digest.update(part)
+        digest = sha256(self.identify(indices))
         if self.held:
-            self._digests[key] = digest.digest()
-        return digest.digest()
+            self._digests[key] = digest
+        return digest
 
     def __call__(self, indices: Indices) -> Tensor:
         """See `fetch`."""
@@ -103,14 +101,11 @@ class Split:
         Arrays are hashed, once; image files are known by path, size and time of change, looked up at every
         call. Where only `fetch` knows the samples, they are read, at every call: they may have changed.
         """
-        digest = hashlib.sha256(f"{self.labelled}\n".encode())
-        digest.update(self.labels.numpy().data)
         if isinstance(self.fetch, Source):
-            digest.update(self.fetch.digest(self.indices))
+            samples: Iterable[Buffer] = [bytes.fromhex(self.fetch.digest(self.indices))]
         else:
-            for x, _ in self.batches(READ):
-                digest.update(x.contiguous().numpy().data)
-        return digest.hexdigest()
+            samples = (x.contiguous().numpy().data for x, _ in self.batches(READ))
+        return sha256(chain([f"{self.labelled}\n".encode(), self.labels.numpy().data], samples))
 
     def subset(self, positions: Indices) -> "Split":
         """The samples at `positions` of this split."""

@@ -6,12 +6,11 @@ safetensors, never as a pickle, and loads without the source of the model it cam
 """
 
 import contextlib
-import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 
+from graphcomp.base import sha256, tensor_parts
 from graphcomp.ir.interface import Interface
 from graphcomp.ir.operators import ALIASES, OUT_OF_PLACE, follow_type
 from graphcomp.ir.shapes import Shape
@@ -288,11 +288,7 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _fingerprint(program: Program) -> str:
-    digest = hashlib.sha256()
-    for part in _structure(program):
-        digest.update(part)
-    digest_tensors(digest, program.tensors)
-    return digest.hexdigest()
+    return sha256(chain(_structure(program), tensor_parts(program.tensors)))
 
 
 def _structure(program: Program) -> Iterator[bytes]:
@@ -317,14 +313,6 @@ def is_same(a: Program, b: Program) -> bool:
     ):
         return False
     return all(x == y for x, y in zip_longest(_structure(a), _structure(b)))
-
-
-def digest_tensors(digest: "hashlib._Hash", tensors: Mapping[str, Tensor]) -> None:
-    """Feed names, types, shapes and values of tensors to a hash, in the order of their names."""
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
 
 
 def _settings(module: nn.Module) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from graphcomp.base import cache, distributed, load_state, read_record, save_state, write_text
+from graphcomp.base import cache, distributed, load_state, read_record, save_state, write_record
 from graphcomp.data import Data, Split
 from graphcomp.errors import DataError, GraphcompError, LoadError, PassError
 from graphcomp.ir import Program, is_same, load, save
@@ -314,7 +314,7 @@ class _Saved:
 
 
 def _write(path: Path, record: Record) -> None:
-    write_text(path, record.model_dump_json(indent=2))
+    write_record(path, record)
 
 
 def _read(path: Path, kind: type[R]) -> R:

@@ -6,7 +6,6 @@ bias, normalisation, activation or pooling. A node that multiplies but has no ru
 zero.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import onnx.inliner
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 
+from graphcomp.base import sha256
 from graphcomp.errors import BenchError
 from graphcomp.ir import Shape
 
@@ -79,11 +79,8 @@ def read(path: Path) -> OnnxFile:
     if not model.graph.node:
         raise BenchError(f"{path}: found no graph in {len(content)} bytes, expected an ONNX model")
     extra = _external_files(path, model)
-    digest = hashlib.sha256(content)
-    for part in extra:
-        digest.update(part)
     inputs = _inputs(model, str(path))
-    return OnnxFile(path, model, inputs, digest.hexdigest(), len(content) + sum(map(len, extra)))
+    return OnnxFile(path, model, inputs, sha256([content, *extra]), len(content) + sum(map(len, extra)))
 
 
 def _parse(content: bytes, path: Path) -> ModelProto:

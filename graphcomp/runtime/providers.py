@@ -2,16 +2,14 @@
 
 import contextlib
 import functools
-import hashlib
 import importlib.metadata
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 
-from graphcomp.base import cache
+from graphcomp.base import cache, json_sha256
 from graphcomp.errors import BenchError, ProviderError
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
@@ -130,7 +128,7 @@ def _engine_name(cache_key: str, options: dict[str, str]) -> str:
     """Of everything that an engine is built by and for; TensorRT refuses those of another version or GPU."""
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
     parts = [cache_key, OPTIONS["tensorrt"] | options, installed_runtimes(), _tensorrt_versions(), gpu]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return json_sha256(parts)
 
 
 def _tensorrt_versions() -> list[str]:

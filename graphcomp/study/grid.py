@@ -18,9 +18,7 @@ What is the same in all cells is computed in one: passes that keep what they com
 it there. For that the cells with the largest numbers run first, one for each model and data.
 """
 
-import hashlib
 import itertools
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +28,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from graphcomp.base import json_sha256, sha256
 from graphcomp.compiler import (
     Job,
     PassTable,
@@ -232,7 +231,7 @@ def _cell(
     model = job.model.rpartition(":")[0] if ".py:" in job.model else job.model
     files = [digest(str(job.weights or "")), digest(model)]
     content = [job.recipe.model_dump(mode="json"), job.input_shape, files, samples(job), __version__]
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    key = json_sha256(content)
     text = "_".join(f"{axis}={label}" for axis, label in labels.items())
     name = re.sub(r"[^\w.=,+-]+", "-", text)[:LONGEST_NAME]
     return Cell(f"{name}-{key[:8]}", labels, key, job)
@@ -244,11 +243,8 @@ def _digest(path: str) -> str:
     if not path or not place.exists():
         return ""
     files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(place)}\n".encode())
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
+    contents = ((f.relative_to(place), sha256([f.read_bytes()])) for f in files)
+    return sha256(f"{name}\n".encode() + bytes.fromhex(content) for name, content in contents)
 
 
 def _samples(job: Job) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """How a network is trained, and what a loss may look at."""
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +10,9 @@ from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass as options_dataclass
 from torch import Tensor
 
-from graphcomp.base import cache
+from graphcomp.base import cache, sha256, tensor_parts
 from graphcomp.data import Augmentation, Name, Split
-from graphcomp.ir import Program, digest_tensors
+from graphcomp.ir import Program
 from graphcomp.measure import absolute_errors, values_like
 from graphcomp.train.network import Mode
 from graphcomp.train.schedule import OPTIONS, Schedule
@@ -177,11 +176,5 @@ class Task:
             augmentation=repr(self.augmentation),
             watch=list(self.watch),
             seed=self.seed,
-            **({"momenta": _fingerprint(self.momenta)} if self.momenta else {}),
+            **({"momenta": sha256(tensor_parts(self.momenta))} if self.momenta else {}),
         )
-
-
-def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    digest_tensors(digest, tensors)
-    return digest.hexdigest()

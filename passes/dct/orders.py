@@ -1,7 +1,6 @@
 """Orders of a weight's columns for `dct`: how they are found, kept on disk, and packed into a plan."""
 
 import base64
-import hashlib
 import zlib
 from collections.abc import Mapping
 
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphcomp.base import cache
+from graphcomp.base import cache, sha256
 from graphcomp.errors import PassError
 from graphcomp.ir import narrowest
 from graphcomp.passes.dct.layout import Layout
@@ -28,7 +27,13 @@ def by_norm(weight: Tensor, x: Layout) -> Tensor:
 def by_chain(weight: Tensor, x: Layout, distance: OrderDistance, start: StartNorm) -> Tensor:
     """Columns in the order of the greedy chain, int64 (columns,); see `passes.dct.ordering.chain`."""
     weight = weight.cpu().contiguous()
-    key = cache.key(__name__, weight=_digest(weight), rows=x.rows, distance=distance, start=start)
+    key = cache.key(
+        __name__,
+        weight=sha256([weight.reshape(-1).view(torch.uint8).numpy().data]),
+        rows=x.rows,
+        distance=distance,
+        start=start,
+    )
     known = cache.load("order", key) if x.columns >= CACHED else None
     if known is not None:
         return known["order"].long()
@@ -39,10 +44,6 @@ def by_chain(weight: Tensor, x: Layout, distance: OrderDistance, start: StartNor
     if x.columns >= CACHED:
         cache.store("order", key, {"order": order.to(narrowest(x.columns))})
     return order
-
-
-def _digest(weight: Tensor) -> str:
-    return hashlib.sha256(weight.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def packed(order: Tensor) -> str:
