@@ -12,6 +12,7 @@ from graphcomp.factors.decompose import (
     rank_text,
     ranks,
     read_factors,
+    split_shapes,
     unfold,
 )
 from graphcomp.factors.layers import can_be, candidates, irreplaceable, layer_macs, planes
@@ -37,5 +38,6 @@ __all__ = [
     "removable",
     "rewrite",
     "simulate",
+    "split_shapes",
     "unfold",
 ]

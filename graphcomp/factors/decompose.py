@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from graphcomp.errors import SurgeryError
+from graphcomp.measure import macs_of
 from graphcomp.records import Record
 
 Kind = Literal["svd", "spatial", "tucker2"]
@@ -193,6 +194,25 @@ def approximate(weight: Tensor, factor: Factor) -> Tensor:
 # ---------------------------------------------------------------------- costs
 
 
+def split_shapes(shape: Sequence[int], kind: Kind, widths: Sequence[int]) -> list[tuple[int, ...]]:
+    """Shapes of the weights that `decompose` makes of one of (n, c, *kernel), for the `ranks` in `widths`."""
+    n, c, *kernel = shape
+    ones = [1] * len(kernel)
+    rank, *rest = widths
+    if kind == "spatial":
+        return [(rank, c, kernel[0], 1), (n, rank, 1, kernel[1])]
+    if kind == "tucker2":
+        return [(rest[0], c, *ones), (rank, rest[0], *kernel), (n, rank, *ones)]
+    return [(rank, c, *kernel), (n, rank, *ones)]
+
+
+def shapes_after(shape: Sequence[int], factor: Factor) -> list[tuple[int, ...]]:
+    """Shapes of the weights of a layer of (n, c, *kernel) after `factor`: one without a rank."""
+    n, c, *kernel = shape
+    read = (n, c if factor.keep is None else len(factor.keep), *kernel)
+    return [read] if factor.rank is None else split_shapes(read, factor.kind, ranks(read, factor))
+
+
 def macs_after(shape: Sequence[int], factor: Factor, out: Plane = (), into: Plane | None = None) -> int:
     """Multiply-accumulates of one call of a layer after `factor` (METHODS 1.1).
 
@@ -201,35 +221,18 @@ def macs_after(shape: Sequence[int], factor: Factor, out: Plane = (), into: Plan
         factor: its `keep` and ranks count.
         out, into: sizes of the output and input plane, () for a vector; spatial and tucker2 need `into`.
     """
-    n, c, *kernel = shape
-    c = c if factor.keep is None else len(factor.keep)
-    taps, positions = math.prod(kernel), math.prod(out)
-    if factor.rank is None:
-        return n * c * taps * positions
-    rank, *rest = ranks((n, c, *kernel), factor)
-    if factor.kind == "svd":
-        return rank * (c * taps + n) * positions
-    if into is None:
-        raise ValueError(f"macs_after: found no input plane, expected one for {factor.kind}")
-    if factor.kind == "spatial":
-        return rank * (c * kernel[0] * out[0] * into[1] + n * kernel[1] * positions)
-    (rank_in,) = rest
-    return rank_in * c * math.prod(into) + rank * (rank_in * taps + n) * positions
+    shapes = shapes_after(shape, factor)
+    planes = [out] * len(shapes)
+    if len(shapes) > 1 and factor.kind != "svd":
+        if into is None:
+            raise ValueError(f"macs_after: found no input plane, expected one for {factor.kind}")
+        planes[0] = (out[0], into[1]) if factor.kind == "spatial" else into
+    return sum(map(macs_of, shapes, planes))
 
 
 def params_after(shape: Sequence[int], factor: Factor) -> int:
     """Weights of a layer after `factor`, bias excluded."""
-    n, c, *kernel = shape
-    c = c if factor.keep is None else len(factor.keep)
-    taps = math.prod(kernel)
-    if factor.rank is None:
-        return n * c * taps
-    rank, *rest = ranks((n, c, *kernel), factor)
-    if factor.kind == "spatial":
-        return rank * (c * kernel[0] + n * kernel[1])
-    if factor.kind == "tucker2":
-        return rest[0] * c + rank * (rest[0] * taps + n)
-    return rank * (c * taps + n)
+    return sum(map(math.prod, shapes_after(shape, factor)))
 
 
 def break_even(shape: Sequence[int], kept: int | None = None) -> float:

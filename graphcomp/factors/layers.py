@@ -8,6 +8,7 @@ from torch import fx, nn
 from graphcomp.errors import SurgeryError
 from graphcomp.factors.decompose import Factor, Kind, Plane, macs_after
 from graphcomp.ir import Program
+from graphcomp.measure import plane_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -78,15 +79,11 @@ def can_be(shape: Sequence[int], kind: Kind) -> bool:
 def planes(program: Program, layers: Iterable[str]) -> dict[str, list[tuple[Plane, Plane]]]:
     """Spatial sizes behind and in front of every call of each of these layers; one scan of the graph."""
     found: dict[str, list[tuple[Plane, Plane]]] = {layer: [] for layer in layers}
-
-    def plane(node: fx.Node, rank: int) -> Plane:
-        shape = program.shape(node) or ()
-        return shape[len(shape) - (rank - 2) :] if rank > 2 else shape[1:-1]
-
     for node in program.graph.nodes:
         if node.op == "call_module" and node.target in found:
             rank = program.tensors[f"{node.target}.weight"].ndim
-            found[node.target].append((plane(node, rank), plane(cast(fx.Node, node.args[0]), rank)))
+            behind, before = (program.shape(x) or () for x in (node, cast(fx.Node, node.args[0])))
+            found[node.target].append((plane_of(behind, rank), plane_of(before, rank)))
     return found
 
 

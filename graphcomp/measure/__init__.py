@@ -2,7 +2,16 @@
 
 from graphcomp.measure import calibrate
 from graphcomp.measure.classes import ClassStatistics, class_statistics, largest_confusions
-from graphcomp.measure.cost import layer_row, layer_weight, macs, params_trainable, snapshot, with_macs
+from graphcomp.measure.cost import (
+    layer_row,
+    layer_weight,
+    macs,
+    macs_of,
+    params_trainable,
+    plane_of,
+    snapshot,
+    with_macs,
+)
 from graphcomp.measure.damage import Corruption, Kind, require_images, robustness
 from graphcomp.measure.evaluate import (
     absolute_errors,
@@ -62,12 +71,14 @@ __all__ = [
     "layer_row",
     "layer_weight",
     "macs",
+    "macs_of",
     "matrix",
     "matrix_shape",
     "mean_gradients",
     "output_weights",
     "outputs_at",
     "params_trainable",
+    "plane_of",
     "patches_at",
     "require_classes",
     "require_images",

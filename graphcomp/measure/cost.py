@@ -5,6 +5,7 @@ nothing for bias, normalisation, activation and pooling. Percentages are always 
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from torch import Tensor, fx, nn
@@ -32,9 +33,17 @@ def params_order(program: Program) -> int:
     return sum(m.index.numel() for m in layers if m.index is not None)
 
 
-def params_dct(program: Program) -> int:
-    """Trainable parameters and order parameters: the size of a network as METHODS 0.2 and 4.6 count it."""
-    return params_trainable(program) + params_order(program)
+def macs_of(weight: Sequence[int], plane: Sequence[int] = ()) -> int:
+    """Multiply-accumulates of one call: each element of the weight (n, c/groups, *kernel) at each place."""
+    return math.prod(weight) * math.prod(plane)
+
+
+def plane_of(shape: Sequence[int], weight_ndim: int) -> tuple[int, ...]:
+    """Sizes of the positions of an activation, batch 1, that share a weight of so many dimensions.
+
+    For a convolution its plane, for a linear layer the tokens of a sample.
+    """
+    return tuple(shape[len(shape) - (weight_ndim - 2) :] if weight_ndim > 2 else shape[1:-1])
 
 
 def macs(program: Program) -> int:
@@ -76,7 +85,7 @@ def layer_row(program: Program, node: fx.Node) -> LayerRow | None:
         kernel=found.shape[2:],
         groups=found.groups,
         params=found.params,
-        macs=math.prod(found.shape) * _positions(program.shape(measured) or (), len(found.shape)),
+        macs=macs_of(found.shape, plane_of(program.shape(measured) or (), len(found.shape))),
     )
 
 
@@ -130,15 +139,6 @@ def layer_weight(program: Program, node: fx.Node) -> Tensor | None:
         return program.tensors.get(f"{node.target}.weight")
     weight = cast(fx.Node, node.args[1] if len(node.args) > 1 else node.kwargs["weight"])
     return program.tensors[cast(str, weight.target)] if weight.op == "get_attr" else None
-
-
-def _positions(shape: tuple[int, ...], weight_ndim: int) -> int:
-    """Output positions that share the weight: the plane of a convolution, the tokens of a linear layer."""
-    spatial = shape[len(shape) - (weight_ndim - 2) :] if weight_ndim > 2 else shape[1:-1]
-    count = 1
-    for size in spatial:
-        count *= size
-    return count
 
 
 def snapshot(program: Program, score: Score | None = None) -> Snapshot:

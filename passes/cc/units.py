@@ -17,6 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from graphcomp.factors import split_shapes
+from graphcomp.measure import macs_of
+
 Unit = int
 """Below the number of input channels: a channel; from there on: a direction."""
 
@@ -46,8 +49,8 @@ class WeightShape:
 
     def macs(self, channels: int | None = None, rank: int | None = None) -> int:
         """MACs a position with `channels` left, as one weight or as two of `rank` (METHODS 1.1)."""
-        width = self.kernel * (self.channels if channels is None else channels)
-        return self.outputs * width if rank is None else rank * (width + self.outputs)
+        shape = (self.outputs, self.channels if channels is None else channels, self.kernel)
+        return sum(map(macs_of, [shape] if rank is None else split_shapes(shape, "svd", [rank])))
 
 
 class Remainder:
