@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from graphcomp.passes.dct.dct import Dct
     from graphcomp.passes.distil.distil import Distil
     from graphcomp.passes.finetune import Finetune
-    from graphcomp.passes.fold_bn import FoldBN
+    from graphcomp.passes.fold_bn.fold_bn import FoldBN
     from graphcomp.passes.l1 import L1
     from graphcomp.passes.low_rank.low_rank import LowRank
     from graphcomp.passes.obs import Obs
@@ -66,7 +66,7 @@ class _Table(Mapping[str, type[Any]]):
 
 
 _PLACES = {
-    "fold-bn": "fold_bn:FoldBN",
+    "fold-bn": "fold_bn.fold_bn:FoldBN",
     "l1": "l1:L1",
     "random": "random_:Random",
     "obs": "obs:Obs",

@@ -5,6 +5,7 @@ The second public room; see docs/writing-a-pass.md. What is not in `__all__` may
 
 from graphcomp.bases.compensation import Compensation, reading
 from graphcomp.bases.factoring import Factoring
+from graphcomp.bases.learning import Learning
 from graphcomp.bases.norms import filter_norms, filters, norm_scores
 from graphcomp.bases.options import (
     OPTIONS,
@@ -47,6 +48,7 @@ __all__ = [
     "Factoring",
     "Globs",
     "JoinOption",
+    "Learning",
     "LeftAlone",
     "Lesson",
     "OPTIONS",

@@ -14,6 +14,7 @@ from typing import ClassVar, Self
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass as options_dataclass
 
+from graphcomp.bases.learning import Learning
 from graphcomp.bases.options import options_of
 from graphcomp.data import Augmentation, Data, Split, find_augmentation
 from graphcomp.errors import DataError, PassError
@@ -53,7 +54,7 @@ class Lesson:
 
 
 @options_dataclass(frozen=True, config=OPTIONS)
-class Recovery(TrainOptions):
+class Recovery(Learning, TrainOptions):
     """Base of the passes that train; `lesson` is theirs to write."""
 
     name: ClassVar[str]
@@ -107,20 +108,6 @@ class Recovery(TrainOptions):
         check_training(program, train, self, held_out)
         if self.bn_reestimate:
             normalisations(program.module)
-
-    def foresee(self, outlook: Outlook) -> Outlook:
-        """Structure stays."""
-        return outlook
-
-    def simulate(self, program: Program, plan: Plan) -> Program:
-        """Refuse: a plan is not enough to train."""
-        raise PassError(
-            f"{self.name}: found a plan without data, expected data to learn from; run the pass in a pipeline"
-        )
-
-    def rewrite(self, program: Program, plan: Plan) -> Program:
-        """Nothing: a trained program has the shapes that it had."""
-        return program
 
     def train(self, program: Program, plan: Plan, context: Context) -> tuple[Program, Training]:
         """Train; see `train.training.fit` for what it raises."""

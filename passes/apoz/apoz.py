@@ -13,7 +13,7 @@ With `steps` the rule is applied again and again, to what is left and has recove
     until the accuracy has dropped by more than `tolerance` points; then the last good network is the result
 """
 
-import dataclasses
+from dataclasses import replace
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -22,13 +22,10 @@ from pydantic.dataclasses import dataclass
 from graphcomp.bases import OPTIONS, RatioRemoval, options_of
 from graphcomp.budget import Scores
 from graphcomp.channels import ChannelGroup, Channels
-from graphcomp.errors import PassError
-from graphcomp.ir import Program
-from graphcomp.measure import is_classifier
+from graphcomp.passes.apoz.steps import Steps
 from graphcomp.passes.apoz.zeros import activity, beyond_sigma
 from graphcomp.passes.finetune import Finetune
-from graphcomp.pipeline import Context, Course, Outlook, Pass, lost_points, require_data, require_trained
-from graphcomp.records import Plan
+from graphcomp.pipeline import Context, Outlook, require_data
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -86,9 +83,13 @@ class APoZ(RatioRemoval):
             self.iteration.require(outlook)
 
     @property
-    def iteration(self) -> "Steps | None":
+    def iteration(self) -> Steps | None:
         """None for one step."""
-        return Steps(self) if self.steps > 1 else None
+        if self.steps == 1:
+            return None
+        once = replace(self, steps=1, tolerance=None, finetune=None, multiple=self.multiple or 1)
+        tolerance = 1.0 if self.tolerance is None else self.tolerance
+        return Steps(options_of(self), once, self.finetune or Finetune(), self.steps, tolerance)
 
     def score(self, channels: Channels, context: Context) -> tuple[Scores, dict[str, str]]:
         """1 - APoZ."""
@@ -98,74 +99,3 @@ class APoZ(RatioRemoval):
         """The sigma rule."""
         gone = beyond_sigma(1 - scores[group.channels])
         return len(group.channels) - min(len(gone), int(self.max_fraction * len(group.channels)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Steps:
-    """apoz over several steps: rounds 1, 3, … remove, rounds 2, 4, … fine-tune."""
-
-    apoz: APoZ
-    name: ClassVar[str] = APoZ.name
-    keeps_momenta: ClassVar[bool] = False  # every fine-tuning has a schedule of its own
-
-    @property
-    def finetune(self) -> Finetune:
-        """The training of each step."""
-        return self.apoz.finetune or Finetune()
-
-    @property
-    def tolerance(self) -> float:
-        """In points."""
-        return 1.0 if self.apoz.tolerance is None else self.apoz.tolerance
-
-    @property
-    def held_out(self) -> float:
-        """What the trainings hold out anyway."""
-        return self.finetune.held_out
-
-    @property
-    def most_rounds(self) -> int:
-        """Two a step."""
-        return 2 * self.apoz.steps
-
-    def plan(self, program: Program, context: Context) -> Plan:
-        """Check now that the network can be trained, rather than after the first removal."""
-        self.require(Outlook(program, context))
-        return Plan(name=self.name, options=options_of(self.apoz))
-
-    def require(self, outlook: Outlook) -> None:
-        """A classifier that can be trained, and whose accuracy says something."""
-        if not is_classifier(outlook.program):
-            raise PassError(f"{self.name}: found no (batch, classes) output, expected a classifier")
-        require_trained(self.name, outlook, "accuracy decides how many steps there are")
-        self.finetune.require(outlook)
-
-    def next_pass(self, course: Course) -> Pass | None:
-        """Remove; train what something was removed from; again, while the last training made up for it."""
-        done = len(course.rounds)
-        if done % 2:
-            return self.finetune if course.rounds[-1].plan.decisions["rows"] else None
-        if done == self.most_rounds or self.result(course) != done:
-            return None
-        return dataclasses.replace(
-            self.apoz,
-            steps=1,
-            tolerance=None,
-            finetune=None,
-            multiple=self.apoz.multiple or 1,
-        )
-
-    def result(self, course: Course) -> int:
-        """The last step that is within the tolerance."""
-        ends = range(2, len(course.rounds) + 1, 2)
-        return max((k for k in ends if lost_points(course, k) <= self.tolerance), default=0)
-
-    def ending(self, course: Course) -> str:
-        """Steps, tolerance, or nothing beyond the rule."""
-        done = len(course.rounds)
-        if done % 2:
-            return f"step {done // 2 + 1} found nothing beyond the rule"
-        if self.result(course) == done:
-            return f"all {self.apoz.steps} steps done"
-        lost = lost_points(course, done)
-        return f"step {done // 2} lost {lost:.2f} points of accuracy, more than {self.tolerance:g}"

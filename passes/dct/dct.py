@@ -16,6 +16,7 @@ one. So the order is a decision: a plan holds it, packed, in its `bulk`.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, ClassVar, Literal, Self, cast
 
 import torch
@@ -23,13 +24,13 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from graphcomp.base import distributed
+from graphcomp.base import Progress, distributed
 from graphcomp.bases import OPTIONS, Globs, not_asked, options_of, require_matches
 from graphcomp.ir import PASS_KEY, Basis, Program, assemble, compressed, decode, editable, encode, parts
 from graphcomp.passes.dct.layers import is_layer, obstacle, stems_of
 from graphcomp.passes.dct.layout import Layout, LayoutRule, layouts
 from graphcomp.passes.dct.ordering import OrderDistance, StartNorm
-from graphcomp.passes.dct.orders import by_chain, by_norm, packed
+from graphcomp.passes.dct.orders import by_chain, by_norm, orders_of, packed
 from graphcomp.passes.dct.stored import decided, stored, summary
 from graphcomp.pipeline import Concern, Context, Outlook
 from graphcomp.records import LeftAlone, Plan
@@ -92,7 +93,7 @@ class Dct:
     def plan(self, program: Program, context: Context) -> Plan:
         """Lay out the layers and order their columns."""
         chosen, kept = self.layout(program)
-        orders = distributed.on_first(lambda: self._orders(program, chosen, context))
+        orders = distributed.on_first(lambda: self._orders(program, chosen, context.progress))
         rows = [
             stored(program.tensors[f"{x.layer}.weight"], x, orders.get(x.layer), self._basis) for x in chosen
         ]
@@ -140,12 +141,8 @@ class Dct:
         require_matches((*self.include, *self.exclude), found)
         stems = set() if self.stem else stems_of(program)
         reasons = {name: self._reason(program, name, stems) for name in found}
-        counts = {
-            n: program.tensors[f"{n}.weight"].numel() for n, reason in reasons.items() if reason is None
-        }
-        kept = [
-            LeftAlone(where=name, reason=reason) for name, reason in reasons.items() if reason is not None
-        ]
+        counts = {n: program.tensors[f"{n}.weight"].numel() for n, why in reasons.items() if why is None}
+        kept = [LeftAlone(where=name, reason=why) for name, why in reasons.items() if why is not None]
         return layouts(counts, self.strategy, self.rate, self.groups), kept
 
     def _reason(self, program: Program, name: str, stems: set[str]) -> str | None:
@@ -162,15 +159,7 @@ class Dct:
     def _basis(self) -> Basis:
         return "dct" if self.method == "dct" else "standard"
 
-    def _orders(self, program: Program, chosen: list[Layout], context: Context) -> dict[str, Tensor]:
-        orders: dict[str, Tensor] = {}
-        done, total = 0, sum(x.columns for x in chosen)
-        for x in chosen if self.reorder else ():
-            context.progress(f"order the columns of {x.layer}", done / total)
-            weight = program.tensors[f"{x.layer}.weight"].detach()
-            if self.method == "magnitude":
-                orders[x.layer] = by_norm(weight, x)
-            else:
-                orders[x.layer] = by_chain(weight, x, self.distance, self.start_norm)
-            done += x.columns
-        return orders
+    def _orders(self, program: Program, chosen: list[Layout], progress: Progress) -> dict[str, Tensor]:
+        near = partial(by_chain, distance=self.distance, start=self.start_norm)
+        order = by_norm if self.method == "magnitude" else near
+        return orders_of(program, chosen, order, progress) if self.reorder else {}

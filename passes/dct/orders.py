@@ -2,15 +2,15 @@
 
 import base64
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from graphcomp.base import cache, sha256
+from graphcomp.base import Progress, cache, sha256
 from graphcomp.errors import PassError
-from graphcomp.ir import narrowest
+from graphcomp.ir import Program, narrowest
 from graphcomp.passes.dct.layout import Layout
 from graphcomp.passes.dct.ordering import OrderDistance, StartNorm, chain
 
@@ -44,6 +44,19 @@ def by_chain(weight: Tensor, x: Layout, distance: OrderDistance, start: StartNor
     if x.columns >= CACHED:
         cache.store("order", key, {"order": order.to(narrowest(x.columns))})
     return order
+
+
+def orders_of(
+    program: Program, chosen: Sequence[Layout], order: Callable[[Tensor, Layout], Tensor], progress: Progress
+) -> dict[str, Tensor]:
+    """The order of every layer's columns, by layer."""
+    orders: dict[str, Tensor] = {}
+    done, total = 0, sum(x.columns for x in chosen)
+    for x in chosen:
+        progress(f"order the columns of {x.layer}", done / total)
+        orders[x.layer] = order(program.tensors[f"{x.layer}.weight"].detach(), x)
+        done += x.columns
+    return orders
 
 
 def packed(order: Tensor) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,15 +16,19 @@ from graphcomp.factors import (
     Kind,
     Plane,
     break_even,
+    can_be,
+    candidates,
     energies,
     full_ranks,
     layer_macs,
     params_after,
+    planes,
     rank_text,
     ranks,
     unfold,
 )
 from graphcomp.ir import Program
+from graphcomp.records import LeftAlone
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,8 +138,36 @@ class SplitLayer:
         }
 
 
+Responses = tuple[dict[str, NDArray[np.float64]], dict[str, str]]
+"""What `response_energies` finds."""
+
 Energies = Mapping[SplitLayer, float]
 """What share of its energy every layer that is factored keeps at least."""
+
+
+def split_layers(
+    program: Program,
+    kind: Kind,
+    multiple: int,
+    not_asked: Callable[[str], str | None],
+    responses: Responses | None,
+) -> tuple[list[SplitLayer], list[LeftAlone]]:
+    """The layers that can be factored, and why the others cannot: `not_asked` says it of those left out."""
+    found = candidates(program)
+    layers, kept, at = [], [], planes(program, (name for name, why in found.items() if why is None))
+    for name, obstacle in found.items():
+        reason = not_asked(name) or obstacle
+        if reason is None and responses is not None:
+            reason = responses[1].get(name)
+        if reason is None:
+            energies = None if responses is None else responses[0][name]
+            layer = SplitLayer(program, name, kind, multiple, at[name], energies)
+            reason = None if can_be(layer.shape, layer.kind) else f"{kind} needs a 2-d kernel"
+        if reason is None:
+            layers.append(layer)
+        else:
+            kept.append(LeftAlone(where=name, reason=reason))
+    return layers, kept
 
 
 def shares_of(energies: Preserved) -> Preserved:

@@ -20,8 +20,6 @@ have no kernel to split, so all kinds are svd there.
 import math
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
@@ -41,16 +39,13 @@ from graphcomp.bases import (
     require_matches,
 )
 from graphcomp.budget import REVERT_FACTORS, LayerClock, Revert, layer_left_alone, paying_factors
-from graphcomp.factors import Kind, can_be, candidates, planes
+from graphcomp.factors import Kind, candidates
 from graphcomp.ir import Program
-from graphcomp.passes.low_rank.layer import Energies, SplitLayer
+from graphcomp.passes.low_rank.layer import Energies, Responses, SplitLayer, split_layers
 from graphcomp.passes.low_rank.responses import response_energies
 from graphcomp.passes.low_rank.targets import chosen, chosen_by, meet, meet_latency, reached
 from graphcomp.pipeline import Concern, Context, Outlook, require_data
 from graphcomp.records import LeftAlone, Plan
-
-Responses = tuple[dict[str, NDArray[np.float64]], dict[str, str]] | None
-"""What `response_energies` finds; None where weights decide."""
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -70,10 +65,7 @@ class LowRank(Factoring):
         Annotated[float, Field(gt=0, le=1)] | None,
         Field(description="share of the squared singular values that every layer keeps at least"),
     ] = None
-    target: Annotated[
-        TargetOption | None,
-        Field(description=TARGET),
-    ] = None
+    target: Annotated[TargetOption | None, Field(description=TARGET)] = None
     allocation: Annotated[
         Asked,
         Field(
@@ -116,16 +108,17 @@ class LowRank(Factoring):
 
     def plan(self, program: Program, context: Context) -> Plan:
         """Choose ranks; PassError if the target cannot be met. Collective."""
-        responses: Responses = None
+        responses: Responses | None = None
         if self.fit == "responses":
             asked = [n for n, why in candidates(program).items() if not why and not self._not_asked(n)]
             responses = response_energies(program, asked, context, self.name)
         # The rest needs no data, so the others would only do it again.
         return distributed.on_first(lambda: self._plan(program, context, responses))
 
-    def _plan(self, program: Program, context: Context, responses: "Responses") -> Plan:
+    def _plan(self, program: Program, context: Context, responses: Responses | None) -> Plan:
         multiple = self.multiple or context.target.multiple
-        layers, kept = self._layers(program, multiple, responses)
+        require_matches((*self.include, *self.exclude), candidates(program))
+        layers, kept = split_layers(program, self.kind, multiple, self._not_asked, responses)
         clock: LayerClock | None = None
         timed: dict[str, Any] = {}
         energies: Energies | None = None
@@ -145,10 +138,11 @@ class LowRank(Factoring):
         kept += left
         revert = self.revert if clock is None else "never"  # by times already
         paid = paying_factors(program, list(made.values()), revert, context.clock)
-        for layer, factor in made.items():
-            if layer.name in paid.slower:
-                reason = layer_left_alone(factor, None, paid.slower[layer.name], layer.shape[1])
-                kept.append(LeftAlone(where=layer.name, reason=reason))
+        kept += [
+            LeftAlone(where=x.name, reason=layer_left_alone(f, None, paid.slower[x.name], x.shape[1]))
+            for x, f in made.items()
+            if x.name in paid.slower
+        ]
         made = {layer: factor for layer, factor in made.items() if layer.name in paid.choice}
         left_over = reached(program, self.target, made) if paid.slower else {}
         return Plan(
@@ -160,9 +154,7 @@ class LowRank(Factoring):
             + missed(**left_over.get("target", {})),
             evidence={
                 "multiple": multiple,
-                "energy": None
-                if energies is None or self._is_greedy
-                else next(iter(energies.values()), None),
+                "energy": None if self._is_greedy else next(iter((energies or {}).values()), None),
                 "layers": [layer.evidence(factor) for layer, factor in made.items()],
                 **timed,
                 **left_over,
@@ -172,27 +164,6 @@ class LowRank(Factoring):
 
     def _not_asked(self, layer: str) -> str | None:
         return not_asked([layer], self.include, self.exclude)
-
-    def _layers(
-        self, program: Program, multiple: int, responses: "Responses" = None
-    ) -> tuple[list[SplitLayer], list[LeftAlone]]:
-        """The layers that can be factored, and why the others cannot."""
-        found = candidates(program)
-        require_matches((*self.include, *self.exclude), found)
-        layers, kept, at = [], [], planes(program, (name for name, why in found.items() if why is None))
-        for name, obstacle in found.items():
-            reason = self._not_asked(name) or obstacle
-            if reason is None and responses is not None:
-                reason = responses[1].get(name)
-            if reason is None:
-                energies = None if responses is None else responses[0][name]
-                layer = SplitLayer(program, name, self.kind, multiple, at[name], energies)
-                reason = None if can_be(layer.shape, layer.kind) else f"{self.kind} needs a 2-d kernel"
-            if reason is None:
-                layers.append(layer)
-            else:
-                kept.append(LeftAlone(where=name, reason=reason))
-        return layers, kept
 
     @property
     def _is_greedy(self) -> bool:

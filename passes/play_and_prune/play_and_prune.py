@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from graphcomp.bases import OPTIONS, Globs, options_of, why_shared
+from graphcomp.bases import OPTIONS, Globs, Learning, options_of, why_shared
 from graphcomp.channels import analyse
 from graphcomp.errors import PassError
 from graphcomp.ir import Program
@@ -35,7 +35,7 @@ from graphcomp.records import LeftAlone, Plan
 
 
 @dataclass(frozen=True, config=OPTIONS)
-class PlayAndPrune:
+class PlayAndPrune(Learning):
     """Train and remove filters epoch by epoch, as fast as the accuracy allows (Singh et al. 2019)."""
 
     name: ClassVar[str] = "play-and-prune"
@@ -95,10 +95,6 @@ class PlayAndPrune:
         require_trained(self.name, outlook, "accuracy decides what goes")
         self._epoch(0.0, 0).require(outlook)
 
-    def foresee(self, outlook: Outlook) -> Outlook:
-        """The same layers, narrower."""
-        return outlook
-
     def plan(self, program: Program, context: Context) -> Plan:
         """Check that the network can be trained, and search the first thresholds (3.4).
 
@@ -126,13 +122,7 @@ class PlayAndPrune:
             evidence={"thresholds": thresholds},
         )
 
-    def simulate(self, program: Program, plan: Plan) -> Program:
-        """Refuse: a plan is not enough to train."""
-        raise PassError(
-            f"{self.name}: found a plan without data, expected data to learn from; run the pass in a pipeline"
-        )
-
-    rewrite = simulate
+    rewrite = Learning.simulate
 
     # -------------------------------------------------------------- the game
 

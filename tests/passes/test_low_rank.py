@@ -18,6 +18,7 @@ from graphcomp.ir.tracing import trace
 from graphcomp.measure.cost import macs, params_trainable
 from graphcomp.models import MODELS
 from graphcomp.passes import LowRank
+from graphcomp.passes.low_rank.layer import split_layers
 from graphcomp.pipeline import Pipeline
 from graphcomp.pipeline.verify import TOLERANCE, difference
 from graphcomp.records import Plan
@@ -180,7 +181,7 @@ def test_a_target_is_met_by_the_largest_energy(
     result = pass_.rewrite(pass_.simulate(program, plan), plan)
     assert counted(result, counter) <= goal
     assert made(plan) == made(LowRank(energy=energy, kind=kind, multiple=multiple).plan(program, context()))
-    layers = pass_._layers(program, multiple)[0]
+    layers = split_layers(program, kind, multiple, lambda name: None, None)[0]
     rungs = np.unique(np.concatenate([p for layer in layers for p in layer.preserved]))
     for more in rungs[rungs > energy][[0, len(rungs[rungs > energy]) // 2, -1]]:
         other = LowRank(energy=min(float(more), 1.0), kind=kind, multiple=multiple)
@@ -213,7 +214,7 @@ def test_greedy_meets_a_target_and_only_just(kind: Kind, counter: str, multiple:
     plan = pass_.plan(program, context())
     result = pass_.rewrite(pass_.simulate(program, plan), plan)
     assert counted(result, counter) <= 0.7 * counted(program, counter)
-    layers = {layer.name: layer for layer in pass_._layers(program, multiple)[0]}
+    layers = {x.name: x for x in split_layers(program, kind, multiple, lambda name: None, None)[0]}
     factors = {f["layer"]: Factor.model_validate(f) for f in plan.decisions["factors"]}
     saved = sum(layers[name].saving(f, counter) for name, f in factors.items())
     needed = 0.3 * counted(program, counter)
@@ -231,7 +232,7 @@ def test_the_graph_is_scanned_once_a_plan(monkeypatch: pytest.MonkeyPatch) -> No
         scans.append(1)
         return planes(program, layers)
 
-    for module in ("graphcomp.passes.low_rank.low_rank", "graphcomp.factors.layers"):
+    for module in ("graphcomp.passes.low_rank.layer", "graphcomp.factors.layers"):
         monkeypatch.setattr(f"{module}.planes", counting)
     LowRank(target={"macs": 0.7}, multiple=1, allocation="greedy").plan(tiny_program(), context())
     assert len(scans) == 1

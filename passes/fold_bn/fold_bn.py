@@ -7,24 +7,23 @@ Exact in eval mode. Folded networks can be fine-tuned, but no longer have batch 
 mean to train.
 """
 
-import operator
 from dataclasses import replace
 from typing import Annotated, ClassVar, cast
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from graphcomp.bases import OPTIONS, Globs, matches, options_of
+from graphcomp.channels import batch_norm_affine
 from graphcomp.errors import PassError
 from graphcomp.ir import PASS_KEY, Program, editable
+from graphcomp.passes.fold_bn.obstacles import BatchNorm, obstacle, written_out
 from graphcomp.pipeline import Concern, Context, Outlook
 from graphcomp.records import LeftAlone, Plan
 
-BatchNorm = nn.modules.batchnorm._BatchNorm
 AS_ARITHMETIC = "it is written as arithmetic or a function, not as a layer"
-Foldable = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -69,12 +68,12 @@ class FoldBN:
         kept: list[LeftAlone] = []
         for node in program.graph.nodes:
             if node.op == "call_module" and isinstance(program.layer(node.target), BatchNorm):
-                reason = "excluded" if matches([node.target], self.exclude) else _obstacle(program, node)
+                reason = "excluded" if matches([node.target], self.exclude) else obstacle(program, node)
                 if reason:
                     kept.append(LeftAlone(where=node.target, reason=reason))
                 else:
                     pairs[node.target] = cast(str, node.all_input_nodes[0].target)
-        kept += [LeftAlone(where=name, reason=AS_ARITHMETIC) for name in _written_out(program)]
+        kept += [LeftAlone(where=name, reason=AS_ARITHMETIC) for name in written_out(program)]
         return pairs, kept
 
     def simulate(self, program: Program, plan: Plan) -> Program:
@@ -101,74 +100,23 @@ class FoldBN:
         return replace(program, module=module)
 
 
-def _written_out(program: Program) -> list[str]:
-    """Normalisations that are no layers: what holds their statistics, or the product with a computed scale.
-
-    Some compute scale and shift from buffers alone, so that only these are in the graph.
-    """
-    read = [n for n in program.graph.nodes if n.op == "get_attr"]
-    held = [str(n.target).rpartition(".")[0] for n in read if str(n.target).endswith(".running_var")]
-    scales = [n for n in read if str(n.target).startswith("_tensor_constant")]
-    products = [user for n in scales for user in n.users if user.target is operator.mul]
-    shifted = [p.name for p in products if any(_shifts(user, scales) for user in p.users)]
-    return list(dict.fromkeys([*held, *shifted]))
-
-
-def _shifts(node: fx.Node, constants: list[fx.Node]) -> bool:
-    return node.target is operator.add and any(c in node.all_input_nodes for c in constants)
-
-
-def _obstacle(program: Program, node: fx.Node) -> str | None:
-    """Why a normalisation cannot be folded."""
-    norm = cast(BatchNorm, program.layer(cast(str, node.target)))
-    source = node.all_input_nodes[0]
-    if norm.running_mean is None:
-        return "it has no running statistics"
-    if source.op != "call_module":
-        return "no layer in front of it"
-    layer = program.layer(cast(str, source.target))
-    if not isinstance(layer, Foldable):
-        return f"{type(layer).__name__} in front of it, not a convolution or linear layer"
-    if isinstance(layer, nn.Linear) and len(program.shape(source) or ()) != 2:
-        return "its channels are not the linear layer's outputs"
-    if any(m._forward_hooks or m._forward_pre_hooks for m in (layer, norm)):
-        return "one of the two has forward hooks"
-    if len(source.users) > 1:
-        return f"{source.target} feeds other nodes too"
-    calls = [n.target for n in program.graph.nodes if n.op == "call_module"]
-    if calls.count(source.target) > 1 or calls.count(node.target) > 1:
-        return "one of the two is called more than once"
-    if _is_shared(program, layer, cast(str, source.target)):
-        return f"the weights of {source.target} are used elsewhere too"
-    return None
-
-
 def _check(program: Program, pairs: dict[str, str]) -> None:
     """PassError if the pairs are not this program's, as those of a plan that was made for another one."""
     called = program.called_modules()
     norms = {n.target: n for n in program.graph.nodes if isinstance(called.get(str(n.target)), BatchNorm)}
     for norm, layer in pairs.items():
         node = norms.get(norm)
-        if node is None or node.all_input_nodes[0].target != layer or _obstacle(program, node):
+        if node is None or node.all_input_nodes[0].target != layer or obstacle(program, node):
             raise PassError(
                 f"{norm}: found no normalisation to fold into {layer}, expected a plan made for this program"
             )
 
 
-def _is_shared(program: Program, layer: nn.Module, name: str) -> bool:
-    """Whether another layer is tied to the weights, or a node reads them by themselves."""
-    own = {id(p) for p in layer.parameters()}
-    names = [n for n, t in program.tensors.items() if id(t) in own]
-    read = {n.target for n in program.graph.nodes if n.op == "get_attr"}
-    return any(not n.startswith(f"{name}.") or n in read for n in names)
-
-
 @torch.no_grad()
 def _fold(layer: nn.Conv2d, norm: BatchNorm) -> None:
     mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    gamma = norm.weight if norm.weight is not None else torch.ones_like(mean)
+    scale, _ = cast(tuple[Tensor, Tensor], batch_norm_affine(norm.weight, norm.bias, mean, var, norm.eps))
     beta = norm.bias if norm.bias is not None else torch.zeros_like(mean)
-    scale = gamma / torch.sqrt(var + norm.eps)
     bias = layer.bias if layer.bias is not None else torch.zeros_like(mean)
     trainable = layer.weight.requires_grad
     layer.weight.copy_(_scaled(layer, scale))
