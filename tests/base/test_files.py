@@ -184,6 +184,7 @@ def forked(work: Callable[[], None]) -> Iterator[int]:
         os.waitpid(child, 0)
 
 
+@pytest.mark.slow
 @every_way
 @pytest.mark.usefixtures("_quick_disk")
 def test_killed_at_any_moment_leaves_the_old_or_the_new(replace: Replace, tmp_path: Path) -> None:
@@ -302,6 +303,7 @@ def test_a_dead_holder_does_not_block(tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.slow
 def test_only_one_of_many_at_a_time(tmp_path: Path) -> None:
     """Each that gets in writes and reads back; the lock's file comes and goes meanwhile."""
     inside, overlaps, entered = [0], [0], [0]

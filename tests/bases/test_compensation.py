@@ -200,6 +200,7 @@ def test_the_pass(options: dict[str, Any], fold: bool) -> None:
     assert all(x > 0 for x in measured) if "target" in options else measured and set(measured) == {None}
 
 
+@pytest.mark.slow
 def test_refitted_it_is_closer_than_by_norms() -> None:
     program, data = tiny_program(), many(300, *SHAPE[1:])
     distance = {}

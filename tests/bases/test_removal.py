@@ -179,6 +179,7 @@ def test_including_one_of_coupled_layers_takes_them_all() -> None:
     assert reasons(plan)["inner"] == "not included"
 
 
+@pytest.mark.slow
 def test_every_group_is_accounted_for() -> None:
     """Removed, or kept because …: never silence."""
     for name in ("glu-module", "grouped-resnext", "two-outputs", "softmax-channels", "attention-heads"):
@@ -383,6 +384,7 @@ class Dense(nn.Module):
         return self.head(torch.cat(found, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allocation", ["auto", "greedy"])
 def test_whole_layers_go_for_a_target(allocation: Any, tmp_path: Path) -> None:
     """Planned, replayed, verified, saved, loaded and exported like any other removal."""

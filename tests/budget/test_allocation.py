@@ -64,6 +64,7 @@ def test_fewest_is_the_definition(held: list[float], share: float) -> None:
     assert fewest(np.array(held), share) == expected
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 99), max_size=20).map(sorted), st.integers(-1, 100))
 def test_largest_is_the_definition(rungs: list[int], goal: int) -> None:
     expected = max((i for i, r in enumerate(rungs) if r <= goal), default=None)

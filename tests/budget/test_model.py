@@ -241,6 +241,7 @@ def test_prediction_is_exact_on_a_staircase() -> None:
     assert model.predict(tiny_program()) > expected
 
 
+@pytest.mark.slow
 def test_kept_on_disk() -> None:
     """Another model of the same machine measures nothing; one of other threads or timers' caches does."""
     machine = Machine()
@@ -275,6 +276,7 @@ def test_measured_once() -> None:
     assert model.predict(tiny_program()) == first and machine.asked == asked
 
 
+@pytest.mark.slow
 def test_a_run_measures_once_without_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models of one run share what they measured; those of another run do not."""
     monkeypatch.setenv(VARIABLE, "")

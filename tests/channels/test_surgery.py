@@ -436,6 +436,7 @@ def analysed(name: str, join: JoinPolicy) -> Channels:
     return ANALYSED[name, join]
 
 
+@pytest.mark.slow
 @given(st.sampled_from(LEGAL), st.sampled_from(JOINS), st.integers(0, 2**32 - 1), st.floats(0, 1))
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_legalise(name: str, join: JoinPolicy, seed: int, share: float) -> None:

@@ -92,6 +92,7 @@ def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------------- commands that work
 
 
+@pytest.mark.slow
 def test_compile(cli: Cli, tmp_path: Path) -> None:
     """Everything from a recipe file, with what the command line says on top."""
     rng = np.random.default_rng(0)
@@ -229,6 +230,7 @@ def test_bench(cli: Cli, compiled: Path) -> None:
     assert bench.batches[0].theoretical == pytest.approx(report.baseline.macs / report.final.macs)
 
 
+@pytest.mark.slow
 def test_explain(cli: Cli, compiled: Path) -> None:
     files = [compiled / "baseline.onnx", compiled / "model.onnx"]
     outputs = ["--json", "e/explained.json", "--svg", "e/waterfall.svg"]
@@ -507,6 +509,7 @@ def test_bad_options(option: str, value: str, expected: str, cli: Cli) -> None:
     assert not Path("o").exists() or list(Path("o").iterdir()) == []  # at most an empty directory
 
 
+@pytest.mark.slow
 def test_empty_layer(cli: Cli) -> None:
     """What would leave nothing is refused, what would remove nothing says so; the pass before is kept."""
     message = failing(cli, "compile", *TINY, "--passes", "fold-bn, l1{target=macs:0.01}", "-o", "o")

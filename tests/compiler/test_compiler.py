@@ -163,6 +163,7 @@ def test_writes_these_files_and_no_others(finished: Any) -> None:
     assert files(finished[0]) == FILES
 
 
+@pytest.mark.slow
 def test_report(finished: Any, job: Job, data: str) -> None:
     out, report, _ = finished
     assert read_report(out / "report.json") == report

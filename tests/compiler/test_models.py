@@ -35,6 +35,7 @@ def test_torchvision(name, shape, parameters):
     assert sum(p.numel() for p in loaded.module.parameters()) == parameters
 
 
+@pytest.mark.slow
 def test_segmentation_downloads_nothing_and_has_no_auxiliary_head(monkeypatch):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)
     module = load_model("torchvision:fcn_resnet50").module

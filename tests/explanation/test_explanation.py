@@ -257,6 +257,7 @@ def test_a_recorded_factorisation(tmp_path: Path) -> None:
 # here and now
 
 
+@pytest.mark.slow
 def test_a_gap_that_is_measured_now(tmp_path: Path) -> None:
     files = base(tmp_path / "a.onnx"), pruned(tmp_path / "b.onnx")
     told: list[float] = []

@@ -59,6 +59,7 @@ def test_a_network_without_gathers() -> None:
     assert find_gathers(rewrite(simulate(program, factors), factors, "cc")) == []
 
 
+@pytest.mark.slow
 def test_gathers_that_are_measured_now(tmp_path: Path) -> None:
     """From programs to files to traces: the node's name leads from one to the other."""
     files = tmp_path / "base.onnx", tmp_path / "new.onnx"

@@ -137,6 +137,7 @@ def test_recorded_traces_hold_every_operator_of_their_graph() -> None:
         assert 0 < sum(o.ms for o in found.operators) < found.run_ms
 
 
+@pytest.mark.slow
 def test_two_files_traced_by_turns(tmp_path: Path) -> None:
     files = onnxfile.read(base(tmp_path / "a.onnx")), onnxfile.read(pruned(tmp_path / "b.onnx"))
     told: list[float] = []

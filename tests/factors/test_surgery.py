@@ -200,6 +200,7 @@ def seen(program: Program, factors: Sequence[Factor], result: Program) -> Counte
     return Counter(found)
 
 
+@pytest.mark.slow
 def test_trap_nets() -> None:
     total: Counter[str] = Counter()
     for name, built in TRAPS.items():
@@ -213,6 +214,7 @@ def test_trap_nets() -> None:
     assert all(total[k] >= 20 for k in ("gathers", "narrower", *KINDS)), total
 
 
+@pytest.mark.slow
 def test_random_networks() -> None:
     """T0.7: nothing depends on a known architecture."""
     total: Counter[str] = Counter()
@@ -597,6 +599,7 @@ def test_t1_15_reload_in_a_fresh_process(tmp_path: Path) -> None:
     assert digest(graphcomp.load(tmp_path / "program")) == digest(result)
 
 
+@pytest.mark.slow
 def test_onnx_nodes_are_attributed(tmp_path: Path) -> None:
     factors = [Factor(layer="inner", keep=EVEN, rank=3), Factor(layer="fc", rank=2)]
     program = tiny_program()

@@ -121,6 +121,7 @@ def legal(text: str) -> str:
     return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", "\N{REPLACEMENT CHARACTER}", lines)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.one_of(st.sampled_from(HOSTILE), st.text(st.characters(codec=None), max_size=20)))
 def test_names_of_an_attacker_stay_names(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:

@@ -115,6 +115,7 @@ def test_bundled_weights_are_small_and_say_what_they_are():
     assert {"top1", "seed", "epochs", "torch", "numpy", "scikit-learn"} <= set(metadata)
 
 
+@pytest.mark.slow
 def test_bundled_weights_reach_the_accuracy_they_claim():
     spec = MODELS["resnet20-digits"]
     assert spec.weights is not None and spec.data is not None

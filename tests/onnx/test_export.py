@@ -206,6 +206,7 @@ def test_record_describes_the_file(exported: Callable[[str], Exported], name: st
     assert all(0 <= error < 1e-5 for error in file.record.parity.values())
 
 
+@pytest.mark.slow
 def test_names_and_open_batch(exported: Callable[[str], Exported]) -> None:
     def shapes(values: Any) -> dict[str, list[str | int]]:
         dims = {v.name: v.type.tensor_type.shape.dim for v in values}
