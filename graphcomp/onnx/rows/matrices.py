@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from graphcomp.onnx.rows.convolutions import fill, shared
 from graphcomp.onnx.rows.node import Node
 from graphcomp.onnx.rows.reading import Reading
 from graphcomp.onnx.rows.registry import reads, writes

@@ -14,9 +14,17 @@ _ODD = re.compile(r"[^A-Za-z0-9_]+")
 _MOST = 80
 """Characters of one element of a path; longer names keep their end, which tells them apart."""
 
+_MOST_TEXT = 4096
+_DEEPEST = 32
+
 _LAYER = re.compile(r"(?P<path>.+)\.(weight|bias|running_mean|running_var)")
 MODULE_TAG = "graphcomp.module"
+"""What graphcomp writes: the path itself."""
+
 SCOPES_TAG = "pkg.torch.onnx.name_scopes"
+"""What torch's exporter writes: the paths of the modules around a node, and the node."""
+
+_QUOTED = re.compile(r"'([^']*)'")
 
 
 class Names:
@@ -37,14 +45,37 @@ class Names:
         return ".".join([*owner[0], leaf])
 
     def path_of(self, node: Node) -> list[str]:
-        """The elements of a layer's path."""
-        return elements(node.name)
+        """The elements of a layer's path: by tags, by scopes, by its weight, by the node's own name."""
+        tag = node.tag(MODULE_TAG)
+        if tag:
+            return elements(tag)
+        scopes = _QUOTED.findall(node.tag(SCOPES_TAG)[:_MOST_TEXT])
+        if len(scopes) > 1 and scopes[-2]:
+            return elements(scopes[-2])
+        found = _LAYER.fullmatch(node.weight_name)
+        if found:
+            return elements(found["path"])
+        return elements(_scope(node.name) or f"{node.operator}")
+
+
+def _scope(name: str) -> str:
+    """`layer1.0.conv` of `/layer1/layer1.0/conv/Conv`: the scope that an exporter wrote into a node's name."""
+    parts = [p for p in name.split("/") if p and p != "StatefulPartitionedCall"]
+    if len(parts) < 2:
+        return name
+    path: list[str] = []
+    for part in parts[:-1]:
+        if path and part.startswith(f"{path[-1]}."):
+            path[-1] = part
+        else:
+            path.append(part)
+    return ".".join(path)
 
 
 def elements(name: str) -> list[str]:
     """A name of a file as elements of a path."""
-    parts = [_ODD.sub("_", part).strip("_")[-_MOST:] for part in re.split(r"[./]", name)]
-    return [p for p in parts if p] or ["unnamed"]
+    parts = [_ODD.sub("_", part).strip("_")[-_MOST:] for part in re.split(r"[./]", name[-_MOST_TEXT:])]
+    return [p for p in parts if p][-_DEEPEST:] or ["unnamed"]
 
 
 def _put(root: nn.Module, path: list[str], module: nn.Module) -> str:

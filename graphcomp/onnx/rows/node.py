@@ -67,6 +67,32 @@ class Node:
             )
         return value
 
+    def constant(self, index: int, what: str) -> Known | None:
+        """A known input that does not depend on the sizes of the network's inputs."""
+        value = self.known(index, what)
+        if value is not None and not value.is_constant:
+            raise self.refusal(
+                f"{what} that follows from the size of an input", "a constant one", "give --input-shape"
+            )
+        return value
+
+    def listed(self, name: str, index: int) -> tuple[int, ...] | None:
+        """Whole numbers that are an attribute in old operator sets and an input in new ones; None: left out."""
+        if self.has(name):
+            return self.integers(name)
+        value = self.constant(index, name)
+        return None if value is None else tuple(int(n) for n in value.array.reshape(-1))
+
+    def axis(self, name: str, default: int, rank: int) -> int:
+        """An attribute that counts axes, as a number that is not negative."""
+        return self.along(self.integer(name, default), rank)
+
+    def along(self, axis: int, rank: int) -> int:
+        """An axis counted from the front; refuses those that are not there."""
+        if not -rank <= axis < max(rank, 1):
+            raise self.refusal(f"axis {axis} of {rank}", "one that is there", "the file is not valid ONNX")
+        return axis % rank if rank else 0
+
     def all_inputs(self) -> list[Value]:
         """Every input, all of which must be there."""
         return [self.input(i) for i in range(self.count)]
@@ -126,6 +152,17 @@ class Node:
     def ignore(self, *names: str) -> None:
         """Attributes that do not change what the node computes here."""
         self._asked.update(names)
+
+    # ---- names
+
+    @property
+    def weight_name(self) -> str:
+        """The name of the first initialiser among its inputs, "" without any."""
+        return next((v.name for v in self._inputs if isinstance(v, Known) and v.name), "")
+
+    def tag(self, key: str) -> str:
+        """What its metadata say under a key."""
+        return next((p.value for p in self.proto.metadata_props if p.key == key), "")
 
     # ---- refusing
 

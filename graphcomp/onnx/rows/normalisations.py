@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from graphcomp.onnx.rows.convolutions import fill
 from graphcomp.onnx.rows.node import Node
 from graphcomp.onnx.rows.reading import Reading, as_tensor
 from graphcomp.onnx.rows.registry import reads, writes

@@ -1,5 +1,6 @@
 """The program that a file becomes, while it is read: what read rows add their nodes to."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from graphcomp.errors import GraphcompError, LoadError, first_line
 from graphcomp.ir import PASS_KEY, with_tensors
 from graphcomp.onnx.rows.naming import Names
 from graphcomp.onnx.rows.node import Node
-from graphcomp.onnx.rows.values import Array, Made, Value, map_made
+from graphcomp.onnx.rows.values import Array, Known, Made, Value, map_made
 
 
 class Reading:
@@ -24,16 +25,21 @@ class Reading:
         root: holds the modules and tensors.
         graph: of the program.
         batches: the batch size of every case.
+        freed: the one batch size that the file was written for, where it is read for others all the same;
+            None where it leaves the batch open, or is read for one only.
+        inputs: of the network.
     """
 
-    def __init__(self, batches: Sequence[int], names: Names | None = None) -> None:
+    def __init__(self, batches: Sequence[int], freed: int | None = None) -> None:
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.batches = tuple(batches)
-        self.names = Names() if names is None else names
+        self.freed = freed
         self.inputs: list[Made] = []
+        self._names = Names()
         self._layers: dict[tuple[Any, ...], str] = {}
         self._meta: dict[str, nn.Module] = {}
+        self._held: dict[str, Made] = {}
 
     # ---- nodes
 
@@ -62,34 +68,123 @@ class Reading:
             node: that the module comes from, and is named after.
             module: new, in eval mode from now on.
             args: its inputs.
-            key: where two nodes have equal ones they are calls of one layer (see `shared`).
+            key: where two nodes have equal ones they are calls of one layer (see `layers.shared`).
         """
         path = None if key is None else self._layers.get(key)
         if path is None:
-            path = self.names.place(self.root, node, module)
+            path = self._names.place(self.root, node, module)
             self._meta[path] = with_tensors(module.eval(), _on_meta)
             if key is not None:
                 self._layers[key] = path
         made = self.graph.call_module(path, *self._nodes(args, {}))
         return self._add(made, self._meta[path], args, {})
 
+    def parts(self, value: Made) -> tuple[Made, ...]:
+        """The items of a node that yields several tensors, each as a node of its own."""
+        return tuple(self.call(operator.getitem, value, i) for i in range(len(value.values[0])))
+
+    # ---- constants
+
     def tensor(self, value: Value, what: str = "constant") -> Made:
         """A value as a node: known numbers become a tensor that the program holds.
 
         Floating point initialisers become parameters; numbers that were computed, or stand in a node, are
-        buffers: they are not weights that somebody trained.
+        buffers: they are not weights that somebody trained. What is the same for every sample is held once
+        and expanded to the batch. Infinite numbers (masks) are written into a finite tensor: a program holds
+        finite ones only.
         """
         if isinstance(value, Made):
             return value
         if not value.is_constant:
-            raise LoadError.at(what, "numbers that depend on a size of an input", "others", "not yet")
-        tensor = as_tensor(value.array)
-        trained = bool(value.name) and tensor.is_floating_point() and tensor.ndim > 0
-        held: Tensor = nn.Parameter(tensor) if trained else tensor
-        path = self.names.place_tensor(self.root, value.name or what, held)
-        node = self.graph.get_attr(path)
+            return self._expanded(value, what)
+        if value.name and value.name in self._held:
+            return self._held[value.name]
+        held = as_tensor(value.array)
+        infinite = {n: held == n for n in (float("inf"), float("-inf")) if bool((held == n).any())}
+        for mask in infinite.values():
+            held = held.masked_fill(mask, 0)
+        trained = bool(value.name) and held.is_floating_point() and held.ndim > 0 and not infinite
+        made = self._hold(value.name or what, nn.Parameter(held) if trained else held)
+        for number, mask in infinite.items():
+            made = self.call(torch.where, self._hold("mask", mask), number, made)
+        if value.name:
+            self._held[value.name] = made
+        return made
+
+    def operand(self, value: Value, beside: Made) -> Any:
+        """A value for arithmetic with `beside`: single numbers as literals, others as nodes."""
+        if isinstance(value, Known) and value.is_constant and value.array.size == 1:
+            kind, array = value.array.dtype.kind, value.array
+            if array.ndim <= beside.rank and kind in "fiub" or value.array.dtype.name == "bfloat16":
+                return array.reshape(()).astype(np.float32 if kind not in "iub" else array.dtype).item()
+        return self.tensor(value)
+
+    def _hold(self, name: str, tensor: Tensor) -> Made:
+        node = self.graph.get_attr(self._names.place_tensor(self.root, name, tensor))
         node.meta[PASS_KEY] = "trace"
         return Made(node, (_on_meta(tensor),) * len(self.batches))
+
+    def _expanded(self, value: Known, what: str) -> Made:
+        shapes = value.shapes
+        open_ = [d for d in range(len(shapes[0])) if len({s[d] for s in shapes}) > 1]
+        thin = [v[tuple(slice(0, 1) if d in open_ else slice(None) for d in range(v.ndim))] for v in value.values]
+        same = all(np.array_equal(t, thin[0]) for t in thin) and all(
+            (v == t).all() for v, t in zip(value.values, thin, strict=True)
+        )
+        if not open_ or not same:
+            raise LoadError.at(
+                what,
+                "numbers that differ from sample to sample, or follow from the size of an input",
+                "numbers that are known when the file is read",
+                "give --input-shape, or export the network for one size",
+            )
+        sizes = [self.size([s[d] for s in shapes]) if d in open_ else -1 for d in range(len(shapes[0]))]
+        return self.method("expand", self.tensor(Known((thin[0],)), what), *sizes)
+
+    # ---- sizes
+
+    def size(self, values: Sequence[int], near: Sequence[Made] = ()) -> Any:
+        """A whole number that may depend on the sizes of inputs: a literal, or a node that computes it.
+
+        Args:
+            values: the number in every case.
+            near: values whose sizes are looked at before those of the inputs.
+
+        Raises:
+            LoadError: if it is no size of these, nor a multiple, a fraction or a shifted one.
+        """
+        if len(set(values)) == 1:
+            return int(values[0])
+        sizes = {
+            tuple(s[d] for s in made.shapes): (made, d)
+            for made in reversed([*near, *self.inputs])
+            for d in reversed(range(made.rank))
+            if len({s[d] for s in made.shapes}) > 1
+        }
+        wanted = tuple(map(int, values))
+        if wanted in sizes:
+            return self._size_of(*sizes[wanted])
+        for known, place in sizes.items():
+            pairs = list(zip(wanted, known, strict=True))
+            if (factor := _common(pairs, lambda a, b: a // b if a % b == 0 else None)) is not None:
+                return self.call(operator.mul, self._size_of(*place), factor)
+            if (divisor := _common(pairs, lambda a, b: b // a if a and b % a == 0 else None)) is not None:
+                return self.call(operator.floordiv, self._size_of(*place), divisor)
+            if (shift := _common(pairs, operator.sub)) is not None:
+                return self.call(operator.add, self._size_of(*place), shift)
+        raise LoadError.at(
+            "size",
+            f"{wanted} for inputs of {[m.shapes for m in self.inputs]}",
+            "a size of an input, or a multiple, a fraction or a shifted one",
+            "give --input-shape, or export the network for one size",
+        )
+
+    def sizes(self, values: Sequence[Sequence[int]], near: Sequence[Made] = ()) -> list[Any]:
+        """Several such numbers, given in every case."""
+        return [self.size(column, near) for column in zip(*values, strict=True)]
+
+    def _size_of(self, made: Made, axis: int) -> Made:
+        return self.method("size", made, axis)
 
     # ---- inside
 
@@ -103,33 +198,47 @@ class Reading:
         self, node: fx.Node, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Made:
         node.meta[PASS_KEY] = "trace"
-        values = []
-        for case in range(len(self.batches)):
+        return Made(node, tuple(self._run(node, run, args, kwargs, case) for case in range(len(self.batches))))
 
-            def here(value: Any, case: int = case) -> Any:
-                return map_made(value, lambda m: m.values[case])
+    def _run(
+        self, node: fx.Node, run: Callable[..., Any], args: Any, kwargs: dict[str, Any], case: int
+    ) -> Any:
+        def here(value: Any) -> Any:
+            return map_made(value, lambda m: m.values[case])
 
-            try:
-                with torch.no_grad():
-                    values.append(run(*here(args), **{k: here(v) for k, v in kwargs.items()}))
-            except GraphcompError:
-                raise
-            # Whatever the operators of torch raise; the reader adds the node of the file.
-            except Exception as error:
-                raise LoadError.at(
-                    node.name,
-                    f"{first_line(error)!r} at batch {self.batches[case]}",
-                    "shapes that torch takes",
-                    "the file is not valid, or bakes in a batch size",
-                ) from error
-        return Made(node, tuple(values))
+        try:
+            with torch.no_grad():
+                return run(*here(args), **{k: here(v) for k, v in kwargs.items()})
+        except GraphcompError:
+            raise
+        # Whatever the operators of torch raise; the reader adds the node of the file.
+        except Exception as error:
+            raise LoadError.at(
+                node.name,
+                f"{first_line(error)!r:.300} at batch {self.batches[case]}",
+                "shapes that torch takes",
+                "the file is not valid, or bakes in a size",
+            ) from error
+
+
+def _common(
+    pairs: Sequence[tuple[int, int]], relation: Callable[[int, int], int | None]
+) -> int | None:
+    """The number that all pairs have in this relation; None if there is none."""
+    found = {relation(a, b) if b else None for a, b in pairs}
+    return found.pop() if len(found) == 1 else None
 
 
 def as_tensor(array: Array) -> Tensor:
     """Numbers of a file as a tensor of its own memory; every floating point type becomes float32."""
     if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
         array = array.astype(np.float32)
-    return torch.from_numpy(np.array(array, order="C", copy=True))
+    try:
+        return torch.from_numpy(np.array(array, order="C", copy=True))
+    except TypeError as error:
+        raise LoadError.at(
+            "constant", f"numbers of type {array.dtype}", "one that torch has", "convert the file"
+        ) from error
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
