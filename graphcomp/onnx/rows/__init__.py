@@ -11,6 +11,7 @@ from graphcomp.onnx.rows import (
     pools,
     recurrent,
     reductions,
+    resizing,
     shapes,
 )
 from graphcomp.onnx.rows.node import Node
@@ -30,6 +31,7 @@ FAMILIES = (
     pools,
     recurrent,
     reductions,
+    resizing,
     shapes,
 )
 """The files that hold the rows."""

@@ -1,19 +1,27 @@
 """Rows of Conv and ConvTranspose."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
-import torch
+import torch.nn.functional as F
 from torch import nn
 
+from graphcomp.onnx.rows.layers import fill, shared
 from graphcomp.onnx.rows.node import Node
-from graphcomp.onnx.rows.reading import Reading, as_tensor
+from graphcomp.onnx.rows.reading import Reading
 from graphcomp.onnx.rows.registry import reads, writes
-from graphcomp.onnx.rows.values import Known, Made
-from graphcomp.onnx.rows.windows import padded, pads_of
+from graphcomp.onnx.rows.values import Known, Made, Value
+from graphcomp.onnx.rows.windows import Window, padded, pads_of, window_of
 from graphcomp.onnx.rows.writing import Call, Writing
 
-_CONVOLUTIONS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_LAYERS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: dict[int, Callable[..., nn.Module]] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
+_FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 # ---- reading
@@ -21,56 +29,112 @@ _CONVOLUTIONS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d
 
 @reads("Conv")
 def read_conv(node: Node, reading: Reading) -> Made:
-    """A layer; pads of two sides that differ stand before it."""
-    x = reading.tensor(node.input(0))
-    weight, bias = node.known(1, "a weight"), node.known(2, "a bias")
-    assert weight is not None
-    array = weight.array
-    rank = array.ndim - 2
-    if rank not in _CONVOLUTIONS or x.rank != rank + 2:
-        raise node.refusal(f"{rank} spatial axes", "1, 2 or 3", "torch has no such convolution")
-    kernel = node.integers("kernel_shape", array.shape[2:])
-    if kernel != array.shape[2:]:
-        raise node.refusal(f"kernel_shape={kernel}", f"{array.shape[2:]}", "the file is not valid ONNX")
-    strides = node.integers("strides", (1,) * rank) or ()
-    dilations = node.integers("dilations", (1,) * rank) or ()
+    """A layer, or a function where the weight is computed; pads that differ stand before it."""
+    x, weight, bias = reading.tensor(node.input(0)), node.input(1), node.optional(2)
+    window, shape = _window(node, x, weight)
     groups = node.integer("group", 1)
-    before, after = pads_of(node, x, kernel, strides, dilations)
-    padding = tuple(before) if before == after else (0,) * rank
+    _check_groups(node, groups, shape[0])
+    before, after = pads_of(node, x, window)
+    padding = tuple(before) if before == after else (0,) * window.rank
     if before != after:
         x = padded(reading, x, before, after, 0.0)
-    with torch.device("meta"):
-        module = _CONVOLUTIONS[rank](
-            array.shape[1] * groups,
-            array.shape[0],
-            kernel,
-            strides,
-            padding,
-            dilations,
-            groups,
-            bias=bias is not None,
+    settings = (window.strides, padding, window.dilations, groups)
+    if not (_is_constant(weight) and _is_constant(bias)):
+        tensors = [None if v is None else reading.tensor(v) for v in (weight, bias)]
+        return reading.call(_FUNCTIONS[window.rank], x, *tensors, *settings)
+    module = _LAYERS[window.rank](
+        shape[1] * groups, shape[0], window.kernel, *settings, bias=bias is not None, device="meta"
+    )
+    return _call(node, reading, "conv", module, x, weight, bias, *settings)
+
+
+@reads("ConvTranspose")
+def read_conv_transpose(node: Node, reading: Reading) -> Made:
+    """A layer; where pads differ the larger result is cut."""
+    x, weight, bias = reading.tensor(node.input(0)), node.input(1), node.optional(2)
+    if not (_is_constant(weight) and _is_constant(bias)):
+        raise node.refusal("a computed weight", "a constant one", "export the network with constant weights")
+    window, shape = _window(node, x, weight)
+    groups = node.integer("group", 1)
+    _check_groups(node, groups, shape[0])
+    extra = node.integers("output_padding", (0,) * window.rank) or ()
+    before, after = _transposed_pads(node, x, window, extra)
+    padding = tuple(before) if before == after else (0,) * window.rank
+    settings = (window.strides, padding, extra, groups)
+    module = _TRANSPOSED[window.rank](
+        shape[0],
+        shape[1] * groups,
+        window.kernel,
+        *settings,
+        bias=bias is not None,
+        dilation=window.dilations,
+        device="meta",
+    )
+    result = _call(node, reading, "conv_transpose", module, x, weight, bias, *settings, window.dilations)
+    if before == after:
+        return result
+    cuts = (slice(b, -a if a else None) for b, a in zip(before, after, strict=True))
+    return reading.call(operator.getitem, result, (slice(None), slice(None), *cuts))
+
+
+def _transposed_pads(
+    node: Node, x: Made, window: Window, extra: tuple[int, ...]
+) -> tuple[list[int], list[int]]:
+    """(before, after) to cut off along every axis."""
+    wanted, auto = node.integers("output_shape"), node.word("auto_pad", "NOTSET")
+    axes = list(zip(window.extents, window.strides, extra, strict=True))
+    if wanted is not None:
+        if len({s[2:] for s in x.shapes}) != 1:
+            raise node.refusal("output_shape for an open size", "a fixed size", "give --input-shape")
+        node.ignore("pads")
+        sizes = zip(x.shape[2:], axes, wanted[-window.rank :], strict=True)
+        total = [s * (n - 1) + e + reach - size for n, (reach, s, e), size in sizes]
+    elif auto in ("SAME_UPPER", "SAME_LOWER"):
+        node.ignore("pads")
+        total = [reach + e - s for reach, s, e in axes]
+    else:
+        return pads_of(node, x, window)
+    if min(total) < 0:
+        raise node.refusal("an output larger than what is computed", "pads of 0 or more", "convert the file")
+    less, more = [n // 2 for n in total], [n - n // 2 for n in total]
+    return (
+        (more, less) if auto == "SAME_LOWER" or wanted is not None and auto != "SAME_UPPER" else (less, more)
+    )
+
+
+def _window(node: Node, x: Made, weight: Value) -> tuple[Window, tuple[int, ...]]:
+    """The window, and the shape of the weight, which must say the same."""
+    shape = weight.array.shape if isinstance(weight, Known) else weight.shape
+    kernel = node.integers("kernel_shape", shape[2:]) or shape[2:]
+    if kernel != shape[2:]:
+        raise node.refusal(f"kernel_shape={kernel}", f"{shape[2:]}", "the file is not valid ONNX")
+    return window_of(node, x, kernel), shape
+
+
+def _check_groups(node: Node, groups: int, channels: int) -> None:
+    if groups < 1 or channels % groups or not channels:
+        raise node.refusal(
+            f"group={groups} for {channels} channels", "groups of equal size", "the file is not valid ONNX"
         )
+
+
+def _is_constant(value: Value | None) -> bool:
+    return value is None or (isinstance(value, Known) and value.is_constant)
+
+
+def _call(
+    node: Node,
+    reading: Reading,
+    kind: str,
+    module: nn.Module,
+    x: Made,
+    weight: Value,
+    bias: Value | None,
+    *settings: Any,
+) -> Made:
+    assert isinstance(weight, Known) and not isinstance(bias, Made)
     fill(module, weight=weight, bias=bias)
-    key = shared("conv", weight, bias, strides, padding, dilations, groups)
-    return reading.layer(node, module, x, key=key)
-
-
-def fill(module: nn.Module, **tensors: Known | None) -> None:
-    """Give a layer its parameters: copies of what the file has."""
-    for name, known in tensors.items():
-        if known is not None:
-            module.register_parameter(name, nn.Parameter(as_tensor(known.array)))
-
-
-def shared(kind: str, weight: Known, bias: Known | None, *settings: Any) -> tuple[Any, ...] | None:
-    """Equal for nodes that call one layer: the same initialisers, and the same settings.
-
-    None where the weight is no initialiser of two or more dimensions: exporters merge equal vectors, which
-    says nothing.
-    """
-    if not weight.name or weight.array.ndim < 2 or (bias is not None and not bias.name):
-        return None
-    return (kind, weight.name, bias.name if bias is not None else "", *settings)
+    return reading.layer(node, module, x, key=shared(kind, weight, bias, *settings))
 
 
 # ---- writing

@@ -1,1 +1,295 @@
-"""Rows that move elements: transpose, concatenate, slice, gather, pad, resize."""
+"""Rows that move elements: transpose, concatenate, slice, gather, pad."""
+
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from graphcomp.onnx.rows.layers import fill
+from graphcomp.onnx.rows.node import Node
+from graphcomp.onnx.rows.reading import Reading
+from graphcomp.onnx.rows.registry import reads
+from graphcomp.onnx.rows.shapes import expanded
+from graphcomp.onnx.rows.strided import strided
+from graphcomp.onnx.rows.values import Array, Known, Made, Value
+
+# ---- reading
+
+
+@reads("Transpose")
+def read_transpose(node: Node, reading: Reading) -> Made:
+    """A permutation of axes."""
+    x = reading.tensor(node.input(0))
+    order = node.integers("perm", tuple(reversed(range(x.rank)))) or ()
+    if sorted(order) != list(range(x.rank)):
+        raise node.refusal(f"perm={order}", f"an order of {x.rank} axes", "the file is not valid ONNX")
+    return x if list(order) == sorted(order) else reading.call(torch.permute, x, order)
+
+
+@reads("Concat")
+def read_concat(node: Node, reading: Reading) -> Made:
+    """Along an axis; constants that stand for one sample are repeated where the batch was baked in."""
+    values = node.all_inputs()
+    made = next((v for v in values if isinstance(v, Made)), None)
+    rank = made.rank if made is not None else len(values[0].shapes[0])
+    axis = node.axis("axis", 1, rank) if node.opset < 4 else node.axis("axis", 0, rank)
+    tensors = [reading.tensor(v) for v in values]
+    if made is not None and reading.freed is not None and axis != 0:
+        tensors = [
+            t if isinstance(v, Made) else _repeated(reading, t, made)
+            for t, v in zip(tensors, values, strict=True)
+        ]
+    return tensors[0] if len(tensors) == 1 else reading.call(torch.cat, tensors, axis)
+
+
+def _repeated(reading: Reading, x: Made, beside: Made) -> Made:
+    """A constant of as many samples as another operand, where it holds one."""
+    if x.rank != beside.rank or x.shape[0] != 1 or len({s[0] for s in beside.shapes}) == 1:
+        return x
+    return expanded(reading, x, [(b[0], *s[1:]) for s, b in zip(x.shapes, beside.shapes, strict=True)])
+
+
+@reads("Slice")
+def read_slice(node: Node, reading: Reading) -> Made:
+    """Python's slices; steps back are a flip before."""
+    x = reading.tensor(node.input(0))
+    if node.has("starts"):
+        every = len(reading.batches)
+        starts, ends, axes = (
+            None if (found := node.integers(name)) is None else [list(found)] * every
+            for name in ("starts", "ends", "axes")
+        )
+        steps = None
+    else:
+        starts, ends, axes, steps = (
+            _cases(node, i, n) for i, n in enumerate(("starts", "ends", "axes", "steps"), start=1)
+        )
+    if starts is None or ends is None:
+        raise node.refusal("no starts or ends", "both", "the file is not valid ONNX")
+    count = len(starts[0])
+    along = axes[0] if axes is not None else list(range(count))
+    lists = [lists for lists in (starts, ends, axes, steps) if lists is not None]
+    if any(len(numbers) != count for lists_ in lists for numbers in lists_) or count > x.rank:
+        raise node.refusal("lists of different lengths", "one number an axis", "the file is not valid ONNX")
+    items: list[Any] = [slice(None)] * x.rank
+    flipped: list[int] = []
+    for i in range(count):
+        axis = node.along(along[i], x.rank)
+        step = 1 if steps is None else steps[0][i]
+        if step == 0:
+            raise node.refusal("a step of 0", "another", "the file is not valid ONNX")
+        sizes = [s[axis] for s in x.shapes]
+        bounds = [_bounds(a[i], b[i], step, n) for a, b, n in zip(starts, ends, sizes, strict=True)]
+        if step < 0:
+            flipped.append(axis)
+            bounds = [(n - 1 - a, n - 1 - b) for (a, b), n in zip(bounds, sizes, strict=True)]
+        items[axis] = _item(reading, x, axis, bounds, abs(step))
+    if flipped:
+        x = reading.call(torch.flip, x, tuple(flipped))
+    while items and items[-1] == slice(None):
+        items.pop()
+    return reading.call(operator.getitem, x, tuple(items)) if items else x
+
+
+def _cases(node: Node, index: int, what: str) -> list[list[int]] | None:
+    """A list of whole numbers in every case."""
+    value = node.known(index, what)
+    return None if value is None else [[int(n) for n in v.reshape(-1)] for v in value.values]
+
+
+def _bounds(start: int, end: int, step: int, size: int) -> tuple[int, int]:
+    """(first, one behind the last) as positions, both within the axis."""
+    first, last, _ = slice(start, end, step).indices(size)
+    return first, max(last, first) if step > 0 else min(last, first)
+
+
+def _item(reading: Reading, x: Made, axis: int, bounds: list[tuple[int, int]], step: int) -> slice:
+    """The slice that has these bounds in every case, counted from the end where the size is open."""
+    sizes = [s[axis] for s in x.shapes]
+
+    def number(values: list[int], at_end: bool) -> Any:
+        if len(set(values)) == 1 and (len(set(sizes)) == 1 or not at_end or values[0] < min(sizes)):
+            return values[0]
+        behind = {v - n for v, n in zip(values, sizes, strict=True)}
+        if behind == {0}:
+            return None if at_end else reading.size(values, [x])
+        return behind.pop() if len(behind) == 1 and max(behind) < 0 else reading.size(values, [x])
+
+    firsts, lasts = [b[0] for b in bounds], [b[1] for b in bounds]
+    if set(firsts) == {0} and lasts == sizes:
+        return slice(None) if step == 1 else slice(None, None, step)
+    return slice(
+        number(firsts, False), None if lasts == sizes else number(lasts, True), None if step == 1 else step
+    )
+
+
+@reads("Split")
+def read_split(node: Node, reading: Reading) -> tuple[Made, ...]:
+    """Pieces along an axis, of the sizes given or as equal as can be."""
+    x = reading.tensor(node.input(0))
+    axis = node.axis("axis", 0, x.rank)
+    count = node.integer("num_outputs", len(node.outputs))
+    given = node.listed("split", 1)
+    sizes = {s[axis] for s in x.shapes}
+    if len(sizes) != 1:
+        raise node.refusal("an axis of an open size", "a fixed size", "samples cannot be split")
+    (size,) = sizes
+    if given is None:
+        if not 0 < count <= max(size, 1):
+            raise node.refusal(f"{count} pieces of {size}", "at least one element each", "it is not valid")
+        each = -(-size // count)
+        given = (*(each,) * (count - 1), size - each * (count - 1))
+    if sum(given) != size or min(given, default=0) < 0:
+        raise node.refusal(f"pieces {given}", f"{size} together", "the file is not valid ONNX")
+    if len(given) == 1:
+        return (x,)
+    return reading.parts(reading.call(torch.split, x, list(given), axis))
+
+
+@reads("Gather")
+def read_gather(node: Node, reading: Reading) -> Made:
+    """One position, a range, chosen ones, or rows of a table of words."""
+    data, index = node.input(0), node.input(1)
+    rank = len(data.shapes[0])
+    axis = node.axis("axis", 0, rank)
+    if isinstance(index, Made):
+        return _looked_up(node, reading, data, index, axis)
+    x = reading.tensor(data)
+    found = strided(reading, x, index) if axis == 0 and x.rank == 1 else None
+    if found is not None:
+        return found
+    if not index.is_constant:
+        raise node.refusal("positions that follow from a size", "constant ones", "give --input-shape")
+    return picked(node, reading, x, axis, index.array)
+
+
+def _looked_up(node: Node, reading: Reading, data: Value, index: Made, axis: int) -> Made:
+    if (
+        isinstance(data, Known)
+        and data.is_constant
+        and data.array.ndim == 2
+        and axis == 0
+        and data.array.dtype.kind == "f"
+    ):
+        module = nn.Embedding(*data.array.shape, device="meta")
+        fill(module, weight=data)
+        return reading.layer(node, module, index, key=("embedding", data.name) if data.name else None)
+    x = reading.tensor(data)
+    flat = reading.call(torch.flatten, index) if index.rank != 1 else index
+    result = reading.call(torch.index_select, x, axis, flat)
+    if index.rank == 0:
+        return reading.call(torch.squeeze, result, axis)
+    if index.rank == 1:
+        return result
+    return reading.call(torch.unflatten, result, axis, tuple(reading.sizes(index.shapes, [index])))
+
+
+def picked(node: Node, reading: Reading, x: Made, axis: int, positions: Array) -> Made:
+    """The positions along an axis; the axes of `positions` take its place."""
+    sizes = {s[axis] for s in x.shapes}
+    size = min(sizes)
+    whole = positions.astype(np.int64)
+    if (
+        whole.size
+        and (whole.min() < -size or whole.max() >= size)
+        or len(sizes) > 1
+        and (whole < 0).any()
+        and positions.ndim
+    ):
+        raise node.refusal(
+            f"positions {whole.min()} to {whole.max()} of {size}", "those there are", "it is not valid"
+        )
+    if positions.ndim == 0:
+        return reading.call(torch.select, x, axis, int(whole))
+    flat = np.where(whole < 0, whole + size, whole).reshape(-1)
+    steps = np.diff(flat)
+    if flat.size and (steps == 1).all():
+        items = [slice(None)] * axis + [slice(int(flat[0]), int(flat[-1]) + 1)]
+        result = x if sizes == {flat.size} else reading.call(operator.getitem, x, tuple(items))
+    else:
+        result = reading.call(torch.index_select, x, axis, reading.tensor(Known((flat,)), "positions"))
+    if positions.ndim == 1:
+        return result
+    return reading.call(torch.unflatten, result, axis, tuple(positions.shape))
+
+
+@reads("GatherElements")
+def read_gather_elements(node: Node, reading: Reading) -> Made:
+    """An element for every element of the index."""
+    x, index = reading.tensor(node.input(0)), reading.tensor(node.input(1))
+    index = index if index.dtype == torch.int64 else reading.method("to", index, torch.int64)
+    axis = node.axis("axis", 0, x.rank)
+    if any(
+        a[d] != b[d] for a, b in zip(x.shapes, index.shapes, strict=True) for d in range(x.rank) if d != axis
+    ):
+        raise node.refusal("an index of another shape", "that of the data", "torch takes no other")
+    negative, wrapped = reading.call(torch.lt, index, 0), reading.call(operator.add, index, x.shape[axis])
+    return reading.call(torch.gather, x, axis, reading.call(torch.where, negative, wrapped, index))
+
+
+_PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+
+
+@reads("Pad")
+def read_pad(node: Node, reading: Reading) -> Made:
+    """Constant, reflecting, repeating or circular pads."""
+    x, pads = reading.tensor(node.input(0)), node.listed("pads", 1)
+    mode = node.word("mode", "constant")
+    value: Any = node.number("value", 0.0)
+    given = node.constant(2, "a value")
+    if given is not None and given.array.size == 1:
+        value = reading.operand(given, x) if x.rank else 0.0
+    axes = node.listed("axes", 3)
+    along = [node.along(a, x.rank) for a in axes] if axes is not None else list(range(x.rank))
+    if (
+        pads is None
+        or len(pads) != 2 * len(along)
+        or mode not in _PAD_MODES
+        or max(map(abs, pads), default=0) > 1 << 16
+    ):
+        raise node.refusal(f"mode {mode!r} with pads {pads}", "pads of both sides", "it is not valid ONNX")
+    amounts = dict.fromkeys(range(x.rank), (0, 0)) | {
+        a: (pads[i], pads[i + len(along)]) for i, a in enumerate(along)
+    }
+    used = [a for a, pair in amounts.items() if any(pair)]
+    if not used:
+        return x
+    if min(used) == 0 and len({s[0] for s in x.shapes}) > 1:
+        raise node.refusal("pads beside samples", "none", "the batch is not to be padded")
+    flat = [n for a in reversed(range(min(used), x.rank)) for n in amounts[a]]
+    if mode == "constant":
+        return reading.call(F.pad, x, flat, "constant", value)
+    flat += [0, 0] * (max(x.rank - 2, 1) - len(flat) // 2) if x.rank > 2 else []
+    return reading.call(F.pad, x, flat, _PAD_MODES[mode])
+
+
+@reads("Tile")
+def read_tile(node: Node, reading: Reading) -> Made:
+    """Repeated along its axes."""
+    x, counts = reading.tensor(node.input(0)), node.known(1, "repeats")
+    if counts is None or any(v.size != x.rank for v in counts.values):
+        raise node.refusal("no repeats", "one an axis", "the file is not valid ONNX")
+    if all((v == 1).all() for v in counts.values):
+        return x
+    return reading.method("repeat", x, *reading.sizes([tuple(v.reshape(-1)) for v in counts.values], [x]))
+
+
+@reads("Trilu")
+def read_trilu(node: Node, reading: Reading) -> Made:
+    """The upper or lower triangle."""
+    x, shift = reading.tensor(node.input(0)), node.listed("k", 1)
+    function = torch.triu if node.integer("upper", 1) else torch.tril
+    return reading.call(function, x, shift[0] if shift else 0)
+
+
+@reads("GridSample")
+def read_grid_sample(node: Node, reading: Reading) -> Made:
+    """Sampled at computed places."""
+    x, grid = (reading.tensor(v) for v in node.all_inputs())
+    mode = node.word("mode", "linear" if node.opset >= 20 else "bilinear")
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
+    padding, corners = node.word("padding_mode", "zeros"), bool(node.integer("align_corners", 0))
+    return reading.call(F.grid_sample, x, grid, mode, padding, corners)

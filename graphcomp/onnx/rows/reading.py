@@ -28,6 +28,7 @@ class Reading:
         freed: the one batch size that the file was written for, where it is read for others all the same;
             None where it leaves the batch open, or is read for one only.
         inputs: of the network.
+        made: every node with its values.
     """
 
     def __init__(self, batches: Sequence[int], freed: int | None = None) -> None:
@@ -36,6 +37,7 @@ class Reading:
         self.batches = tuple(batches)
         self.freed = freed
         self.inputs: list[Made] = []
+        self.made: dict[fx.Node, Made] = {}
         self._names = Names()
         self._layers: dict[tuple[Any, ...], str] = {}
         self._meta: dict[str, nn.Module] = {}
@@ -47,7 +49,7 @@ class Reading:
         """An input of the network; its meta tensor in every case."""
         node = self.graph.placeholder(name)
         node.meta[PASS_KEY] = "trace"
-        made = Made(node, tuple(values))
+        made = self.made[node] = Made(node, tuple(values))
         self.inputs.append(made)
         return made
 
@@ -114,9 +116,9 @@ class Reading:
     def operand(self, value: Value, beside: Made) -> Any:
         """A value for arithmetic with `beside`: single numbers as literals, others as nodes."""
         if isinstance(value, Known) and value.is_constant and value.array.size == 1:
-            kind, array = value.array.dtype.kind, value.array
-            if array.ndim <= beside.rank and kind in "fiub" or value.array.dtype.name == "bfloat16":
-                return array.reshape(()).astype(np.float32 if kind not in "iub" else array.dtype).item()
+            array = value.array
+            if array.ndim <= beside.rank:
+                return array.reshape(()).astype(np.float32 if _is_float(array) else array.dtype).item()
         return self.tensor(value)
 
     def _hold(self, name: str, tensor: Tensor) -> Made:
@@ -127,7 +129,9 @@ class Reading:
     def _expanded(self, value: Known, what: str) -> Made:
         shapes = value.shapes
         open_ = [d for d in range(len(shapes[0])) if len({s[d] for s in shapes}) > 1]
-        thin = [v[tuple(slice(0, 1) if d in open_ else slice(None) for d in range(v.ndim))] for v in value.values]
+        thin = [
+            v[tuple(slice(0, 1) if d in open_ else slice(None) for d in range(v.ndim))] for v in value.values
+        ]
         same = all(np.array_equal(t, thin[0]) for t in thin) and all(
             (v == t).all() for v, t in zip(value.values, thin, strict=True)
         )
@@ -198,7 +202,9 @@ class Reading:
         self, node: fx.Node, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Made:
         node.meta[PASS_KEY] = "trace"
-        return Made(node, tuple(self._run(node, run, args, kwargs, case) for case in range(len(self.batches))))
+        cases = range(len(self.batches))
+        self.made[node] = Made(node, tuple(self._run(node, run, args, kwargs, case) for case in cases))
+        return self.made[node]
 
     def _run(
         self, node: fx.Node, run: Callable[..., Any], args: Any, kwargs: dict[str, Any], case: int
@@ -221,9 +227,7 @@ class Reading:
             ) from error
 
 
-def _common(
-    pairs: Sequence[tuple[int, int]], relation: Callable[[int, int], int | None]
-) -> int | None:
+def _common(pairs: Sequence[tuple[int, int]], relation: Callable[[int, int], int | None]) -> int | None:
     """The number that all pairs have in this relation; None if there is none."""
     found = {relation(a, b) if b else None for a, b in pairs}
     return found.pop() if len(found) == 1 else None
@@ -231,7 +235,7 @@ def _common(
 
 def as_tensor(array: Array) -> Tensor:
     """Numbers of a file as a tensor of its own memory; every floating point type becomes float32."""
-    if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+    if _is_float(array):
         array = array.astype(np.float32)
     try:
         return torch.from_numpy(np.array(array, order="C", copy=True))
@@ -239,6 +243,10 @@ def as_tensor(array: Array) -> Tensor:
         raise LoadError.at(
             "constant", f"numbers of type {array.dtype}", "one that torch has", "convert the file"
         ) from error
+
+
+def _is_float(array: Array) -> bool:
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
 
 
 def _on_meta(tensor: Tensor) -> Tensor:

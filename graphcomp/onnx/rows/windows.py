@@ -1,6 +1,7 @@
-"""Pads of windows that slide: `auto_pad` and pads of two sides, as torch has them."""
+"""Windows that slide: their pads, as torch has them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,34 +11,76 @@ from graphcomp.onnx.rows.reading import Reading
 from graphcomp.onnx.rows.values import Made
 
 
-def pads_of(
-    node: Node, x: Made, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    """(before, after) of every spatial axis, from `pads` and `auto_pad`."""
-    rank = len(kernel)
-    pads = node.integers("pads", (0,) * 2 * rank) or ()
+@dataclass(frozen=True)
+class Window:
+    """Kernel, strides and dilations along every spatial axis."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+
+    @property
+    def rank(self) -> int:
+        """The number of spatial axes."""
+        return len(self.kernel)
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """How far a window reaches, dilations counted."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
+
+
+_MOST = 1 << 16
+"""Of strides, dilations and kernels: nothing may overflow."""
+
+
+def window_of(node: Node, x: Made, kernel: Sequence[int] | None) -> Window:
+    """The window of a node, one to three axes that agree with its input."""
+    rank = len(kernel or ())
+    if kernel is None or rank not in (1, 2, 3) or x.rank != rank + 2:
+        raise node.refusal(
+            f"a window of {rank} axes on {x.rank}", "1 to 3 spatial axes", "torch has no such layer"
+        )
+    ones = (1,) * rank
+    strides, dilations = node.integers("strides", ones) or ones, node.integers("dilations", ones) or ones
+    numbers = (*kernel, *strides, *dilations)
+    if {len(strides), len(dilations)} != {rank} or not all(1 <= n <= _MOST for n in numbers):
+        raise node.refusal(
+            f"kernel {tuple(kernel)}, strides {strides}, dilations {dilations}",
+            f"{rank} positive numbers each",
+            "the file is not valid ONNX",
+        )
+    return Window(tuple(kernel), strides, dilations)
+
+
+def pads_of(node: Node, x: Made, window: Window) -> tuple[list[int], list[int]]:
+    """(before, after) along every spatial axis, from `pads` and `auto_pad`."""
+    rank = window.rank
+    pads = node.integers("pads", (0,) * 2 * rank) or (0,) * 2 * rank
     auto = node.word("auto_pad", "NOTSET")
-    if auto in ("NOTSET", "VALID"):
-        if len(pads) != 2 * rank:
-            raise node.refusal(f"pads={list(pads)}", f"{2 * rank} numbers", "the file is not valid ONNX")
-        return ([0] * rank, [0] * rank) if auto == "VALID" else (list(pads[:rank]), list(pads[rank:]))
+    if len(pads) != 2 * rank or not all(0 <= n <= _MOST for n in pads):
+        raise node.refusal(f"pads {list(pads)}", f"{2 * rank} numbers", "the file is not valid ONNX")
+    if auto in ("NOTSET", ""):
+        return list(pads[:rank]), list(pads[rank:])
+    if auto == "VALID":
+        return [0] * rank, [0] * rank
     if auto not in ("SAME_UPPER", "SAME_LOWER"):
         raise node.refusal(f"auto_pad={auto!r}", "SAME_UPPER or SAME_LOWER", "the file is not valid ONNX")
-    sizes = {shape[2:] for shape in x.shapes}
-    if len(sizes) != 1:
-        raise node.refusal("SAME pads of an open size", "a fixed size", "give --input-shape")
-    before, after = [], []
-    for size, k, s, d in zip(*sizes, kernel, strides, dilations, strict=True):
-        total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
-        less, more = total // 2, total - total // 2
-        before.append(less if auto == "SAME_UPPER" else more)
-        after.append(more if auto == "SAME_UPPER" else less)
-    return before, after
+    totals = {
+        tuple(
+            max((-(-size // s) - 1) * s + reach - size, 0)
+            for size, s, reach in zip(shape[2:], window.strides, window.extents, strict=True)
+        )
+        for shape in x.shapes
+    }
+    if len(totals) != 1:
+        raise node.refusal(f"{auto} pads that depend on the size", "a fixed size", "give --input-shape")
+    (total,) = totals
+    less, more = [n // 2 for n in total], [n - n // 2 for n in total]
+    return (less, more) if auto == "SAME_UPPER" else (more, less)
 
 
 def padded(reading: Reading, x: Made, before: Sequence[int], after: Sequence[int], value: float) -> Made:
     """The input with pads on the last axes; itself without any."""
     flat: list[Any] = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
-    if not any(flat):
-        return x
-    return reading.call(F.pad, x, flat, "constant", value)
+    return reading.call(F.pad, x, flat, "constant", value) if any(flat) else x
