@@ -21,7 +21,8 @@ def read_mat_mul(node: Node, reading: Reading) -> Made:
     """A Linear layer where the second matrix is known, else a product."""
     a, b = node.input(0), node.input(1)
     if isinstance(a, Made) and isinstance(b, Known) and b.is_constant and b.array.ndim == 2:
-        module = nn.Linear(*b.array.shape, bias=False, device="meta")
+        into, out = b.array.shape
+        module = nn.Linear(into, out, bias=False, device="meta")
         fill(module, weight=Known((b.array.T,)))
         return reading.layer(node, module, a, key=shared("matmul", b, None))
     return reading.call(torch.matmul, reading.tensor(a), reading.tensor(b))

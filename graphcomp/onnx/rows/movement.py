@@ -174,7 +174,8 @@ def _looked_up(node: Node, reading: Reading, data: Value, index: Made, axis: int
         and axis == 0
         and data.array.dtype.kind == "f"
     ):
-        module = nn.Embedding(*data.array.shape, device="meta")
+        count, width = data.array.shape
+        module = nn.Embedding(count, width, device="meta")
         fill(module, weight=data)
         return reading.layer(node, module, index, key=("embedding", data.name) if data.name else None)
     x = reading.tensor(data)

@@ -45,21 +45,27 @@ class Names:
         return ".".join([*owner[0], leaf])
 
     def path_of(self, node: Node) -> list[str]:
-        """The elements of a layer's path: by tags, by scopes, by its weight, by the node's own name."""
+        """The elements of a layer's path: by tags, by its weight, by scopes, by the node's own name.
+
+        Vectors say less than scopes: exporters merge equal ones.
+        """
         tag = node.tag(MODULE_TAG)
         if tag:
             return elements(tag)
+        name, axes = node.weight
+        found = _LAYER.fullmatch(name)
+        if found and axes > 1:
+            return elements(found["path"])
         scopes = _QUOTED.findall(node.tag(SCOPES_TAG)[:_MOST_TEXT])
         if len(scopes) > 1 and scopes[-2]:
             return elements(scopes[-2])
-        found = _LAYER.fullmatch(node.weight_name)
         if found:
             return elements(found["path"])
         return elements(_scope(node.name) or f"{node.operator}")
 
 
 def _scope(name: str) -> str:
-    """`layer1.0.conv` of `/layer1/layer1.0/conv/Conv`: the scope that an exporter wrote into a node's name."""
+    """`layer1.0.conv` of `/layer1/layer1.0/conv/Conv`: the scope in which an exporter found a node."""
     parts = [p for p in name.split("/") if p and p != "StatefulPartitionedCall"]
     if len(parts) < 2:
         return name

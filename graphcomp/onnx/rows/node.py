@@ -77,7 +77,7 @@ class Node:
         return value
 
     def listed(self, name: str, index: int) -> tuple[int, ...] | None:
-        """Whole numbers that are an attribute in old operator sets and an input in new ones; None: left out."""
+        """Whole numbers that are an attribute in old operator sets and an input in new ones, or left out."""
         if self.has(name):
             return self.integers(name)
         value = self.constant(index, name)
@@ -156,9 +156,10 @@ class Node:
     # ---- names
 
     @property
-    def weight_name(self) -> str:
-        """The name of the first initialiser among its inputs, "" without any."""
-        return next((v.name for v in self._inputs if isinstance(v, Known) and v.name), "")
+    def weight(self) -> tuple[str, int]:
+        """Name and number of axes of the first initialiser among its inputs, "" without any."""
+        held = (v for v in self._inputs if isinstance(v, Known) and v.name)
+        return next(((v.name, v.array.ndim) for v in held), ("", 0))
 
     def tag(self, key: str) -> str:
         """What its metadata say under a key."""

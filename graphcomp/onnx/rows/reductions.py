@@ -18,9 +18,9 @@ from graphcomp.onnx.rows.values import Known, Made
 
 def _axes(node: Node, x: Made) -> tuple[int, ...]:
     """The axes that are reduced; empty for none."""
-    axes = node.listed("axes", 1)
-    if axes is None or not axes:
-        return () if node.integer("noop_with_empty_axes", 0) else tuple(range(x.rank))
+    axes, noop = node.listed("axes", 1), bool(node.integer("noop_with_empty_axes", 0))
+    if not axes:
+        return () if noop else tuple(range(x.rank))
     return tuple(node.along(a, x.rank) for a in axes)
 
 

@@ -1,9 +1,9 @@
 """Rows that resize planes.
 
 Along every axis a resize is a matrix: what weight every element of the input has in every element of the
-result. The operator's matrix is computed from its definition, torch's by running it on the identity. Where both
-are equal the result is one `interpolate`; elsewhere it is written as a choice of positions (nearest) or a
-weighted sum of such.
+result. The operator's matrix is computed from its definition, torch's by running it on the identity. Where
+both are equal the result is one `interpolate`; elsewhere it is written as a choice of positions (nearest) or
+a weighted sum of such.
 """
 
 import operator
@@ -199,7 +199,7 @@ def _taps(rule: _Rule, a: _Axis) -> tuple[NDArray[np.int64], NDArray[np.float32]
 def _cubic(distance: NDArray[Any], a: float) -> NDArray[Any]:
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
-    return np.where(distance <= 1, near, far)
+    return np.asarray(np.where(distance <= 1, near, far))
 
 
 def _matrix(rule: _Rule, a: _Axis) -> NDArray[np.float32]:

@@ -1,7 +1,8 @@
 """A gather of computed positions that is a view: how exporters write `as_strided`, and some reshapes.
 
 The positions are numbers that are known when the file is read. If they go up by the same step along every
-axis, and the steps are those of the tensor that was flattened, the gather only takes its axes in another order.
+axis, and the steps are those of the tensor that was flattened, the gather only takes its axes in another
+order.
 """
 
 import math

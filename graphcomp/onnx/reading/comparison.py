@@ -1,0 +1,181 @@
+"""A program that was read is compared with ONNX Runtime on the file: a wrong row cannot be silent."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto
+from torch import Tensor
+
+from graphcomp.errors import BenchError, GraphcompError, LoadError, first_line
+from graphcomp.ir import Program, fresh_inputs, output_tensors
+from graphcomp.onnx.agreement import TOLERANCES, agrees, relative_error
+from graphcomp.onnx.reading.file import OnnxSource
+from graphcomp.onnx.reading.ports import Case, Input
+from graphcomp.runtime import open_session, run_errors
+
+TOLERANCE = 1e-4
+_FEEDS: dict[int, Any] = {TensorProto.FLOAT16: np.float16, TensorProto.DOUBLE: np.float64}
+
+Arrays = list[NDArray[Any]]
+Samples = tuple[Tensor, ...]
+
+
+def compare(
+    program: Program, source: OnnxSource, inputs: Sequence[Input], fixed: int | None, others: Sequence[Case]
+) -> None:
+    """Compare the program with the file.
+
+    Args:
+        program: that was read for the batch sizes that are compared.
+        source: of the file.
+        inputs: of the file.
+        fixed: the only batch size that the file takes; None for any.
+        others: cases of other sizes than the examples', which are compared, too.
+
+    Raises:
+        LoadError: naming the output that differs, or if ONNX Runtime does not run the file.
+    """
+    file = _File(source, inputs)
+    alone = program.interface.inputs and not any(0 in p.axes for p in program.interface.inputs)
+    count = 1 if alone else fixed if fixed is not None and fixed > 1 else 2
+    together = _samples(program, file, count, fixed)
+    single = [tuple(x[i : i + 1] for x in together) for i in range(count)]
+    ours = [_run(program, s) for s in single]
+    all_ours = ours[0] if count == 1 else _run(program, together)
+    if fixed == count or fixed is None:
+        file.check(all_ours, file.run(together), f"at batch {count}")
+    if fixed in (None, 1):
+        theirs = [file.run(s) for s in single]
+        for mine, other in zip(ours, theirs, strict=True):
+            file.check(mine, other, "at batch 1")
+    else:
+        theirs = ours
+    if count > 1:
+        file.check(
+            all_ours, _joined(file, theirs, ours[0], all_ours), f"of {count} samples together and alone"
+        )
+    for case in others:
+        larger = tuple(torch.randn(i.shape(case)) if x.is_floating_point() else x.new_zeros(i.shape(case))
+                       for i, x in zip(inputs, together, strict=True))  # fmt: skip
+        file.check(_run(program, larger), file.run(larger), f"at other sizes ({dict(case.sizes)})")
+
+
+def _joined(file: "_File", parts: Sequence[Arrays], one: Arrays, all_: Arrays) -> Arrays:
+    """What samples yield alone, put together along the axis that grows with them."""
+    joined = []
+    for index, (a, b) in enumerate(zip(one, all_, strict=True)):
+        grows = [d for d in range(a.ndim) if a.ndim == b.ndim and a.shape[d] != b.shape[d]]
+        if len(grows) > 1:
+            raise LoadError.at(
+                file.outputs[index], f"{a.shape} and {b.shape}", "one axis that grows", "samples mix"
+            )
+        joined.append(np.concatenate([p[index] for p in parts], grows[0]) if grows else parts[0][index])
+    return joined
+
+
+_CHANGES: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda x: x,
+    lambda x: x.abs().clamp(0.1, 1.0),
+    lambda x: x * 0.1,
+)
+"""Normal inputs; positive ones, for networks that take a logarithm; small ones."""
+
+
+def _samples(program: Program, file: "_File", count: int, fixed: int | None) -> Samples:
+    """Different samples for which the file says something finite."""
+    found: Samples = ()
+    for seed, change in enumerate(_CHANGES):
+        given = fresh_inputs(program, count, seed)
+        found = tuple(change(x) if x.is_floating_point() else x for x in given)
+        if file.half:
+            found = tuple(x.half().float() if x.is_floating_point() else x for x in found)
+        tried = found if fixed is None or fixed == count else tuple(x[:1] for x in found)
+        if all(np.isfinite(y).all() for y in file.run(tried) if y.dtype.kind == "f"):
+            return found
+    return found
+
+
+def _run(program: Program, samples: Samples) -> Arrays:
+    batch = samples[0].shape[0]
+    try:
+        with torch.inference_mode():
+            return [t.numpy() for t in output_tensors(program(*(x.clone() for x in samples)))]
+    except GraphcompError:
+        raise
+    # Whatever the operators of torch raise.
+    except Exception as error:
+        raise LoadError.at(
+            "program",
+            f"{first_line(error)!r:.300} at batch {batch}",
+            "a network that runs",
+            "a batch size may be baked in",
+        ) from error
+
+
+class _File:
+    """The file in ONNX Runtime."""
+
+    def __init__(self, source: OnnxSource, inputs: Sequence[Input]) -> None:
+        self.name = source.path.name
+        self.inputs = inputs
+        self.outputs = [o.name for o in source.model.graph.output]
+        kinds = {i.kind for i in inputs} | {t.data_type for t in source.model.graph.initializer}
+        self.half = TensorProto.FLOAT16 in kinds
+        name = "float16" if self.half else "bfloat16" if TensorProto.BFLOAT16 in kinds else ""
+        self.tolerance = TOLERANCES.get(name, TOLERANCE)
+        try:
+            self.session = open_session(source.path, "cpu", torch.get_num_threads()).session
+        except BenchError as error:
+            raise LoadError.at(
+                self.name,
+                f"{first_line(error)!r:.300} by ONNX Runtime",
+                "a file that it runs, to compare with",
+                "check the file",
+            ) from error
+
+    def run(self, samples: Samples) -> Arrays:
+        """What the file yields."""
+        feed = {
+            i.name: x.numpy().astype(_FEEDS.get(i.kind, x.numpy().dtype))
+            for i, x in zip(self.inputs, samples, strict=True)
+        }
+        try:
+            return [np.asarray(y) for y in self.session.run(self.outputs, feed)]
+        except run_errors() as error:
+            raise LoadError.at(
+                self.name,
+                f"{first_line(error)!r:.300} by ONNX Runtime at batch {samples[0].shape[0]}",
+                "a file that it runs",
+                "a batch size may be baked in",
+            ) from error
+
+    def check(self, found: Arrays, expected: Arrays, where: str) -> None:
+        """Refuse what differs."""
+        for name, ours, theirs in zip(self.outputs, found, expected, strict=True):
+            place = f"output {name!r:.120} {where}"
+            if ours.shape != theirs.shape:
+                raise LoadError.at(
+                    place, f"shape {ours.shape}", f"{theirs.shape}", "a batch size may be baked in"
+                )
+            hidden = ~np.isfinite(theirs) if theirs.dtype.kind == "f" else np.zeros(theirs.shape, bool)
+            same = np.array_equal(
+                ours[hidden], theirs[hidden].astype(ours.dtype), equal_nan=ours.dtype.kind == "f"
+            )
+            whole = np.where(hidden, 0, theirs), np.where(hidden, 0, ours)
+            exact = theirs.dtype.kind != "f"
+            if (
+                not same
+                or exact
+                and not np.array_equal(ours, theirs)
+                or not agrees(whole[1], whole[0], self.tolerance)
+            ):
+                error = relative_error(whole[1].astype(float), whole[0].astype(float))
+                raise LoadError.at(
+                    place,
+                    f"a relative error of {error:.3g} against ONNX Runtime",
+                    f"at most {self.tolerance:g}",
+                    "nothing was read; please report the operators of this file",
+                )

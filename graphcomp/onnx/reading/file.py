@@ -1,0 +1,305 @@
+"""An ONNX file is opened: bounded, valid in form, with the numbers of its external data.
+
+Files come from anywhere. Nothing in one is run, sizes are compared with what is really there before memory is
+asked for, external data come from regular files in the file's own folder, and what an expansion of functions
+would make is counted before it is made.
+"""
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx.external_data_helper import ExternalDataInfo
+from onnx.inliner import inline_local_functions
+
+from graphcomp.errors import LoadError, first_line
+from graphcomp.onnx.rows import Array
+
+MOST_NODES = 1 << 17
+"""Of a file, functions expanded; the largest networks in use have some ten thousand."""
+
+_MOST_BYTES = 2**31 - 1  # what protobuf reads
+_MOST_EXTERNAL = 1 << 36
+_OLDEST, _DOMAINS = 5, ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class OnnxSource:
+    """A file that was opened.
+
+    Attributes:
+        path: of the file.
+        model: with functions expanded, external data read in.
+        opset: version of the default operator set.
+    """
+
+    path: Path
+    model: ModelProto
+    opset: int
+
+
+def open_file(path: Path) -> OnnxSource:
+    """Open and check an ONNX file.
+
+    Raises:
+        LoadError: if it is no ONNX file, is too large, asks for operators of other domains or for data
+            outside of its folder, or has no default operator set that is known here.
+    """
+    model = _parse(path)
+    opset = _opset(path, model)
+    _refuse_foreign(path, model)
+    if model.functions:
+        model = _expanded(path, model)
+    if len(model.graph.node) > MOST_NODES:
+        raise LoadError.at(
+            path.name, f"{len(model.graph.node)} nodes", f"at most {MOST_NODES}", "this is no network"
+        )
+    _read_external(path, model)
+    return OnnxSource(path, model, opset)
+
+
+def _parse(path: Path) -> ModelProto:
+    try:
+        size = path.stat().st_size
+        if not path.is_file() or size > _MOST_BYTES:
+            raise LoadError.at(
+                path.name,
+                f"{size} bytes",
+                f"a file of at most {_MOST_BYTES}",
+                "save it with external data",
+            )
+        content = path.read_bytes()
+    except OSError as error:
+        raise LoadError.at(path, first_line(error), "a file that can be read", "check the path") from error
+    model = ModelProto()
+    try:
+        model.ParseFromString(content)
+    # protobuf's own error, whose package is not ours to import.
+    except Exception as error:
+        raise LoadError.at(
+            path.name, "no ONNX file", "one", "check that it was downloaded completely"
+        ) from error
+    if not model.graph.node or not model.graph.output:
+        raise LoadError.at(path.name, "no nodes or no outputs", "a network", "check the file")
+    return model
+
+
+def _opset(path: Path, model: ModelProto) -> int:
+    versions = {o.version for o in model.opset_import if o.domain in _DOMAINS}
+    newest = onnx.defs.onnx_opset_version()
+    if len(versions) != 1 or not _OLDEST <= min(versions) <= newest:
+        raise LoadError.at(
+            path.name,
+            f"operator sets {sorted(versions)}",
+            f"one from {_OLDEST} to {newest}",
+            "convert the file with onnx.version_converter, or install a newer onnx",
+        )
+    return int(versions.pop())
+
+
+_ADVICE = {
+    "com.microsoft": "it was written by ONNX Runtime's optimiser: give the file that this one was made from",
+    "ai.onnx.ml": "this is no neural network; only those can be compressed",
+    "ai.onnx.training": "export the network for inference",
+}
+
+
+def _refuse_foreign(path: Path, model: ModelProto) -> None:
+    own = {f.domain for f in model.functions}
+    for node in _nodes(model.graph):
+        if node.domain not in _DOMAINS and node.domain not in own:
+            raise LoadError.at(
+                f"{path.name}: {node.domain}.{node.op_type} {node.name!r:.120}",
+                "an operator that ONNX does not have",
+                "those of the default domain",
+                _ADVICE.get(node.domain, "export the network without custom operators"),
+            )
+
+
+def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """All nodes, those of subgraphs with them."""
+    stack = [graph]
+    while stack:
+        for node in stack.pop().node:
+            yield node
+            for attribute in node.attribute:
+                if attribute.type == AttributeProto.GRAPH:
+                    stack.append(attribute.g)
+                stack.extend(attribute.graphs)
+
+
+def _expanded(path: Path, model: ModelProto) -> ModelProto:
+    """The file with its functions written out, after counting how many nodes that makes."""
+    bodies = {(f.domain, f.name): f for f in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+    open_: set[tuple[str, str]] = set()
+
+    def size(key: tuple[str, str], depth: int) -> int:
+        if key in open_ or depth > 64:
+            raise LoadError.at(
+                f"{path.name}: function {key[1]!r:.120}", "one that calls itself", "others", "it is not valid"
+            )
+        if key not in sizes:
+            open_.add(key)
+            sizes[key] = sum(count(n, depth + 1) for n in bodies[key].node)
+            open_.discard(key)
+        return sizes[key]
+
+    def count(node: NodeProto, depth: int) -> int:
+        key = (node.domain, node.op_type)
+        return 1 if key not in bodies else size(key, depth)
+
+    total = sum(count(n, 0) for n in _nodes(model.graph))
+    if total > MOST_NODES:
+        raise LoadError.at(
+            path.name, f"functions of {total} nodes", f"at most {MOST_NODES}", "this is no network"
+        )
+    try:
+        return inline_local_functions(model)
+    # The inliner is C++ and raises whatever it finds wrong.
+    except Exception as error:
+        raise LoadError.at(
+            path.name, f"{first_line(error)!r:.200}", "functions that can be expanded", "it is not valid"
+        ) from error
+
+
+# ---- numbers
+
+
+def array_of(tensor: TensorProto) -> Array:
+    """The numbers of a tensor, whose size is compared with its shape first; LoadError naming it."""
+    place = f"tensor {tensor.name!r:.120}"
+    shape = tuple(tensor.dims)
+    elements = 1
+    for n in shape:
+        elements *= n
+        if not 0 <= n <= _MOST_EXTERNAL or elements > _MOST_EXTERNAL:
+            raise LoadError.at(place, f"shape {shape}", "one of a tensor", "the file is not valid ONNX")
+    try:
+        bits = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
+        held = len(tensor.raw_data) or tensor.ByteSize()
+        if elements * min(bits, 4) > 8 * held + 64:
+            raise LoadError.at(
+                place, f"shape {shape} and {held} bytes", "as many numbers as it has", "it was cut off"
+            )
+        return np.asarray(onnx.numpy_helper.to_array(tensor))
+    except LoadError:
+        raise
+    # numpy and onnx raise several kinds for what is malformed.
+    except Exception as error:
+        raise LoadError.at(
+            place, f"{first_line(error)!r:.200}", "numbers of a type that is known", "it is not valid ONNX"
+        ) from error
+
+
+def _read_external(path: Path, model: ModelProto) -> None:
+    for tensor in _tensors(model.graph):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            tensor.raw_data = _external(path, tensor)
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+
+
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    stack = [graph]
+    while stack:
+        here = stack.pop()
+        yield from here.initializer
+        for sparse in here.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        for node in here.node:
+            for attribute in node.attribute:
+                if attribute.type == AttributeProto.TENSOR:
+                    yield attribute.t
+                yield from attribute.tensors
+                if attribute.type == AttributeProto.GRAPH:
+                    stack.append(attribute.g)
+                stack.extend(attribute.graphs)
+
+
+def _external(path: Path, tensor: TensorProto) -> bytes:
+    """The bytes of one tensor in a file beside the model's."""
+    place = f"{path.name}: tensor {tensor.name!r:.120}"
+    try:
+        info = ExternalDataInfo(tensor)
+        offset, length = int(info.offset or 0), info.length
+    except (ValueError, TypeError) as error:
+        raise LoadError.at(
+            place, "external data without numbers", "offset and length", "it is not valid"
+        ) from error
+    parts = Path(info.location or "").parts
+    inside = (
+        bool(parts)
+        and not Path(info.location).is_absolute()
+        and ".." not in parts
+        and "\\" not in info.location
+    )
+    if not inside or "\0" in info.location:
+        raise LoadError.at(
+            place,
+            f"external data in {info.location!r:.120}",
+            "a file in the folder of the model",
+            "files from others may name any file of yours; put its data beside it",
+        )
+    try:
+        descriptor = _open_beneath(path.resolve().parent, parts)
+    except OSError as error:
+        raise LoadError.at(
+            place,
+            f"external data: {first_line(error)}",
+            "a regular file, reached without links",
+            "put it there",
+        ) from error
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        length = status.st_size - offset if length is None else int(length)
+        needed = _bytes_of(tensor)
+        if (
+            not stat.S_ISREG(status.st_mode)
+            or offset < 0
+            or length != needed
+            or offset + length > status.st_size
+        ):
+            raise LoadError.at(
+                place,
+                f"{length} bytes at {offset} of a file of {status.st_size}",
+                f"{needed} bytes of a regular file",
+                "the file was cut off, or belongs to another model",
+            )
+        file.seek(offset)
+        return file.read(length)
+
+
+def _bytes_of(tensor: TensorProto) -> int:
+    try:
+        size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    except KeyError as error:
+        raise LoadError.at(f"tensor {tensor.name!r:.120}", "no type", "one", "it is not valid") from error
+    for n in tensor.dims:
+        size = size * n if 0 <= n <= _MOST_EXTERNAL and size <= _MOST_EXTERNAL else -1
+    return size
+
+
+def _open_beneath(folder: Path, parts: tuple[str, ...]) -> int:
+    """Open a file below a folder, following no link on the way."""
+    at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in parts[:-1]:
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
+            os.close(at)
+            at = below
+        return os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)
+    finally:
+        os.close(at)
+
+
+def initializers(model: ModelProto) -> Mapping[str, TensorProto]:
+    """Every initialiser by name; sparse ones are refused."""
+    if model.graph.sparse_initializer:
+        raise LoadError.at("file", "sparse initialisers", "dense ones", "write them out")
+    return {t.name: t for t in model.graph.initializer}

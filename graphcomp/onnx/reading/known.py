@@ -1,0 +1,161 @@
+"""Nodes whose inputs are all known are computed when the file is read, by ONNX's own reference.
+
+Whatever they are: arithmetic on shapes, weights that are prepared. How large a result will be is inferred
+before it is computed, so that a file cannot ask for more memory than a network takes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto
+from onnx.reference import ReferenceEvaluator
+
+from graphcomp.errors import LoadError, first_line
+from graphcomp.onnx.rows import Array, Known
+
+MOST_ELEMENTS = 1 << 27
+"""Of one result; those that a node only copies may be as large as their input."""
+
+_SMALL = 1 << 10
+"""Elements of an input whose numbers are told to the shape inference."""
+
+_TINY = 1 << 8
+
+RANDOM = frozenset(
+    """RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial Bernoulli""".split()
+)
+"""Operators that draw numbers."""
+
+_REFUSED = RANDOM | {"Loop", "Scan", "If", "SequenceMap"}
+_BOUNDED_BY_INPUT = {"NonZero", "Unique", "Compress", "Squeeze", "Dropout", "Einsum"}
+
+
+def evaluate(node: NodeProto, opset: int, inputs: Sequence[Known | None], cases: int) -> list[Known]:
+    """The outputs of a node in every case.
+
+    Raises:
+        LoadError: naming the node, if it may not or cannot be computed.
+    """
+    place = f"{node.op_type} {node.name!r:.120}"
+    if node.op_type in _REFUSED:
+        raise LoadError.at(place, "a node that is no function of its inputs", "others", ADVICE)
+    every = 1 if all(v is None or v.is_constant for v in inputs) else cases
+    results = [
+        _run(place, node, opset, [None if v is None else v.values[case] for v in inputs])
+        for case in range(every)
+    ]
+    return [
+        Known(tuple(r[i] for r in results) if every > 1 else (results[0][i],) * cases)
+        for i in range(len(results[0]))
+    ]
+
+
+ADVICE = "export the network again, with constant folding"
+
+
+def _run(place: str, node: NodeProto, opset: int, inputs: Sequence[Array | None]) -> list[Array]:
+    names = [f"i{k}" if x is not None else "" for k, x in enumerate(inputs)]
+    feeds = {name: x for name, x in zip(names, inputs, strict=True) if x is not None}
+    clean = NodeProto()
+    clean.CopyFrom(node)
+    outputs = [f"o{k}" for k in range(len(node.output))]
+    del clean.input[:], clean.output[:]
+    clean.input.extend(names)
+    clean.output.extend(outputs)
+    try:
+        _check_size(place, clean, opset, feeds)
+        graph = onnx.helper.make_graph(
+            [clean],
+            "node",
+            [_told(name, x) for name, x in feeds.items()],
+            [onnx.helper.make_empty_tensor_value_info(name) for name in outputs],
+        )
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+        with np.errstate(all="ignore"):
+            found = ReferenceEvaluator(model).run(None, feeds)
+    except LoadError:
+        raise
+    # The reference is Python and raises whatever its operators do.
+    except Exception as error:
+        raise LoadError.at(
+            place, f"{first_line(error)!r:.200}", "constants that it can be computed from", ADVICE
+        ) from error
+    arrays = [np.asarray(x) for x in found]
+    if any(x.dtype == object for x in arrays):
+        raise LoadError.at(place, "a result that is no tensor", "tensors", ADVICE)
+    return arrays
+
+
+def _told(name: str, x: Array) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
+
+
+def _check_size(place: str, node: NodeProto, opset: int, feeds: dict[str, Array]) -> None:
+    """Refuse results that are too large, by shape inference."""
+    held = max((x.size for x in feeds.values()), default=0)
+    if sum(x.size for x in feeds.values()) * len(node.input) <= _TINY and node.op_type in _TAME:
+        return
+    told = [
+        onnx.numpy_helper.from_array(np.ascontiguousarray(x), n) for n, x in feeds.items() if x.size <= _SMALL
+    ]
+    graph = onnx.helper.make_graph(
+        [node],
+        "node",
+        [_told(n, x) for n, x in feeds.items()],
+        [onnx.helper.make_empty_tensor_value_info(n) for n in node.output],
+        told,
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    for output in inferred.graph.output:
+        shape = output.type.tensor_type.shape
+        sizes = [d.dim_value if d.HasField("dim_value") else None for d in shape.dim]
+        known = output.type.tensor_type.HasField("shape") and None not in sizes
+        if not known and node.op_type in _BOUNDED_BY_INPUT:
+            elements = 1
+            for x in feeds.values():
+                elements *= max(x.size, 1)
+        elif not known:
+            raise LoadError.at(place, "a result of unknown size", "one that follows from shapes", ADVICE)
+        else:
+            elements = 1
+            for n in sizes:
+                elements *= n or 0
+        if elements > max(MOST_ELEMENTS, held):
+            raise LoadError.at(
+                place, f"a constant of {elements} numbers", f"at most {MOST_ELEMENTS}", "this is no network"
+            )
+
+
+_TAME = {
+    "Add", "Sub", "Mul", "Div", "Cast", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze", "Equal", "Where",
+    "Transpose", "Floor", "Shape", "Identity", "Reshape", "Not", "And", "Sqrt", "Neg", "ReduceProd",
+}  # fmt: skip
+"""Operators whose results are no larger than the product of their inputs: small inputs need no inference."""
+
+
+def constant_of(node: NodeProto) -> Array:
+    """What a Constant node holds."""
+    from graphcomp.onnx.reading.file import array_of
+
+    if len(node.attribute) != 1:
+        raise LoadError.at(f"Constant {node.name!r:.120}", "other than one value", "one", "it is not valid")
+    (attribute,) = node.attribute
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, TensorProto):
+        return array_of(value)
+    types = {
+        "value_float": np.float32,
+        "value_floats": np.float32,
+        "value_int": np.int64,
+        "value_ints": np.int64,
+    }
+    if attribute.name not in types:
+        raise LoadError.at(
+            f"Constant {node.name!r:.120}",
+            f"{attribute.name!r:.60}",
+            "numbers",
+            "sparse ones and text are not read",
+        )
+    return np.array(value, types[attribute.name])

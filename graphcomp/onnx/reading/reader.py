@@ -1,0 +1,184 @@
+"""An ONNX file becomes a program of plain layers, equal to what ONNX Runtime computes from it.
+
+Every value of the file is either known, numbers that are evaluated for several batch sizes, or a node of the
+program with its shapes at these. So arithmetic on shapes and prepared weights disappear, whatever they look
+like, and what is left goes through one row an operator (`onnx.rows`). A number that is not the same at all
+batch sizes *is* the batch. Last, the program is compared with the file.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from onnx import TensorProto
+
+from graphcomp.errors import LoadError
+from graphcomp.ir import Program, graph_module
+from graphcomp.onnx.reading.comparison import compare
+from graphcomp.onnx.reading.file import OnnxSource, open_file
+from graphcomp.onnx.reading.ports import (
+    BATCHES,
+    TYPES,
+    Case,
+    Input,
+    example_inputs,
+    examples,
+    inputs_of,
+    interface_of,
+    opened,
+    placeholder_name,
+)
+from graphcomp.onnx.reading.tidy import tidy
+from graphcomp.onnx.reading.walk import Walk
+from graphcomp.onnx.rows import Made, Reading
+
+
+def read_onnx(path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Program:
+    """Read the ONNX file `path` as a program.
+
+    Floating point numbers of every width become float32. A file that was written for one sample is read for
+    any number of them where two samples together yield what each yields alone; else it stays at one. Axes
+    that the file leaves open stay open where the program follows them. `Program.interface` has what the file
+    says of itself, and `remarks` of how it was read.
+
+    Args:
+        path: of the file; external data must lie in its folder.
+        input_shapes: sizes of examples by input, the batch with them (which is ignored), for axes that the
+            file leaves open; "" names the only input.
+
+    Raises:
+        LoadError: naming the node, input or output, if the file is not valid, has operators that are not
+            read, or if the program does not compute what ONNX Runtime computes from it.
+    """
+    source = open_file(Path(path))
+    inputs = inputs_of(source.model)
+    sizes = examples(inputs, input_shapes)
+    fixed = _fixed_batch(inputs)
+    larger = opened(inputs, sizes)
+    first: LoadError | None = None
+    for attempt in _attempts(sizes, larger, fixed):
+        try:
+            program = _read(source, inputs, attempt, first)
+            compare(
+                program,
+                source,
+                inputs,
+                fixed,
+                [c for c in attempt.cases if c.sizes != attempt.cases[0].sizes],
+            )
+        except LoadError as error:
+            first = first or error
+        else:
+            return program
+    assert first is not None
+    raise first
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """What the program is to leave open.
+
+    Attributes:
+        cases: the first is that of the examples.
+        freed: see `Reading`.
+        batch, others: whether the batch, and the other open axes, stay open.
+    """
+
+    cases: tuple[Case, ...]
+    freed: int | None
+    batch: bool
+    others: bool
+
+
+def _fixed_batch(inputs: Sequence[Input]) -> int | None:
+    """The first size of inputs, where the file fixes it; None where it is open."""
+    found = {i.sizes[0] for i in inputs if i.sizes[0] is not None}
+    if len(found) > 1:
+        raise LoadError.at(
+            "inputs",
+            f"first sizes {sorted(found)}",
+            "one for all: the batch",
+            "export it with the batch in front",
+        )
+    return found.pop() if found else None
+
+
+def _attempts(
+    sizes: Mapping[tuple[str, int], int], larger: Mapping[tuple[str, int], int], fixed: int | None
+) -> list[_Attempt]:
+    """From the most that may be open to the least."""
+    many = tuple(Case(b, sizes) for b in sorted({*BATCHES, fixed or 1}))
+    wide = Case(fixed or 1, {**sizes, **larger})
+    found = [_Attempt((*many, wide), fixed, True, True)] if larger else []
+    found.append(_Attempt(many, fixed, True, False))
+    if fixed in (None, 1):
+        one = Case(1, sizes)
+        found += [_Attempt((one, wide), None, False, True)] if larger else []
+        found.append(_Attempt((one,), None, False, False))
+    return found
+
+
+def _read(
+    source: OnnxSource, inputs: Sequence[Input], attempt: _Attempt, failed: LoadError | None
+) -> Program:
+    reading = Reading([c.batch for c in attempt.cases], attempt.freed)
+    made: dict[str, Made] = {}
+    for index, i in enumerate(inputs):
+        values = [torch.empty(i.shape(c), dtype=TYPES[i.kind], device="meta") for c in attempt.cases]
+        made[i.name] = reading.placeholder(placeholder_name(i.name, index), values)
+    outputs = [
+        reading.tensor(v, "output") for v in Walk(source.model.graph, source.opset, reading, made).run()
+    ]
+    nodes = [o.node for o in outputs]
+    reading.graph.output(nodes[0] if len(nodes) == 1 else tuple(nodes))
+    tidy(reading.root, reading.graph)
+    reading.graph.lint()
+    module = graph_module(reading.root, reading.graph, "OnnxNetwork").eval()
+    example = example_inputs(inputs, attempt.cases[0])
+    open_axes = _open_axes(source, inputs, outputs, attempt)
+    remarks = _remarks(source, attempt, failed)
+    interface = interface_of(source.model, inputs, source.opset, open_axes, remarks)
+    return Program(module, tuple(x[:1] for x in example), interface=interface)
+
+
+def _open_axes(
+    source: OnnxSource, inputs: Sequence[Input], outputs: Sequence[Made], attempt: _Attempt
+) -> dict[str, dict[int, str]]:
+    """The axes that stay open, by input and output, with the names that the file has for them."""
+    symbols: dict[Any, str] = {}
+    found: dict[str, dict[int, str]] = {}
+    for i in inputs:
+        axes = {0: i.symbols[0] or "batch"} if attempt.batch else {}
+        if attempt.others:
+            axes |= {d: i.symbols[d] or f"size_{d}" for d, n in enumerate(i.sizes) if d and n is None}
+        found[i.name] = axes
+        shapes = [i.shape(c) for c in attempt.cases]
+        symbols |= {tuple(s[d] for s in shapes): name for d, name in axes.items()}
+    for info, made in zip(source.model.graph.output, outputs, strict=True):
+        named = [d.dim_param for d in info.type.tensor_type.shape.dim]
+        axes = {}
+        for axis in range(made.rank):
+            column = tuple(s[axis] for s in made.shapes)
+            if len(set(column)) > 1:
+                own = named[axis] if axis < len(named) else ""
+                axes[axis] = symbols.get(column) or own or f"{info.name}_{axis}"
+        found[info.name] = axes
+    return found
+
+
+def _remarks(source: OnnxSource, attempt: _Attempt, failed: LoadError | None) -> list[str]:
+    """What has to be said of how the file was read."""
+    kinds = {t.data_type for t in source.model.graph.initializer} | {
+        v.type.tensor_type.elem_type for v in source.model.graph.input
+    }
+    names = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "float64"}
+    remarks = [f"{name} numbers were read as float32" for kind, name in names.items() if kind in kinds]
+    if attempt.freed is not None:
+        remarks.append(f"the file takes {attempt.freed} sample(s) at a time; the program takes any number")
+    if not attempt.batch:
+        remarks.append(f"the program takes one sample at a time ({failed})")
+    elif failed is not None:
+        remarks.append(f"the program takes inputs of the example's size only ({failed})")
+    return remarks

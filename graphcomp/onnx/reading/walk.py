@@ -1,0 +1,227 @@
+"""The nodes of a file, one after another: evaluated where all is known, else handed to the row of each."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import onnx
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
+
+from graphcomp.errors import GraphcompError, LoadError, first_line
+from graphcomp.onnx.reading.file import array_of
+from graphcomp.onnx.reading.known import RANDOM, constant_of, evaluate
+from graphcomp.onnx.rows import READS, Array, Known, Made, Node, Reading, Value
+
+_MOST_HELD = 1 << 32
+"""Bytes of all constants that were computed and are still read."""
+
+_DEEPEST = 16
+_WEIGHT = 16
+"""Elements from which a constant that stands in a node is a weight, and not a number of a formula."""
+
+_QUANTISED = "compress the floating point file and quantise what comes out of it"
+_CUT = "cut the file in front of it with onnx.utils.extract_model, and go on from there in your code"
+_ADVICE = {
+    **dict.fromkeys(("Loop", "Scan", "If"), "export the network with fixed control flow, or cut it out"),
+    **dict.fromkeys(("NonMaxSuppression", "NonZero", "RoiAlign", "Unique", "Compress", "MaxRoiPool"), _CUT),
+    **dict.fromkeys(sorted(RANDOM), "a network that draws numbers cannot be checked; export it without"),
+}
+
+
+class Walk:
+    """From values of a file, by name, to known numbers and nodes of the program."""
+
+    def __init__(self, graph: GraphProto, opset: int, reading: Reading, inputs: Mapping[str, Made]) -> None:
+        self.graph, self.opset, self.reading = graph, opset, reading
+        self.held = 0
+        self.arrays: dict[str, TensorProto] = {t.name: t for t in graph.initializer}
+        self.values: dict[str, Value] = dict(inputs)
+        self.uses = Counter(name for node in _needed(graph) for name in _read(node))
+        self.uses.update(o.name for o in graph.output)
+
+    def run(self) -> list[Value]:
+        """The outputs of the file.
+
+        Raises:
+            LoadError: naming the node that cannot be read.
+        """
+        for proto in _needed(self.graph):
+            self._read_node(proto, 0)
+        return [self._value(o.name, "the file's outputs") for o in self.graph.output]
+
+    def _value(self, name: str, place: str) -> Value:
+        if name not in self.values and name in self.arrays:
+            self.values[name] = Known((array_of(self.arrays[name]),) * len(self.reading.batches), name)
+        if name not in self.values:
+            raise LoadError.at(
+                place,
+                f"{name!r:.120}, which nothing before it computes",
+                "values in order",
+                "the file is not valid ONNX",
+            )
+        return self.values[name]
+
+    def _read_node(self, proto: NodeProto, depth: int) -> None:
+        place = f"{proto.op_type} {proto.name!r:.120}"
+        inputs = [self._value(name, place) if name else None for name in _trimmed(proto.input)]
+        for name, value in zip(proto.output, self._outputs(proto, inputs, depth), strict=False):
+            if name:
+                if name in self.values or name in self.arrays:
+                    raise LoadError.at(
+                        place, f"a second {name!r:.120}", "a name for each value", "it is not valid ONNX"
+                    )
+                self.values[name] = value
+        for name in set(proto.input):
+            self._release(name, list(proto.input).count(name))
+
+    def _release(self, name: str, times: int) -> None:
+        self.uses[name] -= times
+        if self.uses[name] <= 0 and isinstance(self.values.get(name), Known):
+            value = self.values.pop(name)
+            assert isinstance(value, Known)
+            self.held -= 0 if value.name else _bytes(value.values)
+
+    def _outputs(self, proto: NodeProto, inputs: Sequence[Value | None], depth: int) -> Sequence[Value]:
+        cases = len(self.reading.batches)
+        if proto.op_type == "Constant":
+            array = constant_of(proto)
+            weight = array.ndim >= 2 and array.size >= _WEIGHT and array.dtype.kind == "f"
+            return [Known((array,) * cases, proto.output[0] if weight else "")]
+        if proto.op_type == "If":
+            return self._branch(proto, inputs, depth)
+        known = [v for v in inputs if not isinstance(v, Made)]
+        if len(known) == len(inputs) and proto.op_type not in _QUIET:
+            if proto.op_type == "Identity" and known[0] is not None:
+                return [Known(known[0].values, proto.output[0] if known[0].name else "")]
+            results = evaluate(proto, self.opset, known, cases)
+            self.held += sum(_bytes(r.values) for r in results)
+            if self.held > _MOST_HELD:
+                raise LoadError.at(
+                    f"{proto.op_type} {proto.name!r:.120}",
+                    "constants of several GiB",
+                    "less",
+                    "this is no network",
+                )
+            return results
+        return self._by_row(proto, inputs)
+
+    def _by_row(self, proto: NodeProto, inputs: Sequence[Value | None]) -> Sequence[Value]:
+        node = Node(proto, self.opset, inputs)
+        row = READS.get(proto.op_type)
+        if row is None or not _exists(proto.op_type, self.opset):
+            raise _refusal(node, self.opset, row is not None)
+        try:
+            result = row(node, self.reading)
+        except LoadError as error:
+            place = f"{node.operator} {node.name!r:.120}"
+            if str(error).startswith(place):
+                raise
+            raise LoadError(f"{place}: {error}") from error
+        except GraphcompError:
+            raise
+        # A row that trips over a malformed node: it must not get through, and need not be told apart.
+        except Exception as error:
+            raise node.refusal(
+                f"{type(error).__name__}: {first_line(error)!r:.200}",
+                "a node of a valid file",
+                "check it with onnx.checker",
+            ) from error
+        results = result if isinstance(result, tuple) else (result,)
+        if node.unread():
+            raise node.refusal(
+                node.unread()[0], "only what is known of this operator", "export it with another opset"
+            )
+        if len(results) < len(node.outputs):
+            raise node.refusal(
+                f"{len(node.outputs)} outputs",
+                f"{len(results)}",
+                "the others cannot be computed; remove what reads them",
+            )
+        return results
+
+    def _branch(self, proto: NodeProto, inputs: Sequence[Value | None], depth: int) -> Sequence[Value]:
+        """The branch of an If whose condition is known; its nodes are read in place."""
+        node = Node(proto, self.opset, inputs)
+        condition = inputs[0] if inputs else None
+        if (
+            not isinstance(condition, Known)
+            or not condition.is_constant
+            or condition.array.size != 1
+            or depth >= _DEEPEST
+        ):
+            raise _refusal(node, self.opset, False)
+        wanted = "then_branch" if bool(condition.array.reshape(-1)[0]) else "else_branch"
+        found = [a.g for a in proto.attribute if a.name == wanted and a.type == AttributeProto.GRAPH]
+        if len(found) != 1:
+            raise node.refusal(f"no {wanted}", "one", "the file is not valid ONNX")
+        (graph,) = found
+        self.arrays.update({t.name: t for t in graph.initializer})
+        self.uses.update(name for inner in graph.node for name in _read(inner))
+        self.uses.update(o.name for o in graph.output)
+        for inner in graph.node:
+            self._read_node(inner, depth + 1)
+        return [self._value(o.name, f"If {proto.name!r:.120}") for o in graph.output]
+
+
+_QUIET = frozenset(READS) & {"Dropout"}
+"""Operators whose rows see known inputs, too: the reference drops numbers out."""
+
+
+def _exists(operator: str, opset: int) -> bool:
+    try:
+        return not onnx.defs.get_schema(operator, opset).deprecated
+    except onnx.defs.SchemaError:
+        return False
+
+
+def _refusal(node: Node, opset: int, has_row: bool) -> LoadError:
+    name = node.operator
+    if "QLinear" in name or name in (
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "ConvInteger",
+        "MatMulInteger",
+    ):
+        return node.refusal("a quantised network", "a floating point one", _QUANTISED)
+    if has_row:
+        return node.refusal(
+            f"an operator that operator set {opset} does not have", "one of its own", "it is not valid ONNX"
+        )
+    known = ", ".join(sorted(READS)[:4])
+    return node.refusal(
+        "an operator that is not read", f"one of {len(READS)} ({known}, ...)",
+        _ADVICE.get(name, _CUT),
+    )  # fmt: skip
+
+
+def _trimmed(names: Sequence[str]) -> list[str]:
+    names = list(names)
+    while names and not names[-1]:
+        names.pop()
+    return names
+
+
+def _bytes(arrays: Sequence[Array]) -> int:
+    return sum({id(a): a.nbytes for a in arrays}.values())
+
+
+def _read(node: NodeProto) -> list[str]:
+    """The values that a node reads, those that its subgraphs take from around it with them."""
+    names = list(filter(None, node.input))
+    stack = [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
+    while stack:
+        for inner in stack.pop().node:
+            names += filter(None, inner.input)
+            stack += [a.g for a in inner.attribute if a.type == AttributeProto.GRAPH]
+    return names
+
+
+def _needed(graph: GraphProto) -> list[NodeProto]:
+    """The nodes that an output depends on, in the file's order."""
+    wanted = {o.name for o in graph.output}
+    needed: list[NodeProto] = []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            needed.append(node)
+            wanted.update(_read(node))
+    return needed[::-1]
