@@ -24,6 +24,7 @@ from graphcomp.compiler.pass_lines import split_passes
 from graphcomp.compiler.reading import Lines, dotted, read_yaml
 from graphcomp.errors import RecipeError
 from graphcomp.measure import Corruption, Kind
+from graphcomp.onnx import Dynamic
 from graphcomp.pipeline import Pass
 from graphcomp.runtime import TARGETS
 
@@ -49,9 +50,9 @@ class ExportOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    opset: Annotated[int, Field(ge=18)] = 18
-    dynamic_batch: bool = True
-    tolerance: Annotated[float, Field(gt=0)] = 1e-4
+    opset: Annotated[int, Field(ge=18)] | None = None  # the file's where it is 18 or more, else 18
+    dynamic: tuple[Dynamic, ...] | None = None  # what the file that is read leaves open, else the batch
+    tolerance: Annotated[float, Field(gt=0)] | None = None  # by the network's type
     dct: Literal["coefficients", "dense", "both"] = "both"
     """How weights are stored that `dct` made: as coefficients, dense, or both, timed against each other."""
 
@@ -115,10 +116,11 @@ class Recipe(BaseModel):
                 "add --classes (`classes:` in a recipe), or leave head out"
             )
         batches = self.bench.batches if self.bench is not False else ()
-        if not self.export.dynamic_batch and set(batches) - {1}:
+        fixed = self.export.dynamic is not None and "batch" not in self.export.dynamic
+        if fixed and set(batches) - {1}:
             raise RecipeError(
-                f"export.dynamic_batch: found false with bench.batches {list(batches)}, expected 1, the "
-                "only batch that such a file takes; leave one of them out"
+                f"export.dynamic: found no batch with bench.batches {list(batches)}, expected 1, the only "
+                "batch that such a file takes; leave one of them out"
             )
 
 

@@ -122,14 +122,12 @@ def _export(
     known: Exports | None = None,
     told: Progress = quiet,
 ) -> Export:
-    batches = (1, 2, 5) if options.dynamic_batch else (1,)
     record = export_onnx(
         program,
         path,
         opset=options.opset,
-        batches=batches,
         tolerance=options.tolerance,
-        dynamic_batch=options.dynamic_batch,
+        dynamic=options.dynamic,
         provider=provider,
         dct=dct,
         known=known,

@@ -5,24 +5,26 @@ checker → parity with ONNX Runtime on several batches and inputs → the bytes
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
-from torch import Tensor
 
 from graphcomp.base import Progress, atomic_file, muted, quiet
 from graphcomp.errors import ExportError, ProviderError, first_line
 from graphcomp.ir import Program, named_tensors
+from graphcomp.onnx.agreement import tolerance_for
 from graphcomp.onnx.cleanup import clean
+from graphcomp.onnx.interface import describe, input_names, output_names
 from graphcomp.onnx.lowering import dct_layers, densified, taking_weights
 from graphcomp.onnx.origins import annotate, origins_of_weights
 from graphcomp.onnx.parity import compare, make_cases
 from graphcomp.onnx.selection import cheapest
+from graphcomp.onnx.sizes import Dynamic, is_open, open_axes, other_sizes
 from graphcomp.onnx.translate import Translated, capture, translate
 from graphcomp.onnx.weights import rebuild_weights
 from graphcomp.records import DctWeights, Export
@@ -32,6 +34,8 @@ Stored = Literal["coefficients", "dense"]
 """How a file stores weights that a program computes from DCT coefficients."""
 # Protobuf's limit of 2^31 bytes, less room for the graph around the weights.
 _MAX_BYTES = 2**31 - 2**24
+OPSET = 18
+"""What the exporter writes, from which other versions are converted."""
 # Networks of one run that are remembered, which the last export mostly asks for again.
 _MAX_KEPT = 2**29
 
@@ -68,11 +72,11 @@ def export_onnx(
     program: Program,
     path: str | Path,
     *,
-    opset: int = 18,
+    opset: int | None = None,
     batches: Sequence[int] = (1, 2, 5),
     seed: int = 0,
-    tolerance: float = 1e-4,
-    dynamic_batch: bool = True,
+    tolerance: float | None = None,
+    dynamic: Sequence[Dynamic] | None = None,
     cleanup: bool = True,
     provider: Provider | None = None,
     dct: Stored = "coefficients",
@@ -81,17 +85,21 @@ def export_onnx(
 ) -> Export:
     """Write `program` to the ONNX file `path`, after checking that ONNX Runtime computes the same from it.
 
-    One input is called `input`, several have the names of forward's arguments. One output is called `output`;
-    those in tuples get `_0`, `_1`, …, those in dicts their keys.
+    Names, metadata, doc strings and open axes are those of the program's interface; without one, one input is
+    called `input`, several have the names of forward's arguments, one output is called `output`, those in
+    tuples get `_0`, `_1`, …, those in dicts their keys. Its history is written with it.
 
     Args:
         program: left as it is; what it computes in eval mode is written.
         path: replaced if it exists; its parents are made.
-        opset: version of the default ONNX operator set; 18 is what the exporter writes, others are converted.
-        batches: batch sizes to compare at. With `dynamic_batch=False` the file takes only the first of them.
+        opset: version of the default ONNX operator set, at least 18; None: that of the file that the program
+            was read from, if it is 18 or more, else 18.
+        batches: batch sizes to compare at. Where the batch is not open the file takes only the first.
         seed: of the random inputs, two at every batch size.
-        tolerance: largest |onnx - torch| / max |torch| of any output.
-        dynamic_batch: whether the first dimension of every input is left open.
+        tolerance: largest |onnx - torch| / max |torch| of any output, where the difference is above 1e-6;
+            None: 1e-4, or what the program's type allows (see `onnx.agreement`).
+        dynamic: which of batch, height and width are left open (see `onnx.sizes`), and compared at two other
+            sizes; None: what the file did that the program was read from, else the batch.
         cleanup: whether to rewrite what the exporter leaves behind (see `onnx.cleanup`).
         provider: where the file will run: forms of channel selections are timed there. None times nothing.
         dct: how weights are stored that the program computes from DCT coefficients (nothing else is touched):
@@ -115,20 +123,23 @@ def export_onnx(
     layers = dct_layers(program)
     source = densified(program) if layers and dct == "dense" else program
     _check_size(source)
-    checked = tuple(batches) if dynamic_batch else (batches[0],)
-    inputs, outputs = _input_names(program), _output_names(program)
+    opset = opset or max(program.interface.opset or 0, OPSET)
+    axes = open_axes(program, dynamic)
+    checked = tuple(batches) if is_open(axes, batch=True) else (batches[0],)
+    inputs, outputs = input_names(program), output_names(program)
+    tolerance = tolerance or tolerance_for(program.tensors.values())
     progress("run the network", 0.0)
-    cases = [case for batch in checked for case in make_cases(program, batch, seed, outputs)]
+    cases = make_cases(program, checked, seed, outputs, other_sizes(program, axes))
     known = Exports() if known is None else known
-    key = known.key(source, inputs, outputs, opset, None if dynamic_batch else batches[0])
+    key = known.key(source, inputs, outputs, opset, axes, checked[0])
     translated = known.find(key)
     if translated is None:
         given = taking_weights(source) if dct_layers(source) else (source.module, {})
         progress("capture the graph", 0.1)
-        exported = capture(source, None if dynamic_batch else batches[0], *given)
+        exported = capture(source, axes, checked[0], *given)
         progress("translate it to ONNX", 0.3)
         names = [*inputs, *given[1]]
-        translated = translate(program, exported, opset, names, outputs, dynamic_batch)
+        translated = translate(program, exported, opset, names, outputs, axes)
         known.add(key, translated)
     model, origins = translated.model(), translated.origins(program)
     progress("clean up", 0.7)
@@ -145,6 +156,7 @@ def export_onnx(
         model, said = _select_cheaply(model, ours, feeds, provider, known.times)
         done += said
     annotate(model, origins)
+    describe(model, program)
     content = model.SerializeToString()
     _check_model(content, path)
     progress(f"compare with the network at batch {', '.join(map(str, checked))}", 0.9)
@@ -181,43 +193,6 @@ def _check_size(program: Program) -> None:
         raise ExportError(
             f"weights: found {size / 2**30:.2f} GiB, expected at most {_MAX_BYTES / 2**30:.2f} GiB, all "
             "that one ONNX file can hold; compress more or export in parts"
-        )
-
-
-def _input_names(program: Program) -> list[str]:
-    names = [cast(str, n.target) for n in program.graph.nodes if n.op == "placeholder"]
-    return ["input"] if len(program.example_inputs) == 1 else names[: len(program.example_inputs)]
-
-
-def _output_names(program: Program) -> list[str]:
-    """One name for every tensor of the output, in the order of `output_tensors`."""
-    result = program.values[next(iter(reversed(program.graph.nodes)))]
-    taken, names = set(_input_names(program)), list[str]()
-    for name in _names_in(result, ""):
-        while name in taken:
-            name += "_output"
-        taken.add(name)
-        names.append(name)
-    if not names:
-        raise ExportError(
-            f"output: found {type(result).__name__} without a tensor, expected at least one tensor"
-        )
-    return names
-
-
-def _names_in(value: Any, prefix: str) -> Iterator[str]:
-    if isinstance(value, Tensor):
-        yield prefix or "output"
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _names_in(item, f"{prefix}_{key}" if prefix else str(key))
-    elif isinstance(value, tuple | list):
-        for index, item in enumerate(value):
-            yield from _names_in(item, f"{prefix or 'output'}_{index}")
-    elif value is not None:
-        raise ExportError(
-            f"{prefix or 'output'}: found {type(value).__name__}, expected tensors, or tuples, lists and "
-            "dicts of them; return only tensors from forward"
         )
 
 

@@ -1,18 +1,18 @@
 """Whether a file computes what its program computes."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from graphcomp.errors import BenchError, ExportError, ProviderError, first_line
 from graphcomp.ir import Program, fresh_inputs, output_tensors
+from graphcomp.onnx.agreement import disagreement
 from graphcomp.onnx.origins import place_of
-from graphcomp.onnx.translate import UNBAKE
+from graphcomp.onnx.translate import UNBAKE, UNBAKE_SIZE
 from graphcomp.runtime import open_session, run_errors
 
 # Scale and shift of the random inputs: plain normal, and values far outside of it.
@@ -21,15 +21,55 @@ _INPUT_KINDS = ((1.0, 0.0), (4.0, 1.0))
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: the inputs, and what the program says to them."""
+    """One comparison: the inputs, and what the program says to them.
+
+    Attributes:
+        size: of the first input, where it is another than the example's, e.g. `3x256x288`; else "".
+    """
 
     batch: int
     inputs: tuple[Tensor, ...]
     expected: list[Tensor]
+    size: str = ""
+
+    @property
+    def place(self) -> str:
+        """For messages."""
+        return f"batch {self.batch}" + (f" and size {self.size}" if self.size else "")
+
+    @property
+    def advice(self) -> str:
+        """What to do if it cannot be run."""
+        return (
+            f"a size may be baked into the graph; {UNBAKE_SIZE}"
+            if self.size
+            else f"the batch size may be baked into the graph; {UNBAKE}"
+        )
 
 
-def make_cases(program: Program, batch: int, seed: int, names: Sequence[str]) -> Iterator[Case]:
-    """What the program answers to every kind of input at one batch size."""
+def make_cases(
+    program: Program,
+    batches: Sequence[int],
+    seed: int,
+    names: Sequence[str],
+    sizes: Iterable[tuple[Tensor, ...]] = (),
+) -> list[Case]:
+    """What the program answers to every kind of input.
+
+    Args:
+        program: run at all `batches` at the sizes of its example inputs.
+        batches, seed, names: sizes, of the random inputs, of the outputs.
+        sizes: example inputs of other sizes, at which it runs with the last of `batches` up to two.
+    """
+    cases = [case for batch in batches for case in _cases(program, batch, seed, names, "")]
+    for resized in sizes:
+        text = "x".join(map(str, resized[0].shape[1:]))
+        batch = max((b for b in batches if b <= 2), default=batches[0])
+        cases += _cases(replace(program, example_inputs=resized), batch, seed, names, text)
+    return cases
+
+
+def _cases(program: Program, batch: int, seed: int, names: Sequence[str], size: str) -> Iterator[Case]:
     for index, (scale, shift) in enumerate(_INPUT_KINDS):
         inputs = tuple(
             (x * scale + shift).to(example.dtype) if example.is_floating_point() else x
@@ -37,28 +77,29 @@ def make_cases(program: Program, batch: int, seed: int, names: Sequence[str]) ->
                 fresh_inputs(program, batch, seed + index), program.example_inputs, strict=True
             )
         )
-        expected = _run(program, inputs, batch)
+        case = Case(batch, inputs, [], size)
+        expected = _run(program, case)
         for name, tensor in zip(names, expected, strict=True):
             if not tensor.isfinite().all():
                 raise ExportError(
-                    f"output {name!r}: found NaN or infinity from the program itself at batch {batch}, "
+                    f"output {name!r}: found NaN or infinity from the program itself at {case.place}, "
                     "expected finite numbers to compare with; check its weights"
                 )
-        yield Case(batch, inputs, expected)
+        yield replace(case, expected=expected)
 
 
-def _run(program: Program, inputs: tuple[Tensor, ...], batch: int) -> list[Tensor]:
+def _run(program: Program, case: Case) -> list[Tensor]:
     try:
         with torch.inference_mode():
             # Clones, because a network may work on its input in place.
-            output = fx.Interpreter(program.module).run(*(x.clone() for x in inputs))
+            output = fx.Interpreter(program.module).run(*(x.clone() for x in case.inputs))
         return [tensor.detach() for tensor in output_tensors(output)]
     # Whatever a network's operators raise; the message says what and where.
     except Exception as error:
-        advice = "check its inputs" if batch == 1 else f"a batch size may be baked into the graph; {UNBAKE}"
+        advice = "check its inputs" if case.batch == 1 and not case.size else case.advice
         raise ExportError(
-            f"{place_of(error, program)}: found '{first_line(error)}', expected a network that runs at batch "
-            f"{batch}; {advice}"
+            f"{place_of(error, program)}: found '{first_line(error)}', expected a network that runs at "
+            f"{case.place}; {advice}"
         ) from error
 
 
@@ -70,7 +111,7 @@ def compare(
     tolerance: float,
     constant: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Worst relative error at every batch size.
+    """Worst error (see `onnx.agreement`) at every batch size, and at every other size of the first input.
 
     ExportError if one is above `tolerance`, or if one of the nodes named in `constant` is left to every run.
     """
@@ -85,17 +126,18 @@ def compare(
     _check_folded(session, constant)
     worst: dict[str, float] = {}
     for case in cases:
+        key = case.size or str(case.batch)
         feed = {name: x.numpy() for name, x in zip(inputs, case.inputs, strict=True)}
         try:
             results = session.run(list(outputs), feed)
         except run_errors() as error:
             raise ExportError(
-                f"batch {case.batch}: ONNX Runtime found '{first_line(error)}', expected a file that runs; "
-                f"the batch size may be baked into the graph; {UNBAKE}"
+                f"{case.place}: ONNX Runtime found '{first_line(error)}', expected a file that runs; "
+                f"{case.advice}"
             ) from error
         for name, found, expected in zip(outputs, results, case.expected, strict=True):
-            error_here = _checked_error(name, case.batch, found, expected.numpy(), tolerance)
-            worst[str(case.batch)] = max(worst.get(str(case.batch), 0.0), error_here)
+            error_here = _checked_error(name, case, found, expected.numpy(), tolerance)
+            worst[key] = max(worst.get(key, 0.0), error_here)
     return worst
 
 
@@ -111,15 +153,15 @@ def _check_folded(session: Any, constant: Sequence[str]) -> None:
 
 
 def _checked_error(
-    name: str, batch: int, found: NDArray[Any], expected: NDArray[Any], tolerance: float
+    name: str, case: Case, found: NDArray[Any], expected: NDArray[Any], tolerance: float
 ) -> float:
-    place = f"output {name!r} at batch {batch}"
+    place = f"output {name!r} at {case.place}"
     if found.shape != expected.shape or found.dtype != expected.dtype:
         raise ExportError(
-            f"{place}: found {found.dtype} {found.shape}, expected {expected.dtype} {expected.shape}; the "
-            f"batch size may be baked into the graph; {UNBAKE}"
+            f"{place}: found {found.dtype} {found.shape}, expected {expected.dtype} {expected.shape}; "
+            f"{case.advice}"
         )
-    error = _relative_error(found, expected)
+    error = disagreement(found, expected, tolerance)
     # Not `error > tolerance`: NaN must fail.
     if not error <= tolerance:
         raise ExportError(
@@ -127,12 +169,3 @@ def _checked_error(
             f"{tolerance:g}; nothing was written; try cleanup=False or another opset, or raise the tolerance"
         )
     return error
-
-
-def _relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """max |found - expected| / max |expected|; absolute where all expected values are zero."""
-    if not expected.size:
-        return 0.0
-    peak = float(np.abs(expected.astype(np.float64)).max())
-    error = float(np.abs(found.astype(np.float64) - expected.astype(np.float64)).max())
-    return error / peak if peak else error

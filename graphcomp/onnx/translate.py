@@ -1,9 +1,9 @@
 """From a program to an ONNX model: torch.export of its graph, every node tagged, and the exporter."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import onnx
 import torch
@@ -16,11 +16,15 @@ from graphcomp.base import muted
 from graphcomp.errors import ExportError, first_line
 from graphcomp.ir import Program, copy_graph, fresh_inputs
 from graphcomp.onnx.origins import TAG, Origin, node_tags, origin_of, place_of, tags_of
+from graphcomp.onnx.sizes import OpenAxes, is_open
 
-_BATCH = "batch"
 # Captured with fake tensors, so it costs nothing; unlike 1 or 2, no literal of a network equals it by chance.
 _CAPTURE_BATCH = 7
-UNBAKE = "use x.shape[0] or -1 in its views, or export with dynamic_batch=False and batches=(1,)"
+UNBAKE = "use x.shape[0] or -1 in its views, or export with dynamic=() and batches=(1,)"
+UNBAKE_SIZE = (
+    "take sizes from x.shape, pool to a fixed size before linear layers, or leave height and width out of "
+    "dynamic"
+)
 
 
 @dataclass(frozen=True)
@@ -42,26 +46,37 @@ class Translated:
 
 def capture(
     program: Program,
-    batch: int | None,
+    axes: OpenAxes,
+    batch: int,
     network: fx.GraphModule | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> ExportedProgram:
-    """torch.export of the program with every node tagged by its fx name; `batch` None leaves it open.
+    """torch.export of the program with every node tagged by its fx name.
 
-    `network` may stand for the program's own module and take `weights` as further inputs.
+    Args:
+        program: its example inputs say how large what is not open is.
+        axes: of any size.
+        batch: where the first axis is not open.
+        network, weights: may stand for the program's own module and take `weights` as further inputs.
     """
-    inputs = fresh_inputs(program, batch or _CAPTURE_BATCH, 0)
+    inputs = fresh_inputs(program, _CAPTURE_BATCH if is_open(axes, batch=True) else batch, 0)
     inputs = tuple(x.to(example.dtype) for x, example in zip(inputs, program.example_inputs, strict=True))
-    open_batch = Dim(_BATCH)
     given = tuple((weights or {}).values())
-    shapes = None if batch else (*({0: open_batch} for _ in inputs), *(None for _ in given))
+    shapes = (*({axis: _dim(axis) for axis in own} or None for own in axes), *(None for _ in given))
     with muted():
         try:
             tagged = _tagged(network or program.module)
-            return torch.export.export(tagged, (*inputs, *given), dynamic_shapes=shapes, strict=False)
+            return torch.export.export(
+                tagged, (*inputs, *given), dynamic_shapes=shapes if any(shapes) else None, strict=False
+            )
         # torch.export passes on whatever its many layers raise; there is no common base.
         except Exception as error:
             raise _capture_error(program, error) from error
+
+
+def _dim(axis: int) -> Any:
+    """The batch is any number; other sizes may be bound to each other, or to multiples of something."""
+    return Dim("batch") if axis == 0 else Dim.DYNAMIC
 
 
 def _tagged(network: fx.GraphModule) -> fx.GraphModule:
@@ -75,13 +90,15 @@ def _tagged(network: fx.GraphModule) -> fx.GraphModule:
 def _capture_error(program: Program, error: Exception) -> ExportError:
     place = place_of(error, program)
     if re.search(r"[Cc]onstraints violated|specialized it to be a constant", str(error)):
+        beside = re.search(r"(?:size\(\)|shape)\[[1-9]", str(error))
+        what, advice = ("size", UNBAKE_SIZE) if beside else ("batch size", UNBAKE)
         return ExportError(
-            f"{place}: found a batch size baked into the graph ({first_line(error)}), expected any batch "
-            f"size; {UNBAKE}"
+            f"{place}: found a {what} baked into the graph ({first_line(error)}), expected any {what}; "
+            f"{advice}"
         )
     return ExportError(
         f"{place}: torch.export found '{first_line(error)}', expected a graph that it can follow; replace "
-        "this operation, or try dynamic_batch=False"
+        "this operation, or try dynamic=()"
     )
 
 
@@ -91,16 +108,20 @@ def translate(
     opset: int,
     inputs: list[str],
     outputs: list[str],
-    dynamic_batch: bool,
+    axes: OpenAxes,
 ) -> Translated:
     """The ONNX model, with unique names, and the fx node of each of its nodes by name."""
+    names = dict.fromkeys(name for own in axes for name in own.values())
+    called = {name: f"size{i}" for i, name in enumerate(names)}
+    shapes = [{axis: called[name] for axis, name in own.items()} or None for own in axes]
+    shapes += [None] * (len(inputs) - len(axes))  # weights
     with muted() as noise:
         try:
             result = torch.onnx.export(
                 exported,
                 dynamo=True,
-                # Only names the open dimension: `exported` has the shapes already.
-                dynamic_shapes=_open_batches(program, inputs) if dynamic_batch else None,
+                # Only names the open dimensions: `exported` has the shapes already.
+                dynamic_shapes=tuple(shapes) if any(shapes) else None,
                 opset_version=opset,
                 input_names=inputs,
                 output_names=outputs,
@@ -119,13 +140,17 @@ def translate(
         tags = node_tags(result)
         model = result.model_proto
     _check_translation(model, opset, outputs, noise.getvalue())
+    _name_sizes(model, called)
     return Translated(model.SerializeToString(), tags)
 
 
-def _open_batches(program: Program, inputs: Sequence[str]) -> tuple[dict[int, str] | None, ...]:
-    """The open dimension of every input; weights, which stand behind the program's own, have none."""
-    own = len(program.example_inputs)
-    return tuple({0: _BATCH} if index < own else None for index in range(len(inputs)))
+def _name_sizes(model: ModelProto, called: Mapping[str, str]) -> None:
+    """Call open sizes what the program's interface does; the exporter takes only words of Python."""
+    names = {word: name for name, word in called.items()}
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(r"\bsize\d+\b", lambda m: names.get(m[0], m[0]), dim.dim_param)
 
 
 def _check_translation(model: ModelProto, opset: int, outputs: list[str], noise: str) -> None:

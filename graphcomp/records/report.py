@@ -32,7 +32,8 @@ class Export(Record):
     opset: int = Field(description="as found in the file")
     nodes: int = Field(description="after the clean-up")
     parity: dict[str, float] = Field(
-        description="per batch size: max |onnx - torch| / max |torch|, the worst of several inputs"
+        description="per batch size, and per other size of the first input where height or width are open: "
+        "max |onnx - torch| / max |torch|, the worst of several inputs"
     )
     cleanup: list[str] = Field(description="what the clean-up did, with the count of nodes it saved")
     dct: DctWeights | None = Field(default=None, description="null if the program has no DCT layers")

@@ -926,8 +926,8 @@ def test_contradictory_options_are_refused(command: str, option: str, cli: Cli) 
     [
         ("head: random", "head: found random without classes"),
         (
-            "export: {dynamic_batch: false}\nbench: {batches: [1, 8]}",
-            "export.dynamic_batch: found false with",
+            "export: {dynamic: [height]}\nbench: {batches: [1, 8]}",
+            "export.dynamic: found no batch with",
         ),
     ],
 )

@@ -43,7 +43,7 @@ def test_everything_in_a_file(load: Any) -> None:
           - l1: {target: {macs: 0.5}, exclude: [conv1], join: pad}
           - apoz:
           - random{ratio=0.25}, fold-bn{exclude=[bn1]}
-        export: {opset: 20, dynamic_batch: false}
+        export: {opset: 20, dynamic: [height, width]}
         bench: {provider: cpu, batches: [1, 8], threads: 2, runs: 50, seconds: 1}
         """
     )
@@ -55,8 +55,8 @@ def test_everything_in_a_file(load: Any) -> None:
     assert (recipe.target, recipe.seed) == ("cuda-fp16", 7)
     assert recipe.export.model_dump() == {
         "opset": 20,
-        "dynamic_batch": False,
-        "tolerance": 1e-4,
+        "dynamic": ("height", "width"),
+        "tolerance": None,
         "dct": "both",
     }
     assert recipe.bench.batches == (1, 8) and recipe.bench.provider == "cpu"

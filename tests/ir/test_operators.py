@@ -404,7 +404,7 @@ NO_ONNX = {"adaptive_avg_pool3d", "cumprod", "fmax", "fmin", "median", "rrelu"}
 @pytest.mark.parametrize("row", sorted(NO_ONNX))
 def test_rows_without_a_form_in_onnx_are_refused_by_name(row: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"the ONNX exporter found '.*', expected"):
-        export_onnx(network(branches(row)[:1]), tmp_path / "x.onnx", batches=(2,), dynamic_batch=False)
+        export_onnx(network(branches(row)[:1]), tmp_path / "x.onnx", batches=(2,), dynamic=())
 
 
 @pytest.mark.slow
@@ -418,5 +418,5 @@ def test_rows_are_exported(tmp_path: Path) -> None:
     channels = analyse(program)
     drop, _ = half(channels).feasible(random_scores(channels))
     smaller = drop.apply("test")
-    exported = export_onnx(smaller, tmp_path / "x.onnx", batches=(2,), dynamic_batch=False)
+    exported = export_onnx(smaller, tmp_path / "x.onnx", batches=(2,), dynamic=())
     assert exported.nodes > len(ways)

@@ -247,10 +247,10 @@ def test_network_that_works_on_its_input_in_place(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_fixed_batch_is_the_first_of_batches(tmp_path: Path) -> None:
     program = traced(Plain(lambda x: x.view(1, 64)))
-    file = exported_to(tmp_path / "m.onnx", program, dynamic_batch=False)
+    file = exported_to(tmp_path / "m.onnx", program, dynamic=())
     assert [d.dim_value for d in file.model.graph.input[0].type.tensor_type.shape.dim] == [1, 3, 4, 4]
     assert set(file.record.parity) == {"1"}
-    wide = exported_to(tmp_path / "w.onnx", traced(Plain(torch.relu)), dynamic_batch=False, batches=(4,))
+    wide = exported_to(tmp_path / "w.onnx", traced(Plain(torch.relu)), dynamic=(), batches=(4,))
     assert wide.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 4
     assert_same(wide, batch=4)
 
@@ -475,8 +475,9 @@ def halves(exported_halves: tuple[Program, Any], monkeypatch: pytest.MonkeyPatch
 @pytest.fixture(scope="module")
 def exported_halves() -> tuple[Program, Any]:
     program = traced(Plain(lambda x: {"first": x[:, :2], "second": x[:, 2:]}))
-    captured = translate.capture(program, None)
-    return program, translate.translate(program, captured, 18, ["input"], ["first", "second"], True)
+    axes = ({0: "batch"},)
+    captured = translate.capture(program, axes, 1)
+    return program, translate.translate(program, captured, 18, ["input"], ["first", "second"], axes)
 
 
 @pytest.mark.slow
@@ -565,7 +566,7 @@ def test_opset_is_checked_on_the_model(tmp_path: Path) -> None:
 
 
 def test_batch_baked_into_a_view(tmp_path: Path) -> None:
-    text = r"view: found .* runs at batch 2; .*dynamic_batch=False"
+    text = r"view: found .* runs at batch 2; .*dynamic=()"
     assert_refused(tmp_path, traced(Plain(lambda x: x.view(1, 64))), text)
 
 
@@ -573,7 +574,7 @@ def test_batch_baked_into_a_branch(tmp_path: Path) -> None:
     def body(x: Tensor) -> Tensor:
         return only_small_batches(x)
 
-    assert_refused(tmp_path, traced(Plain(body)), r"found .*batch.*dynamic_batch=False")
+    assert_refused(tmp_path, traced(Plain(body)), r"found .*batch.*dynamic=()")
 
 
 @torch.fx.wrap

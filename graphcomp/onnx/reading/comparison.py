@@ -11,12 +11,11 @@ from torch import Tensor
 
 from graphcomp.errors import BenchError, GraphcompError, LoadError, first_line
 from graphcomp.ir import Program, fresh_inputs, output_tensors
-from graphcomp.onnx.agreement import TOLERANCES, agrees, relative_error
+from graphcomp.onnx.agreement import TOLERANCES, agrees, disagreement
 from graphcomp.onnx.reading.file import OnnxSource
 from graphcomp.onnx.reading.ports import Case, Input
 from graphcomp.runtime import open_session, run_errors
 
-TOLERANCE = 1e-4
 _FEEDS: dict[int, Any] = {TensorProto.FLOAT16: np.float16, TensorProto.DOUBLE: np.float64}
 
 Arrays = list[NDArray[Any]]
@@ -124,8 +123,8 @@ class _File:
         self.outputs = [o.name for o in source.model.graph.output]
         kinds = {i.kind for i in inputs} | {t.data_type for t in source.model.graph.initializer}
         self.half = TensorProto.FLOAT16 in kinds
-        name = "float16" if self.half else "bfloat16" if TensorProto.BFLOAT16 in kinds else ""
-        self.tolerance = TOLERANCES.get(name, TOLERANCE)
+        name = "float16" if self.half else "bfloat16" if TensorProto.BFLOAT16 in kinds else "float32"
+        self.tolerance = TOLERANCES[name]
         try:
             self.session = open_session(source.path, "cpu", torch.get_num_threads()).session
         except BenchError as error:
@@ -172,7 +171,7 @@ class _File:
                 and not np.array_equal(ours, theirs)
                 or not agrees(whole[1], whole[0], self.tolerance)
             ):
-                error = relative_error(whole[1].astype(float), whole[0].astype(float))
+                error = disagreement(whole[1], whole[0], self.tolerance)
                 raise LoadError.at(
                     place,
                     f"a relative error of {error:.3g} against ONNX Runtime",
