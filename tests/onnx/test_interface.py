@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from graphcomp.errors import ExportError, LoadError
 from graphcomp.ir import Interface, Port, Program
-from graphcomp.onnx import HISTORY_PROP, Dynamic, export_onnx, read_history
+from graphcomp.onnx import HISTORY_PROP, Dynamic, export_onnx, read_history, read_onnx
 from tests.tiny import traced
 
 
@@ -92,6 +92,12 @@ def test_what_a_file_said_of_itself_is_in_the_file_again(tmp_path: Path) -> None
     assert read_history(props.pop(HISTORY_PROP)) == ({"name": "l1", "summary": "half"},)
     assert props == SPOKEN.metadata
     assert list(record.parity) == ["1", "2", "5", "3x64x96", "3x96x32"]
+    again = read_onnx(tmp_path / "m.onnx", {"images:0": (1, 3, 32, 32)})
+    told = again.interface
+    assert (told.metadata, told.doc, told.graph_doc) == (SPOKEN.metadata, SPOKEN.doc, SPOKEN.graph_doc)
+    assert (told.inputs, told.opset) == (SPOKEN.inputs, 20)
+    assert [(p.name, p.doc) for p in told.outputs] == [("613", "boxes"), ("scores/all", "")]
+    assert again.history == ({"name": "l1", "summary": "half"},)
     # at a size that nobody compared at
     x = torch.randn(3, 3, 48, 80, generator=torch.Generator().manual_seed(3))
     found = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])

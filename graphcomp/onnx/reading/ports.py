@@ -10,6 +10,7 @@ from torch import Tensor
 
 from graphcomp.errors import LoadError
 from graphcomp.ir import Interface, Port
+from graphcomp.onnx.interface import HISTORY_PROP
 
 BATCHES = (1, 7, 11)
 """What is read for any batch is read for these; a number that follows from one of them is the batch."""
@@ -180,7 +181,7 @@ def interface_of(
         return Interface(
             inputs=tuple(port(i.name) for i in inputs),
             outputs=tuple(port(o.name) for o in model.graph.output),
-            metadata={p.key: p.value for p in model.metadata_props},
+            metadata={p.key: p.value for p in model.metadata_props if p.key != HISTORY_PROP},
             doc=model.doc_string,
             graph_doc=model.graph.doc_string,
             opset=opset,

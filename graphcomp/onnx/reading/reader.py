@@ -16,6 +16,7 @@ from onnx import TensorProto
 
 from graphcomp.errors import LoadError
 from graphcomp.ir import Program, graph_module
+from graphcomp.onnx.interface import HISTORY_PROP, read_history
 from graphcomp.onnx.reading.comparison import compare
 from graphcomp.onnx.reading.file import OnnxSource, open_file
 from graphcomp.onnx.reading.ports import (
@@ -140,7 +141,9 @@ def _read(
     open_axes = _open_axes(source, inputs, outputs, attempt)
     remarks = _remarks(source, attempt, failed)
     interface = interface_of(source.model, inputs, source.opset, open_axes, remarks)
-    return Program(module, tuple(x[:1] for x in example), interface=interface)
+    props = {p.key: p.value for p in source.model.metadata_props}
+    history = read_history(props[HISTORY_PROP]) if HISTORY_PROP in props else ()
+    return Program(module, tuple(x[:1] for x in example), history, interface)
 
 
 def _open_axes(
