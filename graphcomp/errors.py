@@ -2,6 +2,7 @@
 
 GraphcompError
 ├── TraceError      a model that cannot become a Program
+├── InputError      a program was given inputs of sizes that it is not for
 ├── LoadError       weights or a saved program that cannot be read
 ├── DataError       a data source that cannot be read or is empty
 ├── RecipeError     a recipe, pass or option that is not valid (raised before any work)
@@ -39,6 +40,10 @@ class GraphcompError(Exception):
 
 class TraceError(GraphcompError):
     """A model that cannot become a Program."""
+
+
+class InputError(GraphcompError):
+    """A program was given inputs of sizes that it is not for."""
 
 
 class LoadError(GraphcompError):

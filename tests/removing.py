@@ -25,9 +25,9 @@ def exact_program(built: Built, seed: int = 0) -> Program:
     return trace(scramble(module, seed).double(), torch.zeros(shape, dtype=torch.float64), copy_weights=False)
 
 
-def plain_program(module: nn.Module, *shape: int) -> Program:
+def plain_program(module: nn.Module, *shape: int, fold: bool = True) -> Program:
     """The network as it was built, in float32."""
-    return trace(module, torch.zeros(shape), copy_weights=False)
+    return trace(module, torch.zeros(shape), copy_weights=False, fold=fold)
 
 
 def random_scores(channels: Channels, seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -57,6 +57,12 @@ class Interface(Record):
         default=(), description="what has to be said of how the file was read, a line each"
     )
 
+    specialised: Annotated[tuple[Text, ...], Field(max_length=MOST_ENTRIES)] = Field(
+        default=(),
+        description="places in the network's code where height or width decided what it does: it is for "
+        "those of the example inputs only; empty: for any",
+    )
+
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
         for ports in (self.inputs, self.outputs):

@@ -25,7 +25,7 @@ Build = Callable[[Tensors, Mapping[str, Any], nn.Module], nn.Module]
 
 
 @dataclass(frozen=True)
-class _Form:
+class Form:
     """How a function is called, and the layer that calls it so.
 
     Attributes:
@@ -67,8 +67,8 @@ def lift_layers(root: nn.Module, graph: fx.Graph) -> None:
 
 def _layer_of(root: nn.Module, node: fx.Node) -> tuple[dict[str, str], nn.Module] | None:
     """The layer that a call stands for, with the dotted names that its tensors had; None if there is none."""
-    form = _FORMS.get(node.target) if node.op == "call_function" else None
-    given = None if form is None else _bound(form.arguments, node)
+    form = form_of(node)
+    given = None if form is None else bound_arguments(form, node)
     if form is None or given is None:
         return None
     names: dict[str, str] = {}
@@ -98,8 +98,14 @@ def _layer_of(root: nn.Module, node: fx.Node) -> tuple[dict[str, str], nn.Module
     return None if missing else (names, layer)
 
 
-def _bound(arguments: Mapping[str, Any], node: fx.Node) -> dict[str, Any] | None:
+def form_of(node: fx.Node) -> Form | None:
+    """How a function of weights is called; None for other nodes."""
+    return _FORMS.get(node.target) if node.op == "call_function" else None
+
+
+def bound_arguments(form: Form, node: fx.Node) -> dict[str, Any] | None:
     """Every argument by name; None if the call has others."""
+    arguments = form.arguments
     if len(node.args) > len(arguments) or not node.kwargs.keys() <= arguments.keys():
         return None
     return {**arguments, **dict(zip(arguments, node.args, strict=False)), **node.kwargs}
@@ -190,7 +196,7 @@ def _arguments(text: str, **defaults: Any) -> dict[str, Any]:
     return {name: defaults.get(name) for name in text.split()}
 
 
-def _convolution(kind: type[nn.modules.conv._ConvNd], transposed: bool) -> _Form:
+def _convolution(kind: type[nn.modules.conv._ConvNd], transposed: bool) -> Form:
     def build(tensors: Tensors, given: Mapping[str, Any], owner: nn.Module) -> nn.Module:
         weight, groups = cast(Tensor, tensors["weight"]), given["groups"]
         rows, columns = weight.shape[0], weight.shape[1] * groups
@@ -202,7 +208,7 @@ def _convolution(kind: type[nn.modules.conv._ConvNd], transposed: bool) -> _Form
         "stride padding output_padding groups dilation" if transposed else "stride padding dilation groups"
     )
     defaults = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
-    return _Form(("weight", "bias"), _arguments(f"input weight bias {order}", **defaults), build)
+    return Form(("weight", "bias"), _arguments(f"input weight bias {order}", **defaults), build)
 
 
 def _linear(tensors: Tensors, given: Mapping[str, Any], owner: nn.Module) -> nn.Module:
@@ -230,25 +236,25 @@ def _group_norm(tensors: Tensors, given: Mapping[str, Any], owner: nn.Module) ->
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
-_FORMS: dict[Any, _Form] = {
+_FORMS: dict[Any, Form] = {
     F.conv1d: _convolution(nn.Conv1d, False),
     F.conv2d: _convolution(nn.Conv2d, False),
     F.conv3d: _convolution(nn.Conv3d, False),
     F.conv_transpose1d: _convolution(nn.ConvTranspose1d, True),
     F.conv_transpose2d: _convolution(nn.ConvTranspose2d, True),
     F.conv_transpose3d: _convolution(nn.ConvTranspose3d, True),
-    F.linear: _Form(("weight", "bias"), _arguments("input weight bias"), _linear),
-    F.batch_norm: _Form(
+    F.linear: Form(("weight", "bias"), _arguments("input weight bias"), _linear),
+    F.batch_norm: Form(
         ("weight", "bias", "running_mean", "running_var"),
         _arguments(
             "input running_mean running_var weight bias training momentum eps", training=False, eps=1e-5
         ),
         _batch_norm,
     ),
-    F.layer_norm: _Form(
+    F.layer_norm: Form(
         ("weight", "bias"), _arguments("input normalized_shape weight bias eps", eps=1e-5), _layer_norm
     ),
-    F.group_norm: _Form(
+    F.group_norm: Form(
         ("weight", "bias"), _arguments("input num_groups weight bias eps", eps=1e-5), _group_norm
     ),
 }

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 
 from graphcomp.base import sha256, tensor_parts
+from graphcomp.errors import InputError
 from graphcomp.ir.interface import Interface
 from graphcomp.ir.operators import ALIASES, OUT_OF_PLACE, follow_type
 from graphcomp.ir.shapes import Shape
@@ -57,10 +58,22 @@ class Program:
     def __call__(self, *inputs: Tensor) -> Any:
         """What the network yields for these inputs in eval mode, whatever mode its modules are in.
 
-        To train, call `module`.
+        To train, call `module`. Raises InputError for sizes that contradict those that the network was
+        specialised to.
         """
+        self._check_sizes(inputs)
         with evaluating(self.module):
             return nn.Module.__call__(self.module, *inputs)  # GraphModule's own prints its code when it fails
+
+    def _check_sizes(self, inputs: tuple[Any, ...]) -> None:
+        """Python's decisions were taken at the example's sizes: at others the graph is another network."""
+        for index, (given, example) in enumerate(zip(inputs, self.example_inputs, strict=False)):
+            found, expected = tuple(given.shape[1:]), tuple(example.shape[1:])
+            if self.interface.specialised and found != expected:
+                raise InputError(
+                    f"input {index}: found {found}, expected {expected} (after the batch), which the network "
+                    f"was specialised to by {self.interface.specialised[0]}; trace it at the other size"
+                )
 
     def clone(self) -> "Program":
         """The same program with its own copy of graph, modules and tensors."""

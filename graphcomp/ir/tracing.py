@@ -3,10 +3,9 @@
 import copy
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,13 +15,12 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from graphcomp.errors import GraphcompWarning, TraceError
-from graphcomp.ir.coefficients import DctLayer
-from graphcomp.ir.frozen import FrozenBatchNorm2d, as_layers, holds_frozen
+from graphcomp.ir.concrete import Unknown
+from graphcomp.ir.folding import fold_weights
+from graphcomp.ir.frozen import as_layers, holds_frozen
+from graphcomp.ir.interface import Interface
 from graphcomp.ir.lifting import lift_layers
 from graphcomp.ir.operators import OUT_OF_PLACE, name_types, reshape_out_of_place
-
-if TYPE_CHECKING:
-    pass
 from graphcomp.ir.program import (
     PASS_KEY,
     Program,
@@ -32,60 +30,43 @@ from graphcomp.ir.program import (
     is_read_later,
     with_tensors,
 )
-
-
-class _Proxy(fx.Proxy):
-    """Records `x += y` as what it is; under fx it would be `x + y`, and views of x would miss the change."""
-
-
-def _recorder(function: Callable[..., Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
-    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
-
-
-for _function in OUT_OF_PLACE:
-    setattr(_Proxy, f"__{_function.__name__}__", _recorder(_function))
-
-
-class _Tracer(fx.Tracer):
-    """Keeps `torch.nn` modules whole and remembers where it is, for error messages."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.path = ""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, DctLayer | FrozenBatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        outer, self.path = self.path, self.path_of_module(m)
-        result = super().call_module(m, forward, args, kwargs)
-        self.path = outer  # not in a `finally`: after a failure it names the innermost module
-        return result
+from graphcomp.ir.tracer import ShapedTracer, own_frames, recording_factories
 
 
 def trace(
-    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], *, copy_weights: bool = True
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    *,
+    copy_weights: bool = True,
+    fold: bool = True,
 ) -> Program:
-    """Trace `model` in eval mode with `torch.fx.symbolic_trace` into a Program.
+    """Trace `model` in eval mode with torch.fx into a Program.
+
+    Python's control flow runs with the sizes of the example inputs (`ir.concrete`): the batch stays open, and
+    so do height and width where no decision follows from them; where one does, the program is for the
+    example's sizes only, and `Program.interface.specialised` names the places. Writes into parts of a tensor
+    (`y[:, :4] = x`) become concatenations.
 
     Args:
-        model: left as it is. Computed weights (`torch.nn.utils.parametrize`, and the hooks of pruning,
-            spectral norm and weight norm) are baked in; with a GraphcompWarning if training on would differ.
-            Frozen batch normalisations become layers (`ir.frozen`).
+        model: left as it is. What `torch.compile`, DataParallel and DistributedDataParallel wrap is taken
+            out. Computed weights (`torch.nn.utils.parametrize`, and the hooks of pruning, spectral norm and
+            weight norm) are baked in; with a GraphcompWarning if training on would differ. Frozen batch
+            normalisations become layers (`ir.frozen`). Arguments of forward without an example input have
+            their defaults.
         example_inputs: one tensor an input; only the first sample of each is kept.
         copy_weights: False shares the tensors with `model`, for callers that drop the model.
+        fold: whether weights that forward computes from parameters alone (standardised, rescaled) become
+            parameters of plain layers (`ir.folding`), with a GraphcompWarning, since training then moves
+            these. False keeps the computation; what it reads is then left alone by most passes.
 
     Raises:
         TraceError: naming the module and source line that fx cannot follow, or the node whose shape
             cannot be derived from the example inputs; a program of torch.export; hooks on the network itself.
     """
+    model = unwrapped(model)
     _refuse_exported(model)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    firsts = tuple(x[:1].detach().clone() for x in inputs)
     if copy_weights or holds_frozen(model) or any(_is_parametrized(m) for m in model.modules()):
         model = _copied(model)
         _bake_parametrizations(model)
@@ -95,21 +76,22 @@ def trace(
             f"{type(model).__name__}: found forward hooks on the network itself, which no trace sees, "
             "expected none; move what they do into forward, or remove them"
         )
-    tracer = _Tracer()
+    tracer = ShapedTracer(model, firsts)
     _check_names(model)
     try:
-        with evaluating(model):
+        with evaluating(model), recording_factories():
             graph = tracer.trace(model)
         reshape_out_of_place(graph)
         name_types(graph)
-        eliminate_dead_nodes(graph, model)
+        # shallow copies: the caller's modules keep their training mode, these are in eval mode
+        root = with_tensors(model, lambda t: t)
+        folded = fold_weights(root, graph, tracer.values) if fold else []
+        eliminate_dead_nodes(graph, root)
         augmented = {n.name for n in graph.nodes if n.target in OUT_OF_PLACE}
         for node in graph.nodes:  # `x += y` becomes `x + y` for now
             node.target = (
                 OUT_OF_PLACE.get(node.target, node.target) if node.op == "call_function" else node.target
             )
-        # shallow copies: the caller's modules keep their training mode, these are in eval mode
-        root = with_tensors(model, lambda t: t)
         lift_layers(root, graph)
         module = graph_module(root, graph, type(model).__name__).eval()
     except Exception as error:
@@ -117,9 +99,35 @@ def trace(
     for node in module.graph.nodes:
         node.meta = {PASS_KEY: "trace"}
         _place_operand(node)
-    program = Program(module, tuple(x[:1].detach().clone() for x in inputs))
+    _say_folded(folded)
+    program = Program(module, firsts, interface=Interface(specialised=tuple(tracer.specialised)))
     # shapes are derived now, so that a wrong input shape fails here
     return _without_seen_writes(program, [n for n in module.graph.nodes if n.name in augmented])
+
+
+def unwrapped(model: Any) -> Any:
+    """The network inside of what torch.compile and torch's data parallelism return; any other as it is."""
+    while isinstance(model, nn.Module):
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif type(model).__name__ == "OptimizedModule" and isinstance(
+            getattr(model, "_orig_mod", None), nn.Module
+        ):
+            model = model._orig_mod
+        else:
+            break
+    return model
+
+
+def _say_folded(names: Sequence[str]) -> None:
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        warnings.warn(
+            f"{', '.join(names[:3])}{more}: found weights that forward computes from parameters alone; their "
+            "values are baked in, and training on moves these freely (fold=False keeps the computation)",
+            GraphcompWarning,
+            stacklevel=3,
+        )
 
 
 def _check_names(model: nn.Module) -> None:
@@ -240,14 +248,14 @@ def _bake(module: nn.Module) -> None:
 
 
 def _trace_error(model: nn.Module, path: str, error: Exception) -> TraceError:
-    torch_dir = str(Path(torch.__file__).parent)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(torch_dir)]
-    here = frames[-1] if frames and frames[-1].filename != __file__ else None
+    frames = own_frames(traceback.extract_tb(error.__traceback__))
+    here = frames[-1] if frames else None
     module = model.get_submodule(path) if path else model
     where = f"{path or type(model).__name__} ({type(module).__name__})"
     line = f"{here.filename}:{here.lineno}: `{here.line}`" if here else "no source line"
+    said = str(error) if isinstance(error, Unknown) else f"{type(error).__name__}: {error}"
     return TraceError(
-        f"{where}: {line}: {type(error).__name__}: {error}; expected a forward whose control flow does not "
+        f"{where}: {line}: {said}; expected a forward whose control flow does not "
         "depend on tensor values; move the branch out of forward, or wrap it in a function marked with "
         "torch.fx.wrap (its channels are then left alone)"
     )

@@ -62,7 +62,9 @@ def network(kind: type[nn.Conv2d]) -> Program:
         return m.head(F.relu(m.after(F.relu(m.inner(x)))))
 
     parts = {"stem": _conv(3, WIDTH), "inner": kind(WIDTH, WIDTH, 3, padding=1)}
-    return plain_program(Net(forward, **parts, after=_conv(WIDTH, WIDTH), head=_head(WIDTH)), 1, 3, 8, 8)
+    return plain_program(
+        Net(forward, **parts, after=_conv(WIDTH, WIDTH), head=_head(WIDTH)), 1, 3, 8, 8, fold=False
+    )
 
 
 def found(channels: Channels) -> list[tuple[Any, ...]]:
@@ -109,7 +111,7 @@ def shared(use: Any) -> Program:
 
     torch.manual_seed(0)
     net = Net(forward, stem=_conv(3, 8), conv=_conv(8, 8), head=_head(8))
-    return plain_program(scramble(net, 0), 1, 3, 8, 8)
+    return plain_program(scramble(net, 0), 1, 3, 8, 8, fold=False)
 
 
 SHARED = {

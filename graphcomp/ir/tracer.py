@@ -1,0 +1,165 @@
+"""torch.fx's tracer with two additions: it knows shapes, and it says where it is when it fails."""
+
+import builtins
+import dataclasses
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+from unittest.mock import patch
+
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+
+from graphcomp.ir.coefficients import DctLayer
+from graphcomp.ir.concrete import Values
+from graphcomp.ir.frozen import FrozenBatchNorm2d
+from graphcomp.ir.proxies import Proxies, ShapedProxy
+
+
+class ShapedTracer(fx.Tracer):
+    """Keeps `torch.nn` modules whole, answers what Python asks of sizes, and remembers where it is.
+
+    Attributes:
+        values: what nodes yield (`ir.concrete`). proxies: those that are in use.
+        path: the module that runs, for error messages.
+        specialised: where answers were given that hold at the example's height and width only.
+    """
+
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        super().__init__(autowrap_functions=_LEAVES)
+        self.values = Values(model, inputs)
+        self.proxies = Proxies()
+        self.path = ""
+        self.specialised: dict[str, None] = {}
+        self._inputs = inputs
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Parameters are recorded."""
+        return attr_val if self.values.running else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Layers of torch, and those of this room."""
+        return isinstance(m, DctLayer | FrozenBatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """What stands for a node."""
+        return ShapedProxy(node, self)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Remembers the module."""
+        if self.values.running:
+            return forward(*args, **kwargs)
+        outer, self.path = self.path, self.path_of_module(m)
+        result = super().call_module(m, forward, args, kwargs)
+        self.path = outer  # not in a `finally`: after a failure it names the innermost module
+        return result
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Arguments without an example input are what they are by default."""
+        fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        for at, proxy in enumerate(args):
+            if not isinstance(proxy, fx.Proxy) or at <= len(self._inputs):
+                continue
+            node, name = proxy.node, str(proxy.node.target)
+            if node.args or name.startswith("*"):
+                args[at] = {"*": (), "**": {}}[name[: name.count("*")]] if name[0] == "*" else node.args[0]
+                self.graph.erase_node(node)
+        return lambda *given: _plain_output(fn(*given)), args
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """For control flow. Raises Unknown."""
+        return bool(self.number(obj))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """One after the other. Raises Unknown."""
+        return iter([cast(Any, obj)[i] for i in range(self.length(obj))])
+
+    def number(self, proxy: fx.Proxy) -> Any:
+        """What a size or a condition is. Raises Unknown."""
+        found, special = self.values.number(proxy.node)
+        if special:
+            self._specialise()
+        return found
+
+    def length(self, proxy: fx.Proxy) -> int:
+        """How many parts something has. Raises Unknown."""
+        found, special = self.values.length(proxy.node)
+        if special:
+            self._specialise()
+        return found
+
+    def _specialise(self) -> None:
+        here = own_frames(traceback.extract_stack())
+        line = f":{here[-1].lineno}" if here else ""
+        self.specialised.setdefault(f"{self.path or type(self.root).__name__}{line}")
+
+
+_LEAVES = (
+    torchvision.ops.deform_conv2d,
+    torchvision.ops.nms,
+    torchvision.ops.batched_nms,
+    torchvision.ops.roi_align,
+    torchvision.ops.roi_pool,
+    torchvision.ops.ps_roi_align,
+    torchvision.ops.ps_roi_pool,
+)
+"""Functions that are kept whole."""
+
+
+def _plain_output(value: Any) -> Any:
+    """Dataclasses and mappings of one's own as dicts: what a saved program can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | Mapping):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain_output(item) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(map(_plain_output, value))
+    return value
+
+
+_FACTORIES = ("zeros", "ones", "empty", "full", "arange", "linspace", "rand", "randn", "eye", "tensor")
+"""Functions of torch that take sizes alone, so that torch.fx does not see them."""
+_METHODS = ("expand", "view", "reshape", "repeat", "tile", "new_zeros", "new_ones", "new_full", "new_empty")
+"""Methods that take sizes, called on a tensor that is no proxy."""
+
+
+@contextmanager
+def recording_factories() -> Iterator[None]:
+    """While the block lasts, `torch.zeros(x.shape[0], 4)`, `len(x)` and their like are recorded."""
+    torch.overrides.get_overridable_functions()  # torch remembers its first answer, which must not be ours
+    with ExitStack() as stack:
+        for name in _FACTORIES:
+            stack.enter_context(_recording(torch, name))
+        stack.enter_context(_recording(builtins, "len"))
+        for name in _METHODS:
+            stack.enter_context(_recording(Tensor, name))
+        yield
+
+
+def _recording(owner: ModuleType | type[Tensor], name: str) -> AbstractContextManager[Any]:
+    function = getattr(owner, name)
+    kind, target = ("call_method", name) if owner is Tensor else ("call_function", function)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = [*args, *kwargs.values()]
+        items = [i for a in given for i in (a if isinstance(a, tuple | list) else (a,))]
+        proxy = next((i for i in items if isinstance(i, fx.Proxy)), None)
+        if proxy is None or owner is builtins and proxy is not args[0]:
+            return function(*args, **kwargs)
+        return proxy.tracer.create_proxy(kind, target, args, kwargs)
+
+    return patch.object(owner, name, call)
+
+
+def own_frames(stack: Sequence[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    """The frames of a network's own code: neither torch's nor those of this room."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    return [f for f in stack if not f.filename.startswith(ours)]
