@@ -25,7 +25,8 @@ MOST_NODES = 1 << 17
 
 _MOST_BYTES = 2**31 - 1  # what protobuf reads
 _MOST_EXTERNAL = 1 << 36
-_OLDEST, _DOMAINS = 5, ("", "ai.onnx")
+_OLDEST = 7  # what ONNX Runtime runs, with which every program is compared
+_DOMAINS = ("", "ai.onnx")
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def read_onnx(path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None
     first: LoadError | None = None
     for attempt in _attempts(sizes, larger, fixed):
         try:
-            program = _read(source, inputs, attempt, first)
+            program = build(source, inputs, attempt, first)
             compare(
                 program,
                 source,
@@ -78,7 +78,7 @@ def read_onnx(path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None
 
 
 @dataclass(frozen=True)
-class _Attempt:
+class Attempt:
     """What the program is to leave open.
 
     Attributes:
@@ -108,22 +108,20 @@ def _fixed_batch(inputs: Sequence[Input]) -> int | None:
 
 def _attempts(
     sizes: Mapping[tuple[str, int], int], larger: Mapping[tuple[str, int], int], fixed: int | None
-) -> list[_Attempt]:
+) -> list[Attempt]:
     """From the most that may be open to the least."""
     many = tuple(Case(b, sizes) for b in sorted({*BATCHES, fixed or 1}))
     wide = Case(fixed or 1, {**sizes, **larger})
-    found = [_Attempt((*many, wide), fixed, True, True)] if larger else []
-    found.append(_Attempt(many, fixed, True, False))
+    found = [Attempt((*many, wide), fixed, True, True)] if larger else []
+    found.append(Attempt(many, fixed, True, False))
     if fixed in (None, 1):
         one = Case(1, sizes)
-        found += [_Attempt((one, wide), None, False, True)] if larger else []
-        found.append(_Attempt((one,), None, False, False))
+        found += [Attempt((one, wide), None, False, True)] if larger else []
+        found.append(Attempt((one,), None, False, False))
     return found
 
 
-def _read(
-    source: OnnxSource, inputs: Sequence[Input], attempt: _Attempt, failed: LoadError | None
-) -> Program:
+def build(source: OnnxSource, inputs: Sequence[Input], attempt: Attempt, failed: LoadError | None) -> Program:
     reading = Reading([c.batch for c in attempt.cases], attempt.freed)
     made: dict[str, Made] = {}
     for index, i in enumerate(inputs):
@@ -147,7 +145,7 @@ def _read(
 
 
 def _open_axes(
-    source: OnnxSource, inputs: Sequence[Input], outputs: Sequence[Made], attempt: _Attempt
+    source: OnnxSource, inputs: Sequence[Input], outputs: Sequence[Made], attempt: Attempt
 ) -> dict[str, dict[int, str]]:
     """The axes that stay open, by input and output, with the names that the file has for them."""
     symbols: dict[Any, str] = {}
@@ -171,7 +169,7 @@ def _open_axes(
     return found
 
 
-def _remarks(source: OnnxSource, attempt: _Attempt, failed: LoadError | None) -> list[str]:
+def _remarks(source: OnnxSource, attempt: Attempt, failed: LoadError | None) -> list[str]:
     """What has to be said of how the file was read."""
     kinds = {t.data_type for t in source.model.graph.initializer} | {
         v.type.tensor_type.elem_type for v in source.model.graph.input

@@ -32,7 +32,6 @@ _PLAIN: dict[str, Callable[..., Any]] = {
 @reads(*_PLAIN)
 def read_plain(node: Node, reading: Reading) -> Made:
     """The function of the same name."""
-    node.ignore("consumed_inputs")  # of operator sets before 6
     return reading.call(_PLAIN[node.operator], reading.tensor(node.input(0)))
 
 

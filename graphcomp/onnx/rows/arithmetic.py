@@ -18,21 +18,10 @@ from graphcomp.onnx.rows.writing import Call, Writing
 def pair(node: Node, reading: Reading) -> tuple[Any, Any]:
     """Two operands, at least one of them a node: single numbers are literals."""
     a, b = node.input(0), node.input(1)
-    if node.opset < 7 and node.integer("broadcast", 0):
-        b = _aligned(node, reading, a, b)
     if isinstance(a, Made):
         return a, reading.operand(b, a)
     made = reading.tensor(b)
     return reading.operand(a, made), made
-
-
-def _aligned(node: Node, reading: Reading, a: Value, b: Value) -> Value:
-    """Before operator set 7 the second operand lies at an axis that is named."""
-    if not isinstance(b, Known) or not isinstance(a, Made):
-        raise node.refusal("broadcast of a computed operand", "a constant one", "convert it to opset 7")
-    axis = node.axis("axis", a.rank - b.array.ndim, a.rank)
-    behind = a.rank - axis - b.array.ndim
-    return Known(tuple(v.reshape(*v.shape, *(1,) * behind) for v in b.values), "" if behind else b.name)
 
 
 _PAIRS: dict[str, Callable[..., Any]] = {"Add": operator.add, "Sub": operator.sub, "Mul": operator.mul}
@@ -41,14 +30,12 @@ _PAIRS: dict[str, Callable[..., Any]] = {"Add": operator.add, "Sub": operator.su
 @reads(*_PAIRS)
 def read_pair(node: Node, reading: Reading) -> Made:
     """An operator of two tensors."""
-    node.ignore("consumed_inputs")
     return reading.call(_PAIRS[node.operator], *pair(node, reading))
 
 
 @reads("Div")
 def read_div(node: Node, reading: Reading) -> Made:
     """A quotient; whole numbers are cut towards zero."""
-    node.ignore("consumed_inputs")
     a, b = pair(node, reading)
     made = a if isinstance(a, Made) else b
     if made.dtype.is_floating_point:
@@ -81,7 +68,6 @@ def read_mod(node: Node, reading: Reading) -> Made:
 @reads("Max", "Min")
 def read_extreme(node: Node, reading: Reading) -> Made:
     """The larger or smaller of tensors; a clamp where one of two is a single number."""
-    node.ignore("consumed_inputs")
     function = torch.maximum if node.operator == "Max" else torch.minimum
     values = node.all_inputs()
     result = reading.tensor(_made_first(values))
@@ -98,7 +84,6 @@ def read_extreme(node: Node, reading: Reading) -> Made:
 @reads("Sum", "Mean")
 def read_sum(node: Node, reading: Reading) -> Made:
     """A sum or mean of tensors."""
-    node.ignore("consumed_inputs")
     values = node.all_inputs()
     result = reading.tensor(_made_first(values))
     for value in _rest(values):

@@ -37,7 +37,6 @@ _LOGICAL = {"And": torch.logical_and, "Or": torch.logical_or, "Xor": torch.logic
 @reads(*_LOGICAL)
 def read_logical(node: Node, reading: Reading) -> Made:
     """An operator on truth values."""
-    node.ignore("broadcast", "axis")
     return reading.call(_LOGICAL[node.operator], *map(reading.tensor, node.all_inputs()))
 
 

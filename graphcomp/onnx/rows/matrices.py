@@ -31,7 +31,6 @@ def read_mat_mul(node: Node, reading: Reading) -> Made:
 @reads("Gemm")
 def read_gemm(node: Node, reading: Reading) -> Made:
     """A Linear layer, alpha and beta in its weights, where the matrix is known; else products and sums."""
-    node.ignore("broadcast")  # before operator set 7; what is added is small enough or it is not
     x, matrix, added = reading.tensor(node.input(0)), node.input(1), node.optional(2)
     alpha, beta = node.number("alpha", 1.0), node.number("beta", 1.0)
     if node.integer("transA", 0):

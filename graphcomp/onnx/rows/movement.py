@@ -35,7 +35,7 @@ def read_concat(node: Node, reading: Reading) -> Made:
     values = node.all_inputs()
     made = next((v for v in values if isinstance(v, Made)), None)
     rank = made.rank if made is not None else len(values[0].shapes[0])
-    axis = node.axis("axis", 1, rank) if node.opset < 4 else node.axis("axis", 0, rank)
+    axis = node.axis("axis", 0, rank)
     tensors = [reading.tensor(v) for v in values]
     if made is not None and reading.freed is not None and axis != 0:
         tensors = [

@@ -48,7 +48,6 @@ def read_batch_normalization(node: Node, reading: Reading) -> Made:
     scale, bias, mean, var = (_vector(node, i, what, x.shape[1]) for i, what in enumerate(names, start=1))
     node.only("training_mode", 0, 0)
     node.only("spatial", 1, 1)
-    node.ignore("is_test", "consumed_inputs")  # before operator set 7: one output says what it does
     momentum, eps = 1 - node.number("momentum", 0.9), node.number("epsilon", 1e-5)
     module = _BATCH_NORMS[x.rank](x.shape[1], eps, momentum, device="meta")
     fill(module, weight=scale, bias=bias)
@@ -64,7 +63,6 @@ def read_instance_normalization(node: Node, reading: Reading) -> Made:
     if x.rank not in _INSTANCE_NORMS:
         raise node.refusal(f"{x.rank} axes", "3 to 5", "torch has no such layer")
     scale, bias = (_vector(node, i, what, x.shape[1]) for i, what in ((1, "scale"), (2, "B")))
-    node.ignore("consumed_inputs")
     eps = node.number("epsilon", 1e-5)
     module = _INSTANCE_NORMS[x.rank](x.shape[1], eps, affine=True, device="meta")
     fill(module, weight=scale, bias=bias)

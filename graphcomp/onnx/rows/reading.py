@@ -114,12 +114,15 @@ class Reading:
         return made
 
     def operand(self, value: Value, beside: Made) -> Any:
-        """A value for arithmetic with `beside`: single numbers as literals, others as nodes."""
-        if isinstance(value, Known) and value.is_constant and value.array.size == 1:
-            array = value.array
-            if array.ndim <= beside.rank:
-                return array.reshape(()).astype(np.float32 if _is_float(array) else array.dtype).item()
-        return self.tensor(value)
+        """A value for arithmetic with `beside`: single numbers as literals or sizes, others as nodes."""
+        if isinstance(value, Made) or value.array.size != 1 or value.array.ndim > beside.rank:
+            return self.tensor(value)
+        if not value.is_constant:
+            numbers = [v.reshape(()).item() for v in value.values]
+            whole = [int(n) for n in numbers if n == int(n)]
+            return self.size(whole) if len(whole) == len(numbers) else self.tensor(value)
+        array = value.array
+        return array.reshape(()).astype(np.float32 if _is_float(array) else array.dtype).item()
 
     def _hold(self, name: str, tensor: Tensor) -> Made:
         node = self.graph.get_attr(self._names.place_tensor(self.root, name, tensor))

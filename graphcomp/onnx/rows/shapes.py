@@ -37,13 +37,9 @@ def read_reshape(node: Node, reading: Reading) -> Made:
     """Sizes that depend on the batch are copied from the input, or left to torch."""
     x = reading.tensor(node.input(0))
     keeps_zero = bool(node.integer("allowzero", 0))
-    if node.has("shape"):
-        sizes = Known((np.array(node.integers("shape")),) * len(reading.batches))
-    else:
-        found = node.known(1, "a shape")
-        if found is None:
-            raise node.refusal("no shape", "one", "the file is not valid ONNX")
-        sizes = found
+    sizes = node.known(1, "a shape")
+    if sizes is None:
+        raise node.refusal("no shape", "one", "the file is not valid ONNX")
     wanted = [
         _target(
             node,
@@ -200,7 +196,7 @@ def expanded(reading: Reading, x: Made, wanted: Sequence[Shape]) -> Made:
 @reads("Identity", "Dropout")
 def read_identity(node: Node, reading: Reading) -> Value:
     """Nothing; a program has dropout only where it is traced from a module."""
-    node.ignore("ratio", "seed", "is_test", "consumed_inputs")
+    node.ignore("ratio", "seed")
     if node.operator == "Dropout":
         node.optional(1)
         training = node.constant(2, "training_mode")
