@@ -36,6 +36,7 @@ from graphcomp.ir.program import (
     with_tensors,
 )
 from graphcomp.ir.ranges import Numbers
+from graphcomp.ir.recurrent import GruLayer, LstmLayer
 from graphcomp.ir.saved.storage import load, save
 from graphcomp.ir.shapes import Shape
 from graphcomp.ir.text import describe, describe_module, op_name
@@ -48,8 +49,10 @@ __all__ = [
     "DctLayer",
     "DctLinear",
     "FrozenBatchNorm2d",
+    "GruLayer",
     "Interface",
     "LAYERS",
+    "LstmLayer",
     "MODULE_NAMES",
     "Numbers",
     "PASS_KEY",

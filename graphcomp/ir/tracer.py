@@ -18,6 +18,7 @@ from graphcomp.ir.coefficients import DctLayer
 from graphcomp.ir.concrete import Values
 from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.proxies import Proxies, ShapedProxy
+from graphcomp.ir.recurrent import RecurrentLayer
 
 
 class ShapedTracer(fx.Tracer):
@@ -43,7 +44,9 @@ class ShapedTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Layers of torch, and those of this room."""
-        return isinstance(m, DctLayer | FrozenBatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, DctLayer | FrozenBatchNorm2d | RecurrentLayer) or super().is_leaf_module(
+            m, module_qualified_name
+        )
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """What stands for a node."""

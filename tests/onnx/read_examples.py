@@ -205,6 +205,45 @@ EXAMPLES: list[Example] = [
 ]  # fmt: skip
 
 
+def recurrent(
+    operator: str,
+    direction: str = "forward",
+    bias: bool = True,
+    state: bool = False,
+    layout: int = 0,
+    **attributes: Any,
+) -> Example:
+    gates, both = {"LSTM": 4, "GRU": 3}[operator], 2 if direction == "bidirectional" else 1
+    constants = {"w": weight(both, gates * 3, 5), "r": weight(both, gates * 3, 3, seed=1)}
+    constants |= {"b": weight(both, 2 * gates * 3, seed=2)} if bias else {}
+    order = ["x", "w", "r", "b" if bias else ""]
+    inputs: dict[str, Sequence[Any]] = {"x": (N, 4, 5) if layout else (4, N, 5)}
+    if state:
+        names = ["h", "c"][: {"LSTM": 2, "GRU": 1}[operator]]
+        inputs |= dict.fromkeys(names, (N, both, 3) if layout else (both, N, 3))
+        order += ["", *names]
+    more = {"linear_before_reset": 1} if operator == "GRU" else {}
+    return Example(
+        operator,
+        inputs,
+        constants,
+        {"hidden_size": 3, "direction": direction, "layout": layout, **more, **attributes},
+        outputs={"LSTM": 3, "GRU": 2}[operator],
+        order=order,
+    )
+
+
+EXAMPLES += [
+    recurrent(op, direction, bias=bias, state=state, layout=1)
+    for op in ("LSTM", "GRU")
+    for direction, bias, state in (
+        ("forward", True, False),
+        ("reverse", False, True),
+        ("bidirectional", True, True),
+    )
+]
+
+
 def resize(scales: Sequence[float] | None, sizes: Sequence[int] | None, **attributes: Any) -> Example:
     constants = {"s": np.array(scales, F32)} if scales is not None else {"z": ints(*(sizes or ()))}
     order = ["x", "", "s"] if scales is not None else ["x", "", "", "z"]

@@ -14,6 +14,7 @@ from graphcomp.ir.coefficients import LAYERS as COEFFICIENT_LAYERS
 from graphcomp.ir.coefficients import DctLayer
 from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.program import named_tensors
+from graphcomp.ir.recurrent import GruLayer, LstmLayer
 from graphcomp.ir.saved.grammar import is_attribute, is_path, module_at
 from graphcomp.ir.saved.records import CONTAINER, ModuleRecord, TensorRecord
 from graphcomp.ir.saved.schemas import Schema, of_signature
@@ -51,7 +52,7 @@ def layers() -> dict[str, tuple[type[nn.Module], Schema]]:
         if hasattr(nn, name):
             cls = getattr(nn, name)
             table[name] = (cls, _constructor_schema(cls))
-    ours = {**COEFFICIENT_LAYERS, FrozenBatchNorm2d.__name__: FrozenBatchNorm2d}
+    ours = {**COEFFICIENT_LAYERS, **{c.__name__: c for c in (FrozenBatchNorm2d, GruLayer, LstmLayer)}}
     return table | {n: (c, _constructor_schema(c)) for n, c in ours.items()}
 
 

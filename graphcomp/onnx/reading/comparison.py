@@ -11,7 +11,7 @@ from torch import Tensor
 
 from graphcomp.errors import BenchError, GraphcompError, LoadError, first_line
 from graphcomp.ir import Program, fresh_inputs, output_tensors
-from graphcomp.onnx.agreement import TOLERANCES, agrees, disagreement
+from graphcomp.onnx.agreement import TOLERANCES, disagreement
 from graphcomp.onnx.reading.file import OnnxSource
 from graphcomp.onnx.reading.ports import Case, Input
 from graphcomp.runtime import open_session, run_errors
@@ -159,19 +159,13 @@ class _File:
                 raise LoadError.at(
                     place, f"shape {ours.shape}", f"{theirs.shape}", "a batch size may be baked in"
                 )
-            hidden = ~np.isfinite(theirs) if theirs.dtype.kind == "f" else np.zeros(theirs.shape, bool)
-            same = np.array_equal(
-                ours[hidden], theirs[hidden].astype(ours.dtype), equal_nan=ours.dtype.kind == "f"
-            )
-            whole = np.where(hidden, 0, theirs), np.where(hidden, 0, ours)
-            exact = theirs.dtype.kind != "f"
-            if (
-                not same
-                or exact
-                and not np.array_equal(ours, theirs)
-                or not agrees(whole[1], whole[0], self.tolerance)
-            ):
-                error = disagreement(whole[1], whole[0], self.tolerance)
+            finite = np.isfinite(theirs) if theirs.dtype.kind == "f" else np.ones(theirs.shape, bool)
+            hidden = ~finite
+            error = disagreement(ours[finite], theirs[finite], self.tolerance)
+            same = np.array_equal(ours[hidden], theirs[hidden].astype(ours.dtype), equal_nan=True)
+            whole = theirs.dtype.kind != "f"
+            # Not `error > tolerance`: NaN must fail.
+            if not same or not error <= (0 if whole else self.tolerance):
                 raise LoadError.at(
                     place,
                     f"a relative error of {error:.3g} against ONNX Runtime",

@@ -122,6 +122,17 @@ def _attempts(
 
 
 def build(source: OnnxSource, inputs: Sequence[Input], attempt: Attempt, failed: LoadError | None) -> Program:
+    """The program of a file, not yet compared with it.
+
+    Args:
+        source: of the file.
+        inputs: of the file.
+        attempt: what the program is to leave open.
+        failed: why it is not to leave open more, for its remarks.
+
+    Raises:
+        LoadError: naming the node that cannot be read so.
+    """
     reading = Reading([c.batch for c in attempt.cases], attempt.freed)
     made: dict[str, Made] = {}
     for index, i in enumerate(inputs):
