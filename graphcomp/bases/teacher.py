@@ -7,9 +7,6 @@ from graphcomp.errors import PassError
 from graphcomp.ir import Program, load
 from graphcomp.pipeline import Context
 
-INPUT = "input"
-"""What the run began with; step 0."""
-
 
 def find_step(asked: str | int, names: Sequence[str]) -> int | None:
     """The number of a step by its number or its name (the last one of that name); None if it is none."""

@@ -217,7 +217,6 @@ def read_trace(
     provider: Provider,
     place: str,
     *,
-    warm_up: int = WARM_UP,
     cost_ms: float = 0.0,
     busy: bool = False,
 ) -> Profile:
@@ -228,7 +227,6 @@ def read_trace(
         graph: the optimised graph of the same session.
         provider: that was asked for.
         place: of errors.
-        warm_up: so many runs at the beginning do not count.
         cost_ms: see `trace_cost`; taken off what ran on the host.
         busy: whether something else had the processor meanwhile.
 
@@ -240,8 +238,8 @@ def read_trace(
     if not seen:
         raise BenchError(f"{place}: found no operator in the trace, expected one event a run of each")
     runs = len(whole)
-    if runs <= warm_up:
-        raise BenchError(f"{place}: found {runs} runs in the trace, expected more than {warm_up}")
+    if runs <= WARM_UP:
+        raise BenchError(f"{place}: found {runs} runs in the trace, expected more than {WARM_UP}")
     _check_kernels(seen, provider, place)
     operators = []
     for node in _named(graph, seen):
@@ -252,8 +250,8 @@ def read_trace(
                 f"{place}: found {count} events of {node.op} {node.name!r} in {runs} runs, expected one a "
                 "run; give every node a name of its own, as graphcomp's exports have"
             )
-        operators.append(_operator(node, found, warm_up, cost_ms, busy))
-    return Profile(tuple(operators), runs - warm_up, _typical(whole[warm_up:], busy), cost_ms, busy)
+        operators.append(_operator(node, found, cost_ms, busy))
+    return Profile(tuple(operators), runs - WARM_UP, _typical(whole[WARM_UP:], busy), cost_ms, busy)
 
 
 def _named(graph: Graph, seen: Mapping[str, "_Seen"]) -> Graph:
@@ -305,14 +303,14 @@ def _check_kernels(seen: Mapping[str, _Seen], provider: Provider, place: str) ->
         )
 
 
-def _operator(node: Node, seen: _Seen, warm_up: int, cost_ms: float, busy: bool) -> Operator:
+def _operator(node: Node, seen: _Seen, cost_ms: float, busy: bool) -> Operator:
     args = seen.event.get("args", {})
     provider = str(args.get("provider", ""))
-    names = tuple(dict.fromkeys(name for run in seen.kernels[warm_up:] for name, _ in run))
+    names = tuple(dict.fromkeys(name for run in seen.kernels[WARM_UP:] for name, _ in run))
     if names or provider not in ("", PROVIDERS["cpu"]):
-        ms = _typical([sum(time for _, time in run) for run in seen.kernels[warm_up:]])
+        ms = _typical([sum(time for _, time in run) for run in seen.kernels[WARM_UP:]])
     else:
-        ms = max(0.0, _typical(seen.host[warm_up:], busy) + CUT_OFF_MS - cost_ms)
+        ms = max(0.0, _typical(seen.host[WARM_UP:], busy) + CUT_OFF_MS - cost_ms)
     return Operator(
         node,
         ms,

@@ -19,11 +19,11 @@ NORMAL_95 = 1.959964
 """Standard deviations on each side of the mean that hold 95 % of a normal distribution."""
 
 
-def wilson(correct: int, total: int, z: float = NORMAL_95) -> tuple[float, float]:
-    """The Wilson score interval of a proportion (95 % by default)."""
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """The Wilson score interval of a proportion, 95 %."""
     if total == 0:
         return 0.0, 1.0
-    p = correct / total
+    p, z = correct / total, NORMAL_95
     centre = (p + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
     return max(0.0, centre - half), min(1.0, centre + half)
@@ -48,37 +48,25 @@ def require_classes(program: Program, data: Data) -> None:
 
 
 @torch.no_grad()
-def accuracy(
-    program: Program, split: Split, progress: Callable[[int], None] | None = None, *, shared: bool = False
-) -> Score | None:
+def accuracy(program: Program, split: Split, *, shared: bool = False) -> Score | None:
     """Top-1 accuracy on a split; None without labels, for values, or for a network that is no classifier.
 
     Args:
         program: the network.
         split: labelled samples.
-        progress: told the size of each batch.
         shared: every process calls this and looks at its share of the samples (see `distributed`).
 
     Raises:
         DataError: if the split is empty or has labels that the network has no output for.
     """
-    if not split.labelled or not is_classifier(program):
+    if not _has_classes(program, split):
         return None
-    if not len(split):
-        raise DataError("evaluation data: found no samples, expected at least one")
-    if split.regression:
-        return None
-    batch = batch_size(program)
-    part = split.subset(distributed.share(len(split), batch)) if shared else split
-    correct = torch.zeros((), dtype=torch.int64)
-    for x, y in part.batches(batch):
-        logits = program(x)
+
+    def right(logits: Tensor, y: Tensor) -> Tensor:
         require_outputs(logits, y)
-        correct += (logits.argmax(1) == y).sum()
-        if progress:
-            progress(len(y))
-    if shared:
-        distributed.all_reduce([correct])
+        return (logits.argmax(1) == y).sum()
+
+    correct = _summed(program, split, right, torch.zeros((), dtype=torch.int64), shared)
     low, high = wilson(int(correct), len(split))
     value = int(correct) / len(split)
     return Score(measure="accuracy", value=value, samples=len(split), low=low, high=high)
@@ -90,15 +78,12 @@ def score(program: Program, split: Split, *, shared: bool = False) -> Score | No
 
 
 @torch.no_grad()
-def mean_error(
-    program: Program, split: Split, progress: Callable[[int], None] | None = None, *, shared: bool = False
-) -> Score | None:
+def mean_error(program: Program, split: Split, *, shared: bool = False) -> Score | None:
     """Mean absolute error on a split whose labels are values; None without labels, or for classes.
 
     Args:
         program: the network.
         split: samples with values.
-        progress: told the size of each batch.
         shared: every process calls this and looks at its share of the samples (see `distributed`).
 
     Raises:
@@ -106,18 +91,12 @@ def mean_error(
     """
     if not split.regression:
         return None
-    if not len(split):
-        raise DataError("evaluation data: found no samples, expected at least one")
-    batch = batch_size(program)
-    part = split.subset(distributed.share(len(split), batch)) if shared else split
-    sums = torch.zeros(2, dtype=torch.float64)  # of errors, of their squares
-    for x, y in part.batches(batch):
-        errors = absolute_errors(program(x), y).double()
-        sums += torch.stack([errors.sum(), errors.square().sum()])
-        if progress:
-            progress(len(y))
-    if shared:
-        distributed.all_reduce([sums])
+
+    def moments(outputs: Any, y: Tensor) -> Tensor:
+        errors = absolute_errors(outputs, y).double()
+        return torch.stack([errors.sum(), errors.square().sum()])
+
+    sums = _summed(program, split, moments, torch.zeros(2, dtype=torch.float64), shared)
     mean, square = (sums / len(split)).tolist()
     half = NORMAL_95 * math.sqrt(max(square - mean * mean, 0.0) / len(split))
     low, high = max(0.0, mean - half), mean + half
@@ -155,13 +134,12 @@ def require_outputs(logits: Tensor, labels: Tensor) -> None:
 
 
 @torch.no_grad()
-def confusion(program: Program, split: Split, progress: Callable[[int], None] | None = None) -> Tensor | None:
+def confusion(program: Program, split: Split) -> Tensor | None:
     """How often each class was taken for which one; None as for `accuracy`, which is its trace's share.
 
     Args:
         program: the network.
         split: labelled samples.
-        progress: told the size of each batch.
 
     Returns:
         int64 (classes, classes), a row for each true class, a column for each predicted one.
@@ -169,22 +147,45 @@ def confusion(program: Program, split: Split, progress: Callable[[int], None] | 
     Raises:
         DataError: as for `accuracy`.
     """
-    if not split.labelled or not is_classifier(program):
+    if not _has_classes(program, split):
         return None
+    classes = program.output.shape[1]
+
+    def taken(logits: Tensor, y: Tensor) -> Tensor:
+        require_outputs(logits, y)
+        return torch.bincount(y * classes + logits.argmax(1), minlength=classes * classes)
+
+    pairs = _summed(program, split, taken, torch.zeros(classes * classes, dtype=torch.int64))
+    return pairs.view(classes, classes)
+
+
+def _has_classes(program: Program, split: Split) -> bool:
+    """Whether the labels are classes that the network tells apart; DataError if there are no samples."""
+    return split.labelled and is_classifier(program) and not _some(split).regression
+
+
+def _some(split: Split) -> Split:
+    """The split; DataError if it is empty."""
     if not len(split):
         raise DataError("evaluation data: found no samples, expected at least one")
-    if split.regression:
-        return None
-    pairs: list[Tensor] = []
-    classes = 0
-    for x, y in split.batches(batch_size(program)):
-        logits = program(x)
-        require_outputs(logits, y)
-        classes = logits.shape[1]
-        pairs.append(y * classes + logits.argmax(1))
-        if progress:
-            progress(len(y))
-    return torch.bincount(torch.cat(pairs), minlength=classes * classes).view(classes, classes)
+    return split
+
+
+def _summed(
+    program: Program,
+    split: Split,
+    of: Callable[[Any, Tensor], Tensor],
+    total: Tensor,
+    shared: bool = False,
+) -> Tensor:
+    """What `of` makes of outputs and labels, added to `total` batch by batch; see `accuracy`."""
+    batch = batch_size(program)
+    part = _some(split).subset(distributed.share(len(split), batch)) if shared else _some(split)
+    for x, y in part.batches(batch):
+        total += of(program(x), y)
+    if shared:
+        distributed.all_reduce([total])
+    return total
 
 
 @torch.no_grad()

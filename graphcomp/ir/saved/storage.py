@@ -89,11 +89,6 @@ def _load(directory: Path) -> Program:
     return program
 
 
-def is_program(directory: Path) -> bool:
-    """Whether `directory` holds a saved program (complete, not necessarily undamaged)."""
-    return (directory / PROGRAM_FILE).is_file() and (directory / WEIGHTS_FILE).is_file()
-
-
 def _is_only_program(directory: Path) -> bool:
     return {f.name for f in directory.iterdir()} == {PROGRAM_FILE, WEIGHTS_FILE}
 
