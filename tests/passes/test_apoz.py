@@ -271,6 +271,7 @@ def taught() -> Program:
     return fit(traced(net, 1, 3, 8, 8), make_split(), options).program
 
 
+@pytest.mark.slow
 def test_steps_are_the_single_step_and_a_training_in_turn(taught: Program) -> None:
     """METHODS 2.4, every step on what the last one left: rounds equal the passes one by one."""
     step, plan, result = run_pass(stepwise(steps=2), taught, context(make_data()))

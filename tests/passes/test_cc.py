@@ -107,6 +107,7 @@ def test_t1_2_rates_differ(whole: tuple[Program, Plan, Program]) -> None:
     assert slopes == pytest.approx([slopes[0]] * len(slopes), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_t1_8_every_layer_meets_its_rate(whole: tuple[Program, Plan, Program]) -> None:
     """By METHODS 1.1, which counts the second factor; a factorisation is never larger than one weight."""
     program, plan, _ = whole
@@ -199,6 +200,7 @@ def test_g1_9_savings_of_blocks_add_up(whole: tuple[Program, Plan, Program]) -> 
         assert sum(saved) == dense - params_trainable(result)
 
 
+@pytest.mark.slow
 def test_t1_15_plans_are_replayed_without_data(whole: tuple[Program, Plan, Program], tmp_path: Path) -> None:
     """From JSON; and the result loads without the model's source, bitwise equal."""
     program, plan, result = whole
@@ -238,6 +240,7 @@ def test_rounded_widths_and_ranks(resnet: tuple[Program, Data], multiple: int, r
     assert all(r.out_channels % multiple == 0 for r in layer_rows(result) if r.name != "linear")
 
 
+@pytest.mark.slow
 def test_layers_below_the_multiple_stay_and_say_so(resnet: tuple[Program, Data]) -> None:
     program, data = resnet
     pass_ = replace(PAPER, rate=0.4, multiple=None)
@@ -406,6 +409,7 @@ def test_several_first_and_last_layers() -> None:
     assert "reads the input" in ends["a"] and "makes the output" in ends["heads.1"]
 
 
+@pytest.mark.slow
 def test_linear_and_plain_convolutions_with_bias() -> None:
     """VGG-like: a linear layer behind a flatten loses blocks of columns like any other."""
     torch.manual_seed(1)
@@ -508,6 +512,7 @@ def test_data_with_labels_is_needed() -> None:
         CC(rate=0.3).plan(tiny_program(), context(random_data(3, 8, 8)))
 
 
+@pytest.mark.slow
 def test_nothing_to_compress(resnet: tuple[Program, Data]) -> None:
     program, data = resnet
     with pytest.raises(PassError, match=r"cc: found nothing to change \(conv1: the first layer"):

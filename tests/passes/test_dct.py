@@ -380,6 +380,7 @@ def test_a_trained_network_needs_the_order(digits: Program, ordered: Plan, unord
     assert max(lost[True]) < 0.05 and 0.4 < min(lost[False]) < max(lost[False]) < 0.55
 
 
+@pytest.mark.slow
 def test_larger_layers_lose_less_at_the_same_rate(ordered: Plan) -> None:
     """The reason for the progressive strategies, on a trained network."""
     by_size: dict[int, list[float]] = {}
@@ -574,6 +575,7 @@ def still_coded(before: Program, after: Program) -> None:
         assert not torch.equal(after.tensors[f"{name}.coefficients"], before.tensors[f"{name}.coefficients"])
 
 
+@pytest.mark.slow
 def test_t4_10_t4_4_training_changes_coefficients_and_nothing_else() -> None:
     """T4.10: the dense weight is rebuilt in every forward; T4.4: the index is neither trained nor decayed."""
     _, _, before = run_pass(coded(rate=8), tiny_program(), context())

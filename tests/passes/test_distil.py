@@ -191,6 +191,7 @@ def test_the_plan_says_what_is_watched() -> None:
     assert pass_.lesson(program, other, here).watch == ["relu"]
 
 
+@pytest.mark.slow
 def test_t2_5_the_baseline_has_other_shapes() -> None:
     passes = [L1(include=("inner",), ratio=0.5, multiple=1), Student(), distil(teacher="input")]
     with pytest.raises(

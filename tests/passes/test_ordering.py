@@ -90,6 +90,7 @@ def test_ties_go_to_the_smallest_column() -> None:
     assert chain(square).tolist()[:3] == [3, 0, 1]
 
 
+@pytest.mark.slow
 def test_equal_columns_follow_one_another() -> None:
     """As in a pruned network: thousands of columns of zeros, one run of increasing columns."""
     x = np.zeros((4, 3000))

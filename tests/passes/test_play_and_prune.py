@@ -72,6 +72,7 @@ def played(taught: Program) -> tuple[Step, Plan, Program]:
     return run_pass(game(), taught, context(make_data()))
 
 
+@pytest.mark.slow
 def test_invariants(taught: Program, played: tuple[Step, Plan, Program]) -> None:
     """The returned network has C >= E - eps, and the number of filters never rises."""
     step, _, result = played
@@ -158,6 +159,7 @@ def test_two_games_are_equal_and_the_seed_decides(
     assert len(one[2].history) == len(other[2].history) == 2 and not same(other[2], one[2])
 
 
+@pytest.mark.slow
 def test_every_epoch_sees_its_samples_in_another_order(taught: Program) -> None:
     """Also with a seed of its own."""
     own = game(training=EpochOptions(batch=24, lr=0.02, held_out=0.25, precision="float32", seed=3))

@@ -317,6 +317,7 @@ def correlations(draw: st.DrawFn) -> tuple[Matrix, Bools]:
     return lower + lower.T, draw(arrays(bool, n))
 
 
+@pytest.mark.slow
 @given(correlations(), st.sampled_from(["l1", "l2"]))
 def test_updated_sums_equal_recomputed_ones(drawn: tuple[Matrix, Bools], norm: ChannelNorm) -> None:
     correlation, dead = drawn

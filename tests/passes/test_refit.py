@@ -245,6 +245,7 @@ def test_rows_after_passes_that_train() -> None:
     assert fit is not None and fit.original == "the run's input"
 
 
+@pytest.mark.slow
 def test_rows_of_weights_that_are_drawn_anew() -> None:
     """A student of random weights is fitted to the rows that it has."""
     program = exact_program((tiny(), (1, 3, 8, 8)))
@@ -339,6 +340,7 @@ def test_constant_channels_go_into_the_bias(options: dict[str, Any]) -> None:
         assert torch.equal(matrix(result.layer("2")), matrix(small.layer("2")))
 
 
+@pytest.mark.slow
 def test_only_the_bias() -> None:
     """Means are restored, and no weight moves by a bit; that of coefficients neither."""
     program, data = exact_program((tiny(), (1, 3, 8, 8))), normal_data((3, 8, 8))
@@ -514,6 +516,7 @@ def blocks() -> list[Program]:
     return found
 
 
+@pytest.mark.slow
 def test_t9_4_activations_in_place() -> None:
     results = [run([*passes(HALF), Refit()], p, context(make_data())).result for p in blocks()]
     assert all(torch.equal(a, b) for a, b in zip(*(r.tensors.values() for r in results), strict=True))

@@ -29,6 +29,7 @@ def test_the_tail_is_what_the_best_factors_lose() -> None:
         assert lost <= float((f * ((a @ (w - plain).T) ** 2).mean(0)).sum()) + 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fold", [False, True])
 def test_refit_makes_the_factors_those_of_the_responses(fold: bool) -> None:
     program, data = tiny_program(), many(600, *SHAPE[1:])

@@ -43,6 +43,7 @@ def test_g2_3_resnet50(outputs: int, also: tuple[str, ...], expected: int) -> No
     assert count(module, 32, fraction="1/32", also=also) == expected
 
 
+@pytest.mark.slow
 def test_g2_3_resnet110() -> None:
     assert count(MODELS["resnet110"].factory(), 32, fraction="1/2") == 866_002
 

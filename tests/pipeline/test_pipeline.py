@@ -261,6 +261,7 @@ def test_compile_says_what_is_wrong() -> None:
         graphcomp.compile(program, [FoldBN(), APoZ()])
 
 
+@pytest.mark.slow
 def test_the_seed_decides() -> None:
     line = "random{ratio=0.5, multiple=1}"
     runs = [graphcomp.compile(tiny_program(), line, seed=s).program.history for s in (1, 1, 2)]

@@ -109,6 +109,7 @@ def run(passes: Sequence[Pass], where: Context | None = None, **options: Any) ->
 # ---------------------------------------------------------------------- what is run and recorded
 
 
+@pytest.mark.slow
 def test_rounds_are_ordinary_passes() -> None:
     """The result is that of the same passes one after the other, each with random numbers of its own."""
     step, plan, result = run(FOUR)
@@ -379,6 +380,7 @@ def test_killed_without_a_word(tmp_path: Path) -> None:
     assert same(resumed, expected[2]) and comparable(step) == comparable(expected[0])
 
 
+@pytest.mark.slow
 def test_another_run_is_refused(tmp_path: Path) -> None:
     game(in_workdir(tmp_path))
     with pytest.raises(LoadError, match="found the rounds of another run, expected those of this program"):

@@ -190,6 +190,7 @@ def missed_when_fresh(mutation: Mutation, patch: pytest.MonkeyPatch) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_fresh_network_hides_some_of_them() -> None:
     """Why the check scrambles: statistics of a fresh normalisation are all equal, their order is not seen."""
     missed = []

@@ -14,6 +14,7 @@ FILE = Path(__file__).with_name("report-1.json")
 OLD: dict[str, Any] = json.loads(FILE.read_text())
 
 
+@pytest.mark.slow
 def test_a_report_of_schema_1() -> None:
     """Nothing is lost but that of a round's parameters and buffers not all were counted."""
     found = read_report(FILE)

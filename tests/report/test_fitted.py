@@ -7,6 +7,7 @@ from graphcomp.report.plots import NARROW, WIDE, svg
 from tests.report.test_report import FITTED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inches", [WIDE, NARROW])
 def test_errors_along_the_depth(inches: float) -> None:
     assert FITTED.fit is not None

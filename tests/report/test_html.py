@@ -71,6 +71,7 @@ def test_no_table_is_wider_than_a_phone(pages: list[str]) -> None:
             assert html[: place.start()].rstrip().endswith('<div class="scroll">')
 
 
+@pytest.mark.slow
 def test_every_figure_has_a_form_for_a_phone(pages: list[str]) -> None:
     """No wider than the text is legible at; the other one is hidden."""
     for html in pages:

@@ -283,6 +283,7 @@ def test_gathers_have_a_table_with_their_times(tmp_path: Path) -> None:
     assert "Channels that are picked" not in report.render_html(make(explanation=without))
 
 
+@pytest.mark.slow
 def test_ids_are_unique_and_every_reference_has_its_target(html: str) -> None:
     page = Page(html)
     ids = [value for key, value in page.attributes if key == "id"]
@@ -880,6 +881,7 @@ def test_damaged_images() -> None:
     assert tables.robustness_table(make()) is None and 'id="robustness"' not in report.render_html(make())
 
 
+@pytest.mark.slow
 def test_a_fit_has_a_picture_and_a_table() -> None:
     html = report.render_html(make(steps=[STEP, FITTED]))
     section = html[html.index('id="fit-3"') : html.index('id="layers"')]

@@ -81,6 +81,7 @@ def test_interval_of_constants_is_a_point() -> None:
     assert (found.low, found.value, found.high) == (1.5, 1.5, 1.5)
 
 
+@pytest.mark.slow
 def test_interval_covers_the_truth_as_often_as_it_says() -> None:
     """200 repetitions with ratio 1: 95 % of the intervals hold it, give or take binomial noise (4 sigma)."""
     held = 0

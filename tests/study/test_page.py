@@ -27,6 +27,7 @@ def page() -> str:
     return render_html(found, outcome, NAMES)
 
 
+@pytest.mark.slow
 def test_one_file_without_scripts(page: str) -> None:
     assert "<script" not in page and not re.search(r'(src|href)="(?!#)', page)
     ids = re.findall(r'\sid="([^"]+)"', page)
@@ -50,6 +51,7 @@ def test_what_it_says(page: str) -> None:
         assert said in text, said
 
 
+@pytest.mark.slow
 def test_errors_of_values() -> None:
     """In place of accuracy, or beside it where both were measured."""
 
@@ -100,6 +102,7 @@ def test_shade() -> None:
     assert "0.000" in shade(0, [0, 0], False)
 
 
+@pytest.mark.slow
 def test_files(tmp_path: Path) -> None:
     (cell,) = cells(rate=[0.5])
     write_results([cell], Outcome({cell.name: result(cell, {"a": 1, "b": 1})}), tmp_path, NAMES)
