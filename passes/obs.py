@@ -50,7 +50,7 @@ class Obs(RatioRemoval):
         for number, group in enumerate(groups):
             if group in unjudged:
                 continue
-            context.progress(f"order the channels of {group.name}", 0.5 + 0.4 * number / len(groups))
+            context.progress(f"order the channels of {group.name}", 0.7 + 0.1 * number / len(groups))
             curve = statistics.curve(group)
             n = len(group.channels)
             scores[group.channels[curve.order]] = np.arange(1, n + 1) / n

@@ -4,6 +4,7 @@ The second public room; see docs/writing-a-pass.md. What is not in `__all__` may
 """
 
 from graphcomp.bases.compensation import Compensation, reading
+from graphcomp.bases.elimination import best_without, removal_order
 from graphcomp.bases.factoring import Factoring
 from graphcomp.bases.learning import Learning
 from graphcomp.bases.norms import filter_norms, filters, norm_scores
@@ -32,7 +33,7 @@ from graphcomp.bases.prunable import (
 )
 from graphcomp.bases.ratio import RatioRemoval
 from graphcomp.bases.removal import ChannelRemoval, RowRemoval
-from graphcomp.bases.sensitivity import movements
+from graphcomp.bases.sensitivity import copied_values, movements
 from graphcomp.bases.teacher import find_step, load_saved, load_step, no_such_step
 from graphcomp.bases.training import Lesson, Recovery
 from graphcomp.budget import Scores
@@ -60,7 +61,9 @@ __all__ = [
     "Scores",
     "TARGET",
     "TargetOption",
+    "best_without",
     "channel_dim",
+    "copied_values",
     "editable",
     "filter_norms",
     "filters",
@@ -81,6 +84,7 @@ __all__ = [
     "prunable_relus",
     "reading",
     "relu_after",
+    "removal_order",
     "require_matches",
     "unprunable_layers",
     "why_shared",

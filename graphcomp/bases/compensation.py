@@ -12,14 +12,17 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from graphcomp.base import distributed
-from graphcomp.bases.elimination import Curve, Part, eliminate
+from graphcomp.base import distributed, part
+from graphcomp.bases.elimination import Curve, Part, best_without, damped, eliminate
 from graphcomp.bases.sensitivity import movements
+from graphcomp.bases.sums import own_shares
 from graphcomp.budget import Judgement, Scores
-from graphcomp.channels import ChannelGroup, Channels, Ints
+from graphcomp.channels import ChannelGroup, Channels, Ints, Join
 from graphcomp.data import Split
+from graphcomp.errors import AnalysisError
 from graphcomp.ir import DctLayer, Program
 from graphcomp.measure import (
     Gram,
@@ -35,12 +38,6 @@ from graphcomp.pipeline import Context, require_data
 
 SAMPLES, POSITIONS = 1000, 64
 """Whose patches are looked at, and at how many places of every map."""
-
-RIDGE = 1e-3
-"""Share of the mean energy of what a layer reads that is added to each column's."""
-
-FLOOR = 1e-12
-"""Least of what is added: where nothing varies nothing is divided by zero."""
 
 ENOUGH = 4
 """Rows a column below which second moments say too little (T9.1)."""
@@ -70,8 +67,26 @@ class _Reader:
     taps: int
 
 
-_Columns = tuple[_Reader, Ints, Tensor | None]
-"""A reader of a group, which of its channels it reads, and their columns `[channels, m]`; None if uneven."""
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    """What a reader reads of a group.
+
+    Attributes:
+        reader: who.
+        present: which channels of the group.
+        columns: theirs, `[channels, m]`; None if they are unevenly many.
+        own: what of each column is the group's own, `[channels, m]`: 1 but for padded sums (`sums`).
+    """
+
+    reader: _Reader
+    present: Ints
+    columns: Tensor | None
+    own: Tensor
+
+    @property
+    def flat(self) -> Tensor:
+        """All columns, one after the other."""
+        return cast(Tensor, self.columns).flatten()
 
 
 def calibrated(
@@ -113,11 +128,13 @@ class Reading:
     """What layers read, and what their outputs weigh.
 
     Attributes:
+        some: samples, few, that the statistics were taken of.
         held_out: samples that nothing here was taken of.
         grams, weights: see `measure.grams` and `measure.output_weights`; without the layers of which samples
             say too little (`ENOUGH`).
     """
 
+    some: Split
     held_out: Split
     grams: dict[str, Gram]
     weights: dict[str, Tensor]
@@ -134,14 +151,20 @@ def reading(
     """Statistics of layers, over so many samples of a pass's calibration data; collective.
 
     Raises:
-        DataError: if there are none.
+        DataError: if there are none. AnalysisError: a network with several inputs.
     """
+    if len(program.example_inputs) != 1:
+        raise AnalysisError(
+            f"{name}: found {len(program.example_inputs)} inputs, expected a network with one; data sources "
+            "yield one tensor a sample"
+        )
     fit, held_out = _parts(require_data(name, context).train, samples, context.seed)
     enough = [n for n in layers if _rows(program, n, len(fit), positions) >= ENOUGH * _columns(program, n)]
-    tell, seed = context.progress, context.seed
+    seed, tell = context.seed, part(context.progress, 0, 0.6)
     read = grams(program, fit, enough, positions=positions, seed=seed, memory=context.memory, progress=tell)
+    tell = part(context.progress, 0.6, 0.1)
     some = fit.subset(np.arange(min(WEIGHED, len(fit))))
-    return Reading(held_out, read, output_weights(program, some, enough, seed=seed, progress=tell))
+    return Reading(some, held_out, read, output_weights(program, some, enough, seed=seed, progress=tell))
 
 
 class Compensation:
@@ -160,6 +183,7 @@ class Compensation:
         layers = list(dict.fromkeys(r.layer for r in self.readers))
         found = reading(self.program, context, name, layers, samples, positions)
         self.held_out, self.grams, self.weights = found.held_out, found.grams, found.weights
+        self.own = own_shares(channels, found.some)
         self._inverses: dict[_Reader, Tensor] = {}
         self._reads: dict[ChannelGroup, list[_Columns]] = {}
 
@@ -168,11 +192,11 @@ class Compensation:
         found = self._of(group)
         if not found:
             return UNREAD
-        if any(isinstance(self.program.layer(reader.layer), DctLayer) for reader, _, _ in found):
+        if any(isinstance(self.program.layer(c.reader.layer), DctLayer) for c in found):
             return COEFFICIENTS
-        if any(reader.layer not in self.grams for reader, _, _ in found):
+        if any(c.reader.layer not in self.grams for c in found):
             return TOO_FEW
-        return UNEVEN if any(columns is None for _, _, columns in found) else None
+        return UNEVEN if any(c.columns is None for c in found) else None
 
     def _of(self, group: ChannelGroup) -> list[_Columns]:
         if group not in self._reads:
@@ -180,7 +204,7 @@ class Compensation:
         return self._reads[group]
 
     def _find(self, group: ChannelGroup) -> list[_Columns]:
-        ids = _summed(self.channels, group)
+        ids, shares = _summed(self.channels, group, self.own)
         found = []
         for reader in self.readers:
             at = ids[reader.channels]
@@ -188,12 +212,14 @@ class Compensation:
             if not len(present):
                 continue
             places = [np.flatnonzero(at == p) for p in present]
-            columns = None
+            columns, own = None, torch.ones(0, dtype=torch.float64)
             if len({len(p) for p in places}) == 1:
                 taps = torch.arange(reader.taps)
                 starts = torch.from_numpy(np.stack(places)) * reader.taps
                 columns = (starts.unsqueeze(2) + taps).flatten(1)
-            found.append((reader, present, columns))
+                parts = shares[reader.channels][np.stack(places)]
+                own = torch.from_numpy(parts).repeat_interleave(reader.taps, 1)
+            found.append(_Columns(reader, present, columns, own))
         return found
 
     def _inverse(self, reader: _Reader) -> Tensor:
@@ -213,15 +239,25 @@ class Compensation:
             group: see `why_unjudged`.
             scores: importance by channel id, to go by instead of by what stays of the error.
         """
+        given = None if scores is None else scores[group.channels]
+        return eliminate(self._parts_of(group), group.blocks, given)
+
+    def _parts_of(self, group: ChannelGroup, *, whole: bool = False) -> list[Part]:
+        """What the readers have of a group.
+
+        Args:
+            group: see `why_unjudged`.
+            whole: of padded sums all, not only what is the group's own.
+        """
         parts = []
-        for reader, present, columns in self._of(group):
-            flat = cast(Tensor, columns).flatten()
+        for found in self._of(group):
+            reader = found.reader
             w = matrix(self.program.layer(reader.layer))[reader.block]
             f = self.weights[reader.layer].reshape(-1, len(w))[reader.block]
-            h = self._inverse(reader)[flat][:, flat]
-            parts.append(Part(present, h, f.sqrt().unsqueeze(1) * w[:, flat]))
-        given = None if scores is None else scores[group.channels]
-        return eliminate(parts, group.blocks, given)
+            h = self._inverse(reader)[found.flat][:, found.flat]
+            own = torch.ones_like(found.own) if whole else found.own
+            parts.append(Part(found.present, h, (f.unsqueeze(1) * own.flatten()).sqrt() * w[:, found.flat]))
+        return parts
 
     def sensitivities(self, curves: dict[ChannelGroup, tuple[Curve, int]]) -> dict[ChannelGroup, float]:
         """How much the outputs move, per unit of the curve's loss, once readers have made up for it.
@@ -230,24 +266,34 @@ class Compensation:
             curves: every group's curve, and the width to which it is narrowed for the measurement.
         """
         changes = {group: self.change(group, curve, width) for group, (curve, width) in curves.items()}
+        tell = part(self.context.progress, 0.8, 0.2)
         moved = distributed.on_first(
-            lambda: list(movements(self.program, self.held_out, changes, self.context.progress).values())
+            lambda: list(movements(self.program, self.held_out, changes, tell).values())
         )
-        expected = [float(curve.lost[width]) for curve, width in curves.values()]
+        expected = [self._expected(group, *narrower) for group, narrower in curves.items()]
         return {g: m / e if e > 0 else 0.0 for g, m, e in zip(curves, moved, expected, strict=True)}
+
+    def _expected(self, group: ChannelGroup, curve: Curve, width: int) -> float:
+        """The loss of what `change` does: readers lose padded sums whole, not only the group's own part."""
+        if all(bool((found.own == 1).all()) for found in self._of(group)):
+            return float(curve.lost[width])
+        gone = curve.order[: len(group.channels) - width]
+        return sum(reader.without(gone) for reader in self._parts_of(group, whole=True))
 
     def change(self, group: ChannelGroup, curve: Curve, width: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Reader -> its weight without what a narrower group lost, the rest fitted again, and the offset."""
         gone = curve.order[: len(group.channels) - width]
         weights: dict[str, Tensor] = {}
         offsets: dict[str, Tensor] = {}
-        for reader, present, columns in self._of(group):
+        for found in self._of(group):
+            reader = found.reader
             w = weights.setdefault(reader.layer, matrix(self.program.layer(reader.layer)))
             offset = offsets.setdefault(reader.layer, w.new_zeros(w.shape[:2]))
-            s = cast(Tensor, columns)[torch.from_numpy(np.isin(present, gone))].flatten()
+            is_gone = torch.from_numpy(np.isin(found.present, gone))
+            s = cast(Tensor, found.columns)[is_gone].flatten()
             gram = self.grams[reader.layer]
             old, g = w[reader.block].clone(), gram.matrix[reader.block]
-            w[reader.block] = without(old, g, s)
+            w[reader.block] = best_without(old, g, s)
             offset[reader.block] = (old - w[reader.block]) @ gram.mean[reader.block]
         return {
             layer: (as_weight(self.program.layer(layer), w), offsets[layer].flatten())
@@ -265,24 +311,6 @@ def _rows(program: Program, layer: str, samples: int, positions: int) -> int:
 
 def _columns(program: Program, layer: str) -> int:
     return matrix_shape(program.layer(layer))[2]
-
-
-def without(w: Tensor, gram: Tensor, s: Tensor) -> Tensor:
-    """W without the columns s, the others fitted again: W_K + W_S G_SK (G_KK + ridge)^-1 (METHODS 9.4)."""
-    kept = torch.ones(w.shape[1], dtype=torch.bool)
-    kept[s] = False
-    k = torch.nonzero(kept).flatten()
-    inner = damped(gram[k][:, k], float(gram.diagonal().mean()))
-    new = torch.zeros_like(w)
-    new[:, k] = w[:, k] + torch.cholesky_solve(gram[k][:, s] @ w[:, s].T, torch.linalg.cholesky(inner)).T
-    return new
-
-
-def damped(gram: Tensor, level: float) -> Tensor:
-    """G with a part of the mean energy of what a layer reads added to its diagonal; a copy."""
-    found = gram.clone()
-    found.diagonal().add_(max(RIDGE * level, FLOOR))
-    return found
 
 
 def _parts(split: Split, samples: int, seed: int) -> tuple[Split, Split]:
@@ -311,12 +339,23 @@ def _readers(channels: Channels) -> list[_Reader]:
     return found
 
 
-def _summed(channels: Channels, group: ChannelGroup) -> Ints:
-    """Channel id -> position in the group, -1 for others; sums of padded operands count as their operands."""
+def _summed(
+    channels: Channels,
+    group: ChannelGroup,
+    own: Mapping[Join, tuple[NDArray[np.float64], NDArray[np.float64]]],
+) -> tuple[Ints, NDArray[np.float64]]:
+    """Channel id -> position in the group, -1 for others, and what of it is the group's own.
+
+    Sums of padded operands count as their operands, by as much as is theirs.
+    """
     position = np.full(len(channels.channel_of), -1, np.int64)
     position[group.channels] = np.arange(len(group.channels))
+    shares = np.ones(len(position))
     for join in channels.joins:  # operands come before their sums
-        for operand in join.operands:
-            own = position[operand]
-            position[join.result] = np.where(own >= 0, own, position[join.result])
-    return position
+        there = [position[operand] >= 0 for operand in join.operands]
+        for operand, is_own, share in zip(join.operands, there, own[join], strict=True):
+            position[join.result] = np.where(is_own, position[operand], position[join.result])
+            shares[join.result] = np.where(is_own, shares[operand] * share, shares[join.result])
+        both = there[0] & there[1]
+        shares[join.result] = np.where(both, 1.0, shares[join.result])
+    return position, shares

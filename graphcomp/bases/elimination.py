@@ -22,6 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graphcomp.channels import Ints
+from graphcomp.measure import root
+
+RIDGE = 1e-3
+"""Share of the mean energy of what a layer reads that is added to each column's."""
+
+FLOOR = 1e-12
+"""Least of what is added: where nothing varies nothing is divided by zero."""
 
 STEPS = 64
 """At most so many times channels are taken out of a group, so several at once of a wide one."""
@@ -59,7 +66,7 @@ class Part:
         blocks = self.h.reshape(n, -1, n, self.h.shape[1] // n)
         diagonal = torch.diagonal(blocks, dim1=0, dim2=2).permute(2, 0, 1)
         w = self.w.reshape(len(self.w), n, -1).permute(1, 2, 0)
-        half = torch.linalg.solve_triangular(_root(diagonal), w, upper=False)
+        half = torch.linalg.solve_triangular(root(diagonal), w, upper=False)
         return cast(Tensor, half.square().sum((1, 2)))
 
     def without(self, gone: Ints) -> float:
@@ -71,26 +78,13 @@ class Part:
         m = self.h.shape[0] // n
         mask = torch.from_numpy(np.repeat(is_gone, m))
         s, k = torch.nonzero(mask).flatten(), torch.nonzero(~mask).flatten()
-        root = _root(self.h[s][:, s])
-        half_w = torch.linalg.solve_triangular(root, self.w[:, s].T, upper=False)
-        half_h = torch.linalg.solve_triangular(root, self.h[s][:, k], upper=False)
+        lower = root(self.h[s][:, s])
+        half_w = torch.linalg.solve_triangular(lower, self.w[:, s].T, upper=False)
+        half_h = torch.linalg.solve_triangular(lower, self.h[s][:, k], upper=False)
         self.w = self.w[:, k] - half_w.T @ half_h
         self.h = torch.addmm(self.h[k][:, k], half_h.T, half_h, alpha=-1)
         self.channels = self.channels[~is_gone]
         return float(half_w.square().sum())
-
-
-def _root(matrices: Tensor) -> Tensor:
-    """Cholesky factors; of a matrix that rounding made indefinite with as much added as that takes."""
-    found, flaw = torch.linalg.cholesky_ex(matrices)
-    level = 1e-12
-    while bool(flaw.any()):
-        damped = matrices.clone()
-        scale = matrices.diagonal(dim1=-2, dim2=-1).abs().mean(-1, keepdim=True) + 1e-300
-        damped.diagonal(dim1=-2, dim2=-1).add_(level * scale)
-        found, flaw = torch.linalg.cholesky_ex(damped)
-        level *= 100
-    return cast(Tensor, found)
 
 
 def eliminate(parts: Sequence[Part], blocks: Ints, given: NDArray[np.float64] | None = None) -> Curve:
@@ -124,3 +118,34 @@ def eliminate(parts: Sequence[Part], blocks: Ints, given: NDArray[np.float64] | 
         widths.append(int(alive.sum()))
     lost = np.interp(np.arange(n + 1), widths[::-1], losses[::-1])
     return Curve(np.array(order), lost)
+
+
+def best_without(w: Tensor, gram: Tensor, s: Tensor) -> Tensor:
+    """W without the columns s, the others fitted again: W_K + W_S G_SK (G_KK + ridge)^-1 (METHODS 9.4)."""
+    kept = torch.ones(w.shape[1], dtype=torch.bool)
+    kept[s] = False
+    k = torch.nonzero(kept).flatten()
+    inner = damped(gram[k][:, k], float(gram.diagonal().mean()))
+    new = torch.zeros_like(w)
+    new[:, k] = w[:, k] + torch.cholesky_solve(gram[k][:, s] @ w[:, s].T, torch.linalg.cholesky(inner)).T
+    return new
+
+
+def removal_order(w: Tensor, gram: Tensor, f: Tensor, channels: int) -> Curve:
+    """In which order one layer may stop reading channels, and what is lost by how many it reads (9.3).
+
+    Args:
+        w, gram, f: W `[o, K]`, G `[K, K]` and f `[o]`, float64.
+        channels: of K columns.
+    """
+    inner = damped(gram, float(gram.diagonal().mean()))
+    h = torch.cholesky_inverse(torch.linalg.cholesky(inner))
+    reader = Part(np.arange(channels), h, f.sqrt().unsqueeze(1) * w)
+    return eliminate([reader], np.zeros(channels, np.int64))
+
+
+def damped(gram: Tensor, level: float) -> Tensor:
+    """G with a part of the mean energy of what a layer reads added to its diagonal; a copy."""
+    found = gram.clone()
+    found.diagonal().add_(max(RIDGE * level, FLOOR))
+    return found

@@ -1,8 +1,10 @@
 """How far the outputs of a network move when some of its layers get other weights, one set after the other.
 
-Samples run once, and from each set's first layer on once more: what is in front of it is the same.
+Samples run once, and from each set's first layer on once more: what is in front of it is the same. Results
+are kept by content (`base.cache`), some sets at a time, so that an interrupted measurement goes on.
 """
 
+import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
 
@@ -10,12 +12,19 @@ import torch
 from torch import Tensor, UntypedStorage, fx, nn
 from torch.fx.node import map_aggregate
 
-from graphcomp.base import Progress
+from graphcomp.base import Progress, part
+from graphcomp.base import cache as disk
 from graphcomp.data import Split
 from graphcomp.ir import Program, editable, evaluating, output_tensors
 
 BATCH = 32
 """Samples at a time: what is alive where sets begin is copied."""
+
+AT_ONCE = 16
+"""Sets that are measured in one pass over the samples."""
+
+KIND = "sensitivities"
+"""Of entries in the cache."""
 
 Key = TypeVar("Key", bound=Hashable)
 Change = Mapping[str, tuple[Tensor, Tensor]]
@@ -36,7 +45,27 @@ def movements(
         changes: of layers whose outputs are (n, channels, …), or (n, …, channels) of linear ones.
         progress: told a message and a fraction.
     """
-    return _Runs(editable(program), changes).over(split, progress)
+    content = {"program": program.fingerprint(), "data": split.fingerprint()}
+    keys = {key: disk.key(__name__, **content, change=_digest(change)) for key, change in changes.items()}
+    known = {key: disk.load(KIND, place) for key, place in keys.items()}
+    found = {key: float(tensors["moved"]) for key, tensors in known.items() if tensors is not None}
+    missing = [key for key in changes if key not in found]
+    for start in range(0, len(missing), AT_ONCE):
+        some = {key: changes[key] for key in missing[start : start + AT_ONCE]}
+        tell = part(progress, start / len(missing), len(some) / len(missing))
+        for key, moved in _Runs(editable(program), some).over(split, tell).items():
+            found[key] = moved
+            disk.store(KIND, keys[key], {"moved": torch.tensor(moved, dtype=torch.float64)})
+    return {key: found[key] for key in changes}
+
+
+def _digest(change: Change) -> str:
+    digest = hashlib.sha256()
+    for layer, tensors in sorted(change.items()):
+        for tensor in tensors:
+            digest.update(f"{layer} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 class _Runs(fx.Interpreter, Generic[Key]):
@@ -60,7 +89,7 @@ class _Runs(fx.Interpreter, Generic[Key]):
                 env: dict[fx.Node, Any] = {}
                 for i, node in enumerate(self.nodes):
                     for key in self.due.get(node, ()):
-                        outputs[key] = self.changed(self.changes[key], self.nodes[i:], _copied(env))
+                        outputs[key] = self.changed(self.changes[key], self.nodes[i:], copied_values(env))
                     self.step(node, env)
                 base = _centred(env[self.nodes[-1]])
                 for key, output in outputs.items():
@@ -100,7 +129,7 @@ class _Runs(fx.Interpreter, Generic[Key]):
         return value + (offset if is_last else offset.reshape(-1, *[1] * (value.ndim - 2)))
 
 
-def _copied(env: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
+def copied_values(env: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
     """Values that changes in place do not reach; what views one memory still does."""
     memo: dict[int, UntypedStorage] = {}
 

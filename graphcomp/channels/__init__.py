@@ -3,7 +3,7 @@
 from graphcomp.channels.analysis import analyse
 from graphcomp.channels.indexing import insert_select
 from graphcomp.channels.labels import Ints, Marks, compact, varying
-from graphcomp.channels.model import ELEMENTS, Axis, ChannelGroup, Channels, JoinPolicy
+from graphcomp.channels.model import ELEMENTS, Axis, ChannelGroup, Channels, Join, JoinPolicy
 from graphcomp.channels.moves import CONCATENATIONS
 from graphcomp.channels.pointwise import batch_norm_affine
 from graphcomp.channels.removal import Removal
@@ -19,6 +19,7 @@ __all__ = [
     "Channels",
     "ELEMENTS",
     "Ints",
+    "Join",
     "JoinPolicy",
     "Marks",
     "Removal",

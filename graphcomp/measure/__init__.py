@@ -38,7 +38,7 @@ from graphcomp.measure.patches import (
     outputs_at,
     patches_at,
 )
-from graphcomp.measure.regression import Moments, Normal
+from graphcomp.measure.regression import Moments, Normal, root
 from graphcomp.measure.statistics import Covariance, Request, Statistic, Zeros
 
 __all__ = [
@@ -83,6 +83,7 @@ __all__ = [
     "require_classes",
     "require_images",
     "robustness",
+    "root",
     "score",
     "snapshot",
     "values_like",

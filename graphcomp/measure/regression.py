@@ -20,8 +20,8 @@ from graphcomp.errors import AnalysisError
 FLOOR = 1e-12
 """Least ridge, absolute: where all inputs are constant nothing is learned, and nothing divided by zero."""
 
-LEAST = 1e-9
-"""The next ridge to try where rounding left a Gram matrix that is not positive; then ten times that, …"""
+LEAST = 1e-12
+"""Of a matrix's largest entry: added first where rounding left it indefinite; then ten times that, …"""
 
 STEPS, CONVERGED = 200, 1e-16
 """Of conjugate gradients: at most so many, until the squared residual has fallen to this part."""
@@ -107,6 +107,29 @@ class Moments:
         return Normal(gram, cross, power, mean_a, mean_t, intercept)
 
 
+def root(matrices: Tensor) -> Tensor:
+    """Cholesky factors of symmetric matrices `[…, K, K]`.
+
+    One that rounding left indefinite gets as much more on its diagonal as it takes: `LEAST` of its largest
+    entry, then ten times that, …
+
+    Raises:
+        AnalysisError: a value that is not finite.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrices)
+    share = LEAST
+    while bool(failed.any()):
+        size = matrices.abs().amax((-2, -1)).clamp(min=FLOOR).unsqueeze(-1)
+        if not bool(size.isfinite().all()):
+            raise AnalysisError("regression: found a value that is not finite, expected none")
+        damped = matrices.clone()
+        more = torch.where(failed.unsqueeze(-1) > 0, share * size, 0)
+        damped.diagonal(dim1=-2, dim2=-1).add_(more)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        share *= 10
+    return cast(Tensor, factor)
+
+
 @dataclass(eq=False)
 class Normal:
     """The normal equations of a regression; all float64.
@@ -139,17 +162,10 @@ class Normal:
 
     def factor(self, ridge: float) -> Tensor:
         """The Cholesky factor of C + ridge * mean diag C I, at least `FLOOR`, and what rounding asks for."""
-        size = self.gram.diagonal(dim1=1, dim2=2).mean(1)
-        level = (ridge * size).clamp_(min=FLOOR)
-        while True:
-            damped = self.gram.clone()
-            damped.diagonal(dim1=1, dim2=2).add_(level.unsqueeze(1))
-            factor, failed = torch.linalg.cholesky_ex(damped)
-            if not failed.any():
-                return cast(Tensor, factor)
-            if not level.isfinite().all():
-                raise AnalysisError("regression: found a value that is not finite, expected none")
-            level = torch.where(failed > 0, (10 * level).clamp(min=LEAST * size), level)
+        level = (ridge * self.gram.diagonal(dim1=1, dim2=2).mean(1)).clamp_(min=FLOOR)
+        damped = self.gram.clone()
+        damped.diagonal(dim1=1, dim2=2).add_(level.unsqueeze(1))
+        return root(damped)
 
     def solve(self, w0: Tensor, factor: Tensor) -> Tensor:
         """W `[g, o, K]`: the ridge regression that is pulled towards W0."""

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from graphcomp.base import distributed
+from graphcomp.base import distributed, part
 from graphcomp.bases import movements, reading
 from graphcomp.ir import Program
 from graphcomp.measure import Gram, as_weight, matrix
@@ -49,7 +49,8 @@ def response_energies(
             near = directions(half)
             offset = (w - near) @ gram.mean[0]
             changes[layer] = {layer: (as_weight(program.layer(layer), near.unsqueeze(0)), offset)}
-    moved = distributed.on_first(lambda: movements(program, seen.held_out, changes, context.progress))
+    tell = part(context.progress, 0.7, 0.3)
+    moved = distributed.on_first(lambda: movements(program, seen.held_out, changes, tell))
     found = {n: v * (moved[n] / expected[n] if n in moved else 1.0) for n, v in found.items()}
     return found, {layer: TOO_FEW for layer in layers if layer not in seen.grams}
 

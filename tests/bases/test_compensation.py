@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from graphcomp.bases.compensation import TOO_FEW, Compensation
 from graphcomp.bases.elimination import Part, eliminate
-from graphcomp.channels import analyse
+from graphcomp.bases.sums import own_shares
+from graphcomp.channels import ChannelGroup, Channels, analyse
 from graphcomp.data.split import Data, Split
 from graphcomp.errors import DataError
 from graphcomp.ir.program import Program
@@ -148,7 +149,9 @@ def test_output_weights_are_squared_gradients() -> None:
 def narrowed(program: Program, group: Any, gone: list[int], statistics: Compensation) -> Program:
     """The network without some channels of a group, whose readers were fitted again, written anew."""
     copy = program.clone()
-    for reader, _, columns in statistics._of(group):
+    for found in statistics._of(group):
+        reader, columns = found.reader, found.columns
+        assert columns is not None
         gram = statistics.grams[reader.layer].matrix[0]
         weight = copy.layer(reader.layer).weight
         w = weight.detach().double().flatten(1)
@@ -183,6 +186,64 @@ def test_sensitivities_are_how_far_outputs_move() -> None:
         output = narrowed(program, group, curve.order[:8].tolist(), statistics)(x)
         moved = (output - output.mean(1, keepdim=True) - base).detach().double().square().sum() / len(x)
         assert found[group] * curve.lost[8] == pytest.approx(float(moved), rel=1e-3)
+
+
+class Added(nn.Module):
+    """A sum of inputs: of each channel one of its own and one of other size, that are independent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Conv2d(8, 4, 1, bias=False) for _ in range(2))
+        self.reader = nn.Conv2d(4, 3, 1)
+        with torch.no_grad():
+            for conv, start, scale in ((self.a, 0, 1.0), (self.b, 4, 3.0)):
+                conv.weight.zero_()
+                for i in range(4):
+                    conv.weight[i, start + i] = scale * (1 + i)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reader((self.a(x) + self.b(x)).relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize(("layer", "scale"), [("a", 1.0), ("b", 3.0)])
+def test_operands_of_padded_sums_count_as_what_is_theirs(layer: str, scale: float) -> None:
+    """Losing one of two independent operands loses its part of the sum's variance: 1/10, or 9/10."""
+    torch.manual_seed(0)
+    program, data = traced(Added(), 1, 8, 6, 6), many(600, 8, 6, 6)
+    padded, coupled = (Compensation(analyse(program, j), context(data), "obs") for j in ("pad", "couple"))
+    (own,) = padded.channels.group_of(layer)
+    (whole,) = coupled.channels.group_of(layer)
+    for position in range(4):
+        order = np.arange(4.0)
+        order[position] = -1
+        lost = [
+            s.curve(g, _scores(s.channels, g, order)).lost[3] for s, g in ((padded, own), (coupled, whole))
+        ]
+        assert lost[0] / lost[1] == pytest.approx(scale**2 / 10, rel=0.1)
+
+
+def _scores(channels: Channels, group: ChannelGroup, values: Any) -> Any:
+    scores = np.zeros(len(channels.channel_of))
+    scores[group.channels] = values
+    return scores
+
+
+def test_what_the_other_operand_says_as_well_is_not_lost() -> None:
+    torch.manual_seed(0)
+    net = Added()
+    net.b.load_state_dict(net.a.state_dict())
+    program, data = traced(net, 1, 8, 6, 6), many(200, 8, 6, 6)
+    channels = analyse(program, "pad")
+    ((join, (a, b)),) = own_shares(channels, data.train).items()
+    assert np.abs(a).max() < 1e-6 and np.abs(b).max() < 1e-6 and len(a) == len(join.result)
+
+
+@pytest.mark.parametrize("options", [{"ratio": 0.5}, {"target": {"macs": 0.6}}])
+def test_padded_sums_are_removed_from(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    program, data = traced(Added(), 1, 8, 6, 6), many(200, 8, 6, 6)
+    _, (step,) = Pipeline([Obs(multiple=1, join="pad", **options)]).run(program, context(data))
+    assert step.verify_error < verify.TOLERANCE and step.changed
 
 
 # ---------------------------------------------------------------------- the pass

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from graphcomp.errors import AnalysisError
 from graphcomp.ir import encode
 from graphcomp.ir.coefficients import decode
-from graphcomp.measure import Moments, Normal, Positions, matrix, outputs_at, patches_at
+from graphcomp.measure import Moments, Normal, Positions, matrix, outputs_at, patches_at, root
 from tests.fitting import dense
 
 RIDGE = 1e-2
@@ -189,3 +189,16 @@ def test_t9_7_many_columns_in_single_precision() -> None:
     assert float((w - v).norm() / (w - w0).norm()) < 1e-3
     errors, expected = exact.error(v, single.bias(v)), exact.error(w, exact.bias(w))
     assert torch.allclose(errors, expected, rtol=1e-5)
+
+
+def test_roots_of_what_rounding_left_indefinite() -> None:
+    """As little is added as that takes, to those that need it; others are as they were."""
+    x = normal(6, 1, 3)[:, 0]
+    good, copies = x.T @ x, torch.ones(3, 3, dtype=torch.float64) - 1e-13 * torch.eye(3, dtype=torch.float64)
+    zero = torch.zeros(3, 3, dtype=torch.float64)
+    matrices = torch.stack([good, copies, zero])
+    found = root(matrices)
+    assert torch.equal(found[0], torch.linalg.cholesky(good))
+    assert torch.allclose(found @ found.mT, matrices, rtol=0, atol=1e-10)
+    with pytest.raises(AnalysisError, match="not finite"):
+        root(matrices * torch.inf)
