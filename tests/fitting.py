@@ -1,6 +1,5 @@
 """What `refit` is held against: least squares by `lstsq`, layer by layer, and rows by what they hold."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from graphcomp.data.split import Data, Split
-from graphcomp.ir.program import Program
+from graphcomp.ir.program import Program, editable
 from graphcomp.measure import Positions, matrix, outputs_at, patches_at
+from graphcomp.passes.refit.layer import BENDS
 from graphcomp.passes.refit.lineage import Origin, origins
 from graphcomp.passes.refit.units import Unit, find_units
 from graphcomp.pipeline import Pass, Pipeline
@@ -129,20 +129,16 @@ def fitted_by_hand(
     b is what the layer adds; without a bias of its own, what a normalisation behind it is to add to it.
 
     Args:
-        own, theirs: what the fitted program reads and yields, and the original.
+        own, theirs: what the fitted program reads and yields, and the original. Later calls of a layer are
+            fitted to what they read while it has its old weights.
         ridge: None: only b is fitted.
     """
+    first = before.layer(unit.layer if unit.factor is None else unit.factor[0])
+    w = product(before, unit)
+    parts = [_of_call(call, before, first, own, theirs) for call in unit.calls]
+    a, target, other = (torch.cat(found) for found in zip(*(p[:3] for p in parts), strict=True))
+    low, high = (torch.cat(found).unsqueeze(1) for found in zip(*(p[3:] for p in parts), strict=True))
     layer = before.layer(unit.layer)
-    y = own.yielded[unit.node.name]
-    maps = 1 if unit.is_last else len(y)
-    plane = y.shape[:-1].numel() // maps if unit.is_last else y.shape[2:].numel()
-    at = Positions(ALL, 0).of(plane, 0, maps)
-    first, read = (
-        (layer, unit.node) if unit.factor is None else (before.layer(unit.factor[0]), unit.factor[1])
-    )
-    a, w = patches_at(first, own.read[read.name], at), product(before, unit)
-    target = outputs_at(layer, theirs.yielded[unit.seen], at)[:, unit.origin.rows]
-    other = outputs_at(layer, own.yielded[unit.other.name], at) if unit.other is not None else 0 * target
     scale, shift = torch.ones(target.shape[1]).double(), torch.zeros(target.shape[1]).double()
     bias = getattr(layer, "bias", None)
     intercept = bias is not None or unit.norm is not None
@@ -153,26 +149,44 @@ def fitted_by_hand(
         if norm.affine:
             scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
     b = torch.zeros(w.shape[:2]).double() if bias is None else bias.reshape(w.shape[:2])
-    for bent in [False, True] if math.isfinite(unit.low) or math.isfinite(unit.high) else [False]:
+    is_bent = bool(low.isfinite().any() or high.isfinite().any())
+    for bent in [False, *[True] * BENDS] if is_bent else [False]:
         u = (torch.einsum("ngk,gok->ngo", a, w) + b).flatten(1)
         z, d = u * scale + shift + other, target
         if bent:
-            d = torch.where((d < unit.low) & (z < unit.low), z, d.clamp(min=unit.low))
-            d = torch.where((target > unit.high) & (z > unit.high), z, d.clamp(max=unit.high))
+            d = torch.where((target < low) & (z < low), z, torch.maximum(d, low))
+            d = torch.where((target > high) & (z > high), z, torch.minimum(d, high))
         goals = ((d - other - shift) / scale).reshape(len(d), *w.shape[:2])
         if ridge is None:
             return w, (goals - torch.einsum("ngk,gok->ngo", a, w)).mean(0) if intercept else b
-        parts = [dense(a[:, g], goals[:, g], w[g], ridge, intercept=intercept) for g in range(w.shape[0])]
-        w, b = torch.stack([p[0] for p in parts]), torch.stack([p[1] for p in parts])
-    if unit.factor is not None:
-        assert isinstance(first.weight, Tensor)
-        rank, mean = len(first.weight), a[:, 0].mean(0)
-        yielded = (a[:, 0] - mean) @ w[0].T * scale
-        vectors = torch.linalg.svd(yielded, full_matrices=False).Vh[:rank]
-        cut = (vectors.T @ vectors @ (scale.unsqueeze(1) * w[0])) / scale.unsqueeze(1)
-        b = b + (w[0] - cut) @ mean if intercept else b
-        w = cut.unsqueeze(0)
+        new = [dense(a[:, g], goals[:, g], w[g], ridge, intercept=intercept) for g in range(w.shape[0])]
+        w, b = torch.stack([p[0] for p in new]), torch.stack([p[1] for p in new])
+        if unit.factor is not None:
+            assert isinstance(first.weight, Tensor)
+            rank, mean = len(first.weight), a[:, 0].mean(0)
+            yielded = (a[:, 0] - mean) @ w[0].T * scale
+            vectors = torch.linalg.svd(yielded, full_matrices=False).Vh[:rank]
+            cut = (vectors.T @ vectors @ (scale.unsqueeze(1) * w[0])) / scale.unsqueeze(1)
+            b = b + (w[0] - cut) @ mean if intercept else b
+            w = cut.unsqueeze(0)
     return w, b
+
+
+def _of_call(
+    call: Unit, before: Program, first: nn.Module, own: _Recorder, theirs: _Recorder
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Rows of one call: what is read, the target, what is added, and between which bounds it counts."""
+    layer = before.layer(call.layer)
+    y = own.yielded[call.node.name]
+    maps = 1 if call.is_last else len(y)
+    plane = y.shape[:-1].numel() // maps if call.is_last else y.shape[2:].numel()
+    at = Positions(ALL, 0).of(plane, 0, maps)
+    read = call.node if call.factor is None else call.factor[1]
+    a = patches_at(first, own.read[read.name], at)
+    target = outputs_at(layer, theirs.yielded[call.seen], at)[:, call.origin.rows]
+    other = outputs_at(layer, own.yielded[call.other.name], at) if call.other is not None else 0 * target
+    low, high = (torch.full((len(a),), bound, dtype=torch.float64) for bound in (call.low, call.high))
+    return a, target, other, low, high
 
 
 def product(program: Program, unit: Unit) -> Tensor:
@@ -183,6 +197,13 @@ def product(program: Program, unit: Unit) -> Tensor:
 
 def units_of(original: Program, program: Program, found: Mapping[str, Origin]) -> list[Unit]:
     return find_units(program, original, found)[0]
+
+
+def _with_old(after: Program, before: Program, unit: Unit) -> Program:
+    """The fitted program with the weights that a layer had before."""
+    names = [name for name in after.tensors if name.startswith(f"{unit.layer}.")]
+    old = {name: before.tensors[name] for name in names}
+    return replace(after, module=editable(after, old))
 
 
 def check_fit(ran: Ran, original: Program, data: Data, ridge: float) -> int:
@@ -207,7 +228,8 @@ def check_fit(ran: Ran, original: Program, data: Data, ridge: float) -> int:
             assert torch.equal(product(after, unit), product(before, unit))
             continue
         assert row.ridge in (ridge, None)
-        w, b = fitted_by_hand(unit, before, own_values, theirs, row.ridge)
+        mine = recorded(_with_old(after, before, unit), all_of(data)) if unit.later else own_values
+        w, b = fitted_by_hand(unit, before, mine, theirs, row.ridge)
         size = float(w.abs().max())
         assert torch.allclose(product(after, unit), w, rtol=0, atol=1e-6 * size), row.layer
         if getattr(own, "bias", None) is not None:

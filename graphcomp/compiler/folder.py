@@ -4,6 +4,7 @@ import difflib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,12 @@ def checkpointing(out: Path) -> Callable[[Step, Program], None]:
 
 
 def recalling(out: Path) -> Callable[[int, str], Program]:
-    """Read a checkpoint back: what later passes learn from."""
+    """Read a checkpoint back: what later passes learn from.
 
+    The last one is kept: a pass asks for it when it plans, and when it learns.
+    """
+
+    @lru_cache(maxsize=1)
     def recalled(index: int, name: str) -> Program:
         distributed.on_first(lambda: None)  # not before the first process has written it
         return load(place_of(out, index, name))

@@ -52,8 +52,8 @@ class Context:
         threads: that the result will run with, where times are targets.
         timer: measures ONNX models for such passes; None: the target's provider does.
         timed: whether the run ends with a measurement on the target, so that passes may measure as well.
-        memory: bytes of activations that a pass may hold at once; a quarter of the machine's. More of them
-            lie in files.
+        memory: bytes of activations and sums that a pass may hold at once; a quarter of the machine's. More
+            activations lie in files, more sums take another pass over the data.
         earlier: what the run began with, and what each pass before this one yielded: number i is step i.
     """
 
@@ -71,6 +71,10 @@ class Context:
     timed: bool = False
     memory: int = field(default_factory=lambda: memory() // 4, compare=False)
     earlier: tuple[Earlier, ...] = field(default=(), repr=False, compare=False)
+
+    def holding(self, memory: int | None) -> "Context":
+        """The context with another `memory`; None: with its own."""
+        return self if memory is None else replace(self, memory=memory)
 
     @property
     def clock(self) -> Clock:
@@ -177,6 +181,34 @@ class TrainingPass(Pass, Protocol):
 
     def train(self, program: Program, plan: Plan, context: Context) -> tuple[Program, Training | Fit]:
         """Take the place of `simulate`: the same graph with the same shapes, and how it came to be."""
+        ...
+
+
+@runtime_checkable
+class Reshaping(Protocol):
+    """A pass that writes a network in another form, and changes nothing of what it computes.
+
+    What learns from an earlier program has to read that one in the same form, so it is carried out there as
+    well; and such a pass is none from which accuracy could be lost.
+    """
+
+    def follow(self, program: Program, plan: Plan) -> Program:
+        """Carry the plan out on a program before the one that it was made for: where that still has what the
+        plan names, and nowhere else.
+        """
+        ...
+
+
+@runtime_checkable
+class KeepingRows(Protocol):
+    """A pass after which every layer has the output channels that it had, in the same order, whatever else.
+
+    Of passes that do not say so the plans are carried out to see where channels went (see `refit`).
+    """
+
+    @property
+    def keeps_rows(self) -> bool:
+        """True; a class variable of most."""
         ...
 
 

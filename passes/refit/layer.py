@@ -5,7 +5,7 @@ the other operand of an addition in v), and D the original's value of z:
 
     dW, db = argmin E (dW a + db - r)^2 + ridge * |dW|^2,        r = (D - z) / s              (METHODS 9.5)
 
-once more, where a ReLU follows, with min(z, 0) in the place of D where D < 0 and z is what the first fit
+and again, where a ReLU follows, with min(z, 0) in the place of D where D < 0 and z is what the last fit
 yields (and max(z, 6) where D > 6, of ReLU6): on the far side of the bend only the side matters. What a layer
 lacks is small where it computes the original's values already: there rounding hides nothing.
 
@@ -44,6 +44,9 @@ COPIES, SOLVER = 6, 2 << 30
 EXACT = 1e-10
 """Relative error below which a layer computes what the original does, and stays bit for bit."""
 
+BENDS = 3
+"""Times that targets beyond a bend are taken from what the last fit yields there; each lowers the error."""
+
 WEAK = 1e-3
 """Normalisations that scale a channel by less than this part of their largest scale hide what it computes."""
 
@@ -54,6 +57,7 @@ class Rows:
 
     Attributes:
         layer: reads `x`.
+        call: of the layer that is fitted.
         x, at: its input, and the positions of its output that are looked at.
         target: D at these, `[rows, channels]`.
         other: what is added behind the layer, at these; None for nothing.
@@ -61,6 +65,7 @@ class Rows:
     """
 
     layer: nn.Module
+    call: Unit
     x: Tensor
     at: Tensor
     target: Tensor
@@ -169,8 +174,9 @@ class _Fit:
         z = z if rows.other is None else z + rows.other
         d = rows.target.to(a.dtype)
         if bent:
-            d = torch.where(d < self.unit.low, z.clamp(max=self.unit.low), d)
-            d = torch.where(d > self.unit.high, z.clamp(min=self.unit.high), d)
+            low, high = rows.call.low, rows.call.high
+            d = torch.where(d < low, z.clamp(max=low), d)
+            d = torch.where(d > high, z.clamp(min=high), d)
         strong = self.behind.strong
         r = torch.where(strong, (d - z) / torch.where(strong, self.behind.scale, 1).to(a.dtype), 0)
         return a if self.fits_weights else a[:, :, :0], r.reshape(len(r), *self.b.shape)
@@ -200,11 +206,10 @@ class _Fit:
         if chosen is None and self.note is None and not self.choice.bias_only:
             self.note = "no weights fit better samples that were held out: only its bias was fitted"
         start, after = (self.w, self.b), errors[chosen]
-        self.apply(self.change(normal, chosen))
-        if chosen is not None and (math.isfinite(self.unit.low) or math.isfinite(self.unit.high)):
-            self.apply(self.change(self.bent(everything), chosen))
+        self.apply(normal, chosen)
+        for _ in range(BENDS if chosen is not None and self.is_bent else 0):
+            self.apply(self.bent(everything), chosen)
         if chosen is not None and self.first is not None:
-            self.cut(self.first, normal)
             after = self.error(jury, (self.w - start[0], self.b - start[1])) / power
             if after >= before:
                 self.note = (
@@ -244,8 +249,17 @@ class _Fit:
             found = normal.solve(zeros, normal.factor(ridge))
         return found, normal.bias(found)
 
-    def apply(self, change: Change) -> None:
-        self.w, self.b = self.w + change[0], self.b + change[1]
+    def apply(self, normal: Normal, ridge: float | None) -> None:
+        w, b = self.change(normal, ridge)
+        self.w, self.b = self.w + w, self.b + b
+        if ridge is not None and self.first is not None:
+            self.cut(self.first, normal)
+
+    @property
+    def is_bent(self) -> bool:
+        """Whether something behind a call cuts off what it yields."""
+        bounds = [bound for call in self.unit.calls for bound in (call.low, call.high)]
+        return any(map(math.isfinite, bounds))
 
     def bent(self, moments: Moments) -> Normal:
         """What is lacking of that which matters of the targets."""

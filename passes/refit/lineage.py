@@ -7,6 +7,8 @@ rule a pass, and none by name. Passes that change values only, or the form in wh
 no row.
 """
 
+import base64
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,6 +38,17 @@ class Origin:
 
     layer: str
     rows: NDArray[np.int64]
+
+
+def packed(origin: Origin) -> str:
+    """The rows of an origin as text: 32 bits each, little-endian, zlib, base64."""
+    return base64.b64encode(zlib.compress(origin.rows.astype("<i4").tobytes())).decode()
+
+
+def unpacked(layer: str, rows: str) -> Origin:
+    """What `packed` was given, of a layer of the earlier program."""
+    found = np.frombuffer(zlib.decompress(base64.b64decode(rows)), "<i4")
+    return Origin(layer, found.astype(np.int64))
 
 
 def origins(earlier: Program, replays: Sequence[Replay]) -> dict[str, Origin]:

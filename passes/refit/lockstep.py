@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from graphcomp.base import Progress, distributed
+from graphcomp.bases import copied_values
 from graphcomp.data import Split
 from graphcomp.errors import OutputError
 from graphcomp.ir import Program, editable, evaluating
@@ -65,6 +66,21 @@ class _Chunk(fx.Interpreter):
         self.env[node] = self.run_node(node)
         for dead in self.user_to_last_uses.get(node, ()):
             del self.env[dead]
+
+    def ahead(
+        self, nodes: Sequence[fx.Node], wanted: Mapping[fx.Node, Sequence[fx.Node]]
+    ) -> dict[fx.Node, dict[fx.Node, Tensor]]:
+        """Run on through `nodes`, on copies: what some of them find, of the values that are asked for."""
+        here, self.env = self.env, copied_values(self.env)
+        found: dict[fx.Node, dict[fx.Node, Tensor]] = {}
+        for node in nodes:
+            if node in wanted:
+                found[node] = {value: self.env[value].clone() for value in wanted[node]}
+            if len(found) == len(wanted):
+                break
+            self.step(node)
+        self.env = here
+        return found
 
     def waiting(self) -> Iterator[Tensor]:
         """Activations that wait here."""
@@ -114,12 +130,15 @@ def fit(
                 if unit.layer in known:
                     _put(module, known[unit.layer])
                 else:
-                    rows = _rows(program, module, node, unit, chunks, places)
                     choice = Choice(limits.ridge, limits.bias_only, limits.memory)
+                    rows = _rows(program, module, unit, chunks, places, shelf)
                     record, changed = fit_layer(module, unit, rows, choice)
                     done(record, changed)
+                    for later in rows[len(chunks) :]:
+                        shelf.release(later.x)
                 for chunk in chunks:
-                    shelf.release(chunk.targets.pop(unit.layer, None))
+                    for call in unit.calls:
+                        shelf.release(chunk.targets.pop(call.node.name, None))
             for chunk in chunks:
                 chunk.step(node)
                 shelf.settle(chunk, node)
@@ -168,7 +187,7 @@ def _watch(
             module = program.layer(unit.layer)
             at = _places(program, unit, chunk, drawn)
             rows = torch.from_numpy(unit.origin.rows).to(device)
-            chunk.targets[unit.layer] = shelf.keep(outputs_at(module, output, at)[:, rows])
+            chunk.targets[unit.node.name] = shelf.keep(outputs_at(module, output, at)[:, rows])
 
     def next_chunk(seen: int) -> None:
         nonlocal number
@@ -176,8 +195,8 @@ def _watch(
         progress(f"original: {number} of {len(chunks)} batches", 0.3 * number / len(chunks))
 
     by_node: dict[str, list[Unit]] = {}
-    for unit in units:
-        by_node.setdefault(unit.seen, []).append(unit)
+    for call in (call for unit in units for call in unit.calls):
+        by_node.setdefault(call.seen, []).append(call)
     watchers = {node: partial(keep, wanted) for node, wanted in by_node.items()}
     calibrate.watch(original, (chunk.x.clone() for chunk in chunks), watchers, next_chunk)
 
@@ -195,22 +214,35 @@ def _places(program: Program, unit: Unit, chunk: _Chunk, drawn: Positions) -> Te
 def _rows(
     program: Program,
     module: fx.GraphModule,
-    node: fx.Node,
     unit: Unit,
     chunks: Sequence[_Chunk],
     drawn: Positions,
+    shelf: "_Shelf",
 ) -> list[Rows]:
-    """What a layer reads and what it is to yield, chunk by chunk, when asked."""
+    """What a layer reads and what it is to yield, chunk by chunk, when asked; call by call.
+
+    What later calls read is what the network yields there with the weights that it has now.
+    """
     layer, reader = module.get_submodule(unit.layer), module.get_submodule(unit.source)
-    source = cast(fx.Node, node.args[0])
-    other = None if unit.other is None else next(n for n in module.graph.nodes if n.name == unit.other.name)
-    found = []
+    nodes = {node.name: node for node in module.graph.nodes}
+    behind = list(nodes.values())[list(nodes).index(unit.due) :]
+    found: list[list[Rows]] = [[] for _ in unit.calls]
     for chunk in chunks:
-        at = _places(program, unit, chunk, drawn)
-        base = None if other is None else outputs_at(layer, chunk.env[other], at)
-        read = chunk.env[source]
-        found.append(Rows(reader, read, at, chunk.targets[unit.layer], base, chunk.is_held_out))
-    return found
+        wanted = {nodes[c.node.name]: [nodes[n.name] for n in _values(c)] for c in unit.later}
+        seen = chunk.ahead(behind, wanted) if wanted else {}
+        for rows, call in zip(found, unit.calls, strict=True):
+            at = _places(program, call, chunk, drawn)
+            read, *added = (seen.get(nodes[call.node.name], chunk.env)[nodes[n.name]] for n in _values(call))
+            base = outputs_at(layer, added[0], at) if added else None
+            x = read if call is unit else shelf.keep(read)
+            rows.append(Rows(reader, call, x, at, chunk.targets[call.node.name], base, chunk.is_held_out))
+    return [row for rows in found for row in rows]
+
+
+def _values(call: Unit) -> list[fx.Node]:
+    """What a call reads, and what is added to what it yields."""
+    first = call.node if call.factor is None else call.factor[1]
+    return [cast(fx.Node, first.args[0]), *([] if call.other is None else [call.other])]
 
 
 # ---------------------------------------------------------------------- memory

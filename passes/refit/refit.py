@@ -15,7 +15,7 @@ the passes in between (`lineage`). Where nothing was removed, nothing changes, b
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -40,10 +40,18 @@ from graphcomp.compiler import is_program_dir
 from graphcomp.errors import AnalysisError, PassError
 from graphcomp.ir import Program
 from graphcomp.measure import is_mixing
-from graphcomp.passes.refit.lineage import Replay, origins
+from graphcomp.passes.refit.lineage import Replay, origins, packed, unpacked
 from graphcomp.passes.refit.lockstep import Limits, fit
 from graphcomp.passes.refit.units import Unit, find_units
-from graphcomp.pipeline import Concern, Context, Outlook, TrainingPass, require_data
+from graphcomp.pipeline import (
+    Concern,
+    Context,
+    KeepingRows,
+    Outlook,
+    Reshaping,
+    TrainingPass,
+    require_data,
+)
 from graphcomp.records import Fit, FittedLayer, LeftAlone, Plan
 
 STATE = "fitted"
@@ -116,7 +124,9 @@ class Refit:
             DataError: no data. PassError: no such program, or one that this one was not made from.
         """
         require_data(self.name, context)
-        label, units, left, original = self._prepared(program, context)
+        label, original, since = self._teacher(program, context)
+        units, left = self._units(program, original, since)
+        original = _followed(original, since)
         summary = f"{len(units)} layers to fit to {label}" if units else f"nothing differs from {label}"
         return Plan(
             name=self.name,
@@ -128,6 +138,7 @@ class Refit:
                 "samples": min(self.samples, len(context.data.train)) if context.data else 0,
                 "layers": {u.layer: u.origin.layer for u in units},
             },
+            bulk={u.layer: packed(u.origin) for u in units},
             kept=left,
             summary=summary,
         )
@@ -145,7 +156,10 @@ class Refit:
     def train(self, program: Program, plan: Plan, context: Context) -> tuple[Program, Fit]:
         """Fit layer by layer; an interrupted fit goes on behind the last layer that was done; collective."""
         data = require_data(self.name, context)
-        label, units, _, original = self._prepared(program, context)
+        label, original, since = self._teacher(program, context)
+        original = _followed(original, since)
+        found = {layer: unpacked(of, plan.bulk[layer]) for layer, of in plan.decisions["layers"].items()}
+        units = [u for u in find_units(program, original, found)[0] if u.layer in found]
         split = data.train.spread(self.samples)
         seed: int = plan.decisions["seed"]
         work = cache.identity(
@@ -181,34 +195,25 @@ class Refit:
             resumed=len(known),
         )
 
-    def _prepared(
-        self, program: Program, context: Context
-    ) -> tuple[str, list[Unit], list[LeftAlone], Program]:
-        """Who the original is, what can be fitted to it, what is left alone, and the original."""
-        label, start, since = self._original(program, context)
-        original = start
+    def _units(
+        self, program: Program, earlier: Program, since: Sequence[Plan]
+    ) -> tuple[list[Unit], list[LeftAlone]]:
+        """What can be fitted to an earlier program, given the plans since, and what is left alone."""
         passes = [(plan, _pass_of(plan)) for plan in since]
-        replays: list[Replay] = []
-        changed = False
-        for plan, pass_ in passes:
-            if hasattr(pass_, "follow"):
-                original = pass_.follow(original, plan)
-            else:
-                changed = True
-            if not isinstance(pass_, TrainingPass | _Learned) and not getattr(pass_, "keeps_rows", False):
-                replays.append(_replay(pass_, plan))
-        if not changed:
-            return label, [], [], original
-        found = origins(start, replays)
-        units, left = find_units(program, original, found)
+        if all(isinstance(pass_, Reshaping) for _, pass_ in passes):
+            return [], []
+        moving = [
+            (p, pass_) for p, pass_ in passes if not isinstance(pass_, TrainingPass | _Learned | KeepingRows)
+        ]
+        found = origins(earlier, [_replay(pass_, plan) for plan, pass_ in moving])
+        units, left = find_units(program, _followed(earlier, since), found)
         outside = [
             u for u in units if not matches([u.layer], self.include) or matches([u.layer], self.exclude)
         ]
         left += [LeftAlone(where=u.layer, reason="excluded") for u in outside]
-        chosen = [u for u in units if u not in outside]
-        return label, chosen, left, original
+        return [u for u in units if u not in outside], left
 
-    def _original(self, program: Program, context: Context) -> tuple[str, Program, list[Plan]]:
+    def _teacher(self, program: Program, context: Context) -> tuple[str, Program, list[Plan]]:
         """Who it is, the program, and the plans since."""
         names = [earlier.name for earlier in context.earlier]
         index = _default(context) if self.teacher is None else find_step(self.teacher, names)
@@ -231,12 +236,21 @@ class Refit:
         raise no_such_step(repr(self.teacher), names)
 
 
+def _followed(program: Program, since: Sequence[Plan]) -> Program:
+    """An earlier program, written as the later one is."""
+    for plan in since:
+        pass_ = _pass_of(plan)
+        if isinstance(pass_, Reshaping):
+            program = pass_.follow(program, plan)
+    return program
+
+
 def _default(context: Context) -> int:
     """What was trained last before the last removals: trained by them or after them does not count."""
     removed = False
     for index in reversed(range(1, len(context.earlier))):
         kind = _kind(context.earlier[index].name)
-        if kind is None or issubclass(kind, Refit) or hasattr(kind, "follow"):
+        if kind is None or issubclass(kind, Refit | Reshaping):
             continue
         if hasattr(kind, "iteration"):
             if removed and _trained(context, index):

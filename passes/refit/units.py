@@ -2,6 +2,8 @@
 
     [factor ->] layer -> [normalisation] -> [+ what was computed before] -> [ReLU]
 
+A layer that is called several times is fitted to all of its calls together.
+
 The target is the original's value behind the normalisation or, before an addition whose other operand the
 small network has computed already, the original's sum less that operand: so a layer also makes up for what
 the other branch lost (METHODS 9.5). A ReLU behind it says where only the sign matters.
@@ -12,8 +14,8 @@ them.
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
@@ -33,7 +35,7 @@ class Unit:
     """A layer to fit.
 
     Attributes:
-        layer, node: its path and its only call in the small program.
+        layer, node: its path and its first call in the small program.
         origin: which rows of the original its outputs are.
         norm: path of the normalisation that alone reads it.
         seen: name of the original's node that holds the target.
@@ -41,6 +43,7 @@ class Unit:
         low, high: what the activation behind it cuts off.
         is_last: whether its channels are the last dimension, not the second.
         factor: path and call of a layer in front that is fitted with it.
+        later: of a layer that is called more than once: what its other calls are compared with, in order.
     """
 
     layer: str
@@ -53,6 +56,12 @@ class Unit:
     high: float
     is_last: bool
     factor: tuple[str, fx.Node] | None = None
+    later: tuple["Unit", ...] = ()
+
+    @property
+    def calls(self) -> tuple["Unit", ...]:
+        """This one and the later ones."""
+        return self, *self.later
 
     @property
     def due(self) -> str:
@@ -70,45 +79,60 @@ def find_units(
 ) -> tuple[list[Unit], list[LeftAlone]]:
     """All layers that can be fitted, in the order of the graph, and why the other mixing layers cannot."""
     units, left = list[Unit](), list[LeftAlone]()
-    calls = Counter(n.target for n in program.graph.nodes if n.op == "call_module")
-    sources: dict[str, list[fx.Node]] = {}
-    for node in original.graph.nodes:
-        if node.op == "call_module":
-            sources.setdefault(str(node.target), []).append(node)
-    order = {node: i for i, node in enumerate(program.graph.nodes)}
+    calls, sources = _calls(program), _calls(original)
     tied = _tied(program)
-    for node in program.graph.nodes:
-        if node.op != "call_module" or not is_mixing(program.layer(node.target)):
+    for layer, nodes in calls.items():
+        if not is_mixing(program.layer(layer)):
             continue
-        layer, origin = str(node.target), origins.get(str(node.target))
+        origin = origins.get(layer)
         source = sources.get(origin.layer, []) if origin else []
-        reason = None
+        found: Unit | str
         if origin is None:
-            reason = "its outputs are no channels of the original"
-        elif calls[layer] > 1 or len(source) != 1:
-            reason = "it is called more than once"
+            found = "its outputs are no channels of the original"
+        elif len(source) != len(nodes):
+            found = "it is called another number of times than in the original"
         elif layer in tied:
-            reason = "its weight is used elsewhere too"
-        elif len(node.args) != 1 or node.kwargs:
-            reason = "it is told how large its output is to be"
-        if reason is not None or origin is None:
-            if reason is not None and not any(k.where == layer for k in left):
-                left.append(LeftAlone(where=layer, reason=reason))
-            continue
-        factor = _factor(program, node, calls, tied, origins)
-        unit = _unit(program, original, node, source[0], origin, order, factor)
-        if isinstance(unit, Unit):
-            units.append(unit)
+            found = "its weight is used elsewhere too"
+        elif any(len(node.args) != 1 or node.kwargs for node in nodes):
+            found = "it is told how large its output is to be"
         else:
-            left.append(LeftAlone(where=layer, reason=unit))
+            factor = _factor(program, nodes[0], calls, tied, origins) if len(nodes) == 1 else None
+            found = _together(
+                [_unit(program, original, *pair, origin, factor) for pair in zip(nodes, source, strict=True)]
+            )
+        if isinstance(found, Unit):
+            units.append(found)
+        else:
+            left.append(LeftAlone(where=layer, reason=found))
     fitted = {unit.factor[0] for unit in units if unit.factor is not None}
     return units, [k for k in left if k.where not in fitted]
+
+
+def _calls(program: Program) -> dict[str, list[fx.Node]]:
+    """Layer -> its calls, by the order of the first."""
+    found: dict[str, list[fx.Node]] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_module":
+            found.setdefault(str(node.target), []).append(node)
+    return found
+
+
+def _together(calls: Sequence[Unit | str]) -> Unit | str:
+    """The unit of all calls of a layer; why there is none if one of them cannot be part of it."""
+    units = []
+    for call in calls:
+        if isinstance(call, str):
+            return call
+        units.append(call)
+    if len(units) > 1 and any(unit.norm is not None for unit in units):
+        return "it is called more than once, in front of normalisations of their own: fold them first"
+    return replace(units[0], later=tuple(units[1:]))
 
 
 def _factor(
     program: Program,
     node: fx.Node,
-    calls: Mapping[Any, int],
+    calls: Mapping[str, Sequence[fx.Node]],
     tied: set[str],
     origins: Mapping[str, Origin],
 ) -> tuple[str, fx.Node] | None:
@@ -117,7 +141,7 @@ def _factor(
     if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
         return None
     path, first = str(before.target), program.layer(str(before.target))
-    if path in origins or path in tied or calls[path] > 1 or getattr(first, "bias", None) is not None:
+    if path in origins or path in tied or len(calls[path]) > 1 or getattr(first, "bias", None) is not None:
         return None
     is_pair = type(first) is type(last) and is_mixing(last) and not isinstance(last, DctLayer)
     return (path, before) if is_pair and groups_of(first) == 1 and _is_pointwise(last) else None
@@ -138,7 +162,6 @@ def _unit(
     node: fx.Node,
     source: fx.Node,
     origin: Origin,
-    order: Mapping[fx.Node, int],
     factor: tuple[str, fx.Node] | None,
 ) -> Unit | str:
     """The unit, or why there is none."""
@@ -156,7 +179,7 @@ def _unit(
     their_sum = _sum(original, seen)
     if added is not None and their_sum is not None and added[0].name == their_sum[0].name:
         own = _other_width(program, added, out)
-        if order[added[1]] < order[due] and own and _other_width(original, their_sum, seen):
+        if added[1] < due and own and _other_width(original, their_sum, seen):
             out, other, seen = added[0], added[1], their_sum[0]
     a, b = program.shape(out), original.shape(seen)
     is_last = is_linear(program.layer(str(node.target)))
