@@ -1,5 +1,6 @@
 """`graphcomp compile`."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,6 +34,12 @@ def compile_command(
     ] = None,
     target: Annotated[str | None, typer.Option("--target", help="auto or a target's name")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            "--memory", help="GiB of activations and statistics held at once (a quarter of the machine's)"
+        ),
+    ] = None,
     input_shape: InputShape = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on after the last finished pass")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run's results")] = False,
@@ -67,6 +74,8 @@ def compile_command(
     changes: dict[str, Any] = {"data": data, "target": target, "seed": seed, "head": _head(head)}
     changes["allow_nothing"] = allow_nothing or None
     changes["classes"] = None if classes is None else _class_ids(classes)
+    if memory is not None:
+        changes["memory"] = _positive(memory)
     plan = plan.model_copy(update={k: v for k, v in changes.items() if v is not None})
     if plan.classes is None:
         advice = "add --classes, or leave it out"
@@ -115,6 +124,12 @@ def _class_ids(text: str) -> tuple[int, ...]:
     if len(ids) < 2 or min(ids) < 0:
         raise RecipeError(f"--classes: found {text!r}, expected two or more class ids such as 0,3,5")
     return ids
+
+
+def _positive(memory: float) -> float:
+    if not 0 < memory < math.inf:
+        raise RecipeError(f"--memory: found {memory:g}, expected GiB above 0, such as 4")
+    return memory
 
 
 def _head(text: str | None) -> str | None:

@@ -8,7 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 # What is shown holds names that users chose: no text is markup, an emoji code, or highlighted as code.
@@ -45,12 +52,14 @@ def progress_shown() -> Iterator[Any]:
     """A bar on a terminal, plain lines elsewhere."""
     if not err_console.is_terminal:
         shown: dict[str, float] = {}
+        started = time.monotonic()
 
         def line(message: str, fraction: float) -> None:
             kind, now = _COUNTS.sub("#", message), time.monotonic()
             if now - shown.get(kind, -math.inf) >= EVERY and not message.startswith("benchmark: "):
                 shown[kind] = now
-                err_console.print(f"{fraction:4.0%}  {message}", soft_wrap=True)
+                left = time_left(now - started, fraction)
+                err_console.print(f"{fraction:4.0%}  {message}{left}", soft_wrap=True)
 
         yield line
         return
@@ -59,7 +68,17 @@ def progress_shown() -> Iterator[Any]:
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
+        TextColumn("left:", style="dim"),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=err_console, transient=True) as bar:
         task = bar.add_task("start", total=1.0)
         yield lambda message, fraction: bar.update(task, description=message, completed=fraction)
+
+
+def time_left(seconds: float, fraction: float) -> str:
+    """How long the rest takes if it goes on as fast; nothing before that says anything."""
+    if seconds < EVERY or not 0.02 <= fraction < 1:
+        return ""
+    left = seconds * (1 - fraction) / fraction
+    return f" (about {left / 60:.0f} min left)" if left >= 90 else f" (about {left:.0f} s left)"

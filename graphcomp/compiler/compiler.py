@@ -85,7 +85,7 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
         require_images(data.eval, source.program.example_inputs[0].shape[1:])  # fails now, as `probe` does
     threads = job.recipe.bench.threads if job.recipe.bench is not False else 1
     timed = _is_timed_on(target, job.recipe)
-    context = Context(target, data, job.recipe.seed, threads=threads, timed=timed)
+    context = Context(target, data, job.recipe.seed, threads=threads, timed=timed).holding(job.recipe.budget)
     check_order(job.passes, source.program, context, trained=source.trained)
     fingerprint = distributed.on_first(lambda: _fingerprint(job, source.program, spec, data, target.name))
     first = distributed.is_first()

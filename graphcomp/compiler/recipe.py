@@ -83,7 +83,9 @@ class Recipe(BaseModel):
     """A whole run. `passes` are names with options; `parse_passes` makes them.
 
     `classes` restricts data and network to some classes before the first pass; `head`: with which weights.
-    `allow_nothing`: a run in which no pass changes anything is no error.
+    `allow_nothing`: a run in which no pass changes anything is no error. `memory`: GiB of activations and
+    statistics that passes hold at once, by default a quarter of the machine's; what is found does not depend
+    on it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -97,11 +99,17 @@ class Recipe(BaseModel):
     target: str = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
     allow_nothing: bool = False
+    memory: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     export: ExportOptions = ExportOptions()
     bench: BenchOptions | Literal[False] = BenchOptions()
     robustness: Annotated[
         RobustnessOptions | Literal[False], BeforeValidator(lambda value: {} if value is True else value)
     ] = False
+
+    @property
+    def budget(self) -> int | None:
+        """`memory` in bytes."""
+        return None if self.memory is None else int(self.memory * 2**30)
 
     @property
     def allows_nothing(self) -> bool:

@@ -23,8 +23,9 @@ from graphcomp.cli import console, passes
 from graphcomp.cli import main as command_line
 from graphcomp.compiler import Job, results
 from graphcomp.errors import GraphcompWarning, ProviderError
+from graphcomp.ir import Program
 from graphcomp.passes import L1, PASSES, FoldBN
-from graphcomp.pipeline import Context
+from graphcomp.pipeline import Context, Pipeline
 from graphcomp.records import Bench, Evaluation, Explanation, Plan
 from graphcomp.report.report import read_report
 from graphcomp.runtime.doctor import Finding
@@ -864,7 +865,7 @@ ONE_CELL = "recipe: {model: models:resnet20, passes: [{l1: {ratio: $r}}], data: 
 EFFECTS: dict[str, dict[str, tuple[list[str], str] | None]] = {
     "compile": {
         **dict.fromkeys("--weights --recipe --data --classes --target --seed --input-shape --out".split()),
-        **dict.fromkeys("--allow-nothing --bench --robustness --dct".split()),
+        **dict.fromkeys("--allow-nothing --bench --memory --robustness --dct".split()),
         "--passes": (
             ["--passes", "fold-bn", "--recipe", "r.yaml"],
             "--passes: found --recipe r.yaml as well",
@@ -952,3 +953,41 @@ def test_bench_on_the_command_line_counts(
     Path("r.yaml").write_text(f"{RECIPE}bench: false\n")
     cli("compile", "--recipe", "r.yaml", *([argument] if argument else []))
     assert (jobs[0].recipe.bench is not False) == expected
+
+
+@pytest.mark.parametrize(("given", "gib"), [(["--memory", "0.5"], 0.5), ([], 2.0)])
+def test_memory_on_the_command_line_counts(
+    given: list[str], gib: float, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the recipe's where there is none; passes are given bytes."""
+    budgets: list[int] = []
+
+    def stop(self: Pipeline, program: Program, context: Context, *_: object) -> None:
+        budgets.append(context.memory)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pipeline, "run", stop)
+    Path("r.yaml").write_text(f"{RECIPE}memory: 2\n")
+    cli("compile", "--recipe", "r.yaml", "--input-shape", "1,3,8,8", "-o", "o", *given)
+    assert budgets == [int(gib * 2**30)]
+
+
+@pytest.mark.parametrize("gib", ["0", "-1", "nan", "inf"])
+def test_memory_is_more_than_nothing(gib: str, cli: Cli) -> None:
+    Path("r.yaml").write_text(RECIPE)
+    expected = f"--memory: found {float(gib):g}, expected GiB above 0"
+    assert expected in failing(cli, "compile", "--recipe", "r.yaml", f"--memory={gib}")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fraction", "expected"),
+    [
+        (30, 0.5, " (about 30 s left)"),
+        (60, 0.1, " (about 9 min left)"),
+        (29, 0.5, ""),
+        (600, 0.01, ""),
+        (600, 1.0, ""),
+    ],
+)
+def test_time_that_is_left(seconds: float, fraction: float, expected: str) -> None:
+    assert console.time_left(seconds, fraction) == expected
