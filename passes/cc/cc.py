@@ -15,13 +15,15 @@ up, every layer still meets its rate, and what all give up beyond the global one
 
 `only` compresses a region: the analysis is that of the whole network all the same (Liu's study, METHODS 1.6).
 It is kept on disk layer by layer, so that other rates and regions of the same network take no time.
+
+`fit=responses` decides by what layers lose of what they compute instead, without labels (`_responses`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -43,6 +45,7 @@ from graphcomp.passes.cc.forms import Compression
 from graphcomp.passes.cc.gcro import Slope, solve_rates
 from graphcomp.passes.cc.layers import network_ends, too_large
 from graphcomp.passes.cc.mshc import Lookahead
+from graphcomp.passes.cc.responses import bought, response_forms
 from graphcomp.pipeline import Concern, Context, Outlook, require_data
 from graphcomp.records import LeftAlone, Plan
 
@@ -58,6 +61,13 @@ class CC(Factoring):
     concern: ClassVar[Concern] = "weights"
 
     rate: Annotated[float, Field(ge=0, lt=1, description="of the network's MACs, that go")]
+    fit: Annotated[
+        Literal["gradients", "responses"],
+        Field(
+            description="what decides: the loss's gradient (the authors), or what the outputs lose, measured "
+            "on data without labels; follow it by refit"
+        ),
+    ] = "gradients"
     only: Annotated[
         Globs,
         Field(description="globs on layers: the region to compress, decided as if all layers were"),
@@ -95,9 +105,20 @@ class CC(Factoring):
     exclude: Annotated[Globs, Field(description="globs on layers to leave out of the analysis")] = ()
     revert: Annotated[Revert, Field(description=REVERT_FACTORS)] = "auto"
 
+    @model_validator(mode="after")
+    def _of_one_rule(self) -> Self:
+        own = ("samples", "gamma", "step", "lookahead", "slope", "official_clip")
+        fields = type(self).__dataclass_fields__
+        idle = [name for name in own if getattr(self, name) != fields[name].default]
+        if self.fit == "responses" and idle:
+            raise ValueError(
+                f"found {idle[0]} with fit=responses, where it has no effect; leave one of them out"
+            )
+        return self
+
     def require(self, outlook: Outlook) -> None:
-        """Labelled data, and layers for every glob."""
-        require_data("gradients", outlook.context, labels=True)
+        """Data, labelled for gradients, and layers for every glob."""
+        require_data(self.fit, outlook.context, labels=self.fit == "gradients")
         if outlook.names:
             self._layers(outlook.program)
 
@@ -108,9 +129,13 @@ class CC(Factoring):
         untimed = 1 - TIMED_PART if is_asked(self.revert, False, context.clock) else 1
         timing = replace(context, progress=part(context.progress, untimed, 1 - untimed))
         context = replace(context, progress=part(context.progress, 0, untimed))
-        gradients = self._gradients(program, context, names)
-        # What follows needs no data, and the others would only do it again.
-        rows = distributed.on_first(lambda: self._decide(program, context, gradients, multiple))
+        if self.fit == "responses":
+            rows, unjudged = self._by_responses(program, context, names, multiple)
+            kept += unjudged
+        else:
+            gradients = self._gradients(program, context, names)
+            # What follows needs no data, and the others would only do it again.
+            rows = distributed.on_first(lambda: self._decide(program, context, gradients, multiple))
         wanted = [row.factor for row in rows if not row.reason]
         paid = paying_factors(program, wanted, self.revert, timing.clock, multiple)
         rows, split_no_more = settled(rows, paid)
@@ -162,6 +187,22 @@ class CC(Factoring):
         found = mean_gradients(program, context.data.train, weights, samples=self.samples, progress=tell)
         return {name: found[weight] for name, weight in zip(names, weights, strict=True)}
 
+    def _by_responses(
+        self, program: Program, context: Context, names: Sequence[str], multiple: int
+    ) -> tuple[list[Allocated], list[LeftAlone]]:
+        """One row a layer that can be judged, and why the others cannot."""
+        if not names:
+            return [], []
+        forms, unjudged = response_forms(program, names, context, self.name, multiple, self.ceiling)
+        rows = distributed.on_first(lambda: bought(program, forms, self.rate))
+        rows = [
+            row.model_copy(update={"reason": row.reason or self._outside(row.factor.layer)}) for row in rows
+        ]
+        return rows, [LeftAlone(where=layer, reason=reason) for layer, reason in unjudged.items()]
+
+    def _outside(self, layer: str) -> str | None:
+        return None if matches([layer], self.only) else "outside of the region (only)"
+
     def _decide(
         self, program: Program, context: Context, gradients: Mapping[str, Tensor], multiple: int
     ) -> list[Allocated]:
@@ -199,10 +240,9 @@ class CC(Factoring):
     def _row(self, layer: CompressibleLayer, rate: float, form: Compression) -> Allocated:
         shape, fit = layer.analysis.shape, layer.analysis.fit
         factor = layer.factor(form)
-        outside = None if matches([layer.name], self.only) else "outside of the region (only)"
         return Allocated(
             factor=factor,
-            reason=(layer.reason(rate) if form.removed == 0 else None) or outside,
+            reason=(layer.reason(rate) if form.removed == 0 else None) or self._outside(layer.name),
             rate=rate,
             reached=1 - shape.macs(len(form.keep), factor.rank) / shape.macs(),
             macs=layer.macs,
