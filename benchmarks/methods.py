@@ -30,6 +30,7 @@ from graphcomp.data.split import Data
 from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs, snapshot
 from graphcomp.measure.evaluate import accuracy
+from graphcomp.models import MODELS
 from graphcomp.records import Snapshot
 
 ENERGIES = (0.99, 0.98, 0.97, 0.96, 0.95, 0.93, 0.90, 0.80)
@@ -74,8 +75,8 @@ class Suite:
     Attributes:
         first, last: heads of the columns beside those that are measured.
         timed: whether to measure speedups.
-        trained: whether its recipes train; then accuracy before that and time spent are columns, too.
-        spent: whether time spent is a column anyway.
+        after: head of the column of accuracy at the end where accuracy after the cut is a column, too.
+        spent: whether time spent is a column.
         note: said of all rows.
     """
 
@@ -83,7 +84,7 @@ class Suite:
     first: tuple[str, ...]
     last: tuple[str, ...] = ()
     timed: bool = False
-    trained: bool = False
+    after: str | None = None
     spent: bool = False
     note: str = ""
 
@@ -154,30 +155,55 @@ def _recovery() -> list[Recipe]:
 
 AMOUNTS = 0.75, 0.5, 0.35
 CRITERIA = "l1", "random", "apoz", "slimming", "pfa", "obs"
+ALLOCATIONS = "uniform", "greedy", "calibrated"
+
+
+def _cut(criterion: str, amount: float, how: str) -> str:
+    return f"{criterion}{{target=macs:{amount}, allocation={how}, {WIDTHS}}}"
 
 
 def _oneshot() -> list[Recipe]:
-    """Without any training: what is left of accuracy by every criterion, allocation and repair.
+    """Without any training: what there is for channels, ranks, columns, and channels and ranks together."""
+    found = {
+        ("obs", f"{amount:g}"): f"fold-bn, {_cut('obs', amount, 'calibrated')}, refit" for amount in AMOUNTS
+    }
+    ranks = f"low-rank{{target=macs:0.5, fit=responses, {WIDTHS}}}"
+    found["low-rank", "0.5"] = f"fold-bn, {ranks}, refit"
+    found["low-rank, any rank", "0.5"] = f"fold-bn, {ranks.replace(WIDTHS, 'multiple=1')}, refit"
+    for first, rest in ((0.75, 0.667), (0.9, 0.556)):
+        some = f"low-rank{{target=macs:{rest}, fit=responses, {WIDTHS}}}"
+        both = f"fold-bn, {_cut('obs', first, 'calibrated')}, refit, {some}, refit"
+        found[f"obs {first:g}, low-rank", "0.5"] = both
+    found["cc", "0.5"] = f"fold-bn, cc{{rate=0.5, {WIDTHS}}}, refit"
+    found["cc, responses", "0.5"] = f"fold-bn, cc{{rate=0.5, fit=responses, {WIDTHS}}}, refit"
+    return [Recipe((*cells, f"`{passes}`"), passes) for cells, passes in found.items()]
+
+
+def _grid() -> list[Recipe]:
+    """Every criterion, allocation and repair at half the MACs.
 
     Statistics are those of the same samples that layers are fitted to, so that both repairs see as much.
     """
     again = "finetune{epochs=0, bn_reestimate=1000}"
-    rows = [("obs", amount, "calibrated") for amount in AMOUNTS]
-    rows += [(c, 0.5, a) for c in CRITERIA for a in ("uniform", "greedy", "calibrated")]
-    found = {}
-    for criterion, amount, how in dict.fromkeys(rows):
-        cut = f"{criterion}{{target=macs:{amount}, allocation={how}, {WIDTHS}}}"
-        # slimming goes by the scales of normalisations
-        fitted = f"{cut}, fold-bn, refit" if criterion == "slimming" else f"fold-bn, {cut}, refit"
-        found[criterion, f"{amount:g}", how, "refit"] = fitted
-        if amount == 0.5 and how != "calibrated":
-            found[criterion, f"{amount:g}", how, "statistics"] = f"{cut}, {again}"
-    half_of = f"target=macs:0.5, allocation=greedy, {WIDTHS}"
-    found["low-rank", "0.5", "greedy", "refit"] = f"fold-bn, low-rank{{{half_of}}}, refit"
-    found["cc", "0.5", "its own", "refit"] = f"fold-bn, cc{{rate=0.5, {WIDTHS}}}, refit"
-    both = "fold-bn, obs{target=macs:0.75, multiple=8}, refit, low-rank{target=macs:0.67, multiple=8}, refit"
-    found["obs, low-rank", "0.5", "each", "refit"] = both
-    return [Recipe((*cells, f"`{passes}`"), passes) for cells, passes in found.items()]
+    recipes = []
+    for how in reversed(ALLOCATIONS):
+        for criterion in reversed(CRITERIA):
+            cut = _cut(criterion, 0.5, how)
+            # slimming goes by the scales of normalisations
+            fitted = f"{cut}, fold-bn, refit" if criterion == "slimming" else f"fold-bn, {cut}, refit"
+            recipes.append(Recipe((criterion, how, "statistics"), f"{cut}, {again}"))
+            recipes.append(Recipe((criterion, how, "refit"), fitted))
+    return recipes
+
+
+def _epochs() -> list[Recipe]:
+    """The best of `oneshot`, and as many short epochs as in `recovery`."""
+    cut = f"{_cut('obs', 0.5, 'calibrated')}, refit"
+    found = {
+        "obs, refit": f"{cut}, finetune{{epochs={EPOCHS}, {TRAINING}}}",
+        "obs, refit, Hinton's loss": f"{cut}, distil{{epochs={EPOCHS}, teacher=input, loss=kl, {TRAINING}}}",
+    }
+    return [Recipe((name, f"`{passes.replace(TRAINING, '…')}`"), passes) for name, passes in found.items()]
 
 
 PAPER_HEAD = ("paper: % params", "% MACs", "top-1 change, retrained")
@@ -190,19 +216,37 @@ SUITES = {
     "pfa-selection": Suite(_selection(), ("selection", "energy")),
     "oneshot": Suite(
         _oneshot(),
-        ("criterion", "of the MACs", "allocation", "repair", "recipe"),
+        ("what goes", "of the MACs", "recipe"),
         timed=True,
         spent=True,
         note="No labels, no training.",
+    ),
+    "oneshot-grid": Suite(
+        _grid(),
+        ("criterion", "allocation", "repair"),
+        after="repaired, %",
+        spent=True,
+        note=f"Half the MACs, `{WIDTHS}`, no labels, no training; statistics: those of the normalisations, "
+        "estimated again on as many images as `refit` takes.",
+    ),
+    "oneshot-epochs": Suite(
+        _epochs(),
+        ("method", "recipe"),
+        timed=True,
+        after="trained, %",
+        spent=True,
+        note=f"All train for {EPOCHS} epochs, with `…` = `{TRAINING}`.",
     ),
     "recovery": Suite(
         _recovery(),
         ("method", "recipe"),
         timed=True,
-        trained=True,
+        after="trained, %",
+        spent=True,
         note=f"All train for {EPOCHS} epochs together, with `…` = `{TRAINING}`.",
     ),
 }
+NETWORK = "resnet56"
 BEFORE = "before"
 MOST_NAMED = 6
 """Recipes that were not run, up to which they are named."""
@@ -218,7 +262,7 @@ def measure(name: str, model: str, weights: Path | None, spec: str, seconds: flo
     data = load_data(spec, input_shape=tuple(source.example_inputs[0].shape[1:]), seed=0)
     said = re.sub(r"\S*/", "", data.description)  # without folders: the document is read elsewhere
     settings = {"model": model, "weights": weights.name if weights else "its own weights", "data": said}
-    rows = Rows.open(f"methods-{name}", settings | ({"seconds": seconds} if suite.timed else {}))
+    rows = Rows.open(_place(name, model), settings | ({"seconds": seconds} if suite.timed else {}))
     rows.measure(BEFORE, lambda: _counts(snapshot(source, accuracy(source, data.eval))))
     print(f"{BEFORE}: {rows.found[BEFORE]}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -230,6 +274,12 @@ def measure(name: str, model: str, weights: Path | None, spec: str, seconds: flo
         for recipe in suite.recipes:
             row = rows.measure(recipe.passes, partial(_row, source, recipe.passes, data, timer))
             print(f"{recipe.passes}: {row}", flush=True)
+
+
+def _place(suite: str, model: str) -> str:
+    """Name of the file of a suite's rows."""
+    short = model.rpartition(":")[2]
+    return f"methods-{suite}" + ("" if short == NETWORK else f"-{short}")
 
 
 def _row(source: Program, passes: str, data: Data, timer: Callable[[Program], Row] | None) -> Row:
@@ -256,14 +306,17 @@ def _counts(counted: Snapshot) -> Row:
 
 
 def render() -> None:
-    """Put the tables of all suites that were measured into the document."""
+    """Put the tables of all suites and networks that were measured into the document."""
     for name in SUITES:
-        rows = Rows.load(f"methods-{name}")
-        if BEFORE in rows.found:
-            begin, end = (
-                f"<!-- {name}: {end}, written by benchmarks/methods.py -->" for end in ("begin", "end")
-            )
-            replace_section(DOCS, begin, end, f"{begin}\n{_section(name, rows)}\n{end}")
+        for short in dict.fromkeys((NETWORK, *MODELS)):
+            place = _place(name, short)
+            rows = Rows.load(place)
+            if BEFORE in rows.found:
+                what = place.removeprefix("methods-")
+                begin, end = (
+                    f"<!-- {what}: {e}, written by benchmarks/methods.py -->" for e in ("begin", "end")
+                )
+                replace_section(DOCS, begin, end, f"{begin}\n{_section(name, rows)}\n{end}")
 
 
 def _section(name: str, rows: Rows) -> str:
@@ -279,8 +332,8 @@ def _section(name: str, rows: Rows) -> str:
     lacking = f" Not run: `{'`, `'.join(missing)}`." if missing else ""
     if len(missing) > MOST_NAMED:
         lacking = f" Not run: {len(missing)} of the suite's {len(suite.recipes)} recipes."
-    spent = ("CPU minutes",) if suite.trained or suite.spent else ()
-    top1 = ("top-1 cut, %", "trained, %", *spent) if suite.trained else ("top-1, %", *spent)
+    spent = ("CPU minutes",) if suite.spent else ()
+    top1 = ("top-1 cut, %", suite.after, *spent) if suite.after else ("top-1, %", *spent)
     head = ["% params", "% MACs", *top1, *(("by MACs", "measured") if suite.timed else ())]
     lines = [_line(r, rows.found[r.passes], before, suite) for r in suite.recipes if r.passes in rows.found]
     return "\n\n".join(
@@ -293,13 +346,13 @@ def _section(name: str, rows: Rows) -> str:
 
 def _line(recipe: Recipe, row: Row, before: Row, suite: Suite) -> list[str]:
     if "refused" in row:
-        empty = ["" for _ in range(2 + 2 * suite.trained + suite.spent + 2 * suite.timed)]
+        empty = ["" for _ in range(2 + bool(suite.after) + suite.spent + 2 * suite.timed)]
         return [*recipe.cells, f"refused: {row['refused']}", *empty, *recipe.paper]
     shares = [f"{100 * row[what] / before[what]:.2f}" for what in ("params", "macs")]
     cells = [_percent(row)]
-    if suite.trained:
+    if suite.after:
         cells = [_percent(row, "cut"), *cells]
-    if suite.trained or suite.spent:
+    if suite.spent:
         cells.append(f"{row['seconds'] / 60:.1f}")
     return [*recipe.cells, *shares, *cells, *(_speedup(row) if suite.timed else []), *recipe.paper]
 
@@ -321,7 +374,7 @@ def main() -> None:
     )
     parser.add_argument("suite", nargs="?", choices=sorted(SUITES))
     parser.add_argument("--list", action="store_true")
-    parser.add_argument("--model", default="models:resnet56")
+    parser.add_argument("--model", default=f"models:{NETWORK}")
     parser.add_argument("--weights", type=Path, help="as of graphcomp compile")
     parser.add_argument("--data", help="as of graphcomp compile")
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each recipe that is timed")
