@@ -73,8 +73,8 @@ def _target(node: Node, shape: Shape, sizes: list[int], keeps_zero: bool) -> Sha
 def reshaped(node: Node, reading: Reading, x: Made, wanted: Sequence[Shape]) -> Made:
     """A reshape to the shapes that are wanted in every case.
 
-    Where the file was written for one batch, its first size stands for the samples: more of them come with
-    every sample that is added. What it says of the others holds for the file's batch, so it is asked there.
+    Where the file was written for one batch, one of its sizes stands for the samples: more of them come with
+    every sample that is added. What it says holds for the file's batch, so it is asked there.
     """
     if reading.freed is not None and len({math.prod(s) for s in x.shapes}) > 1:
         wanted = _freed(node, reading, x, wanted)
@@ -89,23 +89,24 @@ def reshaped(node: Node, reading: Reading, x: Made, wanted: Sequence[Shape]) -> 
 
 
 def _freed(node: Node, reading: Reading, x: Made, wanted: Sequence[Shape]) -> list[Shape]:
+    """The shapes with the samples' axis as long as there are samples.
+
+    It is where as many elements lie before it as before the axis of the input that grows.
+    """
     batch = reading.freed or 1
     own = reading.batches.index(batch)
-    target = wanted[own]
-    if (
-        not target
-        or target[0] % batch
-        or any(
-            math.prod(s) * batch != math.prod(x.shapes[own]) * b
-            for s, b in zip(x.shapes, reading.batches, strict=True)
-        )
-    ):
+    target, shape = wanted[own], x.shapes[own]
+    grows = [d for d in range(x.rank) if len({s[d] for s in x.shapes}) > 1]
+    before = math.prod(shape[: grows[0]])
+    places = [j for j in range(len(target)) if math.prod(target[:j]) == before and target[j] % batch == 0]
+    if len(grows) != 1 or not places:
         raise node.refusal(
-            f"{x.shapes[own]} as {target} at batch {batch}",
-            "a first size that is a multiple of the batch",
+            f"{shape} as {target} at batch {batch}",
+            "the samples in one axis of both",
             "samples cannot be told apart behind it",
         )
-    return [(target[0] // batch * b, *target[1:]) for b in reading.batches]
+    at = grows[0] if grows[0] in places else places[0]
+    return [(*target[:at], target[at] // batch * b, *target[at + 1 :]) for b in reading.batches]
 
 
 def place(reading: Reading, x: Made, wanted: Sequence[Shape]) -> Made:
