@@ -97,7 +97,9 @@ def _check_size(place: str, node: NodeProto, opset: int, feeds: dict[str, Array]
     if sum(x.size for x in feeds.values()) * len(node.input) <= _TINY and node.op_type in _TAME:
         return
     told = [
-        onnx.numpy_helper.from_array(np.asarray(x, order="C"), n) for n, x in feeds.items() if x.size <= _SMALL
+        onnx.numpy_helper.from_array(np.asarray(x, order="C"), n)
+        for n, x in feeds.items()
+        if x.size <= _SMALL
     ]
     graph = onnx.helper.make_graph(
         [node],

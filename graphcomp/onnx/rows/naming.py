@@ -6,7 +6,7 @@ file says (`ir.saved` refuses others).
 
 import re
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from graphcomp.onnx.rows.node import Node
 
@@ -18,6 +18,9 @@ _MOST_TEXT = 4096
 _DEEPEST = 32
 
 _LAYER = re.compile(r"(?P<path>.+)\.(weight|bias|running_mean|running_var)")
+_RESERVED = frozenset(dir(fx.GraphModule))
+"""What the module that all of this ends up in has of its own."""
+
 MODULE_TAG = "graphcomp.module"
 """What graphcomp writes: the path itself."""
 
@@ -97,7 +100,7 @@ def _container(root: nn.Module, path: list[str]) -> tuple[tuple[list[str], nn.Mo
     owner = root
     for index, part in enumerate(path[:-1]):
         child = owner._modules.get(part)
-        if child is None and not hasattr(owner, part):
+        if child is None and not hasattr(owner, part) and part not in _RESERVED:
             child = nn.Module()
             owner.add_module(part, child)
         if child is None or type(child) is not nn.Module:
@@ -110,7 +113,7 @@ def _container(root: nn.Module, path: list[str]) -> tuple[tuple[list[str], nn.Mo
 def _free(owner: nn.Module, leaf: str) -> str:
     """The name itself, or the first with a number behind it that is free."""
     name, count = leaf, 0
-    while hasattr(owner, name):
+    while hasattr(owner, name) or name in _RESERVED:
         count += 1
         name = f"{leaf}_{count}"
     return name
