@@ -1,7 +1,9 @@
 """What stays of the error once others make up for a channel: against dense algebra, and on whole networks."""
 
+import os
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from graphcomp.base import quiet
+from graphcomp.bases import movements, sensitivity
 from graphcomp.bases.compensation import TOO_FEW, Compensation
 from graphcomp.bases.elimination import Part, eliminate
 from graphcomp.bases.sums import own_shares
@@ -18,10 +22,11 @@ from graphcomp.channels import ChannelGroup, Channels, analyse
 from graphcomp.data.split import Data, Split
 from graphcomp.errors import DataError
 from graphcomp.ir.program import Program
-from graphcomp.measure import grams, output_weights
+from graphcomp.measure import calibrate, gradients, grams, output_weights
 from graphcomp.measure.patches import Positions, patches_at
 from graphcomp.passes import L1, FoldBN, Obs, Refit
 from graphcomp.pipeline import Pipeline, verify
+from tests.processes import in_processes
 from tests.tiny import SHAPE, context, random_data, tiny_program, traced
 
 
@@ -324,3 +329,59 @@ def test_other_samples_are_other_statistics_of_one_program() -> None:
     found = [asked.plan(program, context(d)).evidence["groups"] for d in (data, other, data)]
     assert found[0] == found[2]
     assert all(a["sensitivity"] != b["sensitivity"] for a, b in zip(found[0], found[1], strict=True))
+
+
+# ---------------------------------------------------------------------- over processes
+
+
+def judged_in_a_process() -> dict[str, Tensor]:
+    """All statistics, in batches of 32, none of which was known before."""
+    os.environ["GRAPHCOMP_CACHE"] = ""
+    for module in (calibrate, gradients):
+        module.batch_size = lambda program: 32  # type: ignore[assignment]
+    torch.manual_seed(0)
+    channels = analyse(traced(Added(), 1, 8, 6, 6), "pad")
+    statistics = Compensation(channels, context(many(200, 8, 6, 6)), "obs")
+    curves = {g: statistics.curve(g) for g in channels.groups if g.pinned is None}
+    moved = statistics.sensitivities({g: (curve, 2) for g, curve in curves.items()})
+    found = {f"{g.name} lost": torch.from_numpy(curve.lost) for g, curve in curves.items()}
+    found |= {f"{g.name} order": torch.from_numpy(curve.order) for g, curve in curves.items()}
+    return found | {f"{g.name} moved": torch.tensor(x, dtype=torch.float64) for g, x in moved.items()}
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPHCOMP_CACHE", "")
+    for module in (calibrate, gradients):
+        monkeypatch.setattr(module, "batch_size", module.batch_size)
+    alone = judged_in_a_process()
+    for together in in_processes(2, judged_in_a_process):
+        assert together.keys() == alone.keys() and alone
+        for name, tensor in alone.items():
+            assert torch.allclose(together[name], tensor, rtol=1e-10, atol=1e-12), name
+
+
+def test_sensitivities_are_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And an interrupted measurement goes on behind the sets that are known."""
+    monkeypatch.setenv("GRAPHCOMP_CACHE", str(tmp_path))
+    monkeypatch.setattr(sensitivity, "AT_ONCE", 1)
+    program, split = tiny_program(), many(40, *SHAPE[1:]).eval
+    weight = program.tensors["inner.weight"].detach()
+    changes = {i: {"inner": (weight * (1 + i), torch.zeros(16))} for i in range(1, 4)}
+    ran: list[int] = []
+    over = sensitivity._Runs.over
+
+    def counted(self: Any, *args: Any) -> Any:
+        if len(ran) == 2 and stop:
+            raise KeyboardInterrupt
+        ran.extend(self.changes)
+        return over(self, *args)
+
+    monkeypatch.setattr(sensitivity._Runs, "over", counted)
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        movements(program, split, changes, quiet)
+    stop = False
+    found = movements(program, split, changes, quiet)
+    assert ran == [1, 2, 3] and list(found) == [1, 2, 3] and len(set(found.values())) == 3
+    assert movements(program, split, changes, quiet) == found and len(ran) == 3
