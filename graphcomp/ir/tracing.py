@@ -4,18 +4,21 @@ import copy
 import traceback
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
+from torch.export import ExportedProgram
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from graphcomp.errors import GraphcompWarning, TraceError
-from graphcomp.ir.concrete import Unknown
+from graphcomp.errors import GraphcompWarning, TraceError, first_line
+from graphcomp.ir.concrete import Unknown, Values
+from graphcomp.ir.exported import NotLiftedError, export, has_open_batch, lifted
 from graphcomp.ir.folding import fold_weights
 from graphcomp.ir.frozen import as_layers, holds_frozen
 from graphcomp.ir.interface import Interface
@@ -34,7 +37,7 @@ from graphcomp.ir.tracer import ShapedTracer, own_frames, recording_factories
 
 
 def trace(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example_inputs: Tensor | tuple[Tensor, ...],
     *,
     copy_weights: bool = True,
@@ -60,13 +63,54 @@ def trace(
             these. False keeps the computation; what it reads is then left alone by most passes.
 
     Raises:
-        TraceError: naming the module and source line that fx cannot follow, or the node whose shape
-            cannot be derived from the example inputs; a program of torch.export; hooks on the network itself.
+        TraceError: naming the module and source line that neither torch.fx nor torch.export can follow, or
+            the node whose shape cannot be derived from the example inputs; hooks on the network itself.
     """
     model = unwrapped(model)
-    _refuse_exported(model)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     firsts = tuple(x[:1].detach().clone() for x in inputs)
+    if isinstance(model, ExportedProgram):
+        captured = _of_exported(model, firsts, fold)
+    else:
+        captured = _of_module(model, firsts, copy_weights, fold)
+    graph, root = captured.graph, captured.root
+    eliminate_dead_nodes(graph, root)
+    augmented = {n.name for n in graph.nodes if n.target in OUT_OF_PLACE}
+    for node in graph.nodes:  # `x += y` becomes `x + y` for now
+        node.target = (
+            OUT_OF_PLACE.get(node.target, node.target) if node.op == "call_function" else node.target
+        )
+    lift_layers(root, graph)
+    module = graph_module(root, graph, captured.name).eval()
+    for node in module.graph.nodes:
+        node.meta = {PASS_KEY: "trace"}
+        _place_operand(node)
+    _say_folded(captured.folded)
+    interface = Interface(specialised=captured.specialised, remarks=captured.remarks)
+    program = Program(module, firsts, interface=interface)
+    # shapes are derived now, so that a wrong input shape fails here
+    return _without_seen_writes(program, [n for n in module.graph.nodes if n.name in augmented])
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A network as a graph over modules that hold its tensors.
+
+    Attributes:
+        folded, specialised: see `ir.folding` and `Interface`. remarks: what has to be said of how it came.
+    """
+
+    name: str
+    root: nn.Module
+    graph: fx.Graph
+    folded: list[str]
+    specialised: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+
+
+def _of_module(model: nn.Module, inputs: tuple[Tensor, ...], copy_weights: bool, fold: bool) -> _Captured:
+    """By torch.fx; where that fails, by torch.export."""
+    _refuse_exported(model)
     if copy_weights or holds_frozen(model) or any(_is_parametrized(m) for m in model.modules()):
         model = _copied(model)
         _bake_parametrizations(model)
@@ -76,8 +120,9 @@ def trace(
             f"{type(model).__name__}: found forward hooks on the network itself, which no trace sees, "
             "expected none; move what they do into forward, or remove them"
         )
-    tracer = ShapedTracer(model, firsts)
     _check_names(model)
+    tracer = ShapedTracer(model, inputs)
+    name = type(model).__name__
     try:
         with evaluating(model), recording_factories():
             graph = tracer.trace(model)
@@ -86,23 +131,44 @@ def trace(
         # shallow copies: the caller's modules keep their training mode, these are in eval mode
         root = with_tensors(model, lambda t: t)
         folded = fold_weights(root, graph, tracer.values) if fold else []
-        eliminate_dead_nodes(graph, root)
-        augmented = {n.name for n in graph.nodes if n.target in OUT_OF_PLACE}
-        for node in graph.nodes:  # `x += y` becomes `x + y` for now
-            node.target = (
-                OUT_OF_PLACE.get(node.target, node.target) if node.op == "call_function" else node.target
-            )
-        lift_layers(root, graph)
-        module = graph_module(root, graph, type(model).__name__).eval()
+        return _Captured(name, root, graph, folded, tuple(tracer.specialised))
     except Exception as error:
-        raise _trace_error(model, tracer.path, error) from error
-    for node in module.graph.nodes:
-        node.meta = {PASS_KEY: "trace"}
-        _place_operand(node)
-    _say_folded(folded)
-    program = Program(module, firsts, interface=Interface(specialised=tuple(tracer.specialised)))
-    # shapes are derived now, so that a wrong input shape fails here
-    return _without_seen_writes(program, [n for n in module.graph.nodes if n.name in augmented])
+        refusal = _trace_error(model, tracer.path, error)
+        try:
+            with evaluating(model):
+                exported = export(model, inputs)
+            captured = _lifted(exported, model, inputs, fold, name)
+        # Whatever torch.export finds.
+        except Exception as second:
+            raise TraceError(
+                f"{refusal}. torch.export does not take it either: {first_line(second)}"
+            ) from error
+        where = str(refusal).partition("; expected")[0]
+        why = f"captured by torch.export, since torch.fx could not follow {where}"
+        return replace(captured, remarks=(why,))
+
+
+def _of_exported(program: ExportedProgram, inputs: tuple[Tensor, ...], fold: bool) -> _Captured:
+    if not has_open_batch(program):
+        raise TraceError(
+            "ExportedProgram: found a program for one batch size, expected one that takes any; export it "
+            "with dynamic_shapes={'x': {0: torch.export.Dim.DYNAMIC}} and a batch of two"
+        )
+    try:
+        return _lifted(program, None, inputs, fold, "ExportedProgram")
+    except NotLiftedError as error:
+        raise TraceError(
+            f"ExportedProgram: found {error}, which has no form as a function of torch, expected operators "
+            "that have; give the module that it was made from"
+        ) from error
+
+
+def _lifted(
+    exported: ExportedProgram, model: nn.Module | None, inputs: tuple[Tensor, ...], fold: bool, name: str
+) -> _Captured:
+    root, graph = lifted(exported, model)
+    folded = fold_weights(root, graph, Values(root, inputs)) if fold else []
+    return _Captured(name, root, graph, folded, ("torch.export, which knows no other sizes",))
 
 
 def unwrapped(model: Any) -> Any:

@@ -1,0 +1,368 @@
+"""The second door: a network that torch.fx cannot follow, captured by torch.export and lifted to plain torch.
+
+torch.export runs a network on tensors without numbers and records operators of ATen. Every one of them is
+written here as the function or method of torch that it belongs to, with the parameters that it reads by their
+own names, so that `ir.lifting` makes layers of them and the rest of graphcomp sees what it always sees.
+Heights and widths are numbers in such a graph: it is for those of the example.
+"""
+
+import inspect
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from graphcomp.ir.program import with_tensors
+
+_END = 2**63 - 1
+"""What ATen has for the end of an axis."""
+
+
+class NotLiftedError(Exception):
+    """A node that has no form in plain torch; the message names it."""
+
+
+def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    """Capture a network with an open batch.
+
+    Args:
+        model: in eval mode.
+        inputs: one sample each.
+    """
+    pairs = tuple(
+        torch.cat([x, x]) for x in inputs
+    )  # at one sample, torch.export takes the batch for a constant
+    shapes = tuple({0: Dim.DYNAMIC} if x.ndim else None for x in inputs)
+    names = list(inspect.signature(model.forward).parameters)
+    if any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(model.forward).parameters.values()):
+        return torch.export.export(model, pairs, dynamic_shapes=(shapes,), strict=False)
+    return torch.export.export(
+        model, pairs, dynamic_shapes=dict(zip(names, shapes, strict=False)), strict=False
+    )
+
+
+def lifted(program: ExportedProgram, model: nn.Module | None) -> tuple[nn.Module, fx.Graph]:
+    """Modules with the tensors of an exported program, and its graph in plain torch.
+
+    Args:
+        program: with an open batch.
+        model: that it was made from, whose modules are kept; None builds those that hold its tensors.
+
+    Raises:
+        NotLiftedError: naming the operator.
+    """
+    root = _modules(program) if model is None else with_tensors(model, lambda t: t)
+    graph, new = fx.Graph(), dict[fx.Node, Any]()
+    specs = {s.arg.name: s for s in program.graph_signature.input_specs if hasattr(s.arg, "name")}
+    inputs = [n for n in program.graph.nodes if n.op == "placeholder"]
+    users = set(program.graph_signature.user_inputs)
+    inputs.sort(key=lambda n: n.name not in users)  # a program has its inputs first
+    for node in [*inputs, *(n for n in program.graph.nodes if n.op != "placeholder")]:
+        if node.op == "placeholder":
+            new[node] = _input(program, root, graph, node, specs.get(node.name))
+        elif node.op == "call_function":
+            new[node] = _call(graph, node, new)
+        elif node.op == "output":
+            flat = [new.get(v, v) if isinstance(v, fx.Node) else v for v in node.args[0]]
+            mutated = len(flat) - len(program.graph_signature.user_outputs)
+            spec = cast(pytree.TreeSpec, program.call_spec.out_spec)
+            graph.output(_plain(pytree.tree_unflatten(flat[mutated:], spec)))
+        else:
+            raise NotLiftedError(f"{node.name} ({node.op} {node.target})")
+    return root, graph
+
+
+def has_open_batch(program: ExportedProgram) -> bool:
+    """Whether an exported program takes any number of samples."""
+    names = set(program.graph_signature.user_inputs)
+    values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+    return all(not isinstance(v.shape[0], int) for v in values if isinstance(v, Tensor) and v.ndim)
+
+
+def _input(program: ExportedProgram, root: nn.Module, graph: fx.Graph, node: fx.Node, spec: Any) -> Any:
+    if spec is None or spec.kind is InputKind.USER_INPUT:
+        constant = getattr(getattr(spec, "arg", None), "value", None)
+        value = node.meta.get("val")
+        return graph.placeholder(node.name) if isinstance(value, Tensor) else constant
+    if not node.users:
+        return None
+    if spec.kind is InputKind.CONSTANT_TENSOR:
+        name = spec.target.replace(".", "_")
+        root.register_buffer(name, program.constants[spec.target].detach().clone())
+        return graph.get_attr(name)
+    if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER):
+        raise NotLiftedError(f"{node.name} (an input of kind {spec.kind.name})")
+    return graph.get_attr(spec.target)
+
+
+def _modules(program: ExportedProgram) -> nn.Module:
+    """Modules that hold the tensors; normalisations are what they were, which says how they are trained."""
+    root = nn.Module()
+    tensors = {**program.state_dict, **{k: v for k, v in program.constants.items() if isinstance(v, Tensor)}}
+    for name, tensor in tensors.items():
+        owner = root
+        *path, leaf = name.split(".")
+        for part in path:
+            if part not in owner._modules:
+                owner._modules[part] = nn.Module()
+            owner = cast(nn.Module, owner._modules[part])
+        if isinstance(tensor, nn.Parameter):
+            owner.register_parameter(leaf, tensor)
+        else:
+            owner.register_buffer(leaf, tensor)
+    for node in program.graph.nodes:
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        if stack and (kind := _NORMS.get(str(stack[-1][1]))) and stack[-1][0]:
+            _retype(root.get_submodule(stack[-1][0]), kind)
+    return root
+
+
+_NORMS: dict[str, type[nn.Module]] = {
+    f"torch.nn.modules.batchnorm.{kind.__name__}": kind
+    for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+}
+
+
+def _retype(module: nn.Module, kind: type[nn.Module]) -> None:
+    if type(module) is nn.Module and "running_mean" in module._buffers:
+        size = cast(Tensor, module._buffers["running_mean"]).numel()
+        fresh = kind(size, affine="weight" in module._parameters)
+        tensors = (module._parameters, module._buffers)
+        module.__class__ = kind
+        module.__dict__.update(vars(fresh))
+        module._parameters, module._buffers = tensors
+        module._buffers.setdefault("num_batches_tracked", torch.tensor(0))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return type(value)(map(_plain, value)) if type(value) in (tuple, list) else value
+
+
+# ---------------------------------------------------------------------- operators
+
+
+def _call(graph: fx.Graph, node: fx.Node, new: dict[fx.Node, Any]) -> Any:
+    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: new[n])
+    target = node.target
+    if not isinstance(target, OpOverload):
+        if getattr(target, "__module__", "") in ("_operator", "math", "builtins"):
+            return _add(graph, node, "call_function", target, args, kwargs)
+        if "sym_" in getattr(target, "__name__", ""):  # torch.sym_max and its like, on sizes
+            return _add(graph, node, "call_function", target, args, kwargs)
+        raise NotLiftedError(f"{node.name} ({target})")
+    if target.namespace != "aten":
+        return _add(graph, node, "call_function", _of_library(node, target), args, kwargs)
+    name = target._schema.name.removeprefix("aten::")
+    if name.startswith(("_assert", "sym_constrain")):
+        return None
+    if name in _SAME:
+        return args[0]
+    given = _by_name(target, args, kwargs)
+    for ignored in ("layout", "pin_memory", "memory_format", "non_blocking", "copy"):
+        given.pop(ignored, None)
+    if isinstance(given.get("device"), torch.device) and target._schema.arguments[0].name == "self":
+        given.pop("device")  # of the example: the tensor's own is meant
+    return _write(graph, node, target, name, given)
+
+
+def _write(graph: fx.Graph, node: fx.Node, target: OpOverload, name: str, given: dict[str, Any]) -> fx.Node:
+    row = _ROWS.get(name)
+    if row is not None:
+        return _add(graph, node, *row(given))
+    values = list(given.values())
+    if name in _METHODS or name.endswith("_") and hasattr(Tensor, name):
+        return _add(graph, node, "call_method", name, (values[0], *values[1:]), {})
+    function = getattr(torch, name, None) or getattr(F, name, None)
+    if function is None or name.startswith("_") or not callable(function):
+        raise NotLiftedError(f"{node.name} (aten::{name})")
+    return _add(graph, node, "call_function", function, *_placed(target, given))
+
+
+def _placed(target: OpOverload, given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments by position as far as the schema has them there and none is missing, the rest by name."""
+    rest, args = dict(given), list[Any]()
+    for argument in target._schema.arguments:
+        if argument.kwarg_only or argument.name not in rest:
+            break
+        args.append(rest.pop(argument.name))
+    return tuple(args), rest
+
+
+def _add(
+    graph: fx.Graph, node: fx.Node, op: str, target: Any, args: Sequence[Any], kwargs: dict[str, Any]
+) -> fx.Node:
+    return graph.create_node(op, target, tuple(args), kwargs, name=node.name)
+
+
+def _by_name(target: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by their names in the schema; those that are what they are by default are left out."""
+    names = [a.name for a in target._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    defaults = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
+    return {k: v for k, v in given.items() if k not in defaults or not _equal(v, defaults[k])}
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and not isinstance(a, fx.Node) and bool(a == b)
+
+
+def _of_library(node: fx.Node, target: OpOverload) -> Callable[..., Any]:
+    import torchvision
+
+    name = target._schema.name.partition("::")[2]
+    function = getattr(torchvision.ops, name, None) if target.namespace == "torchvision" else None
+    if function is None or name == "deform_conv2d":  # whose arguments are other ones
+        raise NotLiftedError(f"{node.name} ({target._schema.name})")
+    return cast(Callable[..., Any], function)
+
+
+_SAME = {
+    "lift_fresh_copy",
+    "lift_fresh",
+    "detach",
+    "detach_",
+    "alias",
+    "dropout",
+    "dropout_",
+    "feature_dropout",
+}
+"""The identity, in eval mode."""
+_METHODS = {"view", "expand", "contiguous", "repeat", "view_as", "expand_as", "reshape_as", "type_as", "to"}
+
+Row = Callable[[dict[str, Any]], tuple[str, Any, tuple[Any, ...], dict[str, Any]]]
+
+
+def _function(target: Any, *names: str) -> Row:
+    """A function of torch, whose arguments have these names in the schema, in its own order."""
+
+    def row(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+        values = [given.get(n.rstrip("?")) for n in names]
+        while values and values[-1] is None:
+            values.pop()
+        return "call_function", target, tuple(values), {}
+
+    return row
+
+
+def _batch_norm(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+    order = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    return "call_function", F.batch_norm, (given["input"], *(given.get(n) for n in order)), {}
+
+
+def _slice(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+    end = None if given.get("end", _END) == _END else given["end"]
+    start = given.get("start") or None
+    step = given.get("step", 1)
+    item = slice(start, end, None if step == 1 else step)
+    return "call_function", operator.getitem, (given["self"], _at(given.get("dim", 0), item)), {}
+
+
+def _select(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+    if given["dim"] < 0:
+        return "call_function", torch.select, (given["self"], given["dim"], given["index"]), {}
+    return "call_function", operator.getitem, (given["self"], _at(given["dim"], given["index"])), {}
+
+
+def _at(dim: int, item: Any) -> Any:
+    if dim < 0:
+        return (Ellipsis, item, *([slice(None)] * (-dim - 1)))
+    return (*([slice(None)] * dim), item)
+
+
+def _index(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+    items = tuple(slice(None) if i is None else i for i in given["indices"])
+    return "call_function", operator.getitem, (given["self"], items), {}
+
+
+def _resize(mode: str) -> Row:
+    def row(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+        size, scale = given.get("output_size"), given.get("scale_factors")
+        kwargs: dict[str, Any] = {"size": None if size is None else tuple(size), "mode": mode}
+        if scale is not None and size is None:
+            kwargs["scale_factor"] = tuple(scale)
+        if given.get("align_corners"):
+            kwargs["align_corners"] = True
+        return "call_function", F.interpolate, (given["input"],), kwargs
+
+    return row
+
+
+def _embedding(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+    return "call_function", F.embedding, (given["indices"], given["weight"]), {}
+
+
+def _attention(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+    names = ("query", "key", "value")
+    kwargs = {k: v for k, v in given.items() if k not in (*names, "dropout_p")}
+    return "call_function", F.scaled_dot_product_attention, tuple(given[n] for n in names), kwargs
+
+
+def _made(target: Any) -> Row:
+    """torch.zeros and its like: where it is made follows the program."""
+
+    def row(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+        rest = {k: v for k, v in given.items() if k not in ("size", "fill_value")}
+        first = [given[k] for k in ("size", "fill_value") if k in given]
+        return "call_function", target, tuple(first), rest
+
+    return row
+
+
+_ROWS: dict[str, Row] = {
+    **{
+        f"conv{d}d": _function(f, "input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        for d, f in ((1, F.conv1d), (2, F.conv2d), (3, F.conv3d))
+    },
+    **{
+        f"conv_transpose{d}d": _function(
+            f, "input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"
+        )
+        for d, f in ((1, F.conv_transpose1d), (2, F.conv_transpose2d), (3, F.conv_transpose3d))
+    },
+    "_weight_norm": _function(torch._weight_norm, "v", "g", "dim"),
+    "linalg_vector_norm": _function(torch.linalg.vector_norm, "self", "ord", "dim", "keepdim"),
+    "linear": _function(F.linear, "input", "weight", "bias"),
+    "batch_norm": _batch_norm,
+    "layer_norm": _function(F.layer_norm, "input", "normalized_shape", "weight", "bias", "eps"),
+    "group_norm": _function(F.group_norm, "input", "num_groups", "weight", "bias", "eps"),
+    "slice": _slice,
+    "select": _select,
+    "index": _index,
+    "sym_size": lambda g: ("call_method", "size", (g["self"], g["dim"]), {}),
+    "_to_copy": lambda g: ("call_method", "to", (g["self"], g["dtype"]), {}),
+    "pad": _function(F.pad, "self", "pad", "mode", "value"),
+    "embedding": _embedding,
+    "scaled_dot_product_attention": _attention,
+    **{f"upsample_nearest{d}d": _resize("nearest") for d in (1, 2, 3)},
+    "upsample_linear1d": _resize("linear"),
+    "upsample_bilinear2d": _resize("bilinear"),
+    "upsample_bicubic2d": _resize("bicubic"),
+    "upsample_trilinear3d": _resize("trilinear"),
+    **{name: _made(getattr(torch, name)) for name in ("zeros", "ones", "empty", "full", "rand", "randn")},
+    "gelu": lambda g: ("call_function", F.gelu, (g["self"],), {k: v for k, v in g.items() if k != "self"}),
+    **{
+        name: _function(getattr(F, name), "self")
+        for name in ("relu", "silu", "hardswish", "hardsigmoid", "mish", "relu6")
+    },
+    "relu_": lambda g: ("call_function", F.relu, (g["self"],), {"inplace": True}),
+    "silu_": lambda g: ("call_function", F.silu, (g["self"],), {"inplace": True}),
+    "hardswish_": lambda g: ("call_function", F.hardswish, (g["self"],), {"inplace": True}),
+    "hardsigmoid_": lambda g: ("call_function", F.hardsigmoid, (g["self"],), {"inplace": True}),
+    "mish_": lambda g: ("call_function", F.mish, (g["self"],), {"inplace": True}),
+    "hardtanh": lambda g: ("call_function", F.hardtanh, tuple(g.values()), {}),
+    "hardtanh_": lambda g: ("call_function", F.hardtanh, tuple(g.values()), {"inplace": True}),
+    "leaky_relu": lambda g: ("call_function", F.leaky_relu, tuple(g.values()), {}),
+    "leaky_relu_": lambda g: ("call_function", F.leaky_relu, tuple(g.values()), {"inplace": True}),
+    "softmax": lambda g: ("call_function", F.softmax, (g["self"], g["dim"]), {}),
+    "log_softmax": lambda g: ("call_function", F.log_softmax, (g["self"], g["dim"]), {}),
+}
+"""ATen operator -> how it is called in plain torch, where that is not by the same name and arguments."""
