@@ -101,6 +101,7 @@ def check_random(spec: Spec) -> None:
     assert equal(run(build(spec)[0].eval().double(), x), fresh)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(random_cnn())
 def test_random_cnn(spec: Spec) -> None:

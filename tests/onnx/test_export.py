@@ -266,6 +266,7 @@ def test_opset_20(tmp_path: Path) -> None:
 # ----- where nodes come from
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_every_node_says_where_it_comes_from(exported: Callable[[str], Exported], name: str) -> None:
     file = exported(name)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from graphcomp.study.plots import MOST_LINES, chosen_rates, distinct_rates, draw, lines_along, plotted_axes
 from graphcomp.study.table import Findings
 from tests.studying import cells, result, with_error
@@ -33,6 +35,7 @@ def test_without_accuracy_there_is_no_line() -> None:
     assert lines_along("rate", found) == [] and plotted_axes(found) == []
 
 
+@pytest.mark.slow
 def test_mean_errors_have_plots_of_their_own() -> None:
     """Without classes below them; kinds of scores share no plot."""
     values = [Findings(r, None) for r in map(with_error, cells(rate=[0, 1]), (0.25, 0.5))]
@@ -66,6 +69,7 @@ def test_rates() -> None:
     assert (chosen[0].result.labels["rate"], chosen[-1].result.labels["rate"]) == ("2", "18")
 
 
+@pytest.mark.slow
 def test_draw() -> None:
     """What does not fit on a plot is counted; a study without results has none."""
     accuracy, layers = draw(findings(rate=[0, 1], width=list(range(10))))

@@ -88,6 +88,7 @@ def resumable(
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, optimizer: str, keep: str) -> None:

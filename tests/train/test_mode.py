@@ -103,6 +103,7 @@ def test_short_trainings_are_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> No
     assert not calls
 
 
+@pytest.mark.slow
 def test_a_training_says_what_it_chose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """And goes on with it after an interruption, whatever would be measured then."""
     calls = counted(monkeypatch, 9, 3, 5)

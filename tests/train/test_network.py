@@ -122,6 +122,7 @@ def test_prediction_is_in_the_programs_precision() -> None:
     assert torch.equal(network.predict(x()), program(x()))
 
 
+@pytest.mark.slow
 def test_back_to_a_program_with_its_own_layout_and_type() -> None:
     program = plain_net(torch.float64)
     network = Network(program, (), Mode(layout="channels_last"))
