@@ -534,6 +534,7 @@ def assert_refused(tmp_path: Path, program: Program, text: str, **options: Any) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_error_above_tolerance_names_output_and_batch(tmp_path: Path, halves: Program) -> None:
     text = r"output 'first' at batch 2: found a relative error of \S+ .* at most -1;"
     assert_refused(tmp_path, halves, text, tolerance=-1, batches=(2,))

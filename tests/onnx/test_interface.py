@@ -166,6 +166,7 @@ def test_a_history_that_no_program_has_is_refused(text: str) -> None:
         read_history(text)
 
 
+@pytest.mark.slow
 def test_a_history_without_end_is_shortened(tmp_path: Path) -> None:
     plan = {"name": "pfa", "summary": "s", "decisions": {"drop": "0" * (1 << 20)}}
     export_onnx(replace(traced(nn.Linear(3, 4), 1, 3), history=(plan,)), tmp_path / "m.onnx")

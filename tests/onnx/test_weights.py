@@ -194,6 +194,7 @@ def test_t4_2_the_inverse_permutation_is_stored() -> None:
             assert round(error, 6) == 0.166677
 
 
+@pytest.mark.slow
 def test_t4_9_a_long_row_needs_no_long_time_and_no_large_table() -> None:
     """T4.9: ResNet-50's longest row; M x M would be 2.8 TB, and a DFT of this length is wrong in float32."""
     one = layer(589824, 1, 23592)
@@ -305,6 +306,7 @@ def test_files_equal_the_program(files: dict[export.Stored, File], dct: export.S
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_both_files_become_the_same_session(files: dict[export.Stored, File]) -> None:
     left, right = (file.optimised.graph for file in files.values())
     assert [n.op_type for n in left.node] == [n.op_type for n in right.node]
