@@ -204,6 +204,33 @@ def test_not_known_is_never_wrong() -> None:
         assert not constants(program)[node].sure.any()
 
 
+KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
+    "glu": lambda x: F.glu(x, 1),
+    "glu along a row": lambda x: F.glu(x[..., :4]),
+    "mean of the plane": lambda x: x.mean((2, 3)),
+    "mean of the plane, kept": lambda x: x.mean((2, 3), keepdim=True),
+    "sum of rows": lambda x: x.sum(-1),
+    "largest of each column": lambda x: x.amax(2),
+    "mean of the channels": lambda x: x.mean(1),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_is_what_does_not_move(name: str) -> None:
+    """Where a value is the same for all inputs it is known, and where it is not it is not."""
+    program = trace(Net(lambda m, x: KNOWN[name](m.a(x)), a=nn.Conv2d(2, 6, 1)), torch.randn(1, 2, 4, 5))
+    with torch.no_grad():
+        program.tensors["a.weight"][[0, 1, 3, 5]] = 0
+        program.tensors["a.bias"][1] = 0  # whatever its gate is
+    with torch.no_grad():
+        found = torch.stack([program(torch.randn(1, 2, 4, 5)) for _ in range(3)])
+    node = next(n for n in program.graph.nodes if n.op == "output").all_input_nodes[0]
+    known = constants(program)[node]
+    still = (found == found[0]).all(0)
+    assert torch.equal(known.sure.expand(still.shape), still)
+    assert torch.allclose(known.value.expand(still.shape)[still], found[0][still].to(known.value))
+
+
 # ---- through a pass
 
 
