@@ -53,7 +53,8 @@ class Slimming(RatioRemoval):
         if all(_scales_behind(program, layer) is None for layer in program.called_modules()):
             raise PassError(
                 "scales: found no batch normalisation behind a layer, expected at least one; fold-bn removes "
-                "them: run it later"
+                "them: run it later; where a file has them folded already, l1, pfa, apoz, obs, low-rank, dct "
+                "and refit work without"
             )
 
     def score(self, channels: Channels, context: Context) -> tuple[Scores, dict[str, str]]:

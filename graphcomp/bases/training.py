@@ -149,7 +149,7 @@ class Recovery(Learning, TrainOptions):
         if not data.labelled:
             raise DataError(
                 f"{self.name}: found data without labels, expected a class for every sample; give labelled "
-                "--data (epochs=0 with bn_reestimate needs none)"
+                "--data (epochs=0 with bn_reestimate needs none, nor does refit)"
             )
         if metric_of(program, data) is None:
             raise PassError(

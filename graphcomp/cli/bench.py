@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from graphcomp.cli.console import out_console, progress_shown
+from graphcomp.cli.options import InputShapes, shapes_of
 from graphcomp.errors import RecipeError
 
 
@@ -25,6 +26,7 @@ def bench_command(
     cuda_graphs: Annotated[
         bool, typer.Option("--cuda-graphs", help="record and replay launches on GPUs; not yet run on one")
     ] = False,
+    input_shape: InputShapes = None,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", help="write the result as JSON, of several providers a list of results"),
@@ -34,7 +36,7 @@ def bench_command(
     from graphcomp.base import write_text
     from graphcomp.runtime import benchmark, format_table, probe, sweep_table
 
-    batches, providers = _integers(batch, "--batch"), _providers(provider)
+    batches, providers, shapes = _integers(batch, "--batch"), _providers(provider), shapes_of(input_shape)
     graphs = {p: cuda_graphs and (p != "cpu" or len(providers) == 1) for p in providers}  # CPUs have none
     for one in providers:  # all of them before any is timed: none is left out in silence
         probe(one, threads, cuda_graphs=graphs[one])
@@ -42,7 +44,7 @@ def bench_command(
         results = [
             benchmark(
                 base, new, provider=one, batches=batches, threads=threads, runs=runs, seconds=seconds,
-                cuda_graphs=graphs[one], progress=progress,
+                cuda_graphs=graphs[one], input_shapes=shapes, progress=progress,
             )
             for one in providers
         ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from graphcomp.cli.console import interrupted, out_console, progress_shown, warn
-from graphcomp.cli.options import InputShape, Weights, refuse_idle, shape_of
+from graphcomp.cli.options import InputShapes, Weights, refuse_idle, shapes_of
 from graphcomp.cli.recipes import recipe_of
 from graphcomp.errors import RecipeError
 
@@ -40,7 +40,7 @@ def compile_command(
             "--memory", help="GiB of activations and statistics held at once (a quarter of the machine's)"
         ),
     ] = None,
-    input_shape: InputShape = None,
+    input_shape: InputShapes = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on after the last finished pass")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run's results")] = False,
     allow_nothing: Annotated[
@@ -59,9 +59,13 @@ def compile_command(
         Literal["coefficients", "dense", "both"] | None,
         typer.Option("--dct", help="how the ONNX file stores weights that the pass `dct` made (both)"),
     ] = None,
+    dynamic: Annotated[
+        str | None,
+        typer.Option("--dynamic", help="of any size in the ONNX file beside the batch: height,width"),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="output directory")] = Path("out"),
 ) -> None:
-    """Compress MODEL (torchvision:NAME, models:NAME, file.py:factory or a saved program) into OUT."""
+    """Compress MODEL (torchvision:NAME, models:NAME, X.py:factory, X.onnx or a saved program) into OUT."""
     from graphcomp.compiler import BenchOptions, Job, RobustnessOptions, build
     from graphcomp.report import describe, robustness_table, summary_table
 
@@ -86,14 +90,15 @@ def compile_command(
     if robustness is not None:
         strength = (plan.robustness or RobustnessOptions()) if robustness else False
         plan = plan.model_copy(update={"robustness": strength})
-    if dct is not None:
-        plan = plan.model_copy(update={"export": plan.export.model_copy(update={"dct": dct})})
+    written = {"dct": dct, "dynamic": None if dynamic is None else _dynamic(dynamic)}
+    written = {k: v for k, v in written.items() if v is not None}
+    plan = plan.model_copy(update={"export": plan.export.model_copy(update=written)})
     name = model or plan.model
     if name is None:
         raise RecipeError("MODEL: found none, expected one on the command line or as `model:` in the recipe")
     own = plan.weights if model is None or plan.model in (None, model) else None  # of another model otherwise
     file = weights or (Path(own) if own else None)
-    job = Job(name, plan, made, file, shape_of(input_shape))
+    job = Job(name, plan, made, file, shapes_of(input_shape))
     try:
         with progress_shown() as progress:
             report = build(job, out, resume=resume, overwrite=overwrite, progress=progress)
@@ -130,6 +135,13 @@ def _positive(memory: float) -> float:
     if not 0 < memory < math.inf:
         raise RecipeError(f"--memory: found {memory:g}, expected GiB above 0, such as 4")
     return memory
+
+
+def _dynamic(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    if not set(names) <= {"batch", "height", "width"}:
+        raise RecipeError(f"--dynamic: found {text!r}, expected height, width or both: height,width")
+    return tuple(dict.fromkeys(("batch", *names)))
 
 
 def _head(text: str | None) -> str | None:

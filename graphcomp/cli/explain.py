@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from graphcomp.cli.console import out_console, progress_shown
+from graphcomp.cli.options import InputShapes, shapes_of
 
 
 def explain_command(
@@ -16,6 +17,7 @@ def explain_command(
     threads: Annotated[int, typer.Option("--threads", min=1)] = 1,
     runs: Annotated[int, typer.Option("--runs", min=1, help="timed runs of each model at most")] = 200,
     seconds: Annotated[float, typer.Option("--seconds", min=0.01, help="seconds of timing at most")] = 10.0,
+    input_shape: InputShapes = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the result as JSON")] = None,
     svg_file: Annotated[Path | None, typer.Option("--svg", help="draw the waterfall")] = None,
 ) -> None:
@@ -27,7 +29,7 @@ def explain_command(
     with progress_shown() as progress:
         found = explain(
             base, new, provider=provider, batch=batch, threads=threads, runs=runs, seconds=seconds,
-            progress=progress,
+            input_shapes=shapes_of(input_shape), progress=progress,
         )  # fmt: skip
     for line in describe(found):
         out_console.print(line)

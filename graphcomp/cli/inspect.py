@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 import typer
 
 from graphcomp.cli.console import out_console
-from graphcomp.cli.options import InputShape, Model, Weights, shape_of
+from graphcomp.cli.options import InputShapes, Model, Weights, shapes_of
 
 
 def inspect_command(
     model: Model,
     weights: Weights = None,
-    input_shape: InputShape = None,
+    input_shape: InputShapes = None,
     join: Annotated[Literal["couple", "pad"], typer.Option("--join", help="policy at additions")] = "couple",
     json_file: Annotated[Path | None, typer.Option("--json", help="write everything as JSON")] = None,
     svg_file: Annotated[Path | None, typer.Option("--svg", help="draw the groups on the network")] = None,
@@ -26,7 +26,7 @@ def inspect_command(
     from graphcomp.compiler import load_source
     from graphcomp.inspection import grouped, inspect, render, write_dot, write_graphml, write_json, write_svg
 
-    program = load_source(model, weights, shape_of(input_shape)).program
+    program = load_source(model, weights, shapes_of(input_shape)).program
     inspection = inspect(program, join)
     if nodes:
         print(program)

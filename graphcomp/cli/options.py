@@ -8,12 +8,20 @@ import typer
 from graphcomp.errors import RecipeError
 
 Model = Annotated[
-    str, typer.Argument(help="torchvision:NAME, models:NAME, path/to/file.py:factory or a saved program")
+    str, typer.Argument(help="torchvision:NAME, models:NAME, file.py:factory, file.onnx or a saved program")
 ]
 Weights = Annotated[
     Path | None, typer.Option("--weights", help="safetensors, or a state dict saved by torch.save")
 ]
 InputShape = Annotated[str | None, typer.Option("--input-shape", help="with the batch, e.g. 1,3,224,224")]
+InputShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input-shape",
+        help="with the batch, e.g. 1,3,224,224; for ONNX files that leave sizes open, and by input where "
+        "there are several: NAME=1,3,224,224",
+    ),
+]
 
 
 def shape_of(text: str | None) -> tuple[int, ...] | None:
@@ -29,6 +37,22 @@ def shape_of(text: str | None) -> tuple[int, ...] | None:
             f"--input-shape: found {text!r}, expected positive sizes with the batch, e.g. 1,3,224,224"
         )
     return (1, *shape[1:])
+
+
+def shapes_of(texts: list[str] | None) -> dict[str, tuple[int, ...]] | None:
+    """Shapes by input, "" for one that was not named; RecipeError if a text is no shape."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts or ():
+        name, _, sizes = text.rpartition("=")  # names of inputs may have a `=` themselves
+        shape = shape_of(sizes)
+        assert shape is not None
+        if name in shapes or (shapes and "" in (name, *shapes)):
+            raise RecipeError(
+                f"--input-shape: found {text!r} beside others, expected one for each input, by name; e.g. "
+                "--input-shape left=1,3,64,64 --input-shape right=1,3,64,64"
+            )
+        shapes[name] = shape
+    return shapes or None
 
 
 def _given(context: typer.Context, name: str) -> bool:

@@ -32,7 +32,15 @@ from graphcomp.compiler.folder import (
 )
 from graphcomp.compiler.recipe import Recipe
 from graphcomp.compiler.results import Run, deliver
-from graphcomp.compiler.source import Job, Source, data_of, digests, load_source, restricted
+from graphcomp.compiler.source import (
+    Job,
+    Source,
+    data_of,
+    digests,
+    load_source,
+    restricted,
+    samples_for,
+)
 from graphcomp.data import Data
 from graphcomp.errors import RecipeError
 from graphcomp.ir import Program, load
@@ -85,7 +93,10 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
         require_images(data.eval, source.program.example_inputs[0].shape[1:])  # fails now, as `probe` does
     threads = job.recipe.bench.threads if job.recipe.bench is not False else 1
     timed = _is_timed_on(target, job.recipe)
-    context = Context(target, data, job.recipe.seed, threads=threads, timed=timed).holding(job.recipe.budget)
+    samples = samples_for(source.program, data, spec)
+    context = Context(target, samples, job.recipe.seed, threads=threads, timed=timed).holding(
+        job.recipe.budget
+    )
     check_order(job.passes, source.program, context, trained=source.trained)
     fingerprint = distributed.on_first(lambda: _fingerprint(job, source.program, spec, data, target.name))
     first = distributed.is_first()
@@ -141,6 +152,7 @@ def _fingerprint(job: Job, program: Program, spec: str, data: Data, target: str)
         "model": job.model,
         "weights": program.fingerprint(),
         "input_shape": [list(x.shape) for x in program.example_inputs],
+        "interface": program.interface.model_dump(mode="json", exclude_defaults=True),
         "passes": [{p.name: options_of(p)} for p in job.passes],
         "data": spec,
         "samples": digests(data),

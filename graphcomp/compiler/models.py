@@ -6,7 +6,8 @@
 | `models:NAME` | a network of `graphcomp.models.MODELS` |
 | `path/to/file.py:factory` | what `factory()` in that file returns |
 
-A saved program directory is not built here: ask `is_program_dir`, then use `load`.
+Saved program directories and ONNX files are not built here: ask `is_program_dir`, then use `load`, and
+`is_onnx`, then use `onnx.read_onnx`.
 """
 
 import difflib
@@ -29,7 +30,7 @@ from graphcomp.errors import LoadError
 
 __all__ = ["LoadedModel", "is_program_dir", "load_model", "load_weights"]
 
-FORMS = "torchvision:NAME, models:NAME, path/to/file.py:factory or a saved program directory"
+FORMS = "torchvision:NAME, models:NAME, path/to/file.py:factory, a file.onnx or a saved program directory"
 PROGRAM_FILE = "program.json"
 RANDOM = "the weights are random: no file was given (--weights), so accuracy says nothing"
 
@@ -58,6 +59,11 @@ class LoadedModel:
 def is_program_dir(spec: str) -> bool:
     """Whether `spec` is a directory that a Program was saved in."""
     return is_file(Path(spec) / PROGRAM_FILE)
+
+
+def is_onnx(spec: str) -> bool:
+    """Whether `spec` names an ONNX file, be it there or not."""
+    return Path(spec).suffix.lower() == ".onnx"
 
 
 def load_model(spec: str) -> LoadedModel:

@@ -1,6 +1,7 @@
 """What a run delivers once its passes are done: program, files, times and the report of all of it."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from graphcomp.compiler.recipe import ExportOptions, Recipe
 from graphcomp.compiler.source import Job, Source
 from graphcomp.data import Data
 from graphcomp.explanation import TRACED_RUNS, TRACED_SECONDS, explain_bench
-from graphcomp.ir import Program, save
-from graphcomp.onnx import Exports, Stored, export_onnx
+from graphcomp.ir import Program, Shape, save
+from graphcomp.onnx import Exports, Stored, export_onnx, input_names
 from graphcomp.records import Bench, Explanation, Export, Report, Robustness, Step
 from graphcomp.report import write_report
 from graphcomp.runtime import Provider, Target, benchmark, environment
@@ -54,7 +55,7 @@ def deliver(run: Run, progress: Progress) -> Report:
 
 def _report(run: Run, place: Path, progress: Progress) -> Report:
     """Export into `place`, and time what is there."""
-    out, recipe, provider = run.out, run.job.recipe, run.target.provider
+    out, recipe, provider, asked = run.out, run.job.recipe, run.target.provider, _asked(run.job)
     exported = recipe.export
     told = part(progress, 0.74, 0.05, "export the baseline: ")
     base = _export(run.source.program, place / BASE, exported, None, "coefficients", run.exports, told)
@@ -68,10 +69,11 @@ def _report(run: Run, place: Path, progress: Progress) -> Report:
     )
     span = (0.85, 0.91) if dense else (0.85, 0.97)
     files = place / BASE, place / MODEL
-    bench = _bench(recipe, files, provider, out, progress, span)
+    shapes = _shapes(run.program)
+    bench = _bench(recipe, files, provider, out, progress, span, shapes)
     explanation = _explain(recipe, bench, files, progress, span[1], run.program)
     dct_bench = (
-        _bench(recipe, (place / DENSE, place / MODEL), provider, out, progress, (0.92, 0.99))
+        _bench(recipe, (place / DENSE, place / MODEL), provider, out, progress, (0.92, 0.99), shapes)
         if dense
         else None
     )
@@ -82,7 +84,8 @@ def _report(run: Run, place: Path, progress: Progress) -> Report:
         data=run.data.description if run.spec != "random" else "random",
         target=run.target.name,
         seed=recipe.seed,
-        input_shape=run.job.input_shape,
+        input_shape=asked.get(""),
+        input_shapes={name: shape for name, shape in asked.items() if name},
         recipe=_effective(run.job, run.data.spec, run.target.name),
         baseline=run.state.baseline,
         final=run.steps[-1].after,
@@ -98,6 +101,11 @@ def _report(run: Run, place: Path, progress: Progress) -> Report:
         started=run.state.started,
         seconds=time.perf_counter() - run.clock,
     )
+
+
+def _asked(job: Job) -> dict[str, tuple[int, ...]]:
+    shape = job.input_shape
+    return {"": shape} if isinstance(shape, tuple) else dict(shape or {})
 
 
 def _effective(job: Job, data: str, target: str) -> dict[str, Any]:
@@ -136,6 +144,12 @@ def _export(
     return record.model_copy(update={"path": path.name})
 
 
+def _shapes(program: Program) -> dict[str, Shape]:
+    """Of the example inputs, by the names that they have in files: what is open in these is timed so."""
+    names, inputs = input_names(program), program.example_inputs
+    return {name: tuple(x.shape) for name, x in zip(names, inputs, strict=True)}
+
+
 def _bench(
     recipe: Recipe,
     files: tuple[Path, Path],
@@ -143,6 +157,7 @@ def _bench(
     out: Path,
     progress: Progress,
     span: tuple[float, float],
+    shapes: Mapping[str, Shape],
 ) -> Bench | None:
     """Time two files, which will lie in `out`."""
     if recipe.bench is False:
@@ -160,6 +175,7 @@ def _bench(
         runs=options.runs,
         seconds=options.seconds,
         cuda_graphs=options.cuda_graphs,
+        input_shapes=shapes,
         progress=tell,
     )
     base, new = (f.model_copy(update={"path": str(out / Path(f.path).name)}) for f in (found.base, found.new))
@@ -182,6 +198,7 @@ def _explain(
         files,
         traced_runs=min(recipe.bench.runs, TRACED_RUNS),
         traced_seconds=min(recipe.bench.seconds, TRACED_SECONDS),
+        input_shapes=_shapes(program),
         progress=lambda what, fraction: progress(f"explain: {what}", at),
         program=program,
     )

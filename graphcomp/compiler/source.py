@@ -1,7 +1,7 @@
 """What a run starts from: a model with its weights, and the data that belong to it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,12 +9,13 @@ import psutil
 import torch
 
 from graphcomp.compiler.classes import restrict_head
-from graphcomp.compiler.models import is_program_dir, load_model, load_weights
+from graphcomp.compiler.models import is_onnx, is_program_dir, load_model, load_weights
 from graphcomp.compiler.recipe import Recipe
 from graphcomp.data import Data, load_data
 from graphcomp.errors import DataError, LoadError
 from graphcomp.ir import Program, load, numbers_of, trace
 from graphcomp.measure import count_outputs, require_classes
+from graphcomp.onnx import read_onnx
 from graphcomp.pipeline import Pass, verify
 
 SHARE = 8
@@ -25,23 +26,27 @@ LARGEST_RANK = 8
 """Dimensions of an input, with the batch."""
 
 
+InputShape = tuple[int, ...] | Mapping[str, tuple[int, ...]] | None
+"""With the batch, e.g. (1, 3, 224, 224): of the only input, or of inputs by name ("" is the only one)."""
+
+
 @dataclass(frozen=True)
 class Job:
     """Everything that decides what a run computes.
 
     Attributes:
-        model: `torchvision:NAME`, `models:NAME`, `file.py:factory` or a saved program directory.
+        model: `torchvision:NAME`, `models:NAME`, `file.py:factory`, `file.onnx` or a saved program directory.
         recipe: data, target, seed, export and benchmark options.
         passes: made from the recipe.
         weights: file of weights, None for those that come with the model (if any).
-        input_shape: with the batch, e.g. (1, 3, 224, 224); None for the model's own.
+        input_shape: see `InputShape`; None for the model's own.
     """
 
     model: str
     recipe: Recipe
     passes: Sequence[Pass]
     weights: Path | None = None
-    input_shape: tuple[int, ...] | None = None
+    input_shape: InputShape = None
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,8 @@ class Source:
     trained: bool = True
 
 
-def load_source(
-    model: str, weights: Path | None = None, input_shape: tuple[int, ...] | None = None
-) -> Source:
-    """Load and trace a model.
+def load_source(model: str, weights: Path | None = None, input_shape: InputShape = None) -> Source:
+    """Load and trace a model, or read it from an ONNX file (see `onnx.read_onnx`).
 
     Raises:
         LoadError: unknown model, unreadable or unfitting weights, NaN weights, no input shape.
@@ -80,10 +83,20 @@ def load_source(
                 f"{model}: found a saved program with --weights or --input-shape, expected neither"
             )
         return _checked(Source(program, None, None))
+    shapes = {"": input_shape} if isinstance(input_shape, tuple) else dict(input_shape or {})
+    for given in shapes.values():
+        _check_memory(given)
+    if is_onnx(model):
+        return _checked(_from_onnx(model, weights, shapes))
+    if set(shapes) - {""}:
+        raise LoadError(
+            f"--input-shape: found shapes by name for {model}, expected those of an ONNX file; give one, "
+            "without a name"
+        )
     loaded = load_model(model)
     weights = weights or loaded.default_weights
     said = load_weights(loaded.module, weights) if weights is not None else loaded.untrained
-    shape = input_shape or ((1, *loaded.input_shape) if loaded.input_shape else None)
+    shape = shapes.get("") or ((1, *loaded.input_shape) if loaded.input_shape else None)
     if shape is None:
         raise LoadError(f"{model}: found no input shape, expected one; give --input-shape, e.g. 1,3,224,224")
     _check_memory(shape)
@@ -91,6 +104,16 @@ def load_source(
     program = trace(loaded.module, torch.randn(shape, generator=generator), copy_weights=False)
     untrained = weights is None and loaded.untrained is not None
     return _checked(Source(program, weights, loaded.default_data, (said,) if said else (), not untrained))
+
+
+def _from_onnx(model: str, weights: Path | None, shapes: Mapping[str, tuple[int, ...]]) -> Source:
+    if weights is not None:
+        raise LoadError(f"{model}: found an ONNX file with --weights, expected none; the file holds its own")
+    program = read_onnx(model, shapes)
+    told = program.interface
+    said = f"the network was read from {model}, which {told.producer or 'something unnamed'} wrote"
+    opset = f" with opset {told.opset}" if told.opset else ""
+    return Source(program, None, None, (said + opset, *told.remarks))
 
 
 def data_of(job: Job, source: Source) -> tuple[str, Data]:
@@ -102,6 +125,23 @@ def data_of(job: Job, source: Source) -> tuple[str, Data]:
     spec = job.recipe.data or source.data or "random"
     data = open_data(spec, source.program, job.recipe.seed)
     return spec, data if job.recipe.classes is None else data.only(job.recipe.classes)
+
+
+def samples_for(program: Program, data: Data, spec: str) -> Data | None:
+    """What passes may read of a job's data; None for random data of a network of several inputs.
+
+    Raises:
+        DataError: samples of one input for a network of several.
+    """
+    count = len(program.example_inputs)
+    if count == 1:
+        return data
+    if spec.partition("?")[0] == "random":
+        return None
+    raise DataError(
+        f"data: found {spec}, whose samples are one input, for a network of {count}, expected random; give "
+        "--data random and passes that read weights alone"
+    )
 
 
 def digests(data: Data) -> dict[str, str]:

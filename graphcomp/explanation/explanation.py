@@ -36,7 +36,7 @@ refused.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
@@ -46,7 +46,7 @@ from graphcomp.explanation.attribution import AttributedKernel, attribute
 from graphcomp.explanation.gathers import ChannelPick, find_gathers, price
 from graphcomp.explanation.matching import Matching
 from graphcomp.explanation.profiling import Profile, trace_pair
-from graphcomp.ir import Program
+from graphcomp.ir import Program, Shape
 from graphcomp.records import (
     BatchTiming,
     Bench,
@@ -78,6 +78,7 @@ def explain(
     traced_runs: int = TRACED_RUNS,
     traced_seconds: float = TRACED_SECONDS,
     seed: int = 0,
+    input_shapes: Mapping[str, Shape] | None = None,
     progress: Progress = quiet,
 ) -> Explanation:
     """Time two ONNX files against each other, trace both, and split the gap between theory and practice.
@@ -89,6 +90,7 @@ def explain(
         runs, seconds: of the benchmark, see `runtime.bench.benchmark`.
         traced_runs, traced_seconds: of the traces, see `explanation.profiling.trace_pair`.
         seed: of the inputs.
+        input_shapes: of files that leave more than the batch open, see `runtime.bench.benchmark`.
         progress: told what is going on.
 
     Raises:
@@ -104,6 +106,7 @@ def explain(
         runs=runs,
         seconds=seconds,
         seed=seed,
+        input_shapes=input_shapes,
         progress=lambda what, fraction: progress(what, TIMED_SHARE * fraction),
     )
     found = explain_bench(
@@ -112,6 +115,7 @@ def explain(
         traced_runs=traced_runs,
         traced_seconds=traced_seconds,
         seed=seed,
+        input_shapes=input_shapes,
         progress=lambda what, fraction: progress(what, TIMED_SHARE + (1 - TIMED_SHARE) * fraction),
     )
     return found.model_copy(update={"bench": bench})
@@ -124,6 +128,7 @@ def explain_bench(
     traced_runs: int = TRACED_RUNS,
     traced_seconds: float = TRACED_SECONDS,
     seed: int = 0,
+    input_shapes: Mapping[str, Shape] | None = None,
     progress: Progress = quiet,
     program: Program | None = None,
 ) -> Explanation:
@@ -131,7 +136,7 @@ def explain_bench(
 
     With the `program` that the second file was exported from, it also says what picking channels costs.
     """
-    read = onnxfile.read(files[0]), onnxfile.read(files[1])
+    read = onnxfile.read(files[0], input_shapes), onnxfile.read(files[1], input_shapes)
     check_inputs(*read)
     provider, timing = cast(Provider, bench.provider), bench.batches[0]
     feeds = random_inputs(read[0], timing.batch, seed)

@@ -2,7 +2,7 @@
 
 from graphcomp.onnx.agreement import disagreement, tolerance_for
 from graphcomp.onnx.export import Exports, Stored, export_onnx
-from graphcomp.onnx.interface import HISTORY_PROP, read_history
+from graphcomp.onnx.interface import HISTORY_PROP, input_names, read_history
 from graphcomp.onnx.origins import MODULE_PROP, NODE_PROP, PASS_PROP
 from graphcomp.onnx.reading import read_onnx
 from graphcomp.onnx.selection import SELECT
@@ -20,6 +20,7 @@ __all__ = [
     "Stored",
     "disagreement",
     "export_onnx",
+    "input_names",
     "read_history",
     "read_onnx",
     "tolerance_for",

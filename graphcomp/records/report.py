@@ -93,6 +93,9 @@ class Report(Record):
     input_shape: tuple[int, ...] | None = Field(
         default=None, description="that was asked for, with the batch; null for the model's own"
     )
+    input_shapes: dict[str, tuple[int, ...]] = Field(
+        default_factory=dict, description="that were asked for, of an ONNX file's inputs by name"
+    )
     recipe: dict[str, Any] = Field(description="the passes and options that ran, as a recipe file holds them")
     baseline: Snapshot = Field(description="the program before the first pass")
     final: Snapshot = Field(description="the program after the last pass")

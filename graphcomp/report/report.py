@@ -125,6 +125,7 @@ def _command(report: Report) -> str:
         ("--recipe", "recipe.yaml"),
         ("--weights", recipe.get("weights")),  # those that come with a model are found again
         ("--input-shape", ",".join(map(str, report.input_shape or ())) or None),
+        *(("--input-shape", f"{n}={','.join(map(str, s))}") for n, s in report.input_shapes.items()),
         ("--data", recipe.get("data", report.data)),
         ("--classes", ",".join(map(str, recipe.get("classes", ()))) or None),
         ("--head", recipe.get("head") if recipe.get("classes") else None),

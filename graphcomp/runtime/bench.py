@@ -15,7 +15,7 @@ Written to be run on CUDA and TensorRT as well, but **not yet run on a GPU**.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy as np
 from graphcomp import records
 from graphcomp.base import Progress
 from graphcomp.errors import BenchError
+from graphcomp.ir import Shape
 from graphcomp.runtime import machine, onnxfile
 from graphcomp.runtime.onnxfile import OnnxFile
 from graphcomp.runtime.providers import Provider
@@ -56,6 +57,7 @@ def benchmark(
     warmup_seconds: float = 1.0,
     seed: int = 0,
     cuda_graphs: bool = False,
+    input_shapes: Mapping[str, Shape] | None = None,
     progress: Progress | None = None,
 ) -> records.Bench:
     """Time two ONNX files against each other at every batch size.
@@ -63,7 +65,8 @@ def benchmark(
     For each batch both files are loaded six times, run once (their own column), warmed up for `warmup_runs`
     (and all times together for `warmup_seconds`) each, and timed until `runs` of each or `seconds` for both,
     whichever comes first, but never less than one A B B A round a load: six support an interval. `threads`
-    is the intra-op count. Inputs are drawn from `seed`. `cuda_graphs`: see `open_session`; the record says so
+    is the intra-op count. Inputs are drawn from `seed`; `input_shapes` are for files that leave more than the
+    batch open, see `onnxfile.read`. `cuda_graphs`: see `open_session`; the record says so
     among the provider's options. `progress(what, fraction)` is called between rounds, with the fraction of
     that phase.
 
@@ -74,7 +77,7 @@ def benchmark(
     budget = TimingBudget(runs, seconds, warmup_runs, warmup_seconds)
     _check_options(budget, batches)
     setup = Setup(provider, threads, cuda_graphs)
-    files = onnxfile.read(Path(base)), onnxfile.read(Path(new))
+    files = onnxfile.read(Path(base), input_shapes), onnxfile.read(Path(new), input_shapes)
     check_inputs(*files)
     macs = {batch: _macs(files, batch) for batch in batches}
     # Besides proving the provider, this pays for what happens once a process: no file's first run should.

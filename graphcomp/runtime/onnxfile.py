@@ -67,8 +67,17 @@ class NodeWork:
     elements: int
 
 
-def read(path: Path) -> OnnxFile:
-    """Read an ONNX file. Raises BenchError if it is missing, unreadable or not an ONNX model."""
+def read(path: Path, sizes: Mapping[str, Shape] | None = None) -> OnnxFile:
+    """Read an ONNX file.
+
+    Args:
+        path: of the file.
+        sizes: shapes by input, the batch with them (which is ignored), for dimensions that the file leaves
+            open; "" is the only input.
+
+    Raises:
+        BenchError: if it is missing, unreadable or not an ONNX model, or if `sizes` are not its inputs'.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -79,7 +88,7 @@ def read(path: Path) -> OnnxFile:
     if not model.graph.node:
         raise BenchError(f"{path}: found no graph in {len(content)} bytes, expected an ONNX model")
     extra = _external_files(path, model)
-    inputs = _inputs(model, str(path))
+    inputs = _sized(_inputs(model, str(path)), sizes or {}, str(path))
     return OnnxFile(path, model, inputs, sha256([content, *extra]), len(content) + sum(map(len, extra)))
 
 
@@ -113,8 +122,7 @@ def feed_shapes(inputs: tuple[Input, ...], batch: int, place: str) -> dict[str, 
         if None in sizes:
             raise BenchError(
                 f"{place}: input {item} has a dynamic dimension {sizes.index(None)}, expected only the "
-                "batch to be "
-                "dynamic; export with the other sizes fixed"
+                f"batch to be; give --input-shape {item.name}=1,... with a size for every dimension"
             )
         shapes[item.name] = tuple(size for size in sizes if size is not None)
     return shapes
@@ -181,6 +189,31 @@ def _inputs(model: ModelProto, place: str) -> tuple[Input, ...]:
         sizes = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
         inputs.append(Input(value.name, TensorProto.DataType.Name(tensor.elem_type), sizes))
     return tuple(inputs)
+
+
+def _sized(inputs: tuple[Input, ...], sizes: Mapping[str, Shape], place: str) -> tuple[Input, ...]:
+    """The inputs with given sizes in the place of open ones, but for the batch."""
+    names = [item.name for item in inputs]
+    wanted = {names[0] if not name and len(names) == 1 else name: shape for name, shape in sizes.items()}
+    if unknown := sorted(wanted.keys() - set(names)):
+        raise BenchError(
+            f"{place}: found a shape for {unknown[0]!r}, expected one of {', '.join(names)}; give "
+            "--input-shape NAME=1,..."
+        )
+    found = []
+    for item in inputs:
+        shape = wanted.get(item.name)
+        if shape is None:
+            found.append(item)
+            continue
+        pairs = zip(item.shape[1:], shape[1:], strict=False)
+        if len(shape) != len(item.shape) or any(own not in (None, new) for own, new in pairs):
+            raise BenchError(
+                f"{place}: found the shape {'x'.join(map(str, shape))} for input {item}, expected one that "
+                "fits it; give --input-shape with the sizes that the file fixes"
+            )
+        found.append(Input(item.name, item.dtype, (*item.shape[:1], *shape[1:])))
+    return tuple(found)
 
 
 def _fixed_batch(inputs: tuple[Input, ...]) -> int | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import networkx
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -24,6 +25,7 @@ from graphcomp.cli import main as command_line
 from graphcomp.compiler import Job, results
 from graphcomp.errors import GraphcompWarning, ProviderError
 from graphcomp.ir import Program
+from graphcomp.onnx import export_onnx
 from graphcomp.passes import L1, PASSES, FoldBN
 from graphcomp.pipeline import Context, Pipeline
 from graphcomp.records import Bench, Evaluation, Explanation, Plan
@@ -991,3 +993,80 @@ def test_memory_is_more_than_nothing(gib: str, cli: Cli) -> None:
 )
 def test_time_that_is_left(seconds: float, fraction: float, expected: str) -> None:
     assert console.time_left(seconds, fraction) == expected
+
+
+# ----- ONNX files
+
+
+class Eyes(torch.nn.Module):
+    """Two inputs of any height and width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.Conv2d(1, 16, 3, padding=1)
+        self.c, self.fc = torch.nn.Conv2d(16, 16, 3, padding=1), torch.nn.Linear(16, 5)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        x = self.c((self.a(left).relu() + self.b(right).relu()).relu()).relu()
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def eyes(cli: Cli) -> Path:
+    """A file of two inputs, as somebody else has it: names, class names, and no tags of ours."""
+    program = graphcomp.trace(Eyes(), (torch.randn(1, 3, 32, 32), torch.randn(1, 1, 32, 32)))
+    export_onnx(program, "eyes.onnx", dynamic=("batch", "height", "width"))
+    model = onnx.load("eyes.onnx")
+    for node in model.graph.node:
+        node.ClearField("metadata_props")
+    model.metadata_props.add(key="classes", value="a,b,c,d,e")
+    model.producer_name, model.producer_version = "elsewhere", "3.1"
+    onnx.save(model, "eyes.onnx")
+    return Path("eyes.onnx")
+
+
+SIZES = ["--input-shape", "left=1,3,32,32", "--input-shape", "right=1,1,32,32"]
+
+
+@pytest.mark.slow
+def test_a_file_of_two_inputs_is_compressed_inspected_timed_and_explained(cli: Cli, eyes: Path) -> None:
+    done = cli("compile", eyes, *SIZES, "--passes", "l1{ratio=0.5}", "--data", "random", "--no-bench",
+               "--target", "cpu-avx2", "-o", "out")  # fmt: skip
+    assert done.code == 0, done.err
+    report = read_report(Path("out"))
+    assert "read from eyes.onnx, which elsewhere 3.1 wrote with opset 18" in report.remarks[0]
+    assert report.input_shapes == {"left": (1, 3, 32, 32), "right": (1, 1, 32, 32)}
+    assert report.final.params_trainable < 0.6 * report.baseline.params_trainable
+    made = onnx.load("out/model.onnx")
+    assert {p.key: p.value for p in made.metadata_props}["classes"] == "a,b,c,d,e"
+    assert [v.name for v in made.graph.input] == ["left", "right"]
+    assert {d.dim_param for d in made.graph.input[0].type.tensor_type.shape.dim} == {
+        "batch", "", "height", "width"
+    }  # fmt: skip
+    assert "removable" in cli("inspect", eyes, *SIZES).out
+    timing = ("--seconds", "0.01", "--runs", "1", *SIZES)
+    assert cli("bench", eyes, "out/model.onnx", *timing).code == 0
+    assert cli("explain", eyes, "out/model.onnx", *timing).code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["compile", "eyes.onnx"], r"input 'left': found open sizes"),
+        (["inspect", "eyes.onnx", "--input-shape", "1,3,32,32"], r"--input-shape: found ''"),
+        (["inspect", "eyes.onnx", *SIZES, "--input-shape", "left=1,3,8,8"], r"--input-shape: found 'left=1,3,8,8' "),
+        (["inspect", "eyes.onnx", *SIZES, "--weights", "w.pt"], r"found an ONNX file with --weights"),
+        (["compile", "eyes.onnx", *SIZES, "--data", "digits"], r"digits"),
+        (["bench", "eyes.onnx", "eyes.onnx"], r"give --input-shape left=1"),
+        (["bench", "eyes.onnx", "eyes.onnx", "--input-shape", "x=1,3,8,8"], r"found a shape for 'x'"),
+        (["inspect", "none.onnx"], r"none\.onnx"),
+        (["compile", "eyes.onnx", "--dynamic", "depth"], r"--dynamic: found 'depth'"),
+    ],
+)  # fmt: skip
+@pytest.mark.slow
+def test_what_is_wrong_with_an_onnx_file_is_said(
+    words: list[str], expected: str, cli: Cli, eyes: Path
+) -> None:
+    if words[0] == "compile":
+        words = [*words, "--passes", "l1{ratio=0.5}", "--no-bench"]
+    assert re.search(expected, failing(cli, *words))
