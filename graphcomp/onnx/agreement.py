@@ -27,11 +27,6 @@ def tolerance_for(tensors: Iterable[Tensor]) -> float:
     return max((TOLERANCES[name] for name in names & TOLERANCES.keys()), default=TOLERANCES["float32"])
 
 
-def agrees(found: NDArray[Any], expected: NDArray[Any], tolerance: float) -> bool:
-    """Whether two arrays are the same but for rounding; NaN agrees with nothing."""
-    return disagreement(found, expected, tolerance) <= tolerance
-
-
 def disagreement(found: NDArray[Any], expected: NDArray[Any], tolerance: float) -> float:
     """e of the module's text: above `tolerance`, or NaN, where they differ. Arrays of one shape."""
     if not expected.size:

@@ -10,7 +10,6 @@ from graphcomp.errors import ExportError
 from graphcomp.ir import Program, op_name
 
 Dynamic = Literal["batch", "height", "width"]
-DYNAMIC: tuple[Dynamic, ...] = ("batch", "height", "width")
 
 OpenAxes = tuple[Mapping[int, str], ...]
 """For every input its axes of any size -> what the file calls the size; equal names are equal sizes."""

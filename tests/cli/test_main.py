@@ -1033,7 +1033,7 @@ def test_a_file_of_two_inputs_is_compressed_inspected_timed_and_explained(cli: C
     done = cli("compile", eyes, *SIZES, "--passes", "l1{ratio=0.5}", "--data", "random", "--no-bench",
                "--target", "cpu-avx2", "-o", "out")  # fmt: skip
     assert done.code == 0, done.err
-    report = read_report(Path("out"))
+    report = read_report(Path("out/report.json"))
     assert "read from eyes.onnx, which elsewhere 3.1 wrote with opset 18" in report.remarks[0]
     assert report.input_shapes == {"left": (1, 3, 32, 32), "right": (1, 1, 32, 32)}
     assert report.final.params_trainable < 0.6 * report.baseline.params_trainable
@@ -1054,7 +1054,7 @@ def test_a_file_of_two_inputs_is_compressed_inspected_timed_and_explained(cli: C
     [
         (["compile", "eyes.onnx"], r"input 'left': found open sizes"),
         (["inspect", "eyes.onnx", "--input-shape", "1,3,32,32"], r"--input-shape: found ''"),
-        (["inspect", "eyes.onnx", *SIZES, "--input-shape", "left=1,3,8,8"], r"--input-shape: found 'left=1,3,8,8' "),
+        (["inspect", "eyes.onnx", *SIZES, "--input-shape", "left=1,3,8,8"], r"found 'left=1,3,8,8' beside"),
         (["inspect", "eyes.onnx", *SIZES, "--weights", "w.pt"], r"found an ONNX file with --weights"),
         (["compile", "eyes.onnx", *SIZES, "--data", "digits"], r"digits"),
         (["bench", "eyes.onnx", "eyes.onnx"], r"give --input-shape left=1"),

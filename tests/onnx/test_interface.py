@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from graphcomp.errors import ExportError, LoadError
 from graphcomp.ir import Interface, Port, Program
-from graphcomp.onnx import HISTORY_PROP, Dynamic, export_onnx, read_history, read_onnx
+from graphcomp.onnx import Dynamic, export_onnx, read_onnx
+from graphcomp.onnx.interface import HISTORY_PROP, read_history
 from tests.tiny import traced
 
 
