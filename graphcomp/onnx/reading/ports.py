@@ -1,5 +1,6 @@
 """Inputs and outputs of a file, and the sizes that it is read for."""
 
+import keyword
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -200,4 +201,5 @@ _ODD = re.compile(r"\W+", re.ASCII)
 def placeholder_name(name: str, index: int) -> str:
     """An input's name as an identifier."""
     clean = _ODD.sub("_", name).strip("_")[:64]
-    return clean if clean and not clean[0].isdigit() else f"input_{clean or index}"
+    free = clean.isidentifier() and not keyword.iskeyword(clean) and clean != "self"
+    return clean if free else f"input_{clean or index}"

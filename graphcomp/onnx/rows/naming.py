@@ -4,6 +4,7 @@ A path is written into source by torch.fx and into saved programs, so it consist
 file says (`ir.saved` refuses others).
 """
 
+import keyword
 import re
 
 from torch import Tensor, fx, nn
@@ -84,7 +85,8 @@ def _scope(name: str) -> str:
 def elements(name: str) -> list[str]:
     """A name of a file as elements of a path."""
     parts = [_ODD.sub("_", part).strip("_")[-_MOST:] for part in re.split(r"[./]", name[-_MOST_TEXT:])]
-    return [p for p in parts if p][-_DEEPEST:] or ["unnamed"]
+    words = [f"{p}_" if keyword.iskeyword(p) else p for p in parts if p]
+    return words[-_DEEPEST:] or ["unnamed"]
 
 
 def _put(root: nn.Module, path: list[str], module: nn.Module) -> str:
