@@ -16,7 +16,7 @@ from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.inputs import fresh_inputs, numbers_of
 from graphcomp.ir.interface import Interface, Port
 from graphcomp.ir.meta import run_on_meta
-from graphcomp.ir.operators import CASTS, MODULE_NAMES
+from graphcomp.ir.operators import CASTS, MODULE_NAMES, function_name
 from graphcomp.ir.program import (
     PASS_KEY,
     Program,
@@ -71,6 +71,7 @@ __all__ = [
     "encode",
     "evaluating",
     "fresh_inputs",
+    "function_name",
     "graph_module",
     "is_read_later",
     "is_same",

@@ -3,11 +3,13 @@
 from graphcomp.onnx.rows import (
     activations,
     arithmetic,
+    attention,
     comparisons,
     convolutions,
     matrices,
     movement,
     normalisations,
+    parts,
     pools,
     recurrent,
     reductions,
@@ -18,16 +20,19 @@ from graphcomp.onnx.rows.node import Node
 from graphcomp.onnx.rows.reading import Reading
 from graphcomp.onnx.rows.registry import READS, WRITES
 from graphcomp.onnx.rows.values import Array, Known, Made, Value
-from graphcomp.onnx.rows.writing import Call, Writing
+from graphcomp.onnx.rows.wires import DTYPES, NoRow, Op, Size, Wire, identity
+from graphcomp.onnx.rows.writing import Writing
 
 FAMILIES = (
     activations,
     arithmetic,
+    attention,
     comparisons,
     convolutions,
     matrices,
     movement,
     normalisations,
+    parts,
     pools,
     recurrent,
     reductions,
@@ -38,14 +43,19 @@ FAMILIES = (
 
 __all__ = [
     "Array",
-    "Call",
+    "DTYPES",
     "FAMILIES",
     "Known",
     "Made",
+    "NoRow",
     "Node",
+    "Op",
     "READS",
     "Reading",
+    "Size",
     "Value",
     "WRITES",
+    "Wire",
     "Writing",
+    "identity",
 ]

@@ -1,7 +1,9 @@
 """Rows of element-wise functions of one tensor."""
 
+import math
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ from graphcomp.onnx.rows.node import Node
 from graphcomp.onnx.rows.reading import Reading
 from graphcomp.onnx.rows.registry import reads, writes
 from graphcomp.onnx.rows.values import Known, Made
-from graphcomp.onnx.rows.writing import Call, Writing
+from graphcomp.onnx.rows.wires import NoRow, Wire
+from graphcomp.onnx.rows.writing import Writing
 
 # ---- reading
 
@@ -175,10 +178,172 @@ def read_hardmax(node: Node, reading: Reading) -> Made:
 
 # ---- writing
 
-_OPERATORS = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh"}
+_OPERATORS = {
+    "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "selu": "Selu", "mish": "Mish",
+    "hardswish": "HardSwish", "softsign": "Softsign",
+}  # fmt: skip
 
 
 @writes(*_OPERATORS)
-def write_plain(call: Call, writing: Writing) -> str:
+def write_plain(writing: Writing, input: Any) -> str:
     """The operator of the same name."""
-    return writing.add(_OPERATORS[call.operator], [writing.value(call.given["input"])])
+    return writing.op(_OPERATORS[writing.operator], input)
+
+
+@writes("relu6")
+def write_relu6(writing: Writing, input: Any) -> str:
+    """Clip to 0 … 6."""
+    return write_hardtanh(writing, input, 0.0, 6.0)
+
+
+@writes("hardtanh")
+def write_hardtanh(writing: Writing, input: Any, min_val: float = -1.0, max_val: float = 1.0) -> str:
+    """Clip."""
+    return writing.op("Clip", input, *(writing.number(v, writing.dtype) for v in (min_val, max_val)))
+
+
+@writes("hardsigmoid")
+def write_hardsigmoid(writing: Writing, input: Any) -> str:
+    """HardSigmoid with torch's slope."""
+    return writing.op("HardSigmoid", input, alpha=1 / 6, beta=0.5)
+
+
+@writes("leaky_relu")
+def write_leaky_relu(writing: Writing, input: Any, negative_slope: float = 0.01) -> str:
+    """LeakyRelu."""
+    return writing.op("LeakyRelu", input, alpha=float(negative_slope))
+
+
+@writes("rrelu")
+def write_rrelu(
+    writing: Writing, input: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False
+) -> str:
+    """LeakyRelu with the mean of its slopes."""
+    _refuse_training(training)
+    return writing.op("LeakyRelu", input, alpha=(lower + upper) / 2)
+
+
+@writes("elu", "celu")
+def write_elu(writing: Writing, input: Any, alpha: float = 1.0) -> str:
+    """Elu or Celu."""
+    return writing.op(writing.operator.capitalize(), input, alpha=float(alpha))
+
+
+@writes("prelu")
+def write_prelu(writing: Writing, input: Wire, weight: Any) -> str:
+    """PRelu, with a slope a channel."""
+    slope = weight if weight.numel() == 1 else weight.reshape(-1, *[1] * (input.rank - 2))
+    return writing.op("PRelu", input, slope)
+
+
+@writes("gelu")
+def write_gelu(writing: Writing, input: Any, approximate: str = "none") -> str:
+    """x / 2 (1 + erf(x / sqrt 2)), which runtimes know by sight, or its approximation by tanh."""
+    number = partial(writing.number, dtype=writing.dtype)
+    if approximate == "none":
+        spread = writing.op("Erf", writing.op("Div", input, number(math.sqrt(2))))
+        product = writing.op("Mul", input, writing.op("Add", spread, number(1.0)))
+        return writing.op("Mul", product, number(0.5))
+    cube = writing.op("Mul", writing.op("Pow", input, number(3.0)), number(0.044715))
+    inner = writing.op("Mul", writing.op("Add", input, cube), number(math.sqrt(2 / math.pi)))
+    spread = writing.op("Add", writing.op("Tanh", inner), number(1.0))
+    return writing.op("Mul", writing.op("Mul", input, number(0.5)), spread)
+
+
+@writes("silu")
+def write_silu(writing: Writing, input: Any) -> str:
+    """x sigmoid(x)."""
+    return writing.op("Mul", input, writing.op("Sigmoid", input))
+
+
+@writes("logsigmoid")
+def write_logsigmoid(writing: Writing, input: Any) -> str:
+    """-softplus(-x)."""
+    return writing.op("Neg", writing.op("Softplus", writing.op("Neg", input)))
+
+
+@writes("softplus")
+def write_softplus(writing: Writing, input: Any, beta: float = 1.0, threshold: float = 20.0) -> str:
+    """log(1 + exp(beta x)) / beta; beyond torch's threshold the two differ by less than rounding."""
+    if threshold < 20:
+        raise NoRow(f"a threshold of {threshold}")
+    if beta == 1:
+        return writing.op("Softplus", input)
+    factor = writing.number(beta, writing.dtype)
+    return writing.op("Div", writing.op("Softplus", writing.op("Mul", input, factor)), factor)
+
+
+@writes("tanhshrink")
+def write_tanhshrink(writing: Writing, input: Any) -> str:
+    """x - tanh(x)."""
+    return writing.op("Sub", input, writing.op("Tanh", input))
+
+
+@writes("hardshrink")
+def write_hardshrink(writing: Writing, input: Any, lambd: float = 0.5) -> str:
+    """Zero near zero."""
+    return writing.op("Shrink", input, lambd=float(lambd), bias=0.0)
+
+
+@writes("softshrink")
+def write_softshrink(writing: Writing, input: Any, lambd: float = 0.5) -> str:
+    """Towards zero."""
+    return writing.op("Shrink", input, lambd=float(lambd), bias=float(lambd))
+
+
+@writes("threshold")
+def write_threshold(writing: Writing, input: Any, threshold: float, value: float) -> str:
+    """x, or a value where x is not above the threshold."""
+    above = writing.op("Greater", input, writing.number(threshold, writing.dtype))
+    return writing.op("Where", above, input, writing.number(value, writing.dtype))
+
+
+@writes("softmax", "log_softmax", "softmin")
+def write_softmax(
+    writing: Writing, input: Wire, dim: int | None = None, dtype: Any = None, module: Any = None
+) -> str:
+    """Softmax along an axis, of the value or its negative, or its logarithm."""
+    axis = -3 if isinstance(module, nn.Softmax2d) else dim
+    if axis is None:
+        raise NoRow("an axis that is left to torch; name it")
+    x = writing.typed(input, writing.dtype)
+    if writing.operator == "softmin":
+        x = writing.op("Neg", x)
+    return writing.op("LogSoftmax" if writing.operator == "log_softmax" else "Softmax", x, axis=axis)
+
+
+@writes("glu")
+def write_glu(writing: Writing, input: Wire, dim: int = -1) -> str:
+    """The first half of an axis times the sigmoid of the second."""
+    axis = input.axis(dim)
+    size = input.shape[axis]
+    if not isinstance(size, int):
+        raise NoRow("halves of an open size")
+    first, second = writing.several("Split", 2, input, writing.ints(size // 2, size // 2), axis=axis)
+    return writing.op("Mul", first, writing.op("Sigmoid", second))
+
+
+@writes("dropout", "dropout1d", "dropout2d", "dropout3d")
+def write_dropout(writing: Writing, input: Any, p: float = 0.5, training: bool = True) -> Any:
+    """Nothing, in eval mode."""
+    _refuse_training(training)
+    return input
+
+
+@writes("alpha_dropout", "feature_alpha_dropout")
+def write_alpha_dropout(writing: Writing, input: Any, p: float = 0.5, training: bool = False) -> Any:
+    """Nothing, in eval mode."""
+    _refuse_training(training)
+    return input
+
+
+@writes("stochastic_depth")
+def write_stochastic_depth(writing: Writing, input: Any, p: float, mode: str, training: bool = True) -> Any:
+    """Nothing, in eval mode."""
+    _refuse_training(training)
+    return input
+
+
+def _refuse_training(training: bool) -> None:
+    if training:
+        raise NoRow("training mode")

@@ -1,16 +1,19 @@
 """Rows of arithmetic on one or several tensors, element by element."""
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from graphcomp.onnx.rows.node import Node
 from graphcomp.onnx.rows.reading import Reading
 from graphcomp.onnx.rows.registry import reads, writes
 from graphcomp.onnx.rows.values import Known, Made, Value
-from graphcomp.onnx.rows.writing import Call, Writing
+from graphcomp.onnx.rows.wires import NoRow, Wire
+from graphcomp.onnx.rows.writing import Writing
 
 # ---- reading
 
@@ -151,8 +154,199 @@ def read_bitwise(node: Node, reading: Reading) -> Made:
 
 # ---- writing
 
+_UNARY = {
+    "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "abs": "Abs", "neg": "Neg", "erf": "Erf", "sin": "Sin",
+    "cos": "Cos", "tan": "Tan", "asin": "Asin", "acos": "Acos", "atan": "Atan", "sinh": "Sinh",
+    "cosh": "Cosh", "asinh": "Asinh", "acosh": "Acosh", "atanh": "Atanh", "reciprocal": "Reciprocal",
+    "sign": "Sign",
+}  # fmt: skip
 
-@writes("add")
-def write_add(call: Call, writing: Writing) -> str:
-    """A sum."""
-    return writing.add("Add", [writing.value(call.given[name]) for name in ("input", "other")])
+
+@writes(*_UNARY)
+def write_unary(writing: Writing, input: Any) -> str:
+    """The operator of the same name."""
+    return writing.op(_UNARY[writing.operator], writing.typed(input, writing.dtype))
+
+
+_ROUNDING = {"round": "Round", "floor": "Floor", "ceil": "Ceil"}
+
+
+@writes(*_ROUNDING)
+def write_rounding(writing: Writing, input: Wire) -> str:
+    """The operator of the same name; whole numbers are what they are."""
+    if not writing.dtype.is_floating_point:
+        return input.name
+    return writing.op(_ROUNDING[writing.operator], input)
+
+
+@writes("trunc")
+def write_trunc(writing: Writing, input: Wire) -> str:
+    """Towards zero."""
+    return writing.op("Mul", writing.op("Sign", input), writing.op("Floor", writing.op("Abs", input)))
+
+
+@writes("rsqrt")
+def write_rsqrt(writing: Writing, input: Any) -> str:
+    """1 / sqrt(x)."""
+    return writing.op("Reciprocal", writing.op("Sqrt", writing.typed(input, writing.dtype)))
+
+
+@writes("square")
+def write_square(writing: Writing, input: Any) -> str:
+    """x x."""
+    return writing.op("Mul", input, input)
+
+
+@writes("log1p")
+def write_log1p(writing: Writing, input: Any) -> str:
+    """log(1 + x)."""
+    return writing.op("Log", writing.op("Add", input, writing.number(1, writing.dtype)))
+
+
+@writes("expm1")
+def write_expm1(writing: Writing, input: Any) -> str:
+    """exp(x) - 1."""
+    return writing.op("Sub", writing.op("Exp", input), writing.number(1, writing.dtype))
+
+
+@writes("log2", "log10")
+def write_log_of_base(writing: Writing, input: Any) -> str:
+    """log(x) / log(base)."""
+    base = writing.number(math.log(int(writing.operator[3:])), writing.dtype)
+    return writing.op("Div", writing.op("Log", input), base)
+
+
+@writes("add", "sub", "rsub")
+def write_add(writing: Writing, input: Any, other: Any, alpha: Any = 1) -> str:
+    """x + alpha y, x - alpha y, or y - alpha x."""
+    if writing.dtype is torch.bool:
+        raise NoRow("a sum of truth values")
+    first, second = (other, input) if writing.operator == "rsub" else (input, other)
+    x, y = writing.typed(first, writing.dtype), writing.typed(second, writing.dtype)
+    if alpha != 1:
+        y = writing.op("Mul", y, writing.number(alpha, writing.dtype))
+    return writing.op("Add" if writing.operator == "add" else "Sub", x, y)
+
+
+@writes("mul")
+def write_mul(writing: Writing, input: Any, other: Any) -> str:
+    """A product."""
+    if writing.dtype is torch.bool:
+        return writing.op("And", input, other)
+    return writing.op("Mul", *_operands(writing, input, other))
+
+
+@writes("div")
+def write_div(writing: Writing, input: Any, other: Any, rounding_mode: str | None = None) -> str:
+    """A quotient, as it is or rounded."""
+    if rounding_mode == "floor":
+        return write_floordiv(writing, input, other)
+    if rounding_mode is not None:
+        raise NoRow(f"rounding_mode={rounding_mode!r}")
+    return writing.op("Div", *_operands(writing, input, other))
+
+
+@writes("floordiv")
+def write_floordiv(writing: Writing, input: Any, other: Any) -> str:
+    """A quotient rounded down: ONNX rounds those of whole numbers towards zero."""
+    x, y = _operands(writing, input, other)
+    if writing.dtype.is_floating_point:
+        return writing.op("Floor", writing.op("Div", x, y))
+    return writing.op("Div", writing.op("Sub", x, writing.op("Mod", x, y)), y)
+
+
+@writes("remainder")
+def write_remainder(writing: Writing, input: Any, other: Any) -> str:
+    """What a division that rounds down leaves: of the divisor's sign."""
+    x, y = _operands(writing, input, other)
+    if not writing.dtype.is_floating_point:
+        return writing.op("Mod", x, y)
+    return writing.op("Sub", x, writing.op("Mul", writing.op("Floor", writing.op("Div", x, y)), y))
+
+
+@writes("fmod")
+def write_fmod(writing: Writing, input: Any, other: Any) -> str:
+    """What a division that rounds towards zero leaves."""
+    return writing.op("Mod", *_operands(writing, input, other), fmod=1)
+
+
+@writes("pow")
+def write_pow(writing: Writing, input: Any, exponent: Any) -> str:
+    """A power."""
+    return writing.op("Pow", *_operands(writing, input, exponent))
+
+
+@writes("maximum", "minimum")
+def write_extreme(writing: Writing, input: Any, other: Any) -> str:
+    """The larger or the smaller of two."""
+    kind = "Max" if writing.operator == "maximum" else "Min"
+    return writing.op(kind, *_operands(writing, input, other))
+
+
+@writes("fmax", "fmin")
+def write_extreme_number(writing: Writing, input: Any, other: Any) -> str:
+    """The same, of two of which one may be no number."""
+    x, y = _operands(writing, input, other)
+    both = writing.op("Max" if writing.operator == "fmax" else "Min", x, y)
+    if not writing.dtype.is_floating_point:
+        return both
+    known = writing.op("Where", writing.op("IsNaN", y), x, both)
+    return writing.op("Where", writing.op("IsNaN", x), y, known)
+
+
+@writes("clamp")
+def write_clamp(writing: Writing, input: Any, min: Any = None, max: Any = None) -> str:
+    """Between two numbers, or two tensors."""
+    x = writing.typed(input, writing.dtype)
+    bounds = [None if b is None else writing.typed(b, writing.dtype) for b in (min, max)]
+    if any(isinstance(b, Wire | Tensor) and b.shape != () for b in (min, max)):
+        x = x if min is None else writing.op("Max", x, bounds[0])
+        return x if max is None else writing.op("Min", x, bounds[1])
+    return writing.op("Clip", x, *bounds)
+
+
+@writes("clamp_min")
+def write_clamp_min(writing: Writing, input: Any, min: Any) -> str:
+    """Not below."""
+    return write_clamp(writing, input, min=min)
+
+
+@writes("clamp_max")
+def write_clamp_max(writing: Writing, input: Any, max: Any) -> str:
+    """Not above."""
+    return write_clamp(writing, input, max=max)
+
+
+@writes("lerp")
+def write_lerp(writing: Writing, input: Any, end: Any, weight: Any) -> str:
+    """x + weight (y - x)."""
+    x, y = _operands(writing, input, end)
+    part = writing.op("Mul", writing.op("Sub", y, x), writing.typed(weight, writing.dtype))
+    return writing.op("Add", x, part)
+
+
+@writes("addcmul", "addcdiv")
+def write_addc(writing: Writing, input: Any, tensor1: Any, tensor2: Any, value: Any = 1) -> str:
+    """x + value y z, or x + value y / z."""
+    y, z = _operands(writing, tensor1, tensor2)
+    part = writing.op("Mul" if writing.operator == "addcmul" else "Div", y, z)
+    if value != 1:
+        part = writing.op("Mul", part, writing.number(value, writing.dtype))
+    return writing.op("Add", writing.typed(input, writing.dtype), part)
+
+
+@writes("atan2")
+def write_atan2(writing: Writing, input: Any, other: Any) -> str:
+    """atan(y / x), half a turn further where x is negative, and 0 where both are."""
+    y, x = _operands(writing, input, other)
+    zero, turn = (writing.number(v, writing.dtype) for v in (0.0, math.pi))
+    both = writing.op("And", writing.op("Equal", x, zero), writing.op("Equal", y, zero))
+    ratio = writing.op("Where", both, zero, writing.op("Div", y, x))
+    behind = writing.op("Where", writing.op("Less", y, zero), writing.op("Neg", turn), turn)
+    shift = writing.op("Where", writing.op("Less", x, zero), behind, zero)
+    return writing.op("Add", writing.op("Atan", ratio), shift)
+
+
+def _operands(writing: Writing, *values: Any) -> list[str]:
+    """In the type of the result."""
+    return [writing.typed(value, writing.dtype) for value in values]

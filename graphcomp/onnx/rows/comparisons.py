@@ -8,8 +8,10 @@ import torch
 from graphcomp.onnx.rows.arithmetic import pair
 from graphcomp.onnx.rows.node import Node
 from graphcomp.onnx.rows.reading import Reading
-from graphcomp.onnx.rows.registry import reads
+from graphcomp.onnx.rows.registry import reads, writes
 from graphcomp.onnx.rows.values import Made, Value
+from graphcomp.onnx.rows.wires import NoRow, Wire, example
+from graphcomp.onnx.rows.writing import Writing
 
 # ---- reading
 
@@ -72,3 +74,86 @@ def read_where(node: Node, reading: Reading) -> Made:
 
 
 # ---- writing
+
+_COMPARISONS = {"lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual", "eq": "Equal"}
+
+
+@writes(*_COMPARISONS, "ne")
+def write_comparison(writing: Writing, input: Any, other: Any) -> str:
+    """In the type that holds both."""
+    dtype = torch.result_type(example(input), example(other))
+    x, y = writing.typed(input, dtype), writing.typed(other, dtype)
+    if writing.operator == "ne":
+        return writing.op("Not", writing.op("Equal", x, y))
+    return writing.op(_COMPARISONS[writing.operator], x, y)
+
+
+_LOGIC = {"and": "And", "or": "Or", "xor": "Xor"}
+
+
+@writes("logical_and", "logical_or", "logical_xor")
+def write_logical(writing: Writing, input: Any, other: Any) -> str:
+    """Of truth values; of numbers, whether they are not 0."""
+    kind = _LOGIC[writing.operator.removeprefix("logical_")]
+    return writing.op(kind, writing.typed(input, torch.bool), writing.typed(other, torch.bool))
+
+
+@writes("logical_not")
+def write_logical_not(writing: Writing, input: Any) -> str:
+    """Whether a number is 0."""
+    return writing.op("Not", writing.typed(input, torch.bool))
+
+
+@writes("bitwise_and", "bitwise_or", "bitwise_xor")
+def write_bitwise(writing: Writing, input: Any, other: Any) -> str:
+    """Of truth values, or bit by bit."""
+    kind = _LOGIC[writing.operator.removeprefix("bitwise_")]
+    kind = kind if writing.dtype is torch.bool else f"Bitwise{kind}"
+    return writing.op(kind, writing.typed(input, writing.dtype), writing.typed(other, writing.dtype))
+
+
+@writes("bitwise_not")
+def write_bitwise_not(writing: Writing, input: Any) -> str:
+    """Of truth values, or bit by bit."""
+    return writing.op("Not" if writing.dtype is torch.bool else "BitwiseNot", input)
+
+
+@writes("where")
+def write_where(writing: Writing, condition: Any, input: Any, other: Any) -> str:
+    """The first value where a condition holds; as a method, it is called on the first value."""
+    if writing.target == "where":
+        condition, input = input, condition
+    if example(condition).dtype is not torch.bool:
+        raise NoRow("a condition of numbers")
+    return writing.op(
+        "Where", condition, writing.typed(input, writing.dtype), writing.typed(other, writing.dtype)
+    )
+
+
+@writes("masked_fill")
+def write_masked_fill(writing: Writing, input: Wire, mask: Any, value: Any) -> str:
+    """A number where a mask holds."""
+    return writing.op("Where", mask, writing.typed(value, writing.dtype), input)
+
+
+@writes("isnan", "isinf")
+def write_is(writing: Writing, input: Any) -> str:
+    """IsNaN or IsInf."""
+    return writing.op("IsNaN" if writing.operator == "isnan" else "IsInf", input)
+
+
+@writes("nan_to_num")
+def write_nan_to_num(
+    writing: Writing, input: Any, nan: float | None = None, posinf: float | None = None,
+    neginf: float | None = None,
+) -> str:  # fmt: skip
+    """Numbers in the place of what is none, and of infinities."""
+    limits = torch.finfo(writing.dtype)
+    name = writing.op("Where", writing.op("IsNaN", input), writing.number(nan or 0.0, writing.dtype), input)
+    for sign, value in (
+        (1, limits.max if posinf is None else posinf),
+        (0, limits.min if neginf is None else neginf),
+    ):
+        found = writing.op("IsInf", name, detect_positive=sign, detect_negative=1 - sign)
+        name = writing.op("Where", found, writing.number(value, writing.dtype), name)
+    return name

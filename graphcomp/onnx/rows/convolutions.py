@@ -12,8 +12,9 @@ from graphcomp.onnx.rows.node import Node
 from graphcomp.onnx.rows.reading import Reading
 from graphcomp.onnx.rows.registry import reads, writes
 from graphcomp.onnx.rows.values import Known, Made, Value
-from graphcomp.onnx.rows.windows import Window, padded, pads_of, window_of
-from graphcomp.onnx.rows.writing import Call, Writing
+from graphcomp.onnx.rows.windows import Window, beside, padded, pads_of, window_of
+from graphcomp.onnx.rows.wires import NoRow, Wire, pairs
+from graphcomp.onnx.rows.writing import Writing
 
 _LAYERS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, Callable[..., nn.Module]] = {
@@ -141,15 +142,75 @@ def _call(
 
 
 @writes("conv1d", "conv2d", "conv3d")
-def write_conv(call: Call, writing: Writing) -> str:
-    """Conv with its pads on both sides."""
-    given = call.given
-    padding = given["padding"]
-    return writing.add(
+def write_conv(
+    writing: Writing,
+    input: Wire,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> str:
+    """Conv; what is not padded with zeros is padded in front of it."""
+    kernel = _kernel(input, weight)
+    rank = len(kernel)
+    dilations, x = pairs(dilation, rank), writing.name(input)
+    if isinstance(padding, str):
+        totals = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilations, kernel, strict=True)]
+        before, after = [t // 2 for t in totals], [t - t // 2 for t in totals]
+    else:
+        before = after = list(pairs(padding, rank))
+    if padding_mode != "zeros" and any([*before, *after]):
+        sides = {axis + 2: pair for axis, pair in enumerate(zip(before, after, strict=True))}
+        x = beside(writing, input, sides, padding_mode)
+        before = after = [0] * rank
+    return writing.op(
         "Conv",
-        [writing.value(given[name]) for name in ("input", "weight", "bias")],
-        strides=list(given["stride"]),
-        pads=[*padding, *padding],
-        dilations=list(given["dilation"]),
-        group=given["groups"],
+        x,
+        weight,
+        bias,
+        kernel_shape=list(kernel),
+        strides=list(pairs(stride, rank)),
+        pads=[*before, *after],
+        dilations=list(dilations),
+        group=groups,
     )
+
+
+@writes("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def write_conv_transpose(
+    writing: Writing,
+    input: Wire,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> str:
+    """ConvTranspose, which holds weights as torch does."""
+    kernel = _kernel(input, weight)
+    rank = len(kernel)
+    pads = pairs(padding, rank)
+    return writing.op(
+        "ConvTranspose",
+        input,
+        weight,
+        bias,
+        kernel_shape=list(kernel),
+        strides=list(pairs(stride, rank)),
+        pads=[*pads, *pads],
+        output_padding=list(pairs(output_padding, rank)),
+        dilations=list(pairs(dilation, rank)),
+        group=groups,
+    )
+
+
+def _kernel(input: Wire, weight: Any) -> tuple[int, ...]:
+    shape: tuple[int, ...] = tuple(weight.shape)
+    if input.rank != len(shape):
+        raise NoRow(f"an input of {input.rank} axes, which has no batch")
+    return shape[2:]

@@ -1,6 +1,7 @@
 """Rows of products of matrices."""
 
 import operator
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from graphcomp.onnx.rows.node import Node
 from graphcomp.onnx.rows.reading import Reading
 from graphcomp.onnx.rows.registry import reads, writes
 from graphcomp.onnx.rows.values import Known, Made, Value
-from graphcomp.onnx.rows.writing import Call, Writing
+from graphcomp.onnx.rows.wires import NoRow, Wire, constant
+from graphcomp.onnx.rows.writing import Writing
 
 # ---- reading
 
@@ -84,7 +86,64 @@ def _sum(reading: Reading, product: Made, added: Value, beta: float) -> Made:
 
 
 @writes("linear")
-def write_linear(call: Call, writing: Writing) -> str:
-    """Gemm, which holds weights as torch does, for matrices."""
-    names = [writing.value(call.given[name]) for name in ("input", "weight", "bias")]
-    return writing.add("Gemm", names, transB=1)
+def write_linear(writing: Writing, input: Wire, weight: Any, bias: Any = None) -> str:
+    """Gemm for matrices, which holds weights as torch does; MatMul, with a weight on its side, for others."""
+    if input.rank == 2:
+        turned = constant(weight) and not weight.is_contiguous() and weight.t().is_contiguous()
+        return writing.op("Gemm", input, weight.t() if turned else weight, bias, transB=int(not turned))
+    product = writing.op("MatMul", input, writing.turned(weight))
+    return product if bias is None else writing.op("Add", product, bias)
+
+
+@writes("matmul", "mm", "bmm", "mv", "dot")
+def write_matmul(writing: Writing, input: Any, other: Any) -> str:
+    """A product of matrices."""
+    return writing.op("MatMul", writing.typed(input, writing.dtype), writing.typed(other, writing.dtype))
+
+
+@writes("addmm", "baddbmm")
+def write_addmm(writing: Writing, input: Any, mat1: Any, mat2: Any, beta: float = 1, alpha: float = 1) -> str:
+    """beta input + alpha mat1 mat2."""
+    product = writing.op("MatMul", mat1, mat2)
+    if alpha != 1:
+        product = writing.op("Mul", product, writing.number(alpha, writing.dtype))
+    added = writing.name(input)
+    if beta != 1:
+        added = writing.op("Mul", added, writing.number(beta, writing.dtype))
+    return writing.op("Add", product, added)
+
+
+@writes("einsum")
+def write_einsum(writing: Writing, equation: str, *operands: Any) -> str:
+    """MatMul where it is one of the last two axes, else Einsum."""
+    if len(operands) == 1 and isinstance(operands[0], tuple | list):
+        operands = tuple(operands[0])
+    if not isinstance(equation, str):
+        raise NoRow("an equation in numbers")
+    equation = equation.replace(" ", "")
+    terms = _as_matmul(equation) if len(operands) == 2 else None
+    if terms is not None and isinstance(operands[1], Wire):
+        return writing.op("MatMul", operands[0], _swapped(writing, operands[1]) if terms else operands[1])
+    letters = dict.fromkeys(c for c in equation if c.isalpha())
+    small = dict(zip(letters, "abcdefghijklmnopqrstuvwxyz", strict=False))
+    return writing.op("Einsum", *operands, equation="".join(small.get(c, c) for c in equation))
+
+
+def _as_matmul(equation: str) -> bool | None:
+    """Whether the second operand is to be transposed for a MatMul to compute it; None if it is none."""
+    if "." in equation or "->" not in equation:
+        return None
+    (a, b), out = equation.split("->")[0].split(","), equation.split("->")[1]
+    batch = a[:-2]
+    if not len(set(a)) == len(a) == len(b) == len(out) >= 2 or b[:-2] != batch or out[:-2] != batch:
+        return None
+    row, inner = a[-2], a[-1]
+    if out[-2] != row or out[-1] in a:
+        return None
+    column = out[-1]
+    return {inner + column: False, column + inner: True}.get(b[-2:])
+
+
+def _swapped(writing: Writing, x: Wire) -> str:
+    axes = list(range(x.rank))
+    return writing.op("Transpose", x, perm=[*axes[:-2], axes[-1], axes[-2]])

@@ -1,7 +1,7 @@
 """Rows that move elements: transpose, concatenate, slice, gather, pad."""
 
 import operator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,10 +11,13 @@ from torch import nn
 from graphcomp.onnx.rows.layers import fill
 from graphcomp.onnx.rows.node import Node
 from graphcomp.onnx.rows.reading import Reading
-from graphcomp.onnx.rows.registry import reads
+from graphcomp.onnx.rows.registry import reads, writes
 from graphcomp.onnx.rows.shapes import expanded
 from graphcomp.onnx.rows.strided import strided
 from graphcomp.onnx.rows.values import Array, Known, Made, Value
+from graphcomp.onnx.rows.windows import beside
+from graphcomp.onnx.rows.wires import NoRow, Wire, is_open
+from graphcomp.onnx.rows.writing import Writing
 
 # ---- reading
 
@@ -294,3 +297,93 @@ def read_grid_sample(node: Node, reading: Reading) -> Made:
     mode = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
     padding, corners = node.word("padding_mode", "zeros"), bool(node.integer("align_corners", 0))
     return reading.call(F.grid_sample, x, grid, mode, padding, corners)
+
+
+# ---- writing
+
+
+@writes("permute", "transpose", "movedim", "t", "adjoint")
+def write_permute(writing: Writing, input: Wire, *dims: Any, **named: Any) -> Any:
+    """Transpose, by what the function itself makes of axes that can be told apart."""
+    probe = torch.empty([2 + axis for axis in range(input.rank)], device="meta")
+    order = [size - 2 for size in writing.again(probe).shape]
+    if order == sorted(order):
+        return input
+    return writing.op("Transpose", input, perm=order)
+
+
+_STACKS = {"hstack": 1, "column_stack": 1, "vstack": 0, "dstack": 2}
+
+
+@writes("cat", *_STACKS)
+def write_cat(writing: Writing, tensors: Any, dim: int = 0) -> Any:
+    """Concat; what has too few axes for a stack is left to torch."""
+    rank = writing.result.rank
+    if writing.operator in _STACKS:
+        dim = _STACKS[writing.operator]
+        if any(len(x.shape) != rank for x in tensors) or rank <= max(dim, 1):
+            raise NoRow("tensors of too few axes")
+    given = [x for x in tensors if tuple(x.shape) != (0,)]
+    if len(given) == 1:
+        return given[0]
+    return writing.op("Concat", *(writing.typed(x, writing.dtype) for x in given), axis=dim % rank)
+
+
+@writes("stack")
+def write_stack(writing: Writing, tensors: Any, dim: int = 0) -> str:
+    """Concat along an axis more."""
+    axis = dim % writing.result.rank
+    at = writing.ints(axis)
+    parts = [writing.op("Unsqueeze", writing.typed(x, writing.dtype), at) for x in tensors]
+    return writing.op("Concat", *parts, axis=axis)
+
+
+@writes("pad")
+def write_pad(
+    writing: Writing, input: Wire, pad: Any = None, mode: str = "constant", value: Any = None,
+    padding: Any = None, module: Any = None,
+) -> str:  # fmt: skip
+    """Pad, amounts as F.pad takes them: the last axis first."""
+    amounts = tuple(padding if module is not None else pad)
+    if module is not None:
+        mode = next((m for kind, m in _PAD_MODULES.items() if isinstance(module, kind)), "constant")
+    if not all(isinstance(n, int) for n in amounts):
+        raise NoRow("a pad that is open")
+    sides = {
+        input.rank - 1 - i: (before, after)
+        for i, (before, after) in enumerate(zip(amounts[::2], amounts[1::2], strict=True))
+    }
+    return beside(writing, input, sides, mode, value or 0)
+
+
+_PAD_MODULES: dict[type[nn.Module], str] = {
+    nn.modules.padding._ReflectionPadNd: "reflect",
+    nn.modules.padding._ReplicationPadNd: "replicate",
+    nn.modules.padding._CircularPadNd: "circular",
+}
+
+
+@writes("pixel_shuffle")
+def write_pixel_shuffle(writing: Writing, input: Wire, upscale_factor: int) -> str:
+    """DepthToSpace in torch's order."""
+    _refuse_rank(input)
+    return writing.op("DepthToSpace", input, blocksize=upscale_factor, mode="CRD")
+
+
+@writes("pixel_unshuffle")
+def write_pixel_unshuffle(writing: Writing, input: Wire, downscale_factor: int) -> str:
+    """By axes: SpaceToDepth has another order."""
+    _refuse_rank(input)
+    r = downscale_factor
+    channels, height, width = input.shape[1:]
+    if any(map(is_open, (height, width))):
+        raise NoRow("a plane of an open size")
+    h, w = cast(int, height) // r, cast(int, width) // r
+    name = writing.op("Reshape", input, writing.ints(0, cast(int, channels), h, r, w, r))
+    name = writing.op("Transpose", name, perm=[0, 1, 3, 5, 2, 4])
+    return writing.op("Reshape", name, writing.ints(0, cast(int, channels) * r * r, h, w))
+
+
+def _refuse_rank(input: Wire) -> None:
+    if input.rank != 4:
+        raise NoRow(f"{input.rank} axes")

@@ -1,6 +1,7 @@
 """Rows of normalisations."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from graphcomp.onnx.rows.node import Node
 from graphcomp.onnx.rows.reading import Reading, as_tensor
 from graphcomp.onnx.rows.registry import reads, writes
 from graphcomp.onnx.rows.values import Known, Made
-from graphcomp.onnx.rows.writing import Call, Writing
+from graphcomp.onnx.rows.wires import NoRow, Wire, is_open
+from graphcomp.onnx.rows.writing import Writing
 
 _BATCH_NORMS: dict[int, Callable[..., nn.Module]] = {
     2: nn.BatchNorm1d,
@@ -122,9 +124,106 @@ def _spread(node: Node, value: Known | None, shape: tuple[int, ...]) -> Known | 
 
 
 @writes("batch_norm")
-def write_batch_norm(call: Call, writing: Writing) -> str:
+def write_batch_norm(
+    writing: Writing,
+    input: Wire,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: Any = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = False,
+) -> str:
     """By running statistics."""
-    names = ("input", "weight", "bias", "running_mean", "running_var")
-    return writing.add(
-        "BatchNormalization", [writing.value(call.given[n]) for n in names], epsilon=call.given["eps"]
-    )
+    if running_mean is None or running_var is None or training:
+        raise NoRow("statistics of the batch")
+    scale = torch.ones_like(running_mean) if weight is None else weight
+    shift = torch.zeros_like(running_mean) if bias is None else bias
+    return writing.op("BatchNormalization", input, scale, shift, running_mean, running_var, epsilon=eps)
+
+
+@writes("layer_norm")
+def write_layer_norm(
+    writing: Writing,
+    input: Wire,
+    normalized_shape: Any,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = False,
+) -> str:
+    """Over the last axes."""
+    shape = tuple(normalized_shape) if isinstance(normalized_shape, tuple | list) else (normalized_shape,)
+    if any(map(is_open, shape)):
+        raise NoRow("a normalisation over an open size")
+    scale = torch.ones(shape, dtype=writing.dtype) if weight is None else weight
+    return writing.op("LayerNormalization", input, scale, bias, axis=-len(shape), epsilon=eps)
+
+
+@writes("group_norm")
+def write_group_norm(
+    writing: Writing,
+    input: Wire,
+    num_groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = False,
+) -> str:
+    """InstanceNormalization with groups for channels, then scale and shift by channel."""
+    one = torch.ones(num_groups, dtype=writing.dtype)
+    grouped = writing.op("Reshape", input, writing.ints(0, num_groups, -1))
+    name = writing.op("InstanceNormalization", grouped, one, torch.zeros_like(one), epsilon=eps)
+    if any(map(is_open, input.shape[1:])):
+        name = writing.op("Reshape", name, writing.op("Shape", input))
+    else:
+        name = writing.op("Reshape", name, writing.ints(-1, *input.shapes[0][1:]))
+    for kind, vector in (("Mul", weight), ("Add", bias)):
+        if vector is not None:
+            name = writing.op(kind, name, vector.reshape(-1, *[1] * (input.rank - 2)))
+    return name
+
+
+@writes("instance_norm")
+def write_instance_norm(
+    writing: Writing,
+    input: Wire,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: Any = None,
+    eps: float = 1e-5,
+    track_running_stats: bool = False,
+) -> str:
+    """By the statistics of every plane, or by running ones."""
+    if running_mean is not None and (track_running_stats or not use_input_stats):
+        return write_batch_norm(writing, input, running_mean, running_var, weight, bias, eps=eps)
+    channels = input.shapes[0][1]
+    if input.rank < 3:
+        raise NoRow(f"{input.rank} axes")
+    one = torch.ones(channels, dtype=writing.dtype)
+    scale, shift = one if weight is None else weight, torch.zeros_like(one) if bias is None else bias
+    return writing.op("InstanceNormalization", input, scale, shift, epsilon=eps)
+
+
+@writes("LocalResponseNorm", "local_response_norm")
+def write_local_response_norm(
+    writing: Writing, input: Wire, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> str:
+    """LRN, whose window lies otherwise where it has an even size."""
+    if size % 2 == 0:
+        raise NoRow(f"a window of {size}")
+    return writing.op("LRN", input, size=size, alpha=float(alpha), beta=float(beta), bias=float(k))
+
+
+@writes("normalize")
+def write_normalize(writing: Writing, input: Wire, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> str:
+    """x / max(norm, eps) along an axis."""
+    if p not in (1, 2) or not isinstance(dim, int):
+        raise NoRow(f"a norm of p={p} along {dim}")
+    norm = writing.op("ReduceL1" if p == 1 else "ReduceL2", input, writing.ints(input.axis(dim)), keepdims=1)
+    return writing.op("Div", input, writing.op("Max", norm, writing.number(eps, writing.dtype)))

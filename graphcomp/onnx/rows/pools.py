@@ -1,10 +1,12 @@
 """Rows of pooling."""
 
+import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 
 from graphcomp.onnx.rows.node import Node
@@ -12,7 +14,8 @@ from graphcomp.onnx.rows.reading import Reading
 from graphcomp.onnx.rows.registry import reads, writes
 from graphcomp.onnx.rows.values import Known, Made
 from graphcomp.onnx.rows.windows import Window, padded, pads_of, window_of
-from graphcomp.onnx.rows.writing import Call, Writing
+from graphcomp.onnx.rows.wires import NoRow, Wire, is_open, pairs
+from graphcomp.onnx.rows.writing import Writing
 
 _MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGES: dict[int, Callable[..., Any]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -129,15 +132,188 @@ def read_lrn(node: Node, reading: Reading) -> Made:
 
 
 @writes("max_pool1d", "max_pool2d", "max_pool3d")
-def write_max_pool(call: Call, writing: Writing) -> str:
-    """MaxPool with its pads on both sides."""
-    given = call.given
-    return writing.add(
+def write_max_pool(
+    writing: Writing,
+    input: Wire,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> str:
+    """MaxPool; a last window that hangs over is a pad more at that end."""
+    rank = _plane(writing)
+    if return_indices or input.rank != rank + 2:
+        raise NoRow("positions of the maxima" if return_indices else "an input without a batch")
+    kernel, dilations = pairs(kernel_size, rank), pairs(dilation, rank)
+    strides, pads = pairs(kernel if stride is None or stride == [] else stride, rank), pairs(padding, rank)
+    after, ceil = _after(writing, input, kernel, strides, pads, dilations, ceil_mode)
+    return writing.op(
         "MaxPool",
-        [writing.value(given["input"])],
-        kernel_shape=list(given["kernel_size"]),
-        strides=list(given["stride"]),
-        pads=[*given["padding"], *given["padding"]],
-        dilations=list(given["dilation"]),
-        ceil_mode=int(given["ceil_mode"]),
+        input,
+        kernel_shape=list(kernel),
+        strides=list(strides),
+        pads=[*pads, *after],
+        dilations=list(dilations),
+        ceil_mode=ceil,
     )
+
+
+@writes("avg_pool1d", "avg_pool2d", "avg_pool3d")
+def write_avg_pool(
+    writing: Writing,
+    input: Wire,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> str:
+    """AveragePool; zeros beside the plane count, or do not."""
+    rank = _plane(writing)
+    if input.rank != rank + 2:
+        raise NoRow("an input without a batch")
+    kernel, pads = pairs(kernel_size, rank), pairs(padding, rank)
+    strides = pairs(kernel if stride is None or stride == [] else stride, rank)
+    after, ceil = _after(writing, input, kernel, strides, pads, (1,) * rank, ceil_mode)
+    counted = count_include_pad and any(pads)
+    if (list(pads) != after or ceil) and (counted or divisor_override):
+        raise NoRow("windows that hang over the plane, with pads that count")
+    if divisor_override and any(pads) and not count_include_pad:
+        raise NoRow("a divisor of its own, with pads that do not count")
+    name = writing.op(
+        "AveragePool",
+        input,
+        kernel_shape=list(kernel),
+        strides=list(strides),
+        pads=[*pads, *after],
+        count_include_pad=int(counted),
+        ceil_mode=ceil,
+    )
+    if divisor_override:
+        name = writing.op("Mul", name, writing.number(math.prod(kernel) / divisor_override, input.dtype))
+    return name
+
+
+@writes("lp_pool1d", "lp_pool2d", "lp_pool3d")
+def write_lp_pool(
+    writing: Writing,
+    input: Wire,
+    norm_type: float,
+    kernel_size: Any,
+    stride: Any = None,
+    ceil_mode: bool = False,
+) -> str:
+    """LpPool, of even norms: of odd ones torch's has the sign of what it sums."""
+    rank = _plane(writing)
+    if norm_type % 2 or ceil_mode or input.rank != rank + 2:
+        raise NoRow(f"a norm of {norm_type}, or windows that hang over")
+    kernel = pairs(kernel_size, rank)
+    strides = pairs(kernel if stride is None or stride == [] else stride, rank)
+    return writing.op("LpPool", input, p=int(norm_type), kernel_shape=list(kernel), strides=list(strides))
+
+
+@writes("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+def write_adaptive_avg_pool(writing: Writing, input: Wire, output_size: Any) -> str:
+    """GlobalAveragePool or AveragePool; a matrix an axis where windows are of several sizes."""
+    sizes = _adaptive(writing, input, output_size)
+    if all(size == 1 for size in sizes):
+        return writing.op("GlobalAveragePool", input)
+    before = _closed(input)
+    if before == sizes:
+        return input.name
+    if all(a % b == 0 for a, b in zip(before, sizes, strict=True)):
+        kernel = [a // b for a, b in zip(before, sizes, strict=True)]
+        return writing.op("AveragePool", input, kernel_shape=kernel, strides=kernel)
+    name = input.name
+    for axis, (size, into) in enumerate(zip(before, sizes, strict=True), 2):
+        if size == into:
+            continue
+        matrix = torch.zeros(size, into, dtype=input.dtype)
+        for i, (start, stop) in enumerate(_windows(size, into)):
+            matrix[start:stop, i] = 1 / (stop - start)
+        swap = list(range(input.rank))
+        swap[axis], swap[-1] = swap[-1], swap[axis]
+        last = axis == input.rank - 1
+        name = name if last else writing.op("Transpose", name, perm=swap)
+        name = writing.op("MatMul", name, matrix)
+        name = name if last else writing.op("Transpose", name, perm=swap)
+    return name
+
+
+@writes("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+def write_adaptive_max_pool(
+    writing: Writing, input: Wire, output_size: Any, return_indices: bool = False
+) -> str:
+    """GlobalMaxPool or MaxPool; windows of several sizes are gathered, axis by axis."""
+    if return_indices or isinstance(writing.results[0], tuple):
+        raise NoRow("positions of the maxima")
+    sizes = _adaptive(writing, input, output_size)
+    if all(size == 1 for size in sizes):
+        return writing.op("GlobalMaxPool", input)
+    before = _closed(input)
+    if all(a % b == 0 for a, b in zip(before, sizes, strict=True)):
+        kernel = [a // b for a, b in zip(before, sizes, strict=True)]
+        return writing.op("MaxPool", input, kernel_shape=kernel, strides=kernel)
+    name = input.name
+    for axis, (size, into) in enumerate(zip(before, sizes, strict=True), 2):
+        windows = _windows(size, into)
+        width = max(stop - start for start, stop in windows)
+        index = torch.tensor([[min(start + i, stop - 1) for i in range(width)] for start, stop in windows])
+        name = writing.op("Gather", name, index, axis=axis)
+        name = writing.op("ReduceMax", name, writing.ints(axis + 1), keepdims=0)
+    return name
+
+
+def _plane(writing: Writing) -> int:
+    """Spatial axes, from the operator's name."""
+    return int(writing.operator[-2])
+
+
+def _closed(input: Wire) -> tuple[int, ...]:
+    """The sizes of a plane that has one size."""
+    if any(map(is_open, input.shape[2:])):
+        raise NoRow("windows of an open size")
+    return input.shapes[0][2:]
+
+
+def _adaptive(writing: Writing, input: Wire, output_size: Any) -> tuple[int, ...]:
+    rank = _plane(writing)
+    if input.rank != rank + 2:
+        raise NoRow("an input without a batch")
+    wanted = output_size if isinstance(output_size, tuple | list) else (output_size,) * rank
+    wanted = tuple(wanted) * (rank if len(wanted) == 1 else 1)
+    if all(isinstance(size, int) for size in wanted):
+        return wanted
+    before = _closed(input)
+    return tuple(b if size is None else size for b, size in zip(before, wanted, strict=True))
+
+
+def _windows(size: int, into: int) -> list[tuple[int, int]]:
+    """Start and end of every window, as torch has them."""
+    return [(i * size // into, -(-(i + 1) * size // into)) for i in range(into)]
+
+
+def _after(
+    writing: Writing,
+    input: Wire,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    ceil_mode: bool,
+) -> tuple[list[int], int]:
+    """Pads behind a plane, and ONNX's `ceil_mode`: needed only where the size of the plane is open."""
+    if not ceil_mode:
+        return list(pads), 0
+    if any(map(is_open, input.shape[2:])):
+        return list(pads), 1
+    after = []
+    out = writing.result.shapes[0][2:]
+    for size, made, k, s, p, d in zip(
+        input.shapes[0][2:], out, kernel, strides, pads, dilations, strict=True
+    ):
+        after.append(max(p, (made - 1) * s + d * (k - 1) + 1 - size - p))
+    return after, 0

@@ -1,5 +1,6 @@
 """Rows of reductions, and of what goes along an axis."""
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from graphcomp.onnx.rows.node import Node
 from graphcomp.onnx.rows.reading import Reading
-from graphcomp.onnx.rows.registry import reads
+from graphcomp.onnx.rows.registry import reads, writes
 from graphcomp.onnx.rows.values import Known, Made
+from graphcomp.onnx.rows.wires import NoRow, Wire, is_open
+from graphcomp.onnx.rows.writing import Writing
 
 # ---- reading
 
@@ -154,3 +158,149 @@ def read_one_hot(node: Node, reading: Reading) -> Made:
 
 
 # ---- writing
+
+_SUMS = {"mean": "ReduceMean", "sum": "ReduceSum"}
+_EXTREMES = {"max": "ReduceMax", "min": "ReduceMin", "amax": "ReduceMax", "amin": "ReduceMin"}
+
+
+@writes(*_SUMS)
+def write_sum(
+    writing: Writing, input: Wire, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> str:
+    """A sum or a mean, in the type of the result."""
+    axes = _from_front(input, dim)
+    is_plane = input.rank > 3 and axes == list(range(2, input.rank))
+    if writing.operator == "mean" and is_plane and writing.dtype is input.dtype:
+        pooled = writing.op("GlobalAveragePool", input)  # which keeps the layout of convolutions
+        return pooled if keepdim else writing.op("Flatten", pooled, axis=1)
+    return _reduced(writing, _SUMS[writing.operator], writing.typed(input, writing.dtype), axes, keepdim)
+
+
+@writes("prod")
+def write_prod(
+    writing: Writing, input: Wire, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> str:
+    """A product."""
+    x = writing.typed(input, writing.dtype)
+    return _reduced(writing, "ReduceProd", x, _from_front(input, dim), keepdim)
+
+
+@writes("amax", "amin")
+def write_extreme(writing: Writing, input: Wire, dim: Any = None, keepdim: bool = False) -> str:
+    """The largest or the smallest."""
+    axes = _from_front(input, None if dim in ((), []) else dim)
+    return _reduced(writing, _EXTREMES[writing.operator], input, axes, keepdim)
+
+
+@writes("max", "min")
+def write_max(writing: Writing, input: Any, dim: Any = None, keepdim: bool = False, other: Any = None) -> Any:
+    """The larger of two tensors, the largest of all, or that along an axis and where it is."""
+    second = dim if isinstance(dim, Wire | Tensor) else other
+    if second is not None:
+        both = (writing.typed(x, writing.dtype) for x in (input, second))
+        return writing.op(writing.operator.capitalize(), *both)
+    values = _reduced(writing, _EXTREMES[writing.operator], input, _from_front(input, dim), keepdim)
+    if dim is None:
+        return values
+    kind = "ArgMax" if writing.operator == "max" else "ArgMin"
+    return values, writing.op(kind, input, axis=input.axis(dim), keepdims=int(keepdim))
+
+
+@writes("argmax", "argmin")
+def write_argmax(writing: Writing, input: Wire, dim: int | None = None, keepdim: bool = False) -> str:
+    """Where the largest or smallest is."""
+    kind = "ArgMax" if writing.operator == "argmax" else "ArgMin"
+    if dim is None:
+        flat = writing.op("Reshape", input, writing.ints(-1))
+        return writing.op(kind, flat, axis=0, keepdims=0)
+    return writing.op(kind, input, axis=input.axis(dim), keepdims=int(keepdim))
+
+
+@writes("any", "all")
+def write_any(writing: Writing, input: Wire, dim: Any = None, keepdim: bool = False) -> str:
+    """Whether any, or every, value is not 0."""
+    counted = writing.cast(writing.typed(input, torch.bool), torch.float32)
+    kind = "ReduceMax" if writing.operator == "any" else "ReduceMin"
+    return writing.cast(_reduced(writing, kind, counted, _from_front(input, dim), keepdim), torch.bool)
+
+
+@writes("logsumexp")
+def write_logsumexp(writing: Writing, input: Wire, dim: Any, keepdim: bool = False) -> str:
+    """log(sum(exp(x)))."""
+    return _reduced(writing, "ReduceLogSumExp", input, _from_front(input, dim), keepdim)
+
+
+@writes("norm", "vector_norm")
+def write_norm(
+    writing: Writing, input: Wire, p: Any = None, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> str:
+    """The norm of vectors; several axes are one vector."""
+    many = isinstance(dim, tuple | list) and len(dim) == 2 or dim is None and input.rank == 2
+    if writing.target is torch.linalg.norm and many and p not in (None, "fro"):
+        raise NoRow("a norm of matrices")
+    order, axes = 2 if p in (None, "fro") else p, _from_front(input, dim)
+    if order in (1, 2):
+        return _reduced(writing, f"ReduceL{int(order)}", input, axes, keepdim)
+    if isinstance(order, str) or order == 0:
+        raise NoRow(f"a norm of order {order!r}")
+    size = writing.op("Abs", input)
+    if math.isinf(order):
+        return _reduced(writing, "ReduceMax" if order > 0 else "ReduceMin", size, axes, keepdim)
+    total = writing.op("Pow", size, writing.number(float(order), writing.dtype))
+    total = _reduced(writing, "ReduceSum", total, axes, keepdim)
+    return writing.op("Pow", total, writing.number(1 / order, writing.dtype))
+
+
+@writes("var", "std")
+def write_var(
+    writing: Writing,
+    input: Wire,
+    dim: Any = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    correction: Any = None,
+) -> str:
+    """The mean square of what differs from the mean, over one value less unless it is said otherwise."""
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    axes = _from_front(input, dim)
+    sizes = [input.shape[axis] for axis in axes]
+    less = int(unbiased) if correction is None else correction
+    if less and any(map(is_open, sizes)):
+        raise NoRow("a variance over an open size")
+    centred = writing.op("Sub", input, _reduced(writing, "ReduceMean", input, axes, True))
+    result = _reduced(writing, "ReduceMean", writing.op("Mul", centred, centred), axes, keepdim)
+    if less:
+        count = math.prod(size for size in sizes if isinstance(size, int))
+        result = writing.op("Mul", result, writing.number(count / (count - less), writing.dtype))
+    return result if writing.operator == "var" else writing.op("Sqrt", result)
+
+
+@writes("cumsum")
+def write_cumsum(writing: Writing, input: Wire, dim: int, dtype: Any = None) -> str:
+    """CumSum."""
+    axis = writing.store(torch.tensor(input.axis(dim)))
+    return writing.op("CumSum", writing.typed(input, writing.dtype), axis)
+
+
+@writes("topk")
+def write_topk(
+    writing: Writing, input: Wire, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> tuple[str, ...]:
+    """TopK: values and where they are."""
+    axis = input.axis(dim)
+    count = writing.size(k)
+    return writing.several("TopK", 2, input, count, axis=axis, largest=int(largest), sorted=int(sorted))
+
+
+def _from_front(input: Wire, dim: Any) -> list[int]:
+    """All that are reduced, from the front."""
+    dims = range(input.rank) if dim is None else dim if isinstance(dim, tuple | list) else (dim,)
+    return sorted(input.axis(d) for d in dims)
+
+
+def _reduced(writing: Writing, kind: str, value: Any, axes: list[int], keepdim: bool) -> str:
+    if not axes:
+        return writing.name(value)
+    # ReduceSum takes axes as an input since opset 13, the others since opset 18
+    return writing.op(kind, value, writing.ints(*axes), keepdims=int(keepdim))

@@ -7,13 +7,16 @@ if TYPE_CHECKING:
     from graphcomp.onnx.rows.node import Node
     from graphcomp.onnx.rows.reading import Reading
     from graphcomp.onnx.rows.values import Value
-    from graphcomp.onnx.rows.writing import Call, Writing
 
 Read = Callable[["Node", "Reading"], "Value | tuple[Value, ...]"]
 """A read row: from a node of a file its outputs, which it adds to the program that is being read."""
 
-Write = Callable[["Call", "Writing"], "str | tuple[str, ...]"]
-"""A write row: from a call of a program the names of its outputs, whose nodes it adds to the file."""
+Write = Callable[..., Any]
+"""A write row: called with a `Writing` and the arguments of the call, named as torch's signature has them (of
+a module its settings and tensors), it adds nodes to the file. It returns what the call yields: the name of a
+value or a tuple of names, or a wire or tensor that it was given, where nothing is to do.
+
+Raises `NoRow` for calls that it has no form for."""
 
 READS: dict[str, Read] = {}
 """ONNX operator -> its read row."""

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from graphcomp.onnx.rows.node import Node
 from graphcomp.onnx.rows.reading import Reading
-from graphcomp.onnx.rows.registry import reads
+from graphcomp.onnx.rows.registry import reads, writes
 from graphcomp.onnx.rows.values import Known, Made
+from graphcomp.onnx.rows.wires import NoRow, Wire, is_open
+from graphcomp.onnx.rows.writing import Writing
 
 # ---- reading
 
@@ -259,3 +261,51 @@ def _picked(reading: Reading, x: Made, rule: _Rule, a: _Axis) -> Made:
 
 
 # ---- writing
+
+_MODES = {
+    "nearest": "nearest", "nearest-exact": "nearest", "linear": "linear", "bilinear": "linear",
+    "trilinear": "linear", "bicubic": "cubic",
+}  # fmt: skip
+
+
+@writes("interpolate")
+def write_interpolate(
+    writing: Writing,
+    input: Wire,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> str:
+    """Resize, with torch's coordinates."""
+    if mode not in _MODES or antialias:
+        raise NoRow(f"mode {mode!r}" + (" with antialias" if antialias else ""))
+    coordinates = "align_corners" if align_corners else "pytorch_half_pixel"
+    if mode == "nearest":
+        coordinates = "asymmetric"
+    elif mode == "nearest-exact":
+        coordinates = "half_pixel"
+    settings: dict[str, Any] = {
+        "mode": _MODES[mode],
+        "coordinate_transformation_mode": coordinates,
+        "nearest_mode": {"nearest": "floor", "nearest-exact": "round_prefer_ceil"}.get(mode),
+        "cubic_coeff_a": -0.75 if mode == "bicubic" else None,
+    }
+    plane = list(range(2, input.rank))
+    before, after = input.shape[2:], writing.result.shape[2:]
+    if scale_factor is not None and not recompute_scale_factor:
+        factors = scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor,) * len(plane)
+        scales = writing.store(torch.tensor([1.0, 1.0, *map(float, factors)]))
+        return writing.op("Resize", input, None, scales, **settings)
+    if not any(map(is_open, (*before, *after))):
+        if before == after:
+            return input.name
+        wanted = writing.ints(*(n for n in after if isinstance(n, int)))
+    else:
+        given = list(size) if isinstance(size, tuple | list) else [size] * len(plane)
+        if size is None or any(n is None for n in given):
+            raise NoRow("a size that is computed from an open one")
+        wanted = writing.sizes(given)
+    return writing.op("Resize", input, None, None, wanted, axes=plane, **settings)

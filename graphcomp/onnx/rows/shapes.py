@@ -11,7 +11,8 @@ from graphcomp.onnx.rows.node import Node
 from graphcomp.onnx.rows.reading import Reading
 from graphcomp.onnx.rows.registry import reads, writes
 from graphcomp.onnx.rows.values import Known, Made, Value
-from graphcomp.onnx.rows.writing import Call, Writing
+from graphcomp.onnx.rows.wires import NoRow, Wire, is_open
+from graphcomp.onnx.rows.writing import Writing
 
 Shape = tuple[int, ...]
 
@@ -230,13 +231,127 @@ def read_depth(node: Node, reading: Reading) -> Made:
 # ---- writing
 
 
-@writes("flatten")
-def write_flatten(call: Call, writing: Writing) -> str:
-    """Flatten where it makes a matrix, else a Reshape of sizes that are copied from the input."""
-    given = call.given
-    shape = call.value.shape
-    if given["start_dim"] == 1 and len(shape) == 2:
-        return writing.add("Flatten", [writing.value(given["input"])], axis=1)
-    target = writing.value([0] * given["start_dim"] + [-1] + list(shape[given["start_dim"] + 1 :]))
-    assert math.prod(shape)
-    return writing.add("Reshape", [writing.value(given["input"]), target])
+@writes("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as")
+def write_reshape(writing: Writing, input: Any, *sizes: Any, **named: Any) -> str:
+    """Reshape to the size that is known to come out."""
+    if any(isinstance(s, torch.dtype) for s in [*sizes, *named.values()]):
+        raise NoRow("memory that is read as another type")
+    hints = [part for given in [*sizes, *named.values()] for part in numbers(given)]
+    shapes = writing.result.shapes
+    is_matrix = isinstance(input, Wire) and input.rank > 2 and len(shapes[0]) == 2
+    if is_matrix and all(a[0] == b[0] for a, b in zip(input.shapes, shapes, strict=True)):
+        return writing.op("Flatten", input, axis=1)
+    return writing.reshape(input, shapes, hints)
+
+
+@writes("squeeze")
+def write_squeeze(writing: Writing, input: Wire, dim: Any = None) -> str:
+    """Without axes of one element."""
+    if dim is None:
+        dims = list(range(input.rank))
+    else:
+        dims = [input.axis(d) for d in (dim if isinstance(dim, tuple | list) else (dim,))]
+    gone = [d for d in dims if not is_open(input.shape[d]) and input.shape[d] == 1]
+    return writing.op("Squeeze", input, writing.ints(*gone)) if gone else input.name
+
+
+@writes("unsqueeze")
+def write_unsqueeze(writing: Writing, input: Wire, dim: int) -> str:
+    """With an axis more."""
+    return writing.op("Unsqueeze", input, writing.ints(dim % (input.rank + 1)))
+
+
+@writes("expand", "broadcast_to", "expand_as")
+def write_expand(writing: Writing, input: Any, *sizes: Any) -> str:
+    """Axes of one element repeated without bound; the others are said to be 1, which keeps them."""
+    shapes = writing.result.shapes
+    before = input.shapes if isinstance(input, Wire) else [tuple(input.shape)] * len(shapes)
+    if all(a == b for a, b in zip(before, shapes, strict=True)):
+        return writing.name(input)
+    hints = [part for given in sizes for part in numbers(given)]
+    more = len(shapes[0]) - len(before[0])
+    target: list[Any] = []
+    for axis, wanted in enumerate(zip(*shapes, strict=True)):
+        if axis >= more and tuple(b[axis - more] for b in before) == wanted:
+            target.append(1)
+        elif len(set(wanted)) == 1:
+            target.append(wanted[0])
+        else:
+            found = [h for h in hints if is_open(h) and h.values == wanted]
+            if not found:
+                raise NoRow("an open size that its arguments do not say")
+            target.append(found[0])
+    return writing.op("Expand", input, writing.sizes(target))
+
+
+@writes("repeat", "tile")
+def write_repeat(writing: Writing, input: Wire, *sizes: Any) -> str:
+    """Tile."""
+    repeats = list(sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes)
+    repeats = [1] * (input.rank - len(repeats)) + repeats
+    name = input.name
+    if len(repeats) > input.rank:
+        name = writing.op("Unsqueeze", name, writing.ints(*range(len(repeats) - input.rank)))
+    return writing.op("Tile", name, writing.sizes(repeats))
+
+
+@writes("to", "type", "type_as", "float", "double", "half", "bfloat16", "int", "long", "bool")
+def write_to(writing: Writing, input: Any, *_: Any, dtype: Any = None) -> str:
+    """Cast to the type that is known to come out."""
+    return writing.typed(input, writing.dtype)
+
+
+@writes("contiguous", "clone", "detach", "identity", "positive", "cpu")
+def write_identity(writing: Writing, input: Any, *_: Any) -> Any:
+    """The value itself."""
+    return input
+
+
+@writes("zeros_like", "new_zeros", "zeros")
+def write_zeros(writing: Writing, *_: Any, dtype: Any = None) -> str:
+    """Zeros of an open size."""
+    return _filled(writing, 0, _)
+
+
+@writes("ones_like", "new_ones", "ones")
+def write_ones(writing: Writing, *_: Any, dtype: Any = None) -> str:
+    """Ones of an open size."""
+    return _filled(writing, 1, _)
+
+
+@writes("full_like")
+def write_full_like(writing: Writing, input: Wire, fill_value: Any, dtype: Any = None) -> str:
+    """One number of an open size."""
+    return _filled(writing, fill_value, (input,))
+
+
+def _filled(writing: Writing, value: Any, given: Sequence[Any]) -> str:
+    shape = writing.result.shape
+    if given and isinstance(given[0], Wire) and writing.result.shapes == given[0].shapes:
+        size = writing.op("Shape", given[0])
+    else:
+        hints = [part for one in given for part in numbers(one)]
+        target = []
+        for wanted in shape:
+            found = [h for h in hints if is_open(wanted) and is_open(h) and h.values == wanted.values]
+            if is_open(wanted) and not found:
+                raise NoRow("an open size that its arguments do not say")
+            target.append(found[0] if is_open(wanted) else wanted)
+        size = writing.sizes(target)
+    return writing.op("Expand", writing.number(value, writing.dtype), size)
+
+
+@writes("arange")
+def write_arange(writing: Writing, *given: Any, dtype: Any = None) -> str:
+    """Range with an open end."""
+    start, end, step = {1: (0, *given, 1), 2: (*given, 1), 3: given}[len(given)]
+    return writing.op("Range", *(writing.number(part, writing.dtype) for part in (start, end, step)))
+
+
+def numbers(given: Any) -> list[Any]:
+    """The numbers in an argument, or the sizes of a tensor."""
+    if isinstance(given, Wire):
+        return list(given.shape)
+    if isinstance(given, tuple | list):
+        return [part for one in given for part in numbers(one)]
+    return [given]

@@ -1,14 +1,17 @@
 """Windows that slide: their pads, as torch has them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 
 from graphcomp.onnx.rows.node import Node
 from graphcomp.onnx.rows.reading import Reading
 from graphcomp.onnx.rows.values import Made
+from graphcomp.onnx.rows.wires import NoRow, Wire
+from graphcomp.onnx.rows.writing import Writing
 
 
 @dataclass(frozen=True)
@@ -84,3 +87,34 @@ def padded(reading: Reading, x: Made, before: Sequence[int], after: Sequence[int
     """The input with pads on the last axes; itself without any."""
     flat: list[Any] = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
     return reading.call(F.pad, x, flat, "constant", value) if any(flat) else x
+
+
+_MODES = {"constant": "constant", "zeros": "constant", "reflect": "reflect", "replicate": "edge"}
+
+
+def beside(
+    writing: Writing, x: Wire, sides: Mapping[int, tuple[int, int]], mode: str, value: Any = 0.0
+) -> str:
+    """Write a Pad, in modes of torch.
+
+    Args:
+        sides: axis -> how much comes before and after; negative amounts cut away.
+        value: of a constant pad.
+    """
+    sides = {axis: pair for axis, pair in sides.items() if any(pair)}
+    if not sides:
+        return x.name
+    if mode == "circular":  # ONNX has it from opset 19 on
+        name = x.name
+        for axis, (before, after) in sides.items():
+            size = x.shape[axis]
+            if not isinstance(size, int):
+                raise NoRow("a circular pad of an open size")
+            index = torch.arange(-before, size + after) % size
+            name = writing.op("Gather", name, index, axis=axis)
+        return name
+    if mode not in _MODES:
+        raise NoRow(f"padding mode {mode!r}")
+    amounts = [sides.get(axis, (0, 0))[end] for end in (0, 1) for axis in range(x.rank)]
+    fill = writing.number(value, x.dtype) if mode in ("constant", "zeros") and value else None
+    return writing.op("Pad", x, writing.ints(*amounts), fill, mode=_MODES[mode])
