@@ -19,6 +19,7 @@ from graphcomp.errors import ExportError, ProviderError, first_line
 from graphcomp.ir import Program, named_tensors
 from graphcomp.onnx.agreement import tolerance_for
 from graphcomp.onnx.cleanup import clean
+from graphcomp.onnx.drafts import draft
 from graphcomp.onnx.interface import describe, input_names, output_names
 from graphcomp.onnx.lowering import dct_layers, densified, taking_weights
 from graphcomp.onnx.origins import annotate, origins_of_weights
@@ -27,6 +28,7 @@ from graphcomp.onnx.selection import cheapest
 from graphcomp.onnx.sizes import Dynamic, is_open, open_axes, other_sizes
 from graphcomp.onnx.translate import Translated, capture, translate
 from graphcomp.onnx.weights import rebuild_weights
+from graphcomp.onnx.writing import OPSET
 from graphcomp.records import DctWeights, Export
 from graphcomp.runtime import Provider
 
@@ -34,8 +36,6 @@ Stored = Literal["coefficients", "dense"]
 """How a file stores weights that a program computes from DCT coefficients."""
 # Protobuf's limit of 2^31 bytes, less room for the graph around the weights.
 _MAX_BYTES = 2**31 - 2**24
-OPSET = 18
-"""What the exporter writes, from which other versions are converted."""
 # Networks of one run that are remembered, which the last export mostly asks for again.
 _MAX_KEPT = 2**29
 
@@ -131,20 +131,26 @@ def export_onnx(
     progress("run the network", 0.0)
     cases = make_cases(program, checked, seed, outputs, other_sizes(program, axes))
     known = Exports() if known is None else known
-    key = known.key(source, inputs, outputs, opset, axes, checked[0])
-    translated = known.find(key)
-    if translated is None:
-        given = taking_weights(source) if dct_layers(source) else (source.module, {})
-        progress("capture the graph", 0.1)
-        exported = capture(source, axes, checked[0], *given)
-        progress("translate it to ONNX", 0.3)
-        names = [*inputs, *given[1]]
-        translated = translate(program, exported, opset, names, outputs, axes)
-        known.add(key, translated)
-    model, origins = translated.model(), translated.origins(program)
+
+    def exporter() -> Translated:
+        key = known.key(source, inputs, outputs, opset, axes, checked[0])
+        translated = known.find(key)
+        if translated is None:
+            given = taking_weights(source) if dct_layers(source) else (source.module, {})
+            progress("capture the graph", 0.1)
+            exported = capture(source, axes, checked[0], *given)
+            progress("translate it to ONNX", 0.3)
+            names = [*inputs, *given[1]]
+            translated = translate(program, exported, opset, names, outputs, axes)
+            known.add(key, translated)
+        return translated
+
+    progress("write it as ONNX", 0.1)
+    drafted = draft(source, inputs, outputs, opset, axes, checked[0], exporter)
+    model, origins = drafted.model, drafted.origins(program)
     progress("clean up", 0.7)
     done: list[str] = []
-    if cleanup:
+    if cleanup and drafted.fallback is not None:
         with muted():
             model, done = clean(model)
     ours = {name for name, origin in origins.items() if origin is not None and origin.made_by != "trace"}
@@ -170,6 +176,7 @@ def export_onnx(
         nodes=len(model.graph.node),
         parity=parity,
         cleanup=done,
+        fallback=drafted.fallback,
         dct=DctWeights(
             stored=dct,
             layers=len(layers),

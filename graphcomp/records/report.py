@@ -36,6 +36,11 @@ class Export(Record):
         "max |onnx - torch| / max |torch|, the worst of several inputs"
     )
     cleanup: list[str] = Field(description="what the clean-up did, with the count of nodes it saved")
+    fallback: str | None = Field(
+        default=None,
+        description="null if the file was written directly; else the call that could not be, and why, so that "
+        "torch's exporter made it",
+    )
     dct: DctWeights | None = Field(default=None, description="null if the program has no DCT layers")
 
 

@@ -24,9 +24,10 @@ from graphcomp.errors import ExportError, OutputError
 from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.program import PASS_KEY, Program, named_tensors, output_tensors
 from graphcomp.ir.tracing import trace
-from graphcomp.onnx import cleanup, export, translate
+from graphcomp.onnx import cleanup, drafts, export, translate
 from graphcomp.onnx.export import export_onnx
 from graphcomp.onnx.origins import MODULE_PROP, NODE_PROP, PASS_PROP
+from graphcomp.onnx.rows import NoRow
 from graphcomp.records import Export
 from tests.nets import TRAPS, scramble
 
@@ -333,12 +334,16 @@ def test_split_lost_its_metadata_and_still_belongs_to_chunk(exported: Callable[[
     assert [props(n)[MODULE_PROP] for n in exported("shuffled").nodes("Split")] == ["chunk"]
 
 
-@pytest.mark.slow
-def test_equal_weights_are_merged_but_their_nodes_are_not_confused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_that_are_one_tensor_are_stored_once_and_equal_ones_twice(tmp_path: Path, tied: bool) -> None:
+    """Who reads a file knows by that which layers may change by themselves."""
     model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1))
     model[2].load_state_dict(model[0].state_dict())
+    if tied:
+        model[2].weight = model[0].weight
     file = exported_to(tmp_path / "m.onnx", trace(model.eval(), torch.randn(1, 3, 4, 4)))
-    assert [n.input[1] for n in file.nodes("Conv")] == ["0.weight", "0.weight"]
+    assert [n.input[1] for n in file.nodes("Conv")] == ["0.weight", "0.weight" if tied else "2.weight"]
+    assert [n.input[2] for n in file.nodes("Conv")] == ["0.bias", "2.bias"]
     assert [props(n)[MODULE_PROP] for n in file.nodes("Conv")] == ["0", "2"]
 
 
@@ -365,8 +370,21 @@ def test_nothing_of_this_machine_is_in_the_file(exported: Callable[[str], Export
 # ----- clean-up
 
 
-def test_clean_up_says_what_it_did_and_keeps_the_function(exported: Callable[[str], Exported]) -> None:
-    file = exported("shuffled")
+@pytest.fixture
+def no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything goes through torch's exporter."""
+
+    def write(*_: Any) -> Any:
+        raise NoRow("conv: conv2d: no row")
+
+    monkeypatch.setattr(drafts, "write", write)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_rows")
+def test_clean_up_says_what_it_did_and_keeps_the_function(tmp_path: Path) -> None:
+    file = exported_to(tmp_path / "m.onnx", traced(Shuffled(), (1, 3, 6, 6)))
+    assert file.record.fallback == "conv: conv2d: no row"
     assert file.record.cleanup == [
         "indexing by Transpose, GatherND, Transpose -> Gather: 1 rewritten, 14 -> 12 nodes",
         "Identity or Pad by nothing -> dropped: 1 rewritten, 12 -> 11 nodes",
@@ -375,13 +393,24 @@ def test_clean_up_says_what_it_did_and_keeps_the_function(exported: Callable[[st
     assert [props(n)[MODULE_PROP] for n in file.nodes("Gather")] == ["getitem_2"]
 
 
-def test_option_a_shortcut_is_one_slice(exported: Callable[[str], Exported]) -> None:
-    file = exported("residual")
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_rows")
+def test_exported_option_a_shortcut_is_one_slice(tmp_path: Path) -> None:
+    file = exported_to(tmp_path / "m.onnx", traced(Residual(), (1, 3, 8, 8)))
     assert len(file.nodes("Slice")) == 1
     assert [line.split(":")[0] for line in file.record.cleanup] == ["Slice of a Slice -> one Slice"]
 
 
+def test_what_rows_write_needs_no_clean_up(exported: Callable[[str], Exported]) -> None:
+    for name, counts in {"residual": {"Slice": 1, "Pad": 1}, "shuffled": {"Gather": 1, "Pad": 0}}.items():
+        file = exported(name)
+        assert file.record.cleanup == [] and file.record.fallback is None
+        assert {op: len(file.nodes(op)) for op in counts} == counts
+        assert not file.nodes("Identity", "BatchNormalization", "GatherND", "Shape")
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_rows")
 def test_clean_up_can_be_left_out(tmp_path: Path) -> None:
     program = traced(Shuffled(), (1, 3, 6, 6))
     file = exported_to(tmp_path / "m.onnx", program, cleanup=False)
@@ -465,12 +494,19 @@ def test_clean_up_keeps_a_slice_that_is_an_output() -> None:
 
 
 @pytest.fixture
-def halves(exported_halves: tuple[Program, Any], monkeypatch: pytest.MonkeyPatch) -> Program:
-    """A program whose translation, which takes a second or two, is already there."""
-    program, translated = exported_halves
-    monkeypatch.setattr(export, "capture", lambda *_: None)
-    monkeypatch.setattr(export, "translate", lambda *_: translated)
-    return program
+def halves() -> Program:
+    return traced(Plain(lambda x: {"first": x[:, :2], "second": x[:, 2:]}))
+
+
+def broken_by(change: Callable[[ModelProto], None]) -> Callable[..., drafts.Draft]:
+    """What makes a draft with a mistake in it."""
+
+    def draft(*args: Any) -> drafts.Draft:
+        made = drafts.draft(*args)
+        change(made.model)
+        return made
+
+    return draft
 
 
 @pytest.fixture(scope="module")
@@ -482,11 +518,13 @@ def exported_halves() -> tuple[Program, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_rows")
 def test_a_run_translates_a_network_once(
-    tmp_path: Path, halves: Program, exported_halves: tuple[Program, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, exported_halves: tuple[Program, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same bytes as alone, named by each program's own passes; other weights are another network."""
-    asked: list[str] = []
+    halves, asked = exported_halves[0], list[str]()
+    monkeypatch.setattr(export, "capture", lambda *_: None)
 
     def translated(program: Program, *_: Any) -> Any:
         asked.append(program.fingerprint())
@@ -541,23 +579,21 @@ def test_error_above_tolerance_names_output_and_batch(tmp_path: Path, halves: Pr
 
 
 def test_wrong_file_is_caught(tmp_path: Path, halves: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(model: ModelProto) -> tuple[ModelProto, list[str]]:
+    def broken(model: ModelProto) -> None:
         bias = next(i for i in model.graph.initializer if i.name == "conv.bias")
         values = numpy_helper.to_array(bias).copy()
         values[2] *= 1.01
         bias.CopyFrom(numpy_helper.from_array(values, bias.name))
-        return model, []
 
-    monkeypatch.setattr(export, "clean", broken)
+    monkeypatch.setattr(export, "draft", broken_by(broken))
     assert_refused(tmp_path, halves, "output 'second' at batch 1: found a relative error")
 
 
 def test_invalid_file_is_caught(tmp_path: Path, halves: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(model: ModelProto) -> tuple[ModelProto, list[str]]:
+    def broken(model: ModelProto) -> None:
         model.graph.node[0].op_type = "Convolve"
-        return model, []
 
-    monkeypatch.setattr(export, "clean", broken)
+    monkeypatch.setattr(export, "draft", broken_by(broken))
     assert_refused(tmp_path, halves, r"m\.onnx: the ONNX checker found .*Convolve")
 
 

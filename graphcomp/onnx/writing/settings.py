@@ -1,6 +1,6 @@
 """The sizes that a program is written for, and what its nodes yield for each of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,10 @@ from torch import Tensor, fx
 from graphcomp.errors import TraceError
 from graphcomp.ir import Program, run_on_meta
 from graphcomp.onnx.rows.wires import NoRow
-
-OpenAxes = Sequence[Mapping[int, str]]
-"""For every input the axes that are left open -> what they are called in the file."""
+from graphcomp.onnx.sizes import STEP, OpenAxes
 
 _BATCHES = (7, 11)
 """Two that no literal of a network equals by chance in the same way."""
-
-_FACTORS = (2, 3, 5)
-"""How much longer than in the example further open axes are in the second setting, each another factor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,29 +29,34 @@ class Settings:
     open: Mapping[tuple[int, ...], str]
 
 
-def settings_of(program: Program, open_axes: OpenAxes) -> Settings:
+def settings_of(program: Program, open_axes: OpenAxes, batch: int = 1) -> Settings:
     """Run a program without numbers on two sizes of every open axis, or once if none is open.
+
+    Args:
+        program: whose example inputs say how large other axes are.
+        open_axes: axes of one name have one size.
+        batch: where the first axis is not open.
 
     Raises:
         NoRow: if it does not run at other sizes.
     """
     names = list(dict.fromkeys(name for axes in open_axes for name in axes.values()))
-    if not names:
+    if not names and batch == 1:
         return Settings((program.values,), {})
     found, seen = [], dict[tuple[int, ...], str]()
-    chosen: list[dict[str, int]] = [{}, {}]
+    chosen: list[dict[str, int]] = [{}, {}] if names else [{}]
     for name in names:
         axis, example = next(
             (axis, x) for x, axes in zip(program.example_inputs, open_axes, strict=True)
             for axis, other in axes.items() if other == name
         )  # fmt: skip
         size = example.shape[axis]
-        pair = _BATCHES if axis == 0 else (size, size * _FACTORS[len(seen) % len(_FACTORS)])
+        pair = _BATCHES if axis == 0 else (size, size + STEP * (1 + len(seen)))
         chosen[0][name], chosen[1][name] = pair
         seen[pair] = name
     for sizes in chosen:
         inputs = tuple(
-            _sized(x, {axis: sizes[name] for axis, name in axes.items()})
+            _sized(x, {0: batch} | {axis: sizes[name] for axis, name in axes.items()})
             for x, axes in zip(program.example_inputs, open_axes, strict=True)
         )
         try:

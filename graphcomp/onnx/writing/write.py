@@ -11,9 +11,10 @@ from torch import Tensor
 
 from graphcomp.ir import Program
 from graphcomp.onnx.rows import DTYPES, NoRow, Op, Wire, Writing, identity
+from graphcomp.onnx.sizes import OpenAxes
 from graphcomp.onnx.writing.driver import Driver
 from graphcomp.onnx.writing.folding import fold_norms
-from graphcomp.onnx.writing.settings import OpenAxes, Settings, settings_of
+from graphcomp.onnx.writing.settings import Settings, settings_of
 
 OPSET = 18
 """What rows are written in."""
@@ -30,18 +31,21 @@ class Written:
 
 
 @torch.no_grad()
-def write(program: Program, inputs: Sequence[str], outputs: Sequence[str], open_axes: OpenAxes) -> Written:
+def write(
+    program: Program, inputs: Sequence[str], outputs: Sequence[str], open_axes: OpenAxes, batch: int = 1
+) -> Written:
     """The model of a program in eval mode, at opset 18.
 
     Args:
         program: is not changed. Weights of its DCT layers become further inputs (`onnx.lowering`).
         inputs, outputs: what they are called in the file.
         open_axes: for every input the axes whose size is left open -> what they are called.
+        batch: where the first axis is not open.
 
     Raises:
         NoRow: naming the node that no row writes, and why.
     """
-    settings = settings_of(program, open_axes)
+    settings = settings_of(program, open_axes, batch)
     names = {identity(t): name for name, t in reversed(program.tensors.items())}
     writing = Writing(names, [*inputs, *outputs])
     found = _leaves(Driver(program, settings, writing).run(list(inputs)))
