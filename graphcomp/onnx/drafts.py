@@ -84,5 +84,5 @@ def _converted(model: ModelProto, tags: Mapping[str, str], opset: int) -> Draft:
             node.name = f"opset/{index}"
         reader = next((readers[name] for name in node.output if name in readers), None)
         inherited = found.get(reader.name, "") if reader is not None else ""
-        found[node.name] = tags.get(node.name, inherited or next(reversed(tags.values())))
+        found[node.name] = tags.get(node.name, inherited or list(tags.values())[-1])
     return Draft(new, found)

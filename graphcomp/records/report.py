@@ -38,8 +38,8 @@ class Export(Record):
     cleanup: list[str] = Field(description="what the clean-up did, with the count of nodes it saved")
     fallback: str | None = Field(
         default=None,
-        description="null if the file was written directly; else the call that could not be, and why, so that "
-        "torch's exporter made it",
+        description="null if the file was written directly; else the call that could not be, and why: then "
+        "torch's exporter made the file",
     )
     dct: DctWeights | None = Field(default=None, description="null if the program has no DCT layers")
 
