@@ -95,7 +95,7 @@ def write_linear(writing: Writing, input: Wire, weight: Any, bias: Any = None) -
     return product if bias is None else writing.op("Add", product, bias)
 
 
-@writes("matmul", "mm", "bmm", "mv", "dot")
+@writes("matmul", "mm", "bmm", "mv")
 def write_matmul(writing: Writing, input: Any, other: Any) -> str:
     """A product of matrices."""
     return writing.op("MatMul", writing.typed(input, writing.dtype), writing.typed(other, writing.dtype))
