@@ -122,7 +122,6 @@ MORE: dict[str, list[Callable[[], Net]]] = {
     "new_ones": [lambda: Net(lambda m, x: x + x.new_ones((x.size(0), 1, 1, 1)))],
     "full_like": [lambda: Net(lambda m, x: x * torch.full_like(x, 0.5))],
     "arange": [lambda: Net(lambda m, x: x + torch.arange(x.size(0)).view(-1, 1, 1, 1))],
-    "cpu": [lambda: Net(lambda m, x: x.cpu() * 2)],
     "bool": [lambda: Net(lambda m, x: F.relu(x).bool())],
 }
 """Rows that channels are not followed through -> networks of an input of 4 x 6 x 6."""

@@ -134,7 +134,14 @@ def write_gather(writing: Writing, input: Wire, dim: int, index: Any, sparse_gra
 
 @writes("Embedding", "embedding")
 def write_embedding(
-    writing: Writing, input: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, *_: Any
+    writing: Writing,
+    input: Any,
+    weight: Any,
+    padding_idx: Any = None,
+    max_norm: Any = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
 ) -> str:
     """Rows of a table."""
     if max_norm is not None:

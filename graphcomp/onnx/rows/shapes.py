@@ -301,7 +301,7 @@ def write_to(writing: Writing, input: Any, *_: Any, dtype: Any = None) -> str:
     return writing.typed(input, writing.dtype)
 
 
-@writes("contiguous", "clone", "detach", "identity", "positive", "cpu")
+@writes("contiguous", "clone", "detach", "identity", "positive")
 def write_identity(writing: Writing, input: Any, *_: Any) -> Any:
     """The value itself."""
     return input
