@@ -144,7 +144,7 @@ class Layouts:
 
     def fix_sizes(self, node: fx.Node) -> bool:
         """Sizes in view, reshape, expand and unflatten that are not derived from the tensor itself."""
-        if self.op(node) not in ("view", "reshape", "expand", "unflatten"):
+        if self.op(node) not in ("view", "reshape", "expand", "broadcast_to", "unflatten"):
             return False
         cut, old = self.cuts[node], self.program.shape(node) or ()
         wanted = shrunk(old, cut)

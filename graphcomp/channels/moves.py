@@ -20,6 +20,8 @@ class Padding:
     flat: tuple[int, ...]
     mode: str
     value: float | None
+    computed: bool = False
+    """Whether amounts follow from sizes; `flat` has those at the example's."""
 
     def amounts(self, ndim: int) -> dict[int, tuple[int, int]]:
         """Axis -> (before, after), of the axes that are padded."""
@@ -37,17 +39,19 @@ class Padding:
 
 
 def padding_of(program: Program, node: fx.Node) -> Padding | None:
-    """The padding that a node applies; None if its amounts are computed."""
+    """The padding that a node applies; None if its amounts are computed from what is no size."""
     if node.op == "call_module":
         module = program.layer(cast(str, node.target))
         mode = next((m for kind, m in _PAD_MODES.items() if isinstance(module, kind)), "constant")
         return Padding(tuple(module.padding), mode, getattr(module, "value", None))  # type: ignore[arg-type]
     given = dict(zip(("pad", "mode", "value"), node.args[1:], strict=False)) | node.kwargs
     raw = given["pad"]
-    flat = tuple(raw) if isinstance(raw, tuple | list) else (raw,)
+    raw = tuple(raw) if isinstance(raw, tuple | list) else (raw,)
+    flat = tuple(program.values[a] if isinstance(a, fx.Node) else a for a in raw)
     if not all(isinstance(a, int) for a in flat):
         return None
-    return Padding(cast(tuple[int, ...], flat), given.get("mode", "constant"), given.get("value"))  # type: ignore[arg-type]
+    computed = any(isinstance(a, fx.Node) for a in raw)
+    return Padding(flat, given.get("mode", "constant"), given.get("value"), computed)  # type: ignore[arg-type]
 
 
 _PAD_MODES: dict[type[nn.Module], str] = {
@@ -159,6 +163,7 @@ MOVES: dict[str, Callable[..., Any]] = {
     "squeeze": torch.squeeze,
     "unsqueeze": torch.unsqueeze,
     "expand": torch.Tensor.expand,
+    "broadcast_to": torch.broadcast_to,
     "repeat": torch.Tensor.repeat,
     "tile": torch.tile,
     "roll": torch.roll,

@@ -37,6 +37,7 @@ from graphcomp.channels.opaque import (
     what,
     why_opaque,
 )
+from graphcomp.channels.planes import fold, sample, shaped_like, unfold
 from graphcomp.channels.tracker import Tracker, Unread
 from graphcomp.ir import LAYERS, MODULE_NAMES, Program, is_read_later, op_name
 
@@ -176,7 +177,7 @@ def _reduce(tracker: Tracker, node: fx.Node) -> Any:
         return _couple(tracker, node)
     position = 2 if name in ("norm", "vector_norm") else 1
     dim = argument(tracker, node, position, "dim", None)
-    if name in ("var", "std") and isinstance(dim, bool):
+    if name in ("var", "std", "var_mean", "std_mean") and isinstance(dim, bool):
         dim = None
     dims = dims_of(dim, labels.ndim)
     labels = _mix(tracker, node, labels, dims)
@@ -306,7 +307,8 @@ def _pad(tracker: Tracker, node: fx.Node) -> Any:
         return opaque(tracker, node)
     for d, (before, after) in padding.amounts(labels.ndim).items():
         if d in varying(labels):
-            if padding.mode != "constant" or min(before, after) < 0 or len(varying(labels)) > 1:
+            plain_amounts = padding.mode == "constant" and min(before, after) >= 0 and not padding.computed
+            if not plain_amounts or len(varying(labels)) > 1:
                 return opaque(tracker, node)
             parts = [
                 along(tracker.mint(n), d, [*labels.shape[:d], n, *labels.shape[d + 1 :]])
@@ -327,6 +329,10 @@ FUNCTION_RULES: dict[str, Rule] = {
     **dict.fromkeys(MOVES, _move),
     "stack": _stack,
     "pad": _pad,
+    **dict.fromkeys(["view_as", "reshape_as"], shaped_like),
+    "grid_sample": sample,
+    "unfold": unfold,
+    "fold": fold,
     **dict.fromkeys(
         """relu relu6 elu selu celu gelu silu mish hardswish hardsigmoid hardtanh leaky_relu logsigmoid
         softplus softsign tanhshrink sigmoid tanh exp log log1p expm1 sqrt rsqrt square abs neg clamp
@@ -340,14 +346,16 @@ FUNCTION_RULES: dict[str, Rule] = {
     "layer_norm": layer_norm,
     **dict.fromkeys(["softmax", "log_softmax", "softmin", "cumsum", "cumprod", "normalize"], _softmax),
     **dict.fromkeys(
-        "mean sum prod amax amin max min median logsumexp norm vector_norm var std any all".split(), _reduce
+        """mean sum prod amax amin max min median logsumexp norm vector_norm var std var_mean std_mean
+        any all""".split(),
+        _reduce,
     ),
     "glu": _glu,
     "getattr": _attribute,
     **dict.fromkeys(
         """add sub mul div pow floordiv maximum minimum fmax fmin where lerp addcmul addcdiv atan2 rsub
-        remainder fmod lt le gt ge eq ne logical_and logical_or logical_xor bitwise_and bitwise_or
-        bitwise_xor""".split(),
+        remainder fmod masked_fill expand_as lt le gt ge eq ne logical_and logical_or logical_xor
+        bitwise_and bitwise_or bitwise_xor""".split(),
         _couple,
     ),
 }

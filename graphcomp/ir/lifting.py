@@ -234,6 +234,10 @@ def _group_norm(tensors: Tensors, given: Mapping[str, Any], owner: nn.Module) ->
     return nn.GroupNorm(given["num_groups"], cast(Tensor, tensors["weight"]).numel(), given["eps"])
 
 
+def _prelu(tensors: Tensors, given: Mapping[str, Any], owner: nn.Module) -> nn.Module:
+    return nn.PReLU(cast(Tensor, tensors["weight"]).numel())
+
+
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 _FORMS: dict[Any, Form] = {
@@ -243,6 +247,7 @@ _FORMS: dict[Any, Form] = {
     F.conv_transpose1d: _convolution(nn.ConvTranspose1d, True),
     F.conv_transpose2d: _convolution(nn.ConvTranspose2d, True),
     F.conv_transpose3d: _convolution(nn.ConvTranspose3d, True),
+    F.prelu: Form(("weight",), _arguments("input weight"), _prelu),
     F.linear: Form(("weight", "bias"), _arguments("input weight bias"), _linear),
     F.batch_norm: Form(
         ("weight", "bias", "running_mean", "running_var"),

@@ -97,6 +97,7 @@ MODULE_NAMES: dict[type[nn.Module], str] = {
     nn.ReflectionPad1d: "pad", nn.ReflectionPad2d: "pad", nn.ReflectionPad3d: "pad",
     nn.ReplicationPad1d: "pad", nn.ReplicationPad2d: "pad", nn.ReplicationPad3d: "pad",
     nn.CircularPad1d: "pad", nn.CircularPad2d: "pad", nn.CircularPad3d: "pad",
+    nn.Unfold: "unfold", nn.Fold: "fold",
     nn.Identity: "identity",
 }  # fmt: skip
 """The module form of an operator -> its name."""

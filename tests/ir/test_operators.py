@@ -62,6 +62,10 @@ def volume(x: Any) -> Any:
     return x.unsqueeze(2).repeat(1, 1, 2, 1, 1)
 
 
+def windows(x: Any) -> Any:
+    return F.unfold(x, 2, stride=2)
+
+
 def pair(f: Any, x: Any, y: Any, _: Any) -> Any:
     return f(x, y)
 
@@ -114,6 +118,18 @@ EXAMPLES: dict[str, Example] = {
     "squeeze": Example((2,), before=lambda x: x.unsqueeze(2)),
     "unsqueeze": Example((2,)),
     "expand": Example(((-1, -1, PLANE, PLANE),), before=lambda x: x.mean((2, 3), keepdim=True)),
+    "broadcast_to": Example(
+        call=lambda f, x, y, _: f(x.mean((2, 3), keepdim=True), (x.size(0), WIDTH, PLANE, PLANE))
+    ),
+    "expand_as": Example(call=lambda f, x, y, _: f(x.mean((2, 3), keepdim=True), y)),
+    "view_as": Example(call=lambda f, x, y, _: f(x.flatten(2), y)),
+    "reshape_as": Example(call=lambda f, x, y, _: f(x.flatten(2), y)),
+    "masked_fill": Example(call=lambda f, x, y, _: f(x, y > 0, 0.5)),
+    "grid_sample": Example(
+        call=lambda f, x, y, m: f(x, m.mean[:2].tanh().expand(x.size(0), 5, 4, 2), align_corners=False)
+    ),
+    "unfold": Example(call=lambda f, x, y, _: f(x, 3) if f is F.unfold else f(x, 2, 3, 1)),
+    "fold": Example(call=lambda f, x, y, _: f(F.unfold(x, 2, stride=2), PLANE, 2, stride=2)),
     "repeat": Example(((1, 1, 2, 1),)),
     "tile": Example(((1, 1, 2, 1),)),
     "roll": Example((1, 2)),
@@ -163,7 +179,9 @@ EXAMPLES: dict[str, Example] = {
     "layer_norm": Example(((PLANE,),)),
     **dict.fromkeys(["softmax", "log_softmax", "softmin", "cumsum", "cumprod"], Example((2,))),
     "normalize": Example((2.0, 2)),
-    **dict.fromkeys("sum prod amax amin max min median logsumexp var std any all".split(), REDUCED),
+    **dict.fromkeys(
+        "sum prod amax amin max min median logsumexp var std var_mean std_mean any all".split(), REDUCED
+    ),
     "mean": Example(((2, 3),)),
     **dict.fromkeys(["norm", "vector_norm"], Example((2, 2))),
     "glu": Example((1,)),
@@ -201,6 +219,8 @@ MODULES: dict[type[nn.Module], tuple[Any, ...]] = {
     nn.UpsamplingNearest2d: (None, 2.0),
     **dict.fromkeys([nn.Softmax, nn.LogSoftmax, nn.Softmin], (2,)),
     nn.Threshold: (0.1, 0.0),
+    nn.Unfold: (3,),
+    nn.Fold: (PLANE, 2, 1, 0, 2),
     nn.GLU: (1,),
     nn.LayerNorm: (PLANE,),
     nn.GroupNorm: (WIDTH, WIDTH),
@@ -268,7 +288,7 @@ def branches(row: str) -> list[Branch]:
     for label, function in functions(row).items() if example else ():
         found.append(Branch(label, partial(example, function)))  # type: ignore[arg-type]
     for kind in modules(row):
-        before = {"1d": line, "3d": volume}.get(kind.__name__[-2:], same)
+        before = windows if kind is nn.Fold else {"1d": line, "3d": volume}.get(kind.__name__[-2:], same)
         run = partial(called, before, lying(row), example.after if example else same)
         found.append(Branch(f"nn.{kind.__name__}", run, built(kind), lying(row)))
     return found
