@@ -75,7 +75,7 @@ class ShapedTracer(fx.Tracer):
             if node.args or name.startswith("*"):
                 args[at] = {"*": (), "**": {}}[name[: name.count("*")]] if name[0] == "*" else node.args[0]
                 self.graph.erase_node(node)
-        return lambda *given: _plain_output(fn(*given)), args
+        return lambda *given: plain_output(fn(*given)), args
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """For control flow. Raises Unknown."""
@@ -117,14 +117,14 @@ _LEAVES = (
 """Functions that are kept whole."""
 
 
-def _plain_output(value: Any) -> Any:
+def plain_output(value: Any) -> Any:
     """Dataclasses and mappings of one's own as dicts: what a saved program can hold."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type | Mapping):
         value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {key: _plain_output(item) for key, item in value.items()}
+        return {key: plain_output(item) for key, item in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(map(_plain_output, value))
+        return type(value)(map(plain_output, value))
     return value
 
 

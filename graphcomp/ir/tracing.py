@@ -3,8 +3,9 @@
 import copy
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from graphcomp.ir.concrete import Unknown, Values
 from graphcomp.ir.exported import NotLiftedError, export, has_open_batch, lifted
 from graphcomp.ir.folding import fold_weights
 from graphcomp.ir.frozen import as_layers, holds_frozen
+from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.interface import Interface
 from graphcomp.ir.lifting import lift_layers
 from graphcomp.ir.operators import OUT_OF_PLACE, name_types, reshape_out_of_place
@@ -31,9 +33,10 @@ from graphcomp.ir.program import (
     evaluating,
     graph_module,
     is_read_later,
+    output_tensors,
     with_tensors,
 )
-from graphcomp.ir.tracer import ShapedTracer, own_frames, recording_factories
+from graphcomp.ir.tracer import ShapedTracer, own_frames, plain_output, recording_factories
 
 
 def trace(
@@ -89,7 +92,31 @@ def trace(
     interface = Interface(specialised=captured.specialised, remarks=captured.remarks)
     program = Program(module, firsts, interface=interface)
     # shapes are derived now, so that a wrong input shape fails here
-    return _without_seen_writes(program, [n for n in module.graph.nodes if n.name in augmented])
+    program = _without_seen_writes(program, [n for n in module.graph.nodes if n.name in augmented])
+    if captured.original is not None:
+        _compare(program, captured)
+    return program
+
+
+_AGREES = 1e-4
+"""Largest difference from the original, relative to its largest output."""
+
+
+def _compare(program: Program, captured: "_Captured") -> None:
+    """torch.export picks a side of `if x.shape[0] == 1` in silence: compare at one sample and at three."""
+    original = cast(Callable[..., Any], captured.original)
+    for batch in (1, 3):
+        inputs = fresh_inputs(program, batch, seed=batch)
+        with torch.no_grad():
+            wanted = output_tensors(plain_output(original(*(x.clone() for x in inputs))))
+            found = output_tensors(program(*(x.clone() for x in inputs)))
+        for x, y in zip(found, wanted, strict=True):
+            peak = float(y.abs().max()) if y.numel() else 0.0
+            if x.shape != y.shape or not torch.allclose(x, y, rtol=0.0, atol=_AGREES * peak, equal_nan=True):
+                raise TraceError(
+                    f"{captured.name}: found another result than the network's at batch {batch} from what "
+                    f"torch.export made of it, expected the same; {'; '.join(captured.remarks)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -98,6 +125,7 @@ class _Captured:
 
     Attributes:
         folded, specialised: see `ir.folding` and `Interface`. remarks: what has to be said of how it came.
+        original: what it is compared with, for a graph that was not recorded by us.
     """
 
     name: str
@@ -106,6 +134,7 @@ class _Captured:
     folded: list[str]
     specialised: tuple[str, ...]
     remarks: tuple[str, ...] = ()
+    original: Callable[..., Any] | None = None
 
 
 def _of_module(model: nn.Module, inputs: tuple[Tensor, ...], copy_weights: bool, fold: bool) -> _Captured:
@@ -145,7 +174,12 @@ def _of_module(model: nn.Module, inputs: tuple[Tensor, ...], copy_weights: bool,
             ) from error
         where = str(refusal).partition("; expected")[0]
         why = f"captured by torch.export, since torch.fx could not follow {where}"
-        return replace(captured, remarks=(why,))
+        return replace(captured, remarks=(why,), original=partial(_evaluated, model))
+
+
+def _evaluated(model: nn.Module, *inputs: Tensor) -> Any:
+    with evaluating(model):
+        return model(*inputs)
 
 
 def _of_exported(program: ExportedProgram, inputs: tuple[Tensor, ...], fold: bool) -> _Captured:

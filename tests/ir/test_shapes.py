@@ -171,26 +171,28 @@ def test_a_network_that_asks_nothing_is_for_all_sizes() -> None:
 @pytest.mark.parametrize(
     ("body", "found"),
     [
-        (lambda net, x: x if x.shape[0] == 1 else x * 2, "depends on the batch size"),
+        (lambda net, x: x if x.shape[0] == 1 else x * 2, "depends on the batch size|another result.*batch 1"),
         (lambda net, x: sum(x), "its length depends on the batch size"),
         (lambda net, x: x if x.sum() > 0 else -x, "whose values only a run knows"),
         (lambda net, x: x * float(x.mean()), "whose values only a run knows"),
     ],
 )
 def test_what_no_size_answers_is_refused_with_its_line(body: Callable[..., Any], found: str) -> None:
-    with pytest.raises(TraceError, match=rf"test_shapes.py:\d+: .*{found}"):
+    with pytest.raises(TraceError, match=rf"test_shapes.py:\d+: .*({found})|({found}).*test_shapes.py:\d+: "):
         graphcomp.trace(Net(body).eval(), torch.randn(1, 3, 12, 12))
 
 
-def test_a_write_that_an_older_view_sees_is_refused() -> None:
+def test_a_write_that_an_older_view_sees_goes_through_the_second_door() -> None:
     def body(net: Net, x: Tensor) -> Tensor:
         y = x.relu()
         view = y.flatten(1)
         y[:, 0] = 0
         return view
 
-    with pytest.raises(TraceError, match="another view of its memory"):
-        graphcomp.trace(Net(body).eval(), torch.randn(1, 3, 12, 12))
+    model, x = Net(body).eval(), torch.randn(2, 3, 12, 12)
+    program = graphcomp.trace(model, x)
+    assert "another view of its memory" in program.interface.remarks[0]
+    torch.testing.assert_close(program(x), model(x))
 
 
 class Optional(nn.Module):
