@@ -199,6 +199,22 @@ def test_weights_as_constants_and_as_inputs(tmp_path: Path) -> None:
     assert layer.bias is not None and list(program.called_modules()) == ["c"]
 
 
+def test_a_bias_that_takes_the_inputs_type_is_a_bias(tmp_path: Path) -> None:
+    """As torch's exporter writes a layer without one, when it folds nothing."""
+    nodes = [
+        node("CastLike", ["zero", "x"], ["typed"]),
+        node("Shape", ["w"], ["size"], start=0, end=1),
+        node("Expand", ["typed", "size"], ["b"]),
+        node("Conv", ["x", "w", "b"], ["y"], name="c"),
+    ]
+    arrays = {"w": weight(4, 3, 3, 3), "zero": np.array(2, np.int64)}
+    program = read_onnx(write(make(nodes, {"x": (OPEN, 3, 6, 6)}, arrays), tmp_path))
+    assert list(program.called_modules()) == ["c"]
+    bias = program.layer("c", nn.Conv2d).bias
+    assert bias is not None
+    torch.testing.assert_close(bias.detach(), torch.full((4,), 2.0))
+
+
 def external(tmp_path: Path, location: str = "weights.bin") -> tuple[onnx.ModelProto, Path]:
     model = make([conv("c", "x", "y", "w")], {"x": (OPEN, 3, 6, 6)}, {"w": weight(4, 3, 3, 3)})
     path = tmp_path / "model.onnx"

@@ -107,10 +107,16 @@ def _rest(values: Sequence[Value]) -> list[Value]:
 
 
 @reads("Cast", "CastLike")
-def read_cast(node: Node, reading: Reading) -> Made:
+def read_cast(node: Node, reading: Reading) -> Value:
     """To another kind of number; between floating point types nothing, since a program has only one."""
-    x = reading.tensor(node.input(0))
+    given = node.input(0)
     node.ignore("saturate", "round_mode")  # of 8-bit types, which are refused
+    if isinstance(given, Known) and isinstance(like := node.input(1), Made):
+        # Only its type is asked for: numbers stay numbers, or a bias that follows from them was no bias.
+        wanted = torch.empty(0, dtype=like.dtype).numpy().dtype
+        changed = {id(v): v.astype(wanted) for v in given.values}
+        return Known(tuple(changed[id(v)] for v in given.values))
+    x = reading.tensor(given)
     if node.operator == "CastLike":
         like = node.input(1)
         wanted = (
