@@ -42,6 +42,7 @@ import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 import torch  # noqa: E402
 import torchvision  # noqa: E402
+from own_venv import make_venv  # noqa: E402
 from section import replace_section  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -559,26 +560,6 @@ class Server:
         self.process.wait()
 
 
-def make_venv(folder: Path) -> None:
-    """A venv for Torch-Pruning that borrows torch from the running interpreter.
-
-    A second copy of torch takes 6 GB of disk and the two engines must run on the same one anyway, so a `.pth`
-    file adds our site-packages behind its own. Torch-Pruning itself stays out of our environment; what it and
-    this program need beside torch, numpy and psutil, is borrowed too.
-    """
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    python = folder / "bin" / "python"
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", PINNED], check=True)
-    borrowed = Path(torch.__file__).parent.parent
-    own = subprocess.run(
-        [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
-    (Path(own) / "borrowed.pth").write_text(f"{borrowed}\n")
-
-
 # ---------------------------------------------------------------------- driver
 
 
@@ -844,7 +825,7 @@ def main() -> None:
     if options.serve:
         return serve(options.serve, limits)
     if options.create:
-        return make_venv(options.venv)
+        return make_venv(options.venv, PINNED)
     if options.render:
         return render(load())
     patterns = options.models.split(",")
