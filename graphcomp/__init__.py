@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from graphcomp.explanation import explain
     from graphcomp.inspection import inspect
     from graphcomp.ir import Program, load, save, trace
-    from graphcomp.onnx import export_onnx, read_onnx
+    from graphcomp.onnx import export_onnx, quantize_onnx, read_onnx
     from graphcomp.pipeline import Context, Pass, Pipeline
     from graphcomp.records import Plan, Report
     from graphcomp.report import read_report
@@ -57,6 +57,7 @@ __all__ = [
     "inspect",
     "load",
     "load_data",
+    "quantize_onnx",
     "read_onnx",
     "read_report",
     "save",
@@ -71,7 +72,7 @@ _ROOMS = {
     "explanation": "explain",
     "inspection": "inspect",
     "ir": "Program load save trace",
-    "onnx": "export_onnx read_onnx",
+    "onnx": "export_onnx quantize_onnx read_onnx",
     "pipeline": "Context Pass Pipeline",
     "records": "Plan Report",
     "report": "read_report",

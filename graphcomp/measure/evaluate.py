@@ -4,7 +4,9 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from graphcomp.base import distributed
@@ -12,7 +14,7 @@ from graphcomp.data import Data, Split
 from graphcomp.errors import DataError
 from graphcomp.ir import Program, output_tensors
 from graphcomp.measure.calibrate import batch_size
-from graphcomp.records import Drift, Score
+from graphcomp.records import Drift, Interval, Score
 
 BATCH = 250
 NORMAL_95 = 1.959964
@@ -27,6 +29,28 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
     centre = (p + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def paired_difference(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Interval:
+    """How many more of the same samples `after` gets right, as a share, with its 95 % interval.
+
+    Only samples that one of them alone gets right tell: two accuracies with an interval each know nothing of
+    that. Adjusted Wald interval of Bonett and Price (2012), which has a width even where none differs.
+
+    Args:
+        before, after: whether each sample is right, of one length, at least 1.
+    """
+    if before.shape != after.shape or before.ndim != 1 or not len(before):
+        raise DataError.at(
+            "samples",
+            f"{before.shape} and {after.shape}",
+            "as many of both, at least 1",
+            "judge the same samples",
+        )
+    won, lost, n = int((after & ~before).sum()), int((before & ~after).sum()), len(before)
+    p, q = (won + 1) / (n + 2), (lost + 1) / (n + 2)
+    half = NORMAL_95 * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
+    return Interval(value=(won - lost) / n, low=max(-1.0, p - q - half), high=min(1.0, p - q + half))
 
 
 def is_classifier(program: Program) -> bool:

@@ -23,6 +23,7 @@ from graphcomp.records.passes import (
     Width,
 )
 from graphcomp.records.program import LayerRow, Score, Snapshot
+from graphcomp.records.quantized import Quantized, QuantizedLayer
 from graphcomp.records.record import Record
 from graphcomp.records.report import CorruptedScore, DctWeights, Evaluation, Export, Report, Robustness
 from graphcomp.records.timing import BatchTiming, Bench, Environment, Interval, ModelFile, TimingStats
@@ -51,6 +52,8 @@ __all__ = [
     "Part",
     "PartKind",
     "Plan",
+    "Quantized",
+    "QuantizedLayer",
     "Record",
     "Report",
     "Robustness",

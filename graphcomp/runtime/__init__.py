@@ -4,7 +4,7 @@ from graphcomp.runtime import onnxfile
 from graphcomp.runtime.bench import benchmark
 from graphcomp.runtime.doctor import diagnose, render
 from graphcomp.runtime.kernel import ACTIVATIONS, Kernel, Timer, measure, race_timer
-from graphcomp.runtime.machine import cores, environment, memory
+from graphcomp.runtime.machine import adds_in_int16, cores, environment, memory
 from graphcomp.runtime.onnxfile import NodeWork, OnnxFile, node_work
 from graphcomp.runtime.providers import HEAVY, PROVIDERS, Provider, run_errors
 from graphcomp.runtime.session import OpenSession, open_session, probe
@@ -26,6 +26,7 @@ __all__ = [
     "TARGETS",
     "Target",
     "Timer",
+    "adds_in_int16",
     "benchmark",
     "check_inputs",
     "cores",

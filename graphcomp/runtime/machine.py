@@ -78,6 +78,19 @@ def instruction_set() -> Isa:
     return _classify(platform.machine(), _cpu_flags())
 
 
+def adds_in_int16() -> bool:
+    """Whether the runtime's 8 bit kernels add pairs of products in int16, which saturates: on x86 without
+    VNNI.
+
+    Where the flags are not known, as on anything but Linux, VNNI is not counted on.
+    """
+    return _saturates(instruction_set(), _cpu_flags())
+
+
+def _saturates(isa: Isa, flags: Collection[str]) -> bool:
+    return isa in ("avx512", "avx2", "other x86") and not {"avx512_vnni", "avx_vnni"} & set(flags)
+
+
 def _classify(machine: str, flags: Collection[str]) -> Isa:
     if machine.lower() in ("arm64", "aarch64"):
         return "arm64-neon"

@@ -1,0 +1,46 @@
+"""What quantising a file came to."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from graphcomp.records.record import Record
+from graphcomp.records.timing import Interval
+
+
+class QuantizedLayer(Record):
+    """A convolution or product with 8 bit weights."""
+
+    name: str = Field(description="of its node")
+    snr_db: float | None = Field(
+        description="of its output in the whole network, signal to noise; null where it is not rounded"
+    )
+    steps: int | None = Field(
+        description="how far the fused kernel is from the layer as written, in steps of its output, on "
+        "samples and on "
+        "inputs of 0 and 255; null where the output is not rounded"
+    )
+
+
+class Quantized(Record):
+    """A float file, its 8 bit form, and which of them is to be shipped."""
+
+    path: str | None = Field(description="the 8 bit file; null if it lost against the float file")
+    shipped: Literal["int8", "float32"] = Field(description="the faster file")
+    why: str = Field(description="one sentence")
+    float_bytes: int = Field(description="size of the float file")
+    int8_bytes: int = Field(description="size of the 8 bit file")
+    grid: str = Field(description="of the weights: pairs, plain or reduced")
+    percentile: float | None = Field(description="of activations that ranges hold; null: all of them")
+    tried_db: dict[str, float] = Field(description="signal to noise of the outputs by ranges that were tried")
+    snr_db: float = Field(description="of the outputs, on samples that nothing was chosen by but the ranges")
+    samples: int = Field(description="that ranges and means were taken of")
+    held_out: int = Field(description="that signal to noise was measured on")
+    layers: list[QuantizedLayer] = Field(description="those with 8 bit weights")
+    in_float: dict[str, str] = Field(description="convolutions and products left in float, and why")
+    operators: dict[str, int] = Field(description="what the runtime made of the 8 bit file, by number")
+    float_ms: float | None = Field(description="of one sample; null without a race")
+    int8_ms: float | None = Field(description="the same of the 8 bit file")
+    accuracy: Interval | None = Field(
+        default=None, description="top-1 of the 8 bit file less that of the float file, on the same samples"
+    )

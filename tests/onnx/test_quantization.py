@@ -1,0 +1,395 @@
+"""8 bit files: scales against a simulator of saturation, ranges and biases against oracles, and a network
+end to end."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from onnx import ModelProto, helper
+from torch import Tensor, nn
+
+from graphcomp.data import Split
+from graphcomp.errors import BenchError, DataError, ExportError
+from graphcomp.ir import trace
+from graphcomp.measure import paired_difference
+from graphcomp.onnx import export_onnx, quantize_onnx
+from graphcomp.onnx.quantization import checks, grids, qdq
+from graphcomp.onnx.quantization import quantize as quantizing
+from graphcomp.onnx.quantization.layers import find_layers
+from graphcomp.onnx.quantization.ranges import BINS, Histogram, collect
+from graphcomp.runtime import adds_in_int16, machine, race
+
+SATURATES = pytest.mark.skipif(not adds_in_int16(), reason="this machine's kernels add in int32")
+WEIGHTS = arrays(
+    np.float32,
+    st.tuples(st.integers(1, 4), st.integers(1, 9)),
+    elements=st.floats(-8, 8, width=32).filter(lambda w: w == 0 or abs(w) > 1e-6),
+)
+
+
+def simulate_saturation(weights: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """By running `vpmaddubsw` itself on all corners of activations: in which channels int16 is left."""
+    found = np.zeros(len(weights), bool)
+    for channel, taps in enumerate(weights.astype(np.int64)):
+        for j in range(0, len(taps), 2):
+            pair = taps[j : j + 2]
+            for corner in np.ndindex(*[2] * len(pair)):
+                total = int((255 * np.array(corner) * pair).sum())
+                found[channel] |= not -(2**15) <= total < 2**15
+    return found
+
+
+@pytest.mark.slow
+@given(arrays(np.int8, st.tuples(st.integers(1, 4), st.integers(1, 9))))
+def test_saturation_is_what_the_instruction_does(weights: NDArray[np.int8]) -> None:
+    assert (grids.saturates(weights) == simulate_saturation(weights)).all()
+
+
+@pytest.mark.slow
+@given(WEIGHTS)
+def test_pairs_never_saturate_and_no_smaller_scale_would_do(taps: NDArray[np.float32]) -> None:
+    plain, pairs = (grids.scales(taps, grid) for grid in ("plain", "pairs"))
+    assert not simulate_saturation(grids.quantised(taps, pairs)).any()
+    assert (plain <= pairs).all() and (pairs <= 2 * plain).all()
+    wider = pairs > plain
+    smaller = np.where(wider, np.nextafter(pairs, np.float32(0)), pairs)
+    assert (simulate_saturation(grids.quantised(taps, smaller)) == wider).all()
+
+
+@pytest.mark.slow
+@given(WEIGHTS)
+def test_nothing_is_clipped_by_more_than_half_a_step(taps: NDArray[np.float32]) -> None:
+    for grid in ("plain", "pairs", "reduced"):
+        scale = grids.scales(taps, grid)
+        error = np.abs(grids.quantised(taps, scale) * scale[:, None].astype(np.float64) - taps)
+        assert (error <= scale[:, None] * 0.5001).all()
+
+
+def test_scales_of_nothing_and_of_large_biases() -> None:
+    taps = np.zeros((2, 3), np.float32)
+    assert grids.scales(taps, "pairs").tolist() == [1, 1]
+    assert grids.scales(taps, "pairs", np.array([0, 0.25])).tolist() == [1, 0.25]
+
+
+def test_pairs_are_finer_than_seven_bits() -> None:
+    taps = np.random.default_rng(0).standard_normal((64, 144)).astype(np.float32)
+    pairs, plain, reduced = (grids.scales(taps, g).mean() for g in ("pairs", "plain", "reduced"))
+    assert plain < pairs < 0.8 * reduced
+
+
+@pytest.mark.slow
+@given(
+    st.lists(
+        arrays(np.float32, st.integers(1, 20), elements=st.floats(-(2.0**70), 2.0**70, width=32)),
+        min_size=1,
+        max_size=5,
+    ),
+    st.randoms(),
+)
+def test_a_stream_in_any_order_has_the_histogram_of_all_at_once(
+    parts: list[NDArray[np.float32]], random: Any
+) -> None:
+    once, stream = Histogram(), Histogram()
+    once.add(np.concatenate(parts))
+    shuffled = list(parts)
+    random.shuffle(shuffled)
+    for part in shuffled:
+        stream.add(part)
+    assert once.exponent == stream.exponent and (once.counts == stream.counts).all()
+    assert (once.low, once.high) == (stream.low, stream.high)
+
+
+@pytest.mark.slow
+@given(
+    arrays(np.float32, st.integers(1, 300), elements=st.floats(-50, 50, width=32)),
+    st.sampled_from([None, 99.99, 99.0, 90.0, 50.0]),
+)
+def test_ranges_hold_what_they_say_and_no_bin_more(
+    values: NDArray[np.float32], percentile: float | None
+) -> None:
+    histogram = Histogram()
+    histogram.add(values)
+    low, high = histogram.range(percentile)
+    cut = 0.0 if percentile is None else (100 - percentile) / 200 * len(values)
+    assert (values < low).sum() <= cut and (values > high).sum() <= cut
+    width = 2.0 ** (histogram.exponent + 1) / BINS
+    assert (values <= low + width).sum() > cut or low == values.min()
+    assert (values >= high - width).sum() > cut or high == values.max()
+
+
+class Convolutions(nn.Module):
+    """Kinds of convolutions that have kernels of their own, a residual, pooling, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.grouped = nn.Conv2d(16, 24, 1, groups=4)
+        self.last = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, h, w) -> (n, 10)."""
+        x = self.first(x).relu()
+        x = (x + self.second(x)).relu()
+        x = self.grouped(self.depthwise(x).relu()).relu()
+        y: Tensor = self.last(x.mean((2, 3)))
+        return y
+
+
+def exported(folder: Path, model: nn.Module | None = None) -> Path:
+    """The network, in a file."""
+    torch.manual_seed(0)
+    path = folder / "model.onnx"
+    program = trace((model or Convolutions()).eval(), (torch.randn(1, 3, 12, 12),))
+    export_onnx(program, path, batches=(1, 2))
+    return path
+
+
+def split_of(count: int, labels: Tensor | None = None, seed: int = 0) -> Split:
+    """Random images."""
+    images = torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
+    given = torch.zeros(count, dtype=torch.long) if labels is None else labels
+    return Split(given, np.arange(count), lambda i: images[torch.from_numpy(i)], labels is not None)
+
+
+def feeds_of(model: ModelProto, split: Split) -> list[dict[str, NDArray[Any]]]:
+    return [{model.graph.input[0].name: x.numpy()} for x, _ in split.batches(8)]
+
+
+class Reader:
+    """For ONNX Runtime's calibrators."""
+
+    def __init__(self, batches: Sequence[Any]) -> None:
+        self._rest = iter(batches)
+
+    def get_next(self) -> Any:
+        return next(self._rest, None)
+
+
+@pytest.mark.slow
+def test_ranges_are_those_of_the_runtimes_own_calibrators(tmp_path: Path) -> None:
+    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
+
+    path = exported(tmp_path)
+    model = onnx.load(path)
+    feeds = feeds_of(model, split_of(24))
+    ours = collect(model, find_layers(model)[0], feeds)
+    for method, percentile, options in (
+        (CalibrationMethod.MinMax, None, {}),
+        (CalibrationMethod.Percentile, 99.9, {"percentile": 99.9, "num_bins": BINS, "symmetric": False}),
+    ):
+        calibrator = create_calibrator(
+            path, None, str(tmp_path / "augmented.onnx"), calibrate_method=method, extra_options=options
+        )
+        calibrator.collect_data(Reader(feeds))
+        theirs = {name: data.range_value for name, data in calibrator.compute_data().items()}
+        mine = ours.ranges(percentile)
+        assert set(theirs) <= set(mine)
+        for name, (low, high) in theirs.items():
+            near = 1e-6 if percentile is None else 2.0 ** (ours.histograms[name].exponent + 1) / BINS * 2
+            assert mine[name] == pytest.approx((np.asarray(low).item(), np.asarray(high).item()), abs=near), (
+                name
+            )
+
+
+def test_corrected_biases_keep_means_in_float64(tmp_path: Path) -> None:
+    """Against torch's float64 convolution, unpadded, where the mean of outputs is linear in that of
+    inputs."""
+    torch.manual_seed(0)
+    path = tmp_path / "one.onnx"
+    net = nn.Sequential(nn.Conv2d(4, 6, 1, groups=2), nn.ReLU(), nn.Conv2d(6, 5, 1, bias=False)).eval()
+    x = torch.randn(8, 4, 12, 12)
+    export_onnx(trace(net, (x[:1],)), path, batches=(1,))
+    model = onnx.load(path)
+    layers, _ = find_layers(model)
+    statistics = collect(model, layers, [{model.graph.input[0].name: x.numpy()}])
+    scales = {layer.weight: np.full(layer.values.shape[0], 0.1, np.float32) for layer in layers}
+    qdq.correct_biases(model, layers, scales, statistics.means)
+    corrected, _ = find_layers(model)
+    reads = x.double()
+    for layer, index in zip(corrected, (0, 2), strict=True):
+        convolution = net.double()[index]
+        assert isinstance(convolution, nn.Conv2d) and layer.bias_values is not None
+        expected = convolution(reads).mean((0, 2, 3)).detach().numpy()
+        rounded = torch.from_numpy(np.rint(layer.values / np.float32(0.1)) * np.float64(np.float32(0.1)))
+        found = nn.functional.conv2d(reads, rounded, groups=convolution.groups)
+        found = found.mean((0, 2, 3)).detach().numpy()
+        assert np.abs(found - expected).max() > 1e-3
+        assert found + layer.bias_values == pytest.approx(expected, abs=1e-5)
+        reads = convolution(reads).relu()
+
+
+def ort_defaults(path: Path, folder: Path, feeds: Sequence[Any]) -> bytes:
+    from onnxruntime.quantization import quantize_static
+
+    out = folder / "theirs.onnx"
+    quantize_static(path, out, Reader(feeds))
+    return out.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_network_end_to_end(tmp_path: Path) -> None:
+    path, out = exported(tmp_path), tmp_path / "model-int8.onnx"
+    before = path.read_bytes()
+    made = quantize_onnx(path, out, split_of(128), faster_only=False)
+    assert path.read_bytes() == before and made.path == str(out) and made.int8_bytes == out.stat().st_size
+    assert not made.in_float and made.snr_db == max(made.tried_db.values()) and len(made.tried_db) == 3
+    assert [layer.name for layer in made.layers] == ["first", "second", "depthwise", "grouped", "last"]
+    assert all(layer.steps in (0, 1) and (layer.snr_db or 0) > 15 for layer in made.layers)
+    assert made.operators["QLinearConv"] == 4 and made.operators["QGemm"] == 1
+    assert (made.samples, made.held_out) == (96, 32)
+    model, fresh = onnx.load(path), split_of(64, seed=1)
+    feeds = feeds_of(model, fresh)
+    expected = [y for b in checks.run_all(before, feeds) for y in b]
+    ours, theirs = (
+        checks.snr(expected, [y for b in checks.run_all(file, feeds) for y in b])
+        for file in (out.read_bytes(), ort_defaults(path, tmp_path, feeds_of(model, split_of(128))))
+    )
+    assert ours > theirs + 1
+
+
+@SATURATES
+@pytest.mark.slow
+def test_plain_eight_bits_saturate_here_and_are_refused(tmp_path: Path) -> None:
+    net = Convolutions()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(parameter.sign() * 0.1)
+    path, out = exported(tmp_path, net), tmp_path / "model-int8.onnx"
+    with pytest.raises(ExportError, match=r"steps of its output .*'plain'.* use pairs or reduced"):
+        quantize_onnx(path, out, split_of(64), grid="plain", faster_only=False)
+    assert not out.exists()
+    for grid in ("pairs", "reduced"):
+        made = quantize_onnx(path, out, split_of(64), grid=grid, faster_only=False)
+        assert made.grid == grid and all((layer.steps or 0) <= 1 for layer in made.layers)
+    assert quantize_onnx(path, out, split_of(64), faster_only=False).grid == "pairs"
+
+
+@pytest.mark.slow
+def test_a_file_that_loses_the_race_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = exported(tmp_path), tmp_path / "model-int8.onnx"
+    out.write_bytes(b"of an earlier run")
+    monkeypatch.setattr(quantizing, "race", lambda *_: [1.0, 1.5])
+    made = quantize_onnx(path, out, split_of(64))
+    assert made.shipped == "float32" and made.path is None and not out.exists()
+    assert made.why == "8 bit is not faster here, 1.5 ms for 1 ms: ship the float file"
+    monkeypatch.setattr(quantizing, "race", lambda *_: [3.0, 1.5])
+    made = quantize_onnx(path, out, split_of(64))
+    assert made.shipped == "int8" and out.exists() and "2.00 times" in made.why
+
+
+@pytest.mark.slow
+def test_accuracy_is_a_paired_difference(tmp_path: Path) -> None:
+    path, out = exported(tmp_path), tmp_path / "model-int8.onnx"
+    test = split_of(50, seed=2)
+    (images,) = [x for x, _ in test.batches(50)]
+    (logits,) = checks.run_all(path.read_bytes(), [{"input": images.numpy()}])[0]
+    labelled = split_of(50, torch.from_numpy(logits.argmax(1)), seed=2)
+    made = quantize_onnx(path, out, split_of(64), evaluate=labelled, faster_only=False)
+    (after,) = checks.run_all(out.read_bytes(), [{"input": images.numpy()}])[0]
+    assert made.accuracy is not None
+    assert made.accuracy.value == pytest.approx((after.argmax(1) == logits.argmax(1)).mean() - 1)
+    with pytest.raises(DataError, match="evaluate"):
+        quantize_onnx(path, out, split_of(64), evaluate=split_of(50), faster_only=False)
+
+
+def test_layers_without_eight_bits_stay_in_float_by_name(tmp_path: Path) -> None:
+    turned = nn.ConvTranspose2d(8, 4, 2)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), turned, nn.ReLU(), nn.Conv2d(4, 4, 1))
+    path, out = exported(tmp_path, net), tmp_path / "model-int8.onnx"
+    made = quantize_onnx(path, out, split_of(64), faster_only=False)
+    assert made.in_float == {"2": "the runtime has no 8 bit ConvTranspose for CPUs"}
+    assert [layer.name for layer in made.layers] == ["0", "4"]
+
+
+def test_files_that_cannot_be_quantised_are_refused(tmp_path: Path) -> None:
+    path, out = exported(tmp_path), tmp_path / "model-int8.onnx"
+    with pytest.raises(DataError, match="samples: found 20"):
+        quantize_onnx(path, out, split_of(20))
+    with pytest.raises(ExportError, match="grid: found 'fine'"):
+        quantize_onnx(path, out, split_of(64), grid="fine")  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match="the float file itself"):
+        quantize_onnx(path, path, split_of(64))
+    with pytest.raises(BenchError, match=r"missing\.onnx"):
+        quantize_onnx(tmp_path / "missing.onnx", out, split_of(64))
+    small = Split(torch.zeros(64), np.arange(64), lambda i: torch.zeros(len(i), 3, 12), False)
+    with pytest.raises(DataError, match="samples: found 3x12"):
+        quantize_onnx(path, out, small)
+    model = onnx.load(path)
+    model.graph.node.append(helper.make_node("QuantizeLinear", ["output", "scale"], ["q"], "q"))
+    model.graph.initializer.append(helper.make_tensor("scale", onnx.TensorProto.FLOAT, [], [1.0]))
+    again = tmp_path / "again.onnx"
+    onnx.save(model, again)
+    with pytest.raises(ExportError, match="found QuantizeLinear, expected a float file"):
+        quantize_onnx(again, out, split_of(64))
+    model = onnx.load(path)
+    norm = helper.make_node("BatchNormalization", [model.graph.node[0].output[0], *"abcd"], ["n"], "norm")
+    model.graph.node.insert(1, norm)
+    for name in "abcd":
+        model.graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.FLOAT, [16], [1.0] * 16))
+    onnx.save(model, again)
+    with pytest.raises(ExportError, match=r"norm: found a batch normalisation .* fold-bn"):
+        quantize_onnx(again, out, split_of(64))
+    assert not out.exists()
+
+
+def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    path = exported(tmp_path)
+    images = torch.full((64, 3, 12, 12), float("nan"))
+    bad = Split(torch.zeros(64), np.arange(64), lambda i: images[torch.from_numpy(i)], False)
+    with pytest.raises(ExportError, match="infinities or NaN"):
+        quantize_onnx(path, tmp_path / "out.onnx", bad)
+
+
+def test_vnni_and_arm_need_no_pairs() -> None:
+    assert machine._saturates("avx2", {"avx2"}) and machine._saturates("avx512", {"avx512f"})
+    assert not machine._saturates("avx512", {"avx512f", "avx512_vnni"})
+    assert not machine._saturates("avx2", {"avx_vnni"}) and not machine._saturates("arm64-neon", set())
+
+
+@settings(max_examples=30)
+@given(arrays(np.bool_, 40), arrays(np.bool_, 40))
+def test_paired_differences_know_both_directions(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> None:
+    one, other = paired_difference(before, after), paired_difference(after, before)
+    assert one.value == pytest.approx(after.mean() - before.mean()) and other.value == -one.value
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
+    assert -1 <= one.low < one.high <= 1
+
+
+def test_a_paired_interval_is_narrower_than_two_apart_and_holds_its_level() -> None:
+    """Simulated: 2,000 samples, one in fifty decided otherwise, with equal chances."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        before = rng.random(2000) < 0.9
+        flipped = rng.random(2000) < 0.02
+        after = np.where(flipped, rng.random(2000) < 0.5, before)
+        # Of flipped samples 0.9 were right, half are: the truth is 0.02 (0.5 - 0.9).
+        found = paired_difference(before, after)
+        held += found.low <= 0.02 * (0.5 - 0.9) <= found.high
+        assert found.high - found.low < 0.02
+    assert held >= 0.92 * 400
+
+
+def test_signal_to_noise() -> None:
+    signal = [np.array([3.0, 4.0], np.float32)]
+    assert checks.snr(signal, [np.array([3.0, 4.5], np.float32)]) == pytest.approx(20)
+    assert checks.snr(signal, signal) == float("inf")
+
+
+@pytest.mark.slow
+def test_a_race_of_one_file_with_itself(tmp_path: Path) -> None:
+    """What decides is the runtime's race, which takes 8 bit models as it takes any."""
+    path, out = exported(tmp_path), tmp_path / "model-int8.onnx"
+    quantize_onnx(path, out, split_of(64), faster_only=False)
+    feeds = {"input": np.zeros((1, 3, 12, 12), np.float32)}
+    assert all(t > 0 for t in race([path.read_bytes(), out.read_bytes()], feeds, "cpu", runs=8, seconds=0.2))
