@@ -15,6 +15,7 @@ from graphcomp.channels import analyse
 from graphcomp.errors import LoadError
 from graphcomp.ir import LstmLayer, Program, load, save
 from graphcomp.onnx import read_onnx
+from graphcomp.onnx.reading.comparison import _File
 from tests.onnx.onnx_files import OPEN, Array, make, run
 from tests.onnx.onnx_files import save as write
 from tests.onnx.read_examples import ints, weight
@@ -429,3 +430,19 @@ def test_a_wrong_row_cannot_be_silent(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("graphcomp.onnx.rows.activations._PLAIN", {"Tanh": torch.relu})
     with pytest.raises(LoadError, match="relative error"):
         read_onnx(path)
+
+
+@pytest.mark.parametrize(("large", "off"), [(1e4, 5e-4), (1.0, 5e-4), (1e4, 0.1)])
+def test_rounding_that_a_network_amplifies_is_no_wrong_row(
+    large: float, off: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where float32 is as far from float64: another runtime may be, too. Never by a tenth of the output."""
+    nodes = [node("Add", ["x", "l"], ["s"]), node("Sub", ["s", "l"], ["y"])]
+    path = write(make(nodes, {"x": (OPEN, 4)}, {"l": np.array([large] * 4, F32)}), tmp_path)
+    runs = _File.run
+    monkeypatch.setattr(_File, "run", lambda self, samples: [y * (1 + off) for y in runs(self, samples)])
+    if large > 1 and off < 0.1:
+        assert any("amplifies rounding" in said for said in read_onnx(path).interface.remarks)
+    else:
+        with pytest.raises(LoadError, match="relative error"):
+            read_onnx(path)

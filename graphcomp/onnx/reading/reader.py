@@ -7,7 +7,7 @@ batch sizes *is* the batch. Last, the program is compared with the file.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def read_onnx(path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None
     for attempt in _attempts(sizes, larger, fixed):
         try:
             program = build(source, inputs, attempt, first)
-            compare(
+            remarks = compare(
                 program,
                 source,
                 inputs,
@@ -72,7 +72,8 @@ def read_onnx(path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None
         except LoadError as error:
             first = first or error
         else:
-            return program
+            said = {"remarks": (*program.interface.remarks, *remarks)}
+            return replace(program, interface=program.interface.model_copy(update=said))
     assert first is not None
     raise first
 
