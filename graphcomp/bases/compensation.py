@@ -48,6 +48,7 @@ WEIGHED, MEASURED = 64, 64
 TOO_FEW = "a layer that reads it has more columns than samples can tell apart"
 UNEVEN = "a layer reads its channels unevenly often"
 COEFFICIENTS = "a layer that reads it is stored as coefficients"
+MULTIPLIED = "its channels are multiplied with others, and no layer that reads them could make up for that"
 UNREAD = "no layer that mixes channels reads it"
 
 
@@ -192,6 +193,8 @@ class Compensation:
         found = self._of(group)
         if not found:
             return UNREAD
+        if any(np.isin(c.channels, group.channels).any() for c in self.channels.contractions):
+            return MULTIPLIED
         if any(isinstance(self.program.layer(c.reader.layer), DctLayer) for c in found):
             return COEFFICIENTS
         if any(c.reader.layer not in self.grams for c in found):

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphcomp.channels.labels import Ints, components
-from graphcomp.channels.model import ELEMENTS, Axis, ChannelGroup, Channels, Join, JoinPolicy
+from graphcomp.channels.model import ELEMENTS, Axis, ChannelGroup, Channels, Contraction, Join, JoinPolicy
 from graphcomp.channels.rules import apply_rule, unfollowed
 from graphcomp.channels.tracker import Tracker
 from graphcomp.ir import Program
@@ -82,6 +82,10 @@ def _channels(found: Tracker) -> Channels:
         channel_of=channel_of,
         values=found.values,
         balanced=balanced,
+        contractions=tuple(
+            Contraction(node, source, axis, channel_of[labels.numpy()])
+            for node, source, axis, labels in found.contractions
+        ),
     )
 
 

@@ -155,7 +155,9 @@ class Layouts:
 
         def resize(sizes: Sequence[Any], first: int) -> list[Any]:
             wrong = [
-                stale(s) and self.program.values.get(s, s) == old[first + i] for i, s in enumerate(sizes)
+                (stale(s) or wanted[first + i] != old[first + i])
+                and self.program.values.get(s, s) == old[first + i]
+                for i, s in enumerate(sizes)
             ]
             return [wanted[first + i] if w else s for i, (s, w) in enumerate(zip(sizes, wrong, strict=True))]
 

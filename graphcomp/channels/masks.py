@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphcomp.channels.labels import Marks
-from graphcomp.channels.model import Channels, Join
+from graphcomp.channels.model import Channels
 from graphcomp.channels.shifts import Shift
 from graphcomp.ir import Program, assemble, parts
 
@@ -34,8 +34,20 @@ def mask(channels: Channels, gone: Marks, shifts: Sequence[Shift]) -> Program:
     for join in channels.joins:
         for position, operand in enumerate(join.operands):
             if (gone[operand] & ~gone[join.result]).any():
-                shape = program.shape(join.node) or ()
-                _insert_mask(root, graph, new[join.node], position, join, ~gone[operand], shape)
+                _insert_mask(
+                    root,
+                    graph,
+                    new[join.node],
+                    position,
+                    join.axis,
+                    ~gone[operand],
+                    program.shape(join.node) or (),
+                )
+    for product in channels.contractions:
+        if gone[product.channels].any():
+            at = next(i for i, a in enumerate(product.node.args) if a is product.source)
+            kept, shape = ~gone[product.channels], program.shape(product.source) or ()
+            _insert_mask(root, graph, new[product.node], at, product.axis, kept, shape)
     return replace(program, module=assemble(program, root, graph))
 
 
@@ -63,13 +75,13 @@ def _insert_mask(
     graph: fx.Graph,
     node: fx.Node,
     position: int,
-    join: Join,
+    axis: int,
     kept: Marks,
     shape: Sequence[int],
 ) -> None:
     name = f"{MASK_PREFIX}{node.name}_{position}"
     view = [1] * len(shape)
-    view[join.axis] = len(kept)
+    view[axis] = len(kept)
     dtype = next((p.dtype for p in root.parameters()), torch.float32)
     root.register_buffer(name, torch.from_numpy(kept).to(dtype).reshape(view))
     operand = cast(fx.Node, node.args[position])
@@ -84,7 +96,7 @@ def _insert_mask(
 
 
 def remove_masks(graph: fx.Graph) -> None:
-    """Take out what `mask` put in front of joins."""
+    """Take out what `mask` put in front of joins and products."""
     for node in list(graph.nodes):
         if node.op == "get_attr" and str(node.target).startswith(MASK_PREFIX):
             for masked in list(node.users):

@@ -93,6 +93,21 @@ class Join:
 
 
 @dataclass(frozen=True, eq=False)
+class Contraction:
+    """A product of activations that sums over channels: zeros in `source` stand for their removal.
+
+    Attributes:
+        node: the product. source: its operand that is masked. axis: of the operand.
+        channels: at every position of that axis.
+    """
+
+    node: fx.Node
+    source: fx.Node
+    axis: int
+    channels: Ints
+
+
+@dataclass(frozen=True, eq=False)
 class Channels:
     """The result of `analyse`.
 
@@ -103,6 +118,7 @@ class Channels:
         pinned: channel -> (node, reason), for every channel that must stay.
         channel_of: label -> channel; label 0 is no channel.
         values: node -> label tensor (or what the node yields if it is no tensor).
+        contractions: where two activations are multiplied along their channels (`channels.products`).
         balanced: (node, rows x positions of channels); every row must keep the same number of positions.
     """
 
@@ -115,6 +131,7 @@ class Channels:
     channel_of: Ints
     values: dict[fx.Node, Any]
     balanced: tuple[tuple[str, Ints], ...]
+    contractions: tuple["Contraction", ...] = ()
 
     @property
     def removable(self) -> tuple[ChannelGroup, ...]:

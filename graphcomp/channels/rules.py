@@ -38,6 +38,7 @@ from graphcomp.channels.opaque import (
     why_opaque,
 )
 from graphcomp.channels.planes import fold, sample, shaped_like, unfold
+from graphcomp.channels.products import attention, matmul
 from graphcomp.channels.tracker import Tracker, Unread
 from graphcomp.ir import LAYERS, MODULE_NAMES, Program, is_read_later, op_name
 
@@ -330,6 +331,8 @@ FUNCTION_RULES: dict[str, Rule] = {
     "stack": _stack,
     "pad": _pad,
     **dict.fromkeys(["view_as", "reshape_as"], shaped_like),
+    **dict.fromkeys(["matmul", "bmm"], matmul),
+    "scaled_dot_product_attention": attention,
     "grid_sample": sample,
     "unfold": unfold,
     "fold": fold,

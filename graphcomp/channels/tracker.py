@@ -47,6 +47,7 @@ class Tracker:
     rectangular: list[tuple[str, Tensor]] = field(default_factory=list)
     rows: list[tuple[str, Tensor]] = field(default_factory=list)
     joins: list[tuple[fx.Node, int, Tensor, Tensor, Tensor]] = field(default_factory=list)
+    contractions: list[tuple[fx.Node, fx.Node, int, Tensor]] = field(default_factory=list)
     frozen: set[int] = field(default_factory=set)
 
     def mint(self, n: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphcomp.ir.concrete import Unknown, Values
-from graphcomp.ir.lifting import bound_arguments, form_of
+from graphcomp.ir.lifting import Form, bound_arguments, form_of
 
 
 def fold_weights(root: nn.Module, graph: fx.Graph, values: Values) -> list[str]:
@@ -34,7 +34,7 @@ def fold_weights(root: nn.Module, graph: fx.Graph, values: Values) -> list[str]:
         folded: dict[fx.Node, Any] = {}
         for part, value in given.items():
             if part in form.tensors and isinstance(value, fx.Node) and value.op != "get_attr":
-                tensor = _constant(values, value)
+                tensor = None if _is_shared(node, form, given, value) else _constant(values, value)
                 if tensor is not None:
                     name = _store(root, value, part, tensor)
                     names.append(name)
@@ -66,6 +66,18 @@ def _is_number(values: Values, node: fx.Node) -> bool:
         return False
 
 
+def _is_shared(call: fx.Node, form: Form, given: dict[str, Any], weight: fx.Node) -> bool:
+    """Whether what a weight is made of is read by other layers, too: a tie is not cut."""
+    modules = {n.target for n in call.graph.nodes if n.op == "call_module"}
+    made = [n for part in form.tensors if isinstance(n := given[part], fx.Node)]
+    inside = {call, *made, *(n for part in made for n in _before(part))}
+    return any(
+        str(n.target).rpartition(".")[0] in modules or not inside.issuperset(n.users)
+        for n in _before(weight)
+        if n.op == "get_attr"
+    )
+
+
 def _constant(values: Values, node: fx.Node) -> Tensor | None:
     """The tensor that a node yields for all inputs; None if there is none."""
     try:
@@ -85,11 +97,8 @@ def _store(root: nn.Module, node: fx.Node, part: str, tensor: Tensor) -> str:
     owner = "" if home is None else cast(str, home.target).rpartition(".")[0]
     holder = root.get_submodule(owner)
     trained = any(getattr(_tensor(root, s), "requires_grad", False) for s in sources)
-    alone = home is not None and _leaf(home) == part and len(home.users) == 1
-    if any(n.op == "call_module" and n.target == owner for n in node.graph.nodes):
-        alone = False  # the module reads it, too
     leaf = part
-    while not alone and hasattr(holder, leaf):
+    while leaf != (None if home is None else _leaf(home)) and hasattr(holder, leaf):
         leaf += "_computed"
     value = nn.Parameter(tensor.detach().clone(), requires_grad=trained)
     holder._buffers.pop(leaf, None)

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
@@ -93,6 +94,7 @@ def trace(
     program = Program(module, firsts, interface=interface)
     # shapes are derived now, so that a wrong input shape fails here
     program = _without_seen_writes(program, [n for n in module.graph.nodes if n.name in augmented])
+    _state_scales(program)
     if captured.original is not None:
         _compare(program, captured)
     return program
@@ -256,6 +258,19 @@ def _without_seen_writes(program: Program, augmented: Sequence[fx.Node]) -> Prog
         eliminate_dead_nodes(program.graph, program.module)
         program.module.recompile()
     return program
+
+
+def _state_scales(program: Program) -> None:
+    """Attention divides by the root of its width unless it is told otherwise: told, it may be narrowed."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    for node in program.graph.nodes:
+        if node.target is not F.scaled_dot_product_attention or node.kwargs.get("scale") is not None:
+            continue
+        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        query, key, value = (given.pop(name) for name in names[:3])
+        width = program.values[query].shape[-1]
+        node.args, node.kwargs = (query, key, value), {**given, "scale": width**-0.5}
+        program.module.recompile()
 
 
 def _place_operand(node: fx.Node) -> None:

@@ -66,6 +66,10 @@ def windows(x: Any) -> Any:
     return F.unfold(x, 2, stride=2)
 
 
+def tokens(x: Any) -> Any:
+    return x.flatten(2).transpose(1, 2)
+
+
 def pair(f: Any, x: Any, y: Any, _: Any) -> Any:
     return f(x, y)
 
@@ -124,6 +128,10 @@ EXAMPLES: dict[str, Example] = {
     "expand_as": Example(call=lambda f, x, y, _: f(x.mean((2, 3), keepdim=True), y)),
     "view_as": Example(call=lambda f, x, y, _: f(x.flatten(2), y)),
     "reshape_as": Example(call=lambda f, x, y, _: f(x.flatten(2), y)),
+    **dict.fromkeys(
+        ["matmul", "bmm"], Example(call=lambda f, x, y, _: f(x.flatten(2).transpose(1, 2), y.flatten(2)))
+    ),
+    "scaled_dot_product_attention": Example(call=lambda f, x, y, _: f(tokens(x), tokens(y), tokens(y))),
     "masked_fill": Example(call=lambda f, x, y, _: f(x, y > 0, 0.5)),
     "grid_sample": Example(
         call=lambda f, x, y, m: f(x, m.mean[:2].tanh().expand(x.size(0), 5, 4, 2), align_corners=False)

@@ -1,0 +1,173 @@
+"""Products of activations: heads are narrowed exactly, and only where every operand can follow."""
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import graphcomp
+from graphcomp.channels import Removal, analyse
+from graphcomp.ir.program import Program
+from graphcomp.onnx import export_onnx
+from graphcomp.pipeline.verify import check, verify_pass
+from tests.nets import scramble
+from tests.removing import ByRows, half, random_scores
+
+WIDTH, HEADS = 24, 3
+KINDS = ("sdpa", "matmul", "bmm", "masked", "cross")
+PACKINGS = ("reshape", "chunk", "apart")
+
+
+class Attention(nn.Module):
+    """Self (or cross) attention in the ways that networks write it."""
+
+    def __init__(self, kind: str, packing: str) -> None:
+        super().__init__()
+        self.kind, self.packing = kind, packing
+        self.scale = (WIDTH // HEADS) ** -0.5
+        if packing == "apart":
+            self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        else:
+            self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.out = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("mask", torch.randn(16, 16))
+
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        batch, tokens, width = x.shape
+        if self.packing == "reshape":
+            packed = self.qkv(x).reshape(batch, tokens, 3, HEADS, width // HEADS)
+            return tuple(packed.permute(2, 0, 3, 1, 4).unbind(0))
+        parts = self.qkv(x).chunk(3, -1) if self.packing == "chunk" else (self.q(x), self.k(x), self.v(x))
+        return tuple(p.reshape(batch, tokens, HEADS, -1).transpose(1, 2) for p in parts)
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        q, k, v = self.split(x)
+        if self.kind == "cross":
+            k = self.split(other)[1]
+        if self.kind in ("sdpa", "cross"):
+            y = F.scaled_dot_product_attention(q, k, v)
+        elif self.kind == "masked":
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, scale=0.3)
+        elif self.kind == "bmm":
+            flat = [t.reshape(-1, t.shape[2], t.shape[3]) for t in (q, k, v)]
+            scores = torch.bmm(flat[0] * self.scale, flat[1].transpose(1, 2)).softmax(-1)
+            y = torch.bmm(scores, flat[2]).reshape(v.shape)
+        else:
+            y = ((q * self.scale) @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Net(nn.Module):
+    """Patches, one attention, a head."""
+
+    def __init__(self, kind: str, packing: str) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, WIDTH, 4, 4)
+        self.attention = Attention(kind, packing)
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        return self.head((tokens + self.attention(tokens, tokens.flip(1))).mean(1))
+
+
+def traced(kind: str, packing: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Program]:
+    model = scramble(Net(kind, packing), 0).to(dtype).eval()
+    return model, graphcomp.trace(model, torch.zeros(1, 3, 16, 16, dtype=dtype))
+
+
+def narrowed(program: Program) -> Removal:
+    channels = analyse(program)
+    found, kept = half(channels).feasible(random_scores(channels))
+    assert not kept
+    return found
+
+
+@pytest.mark.parametrize(("kind", "packing"), list(product(KINDS, PACKINGS)))
+def test_heads_are_narrowed_exactly(kind: str, packing: str) -> None:
+    _, program = traced(kind, packing)
+    removal = narrowed(program)
+    packed = packing == "reshape" or packing == "chunk"
+    assert len(removal.rows[f"attention.{'qkv' if packed else 'q'}.weight"]) == WIDTH // 2 * (
+        3 if packed else 1
+    )
+    verify_pass(ByRows(), program, removal.rows)
+    smaller = removal.apply("test")
+    check(smaller)
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(smaller(x), removal.mask()(x), rtol=0, atol=1e-12)
+    assert not torch.allclose(smaller(x), program(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_dead_widths_go_without_loss(packing: str) -> None:
+    """Against the original module: what is zero on both sides of every product is not missed."""
+    model, _ = traced("sdpa", packing)
+    gone = [1, 4, 6]
+    with torch.no_grad():
+        for name, p in model.attention.named_parameters():
+            if name.split(".")[0] in ("q", "k", "v", "qkv"):
+                rows = p.reshape(-1, HEADS, WIDTH // HEADS, *p.shape[1:])
+                rows[:, :, gone] = 0
+    program = graphcomp.trace(model, torch.zeros(1, 3, 16, 16, dtype=torch.float64))
+    channels = analyse(program)
+    marks = channels.marks()
+    for group in channels.removable:
+        if "attention.out" in group.readers or any(".q" in layer for layer in group.producers):
+            marks[group.channels[gone]] = True
+    removal = Removal(channels, marks)
+    assert len(removal) >= len(gone)
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(removal.apply("test")(x), model(x), rtol=0, atol=1e-12)
+
+
+def test_the_scale_stays_what_it_was() -> None:
+    """The default scale follows the width; a narrowed head must go on with the old one."""
+    _, program = traced("sdpa", "apart")
+    (node,) = (n for n in program.graph.nodes if n.target is F.scaled_dot_product_attention)
+    assert node.kwargs["scale"] == (WIDTH // HEADS) ** -0.5
+    smaller = narrowed(program).apply("test")
+    (node,) = (n for n in smaller.graph.nodes if n.target is F.scaled_dot_product_attention)
+    assert node.kwargs["scale"] == (WIDTH // HEADS) ** -0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "packing"), [("sdpa", "reshape"), ("matmul", "apart"), ("bmm", "chunk")])
+def test_a_narrowed_network_is_exported(kind: str, packing: str, tmp_path: Path) -> None:
+    _, program = traced(kind, packing, torch.float32)
+    smaller = narrowed(program).apply("test")
+    assert max(export_onnx(smaller, tmp_path / "x.onnx", batches=(1, 3)).parity.values()) < 1e-4
+
+
+LEFT_ALONE = {
+    "channels by channels": lambda m, x: m.a(x).flatten(2) @ m.b(x).flatten(2).transpose(1, 2),
+    "one side only": lambda m, x: m.weight @ m.a(x).flatten(2).transpose(1, 2).transpose(1, 2),
+    "heads that are mixed": lambda m, x: (
+        m.a(x).mean((2, 3))[:, :, None, None] * m.mixed @ m.b(x)[:, :, None].flatten(3)
+    ),
+    "tokens of an input": lambda m, x: x.flatten(2) @ m.a(x).flatten(2).transpose(1, 2),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_ALONE)
+def test_what_does_not_follow_is_exact_or_left_alone(name: str) -> None:
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1)
+            self.weight = nn.Parameter(torch.randn(4, 8))
+            self.register_buffer("mixed", torch.randn(1, 1, 5, 1))
+
+        def forward(self, x: Tensor) -> Any:
+            return LEFT_ALONE[name](self, x).mean(-1)
+
+    model = scramble(Other(), 0).double().eval()
+    program = graphcomp.trace(model, torch.zeros(1, 3, 4, 4, dtype=torch.float64))
+    channels = analyse(program)
+    removal, _ = half(channels).feasible(random_scores(channels))
+    if len(removal):
+        verify_pass(ByRows(), program, removal.rows)
