@@ -12,8 +12,9 @@ Going back takes three steps, on names and on how the graph hangs together, neve
 
 What the runtime adds by itself (reorders between layouts, copies between devices) belongs to no node of the
 file.
-The exported node says the rest in its metadata (`onnx.origins`): module, fx node and pass. Where these
-are missing, as in files of other exporters, a node is its own layer and no pass is to blame.
+The exported node says the rest in its metadata (`onnx.origins`): module, fx node and pass. Files of other
+exporters have none of it: there the origins are given, if the file is compared with what was made from it
+(`onnx.origins_in`); else a node is its own layer. No pass is to blame then.
 """
 
 import math
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from graphcomp.errors import BenchError
 from graphcomp.explanation.profiling import Operator, Profile
-from graphcomp.onnx import MODULE_PROP, NODE_PROP, PASS_PROP, SELECT
+from graphcomp.onnx import MODULE_PROP, NODE_PROP, PASS_PROP, SELECT, Origin
 from graphcomp.runtime import NodeWork, OnnxFile, node_work
 
 if TYPE_CHECKING:
@@ -114,7 +115,13 @@ class AttributedKernel:
         return _main(self.sources)
 
 
-def attribute(file: OnnxFile, profile: Profile, batch: int, multiple: int = 1) -> list[AttributedKernel]:
+def attribute(
+    file: OnnxFile,
+    profile: Profile,
+    batch: int,
+    multiple: int = 1,
+    origins: Mapping[str, Origin] | None = None,
+) -> list[AttributedKernel]:
     """Every operator of a profile with its layer and pass.
 
     Args:
@@ -122,11 +129,12 @@ def attribute(file: OnnxFile, profile: Profile, batch: int, multiple: int = 1) -
         profile: of the file at this batch.
         batch: samples a run.
         multiple: what a GPU's kernels round channels up to; on CPUs the trace shows it.
+        origins: of nodes that do not say it themselves, by their first output.
 
     Raises:
         BenchError: naming a convolution or matrix product that cannot be found in the runtime's graph.
     """
-    sources = [_source(work) for work in node_work(file, batch)]
+    sources = [_source(work, origins or {}) for work in node_work(file, batch)]
     operators = profile.operators
     owners = _Owners(sources, operators).find()
     lost = next((s for s in sources if s.macs and s.name not in owners), None)
@@ -148,16 +156,17 @@ def attribute(file: OnnxFile, profile: Profile, batch: int, multiple: int = 1) -
     ]
 
 
-def _source(work: NodeWork) -> Source:
+def _source(work: NodeWork, origins: Mapping[str, Origin]) -> Source:
     node = work.node
-    said = {p.key: p.value for p in node.metadata_props}
-    made_by = said.get(PASS_PROP, "")
     name = node.name or node.output[0]
+    given = origins.get(node.output[0], Origin(name, name, ""))
+    said = {p.key: p.value for p in node.metadata_props}
+    made_by = said.get(PASS_PROP, given.made_by)
     return Source(
         name=name,
         op=node.op_type,
-        key=said.get(NODE_PROP, name),
-        module=said.get(MODULE_PROP, name),
+        key=said.get(NODE_PROP, given.node),
+        module=said.get(MODULE_PROP, given.module),
         made_by=None if made_by in NOT_A_PASS else made_by,
         macs=work.macs,
         elements=work.elements,

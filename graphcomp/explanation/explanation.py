@@ -47,6 +47,7 @@ from graphcomp.explanation.gathers import ChannelPick, find_gathers, price
 from graphcomp.explanation.matching import Matching
 from graphcomp.explanation.profiling import Profile, trace_pair
 from graphcomp.ir import Program, Shape
+from graphcomp.onnx import NODE_PROP, Origin, origins_in
 from graphcomp.records import (
     BatchTiming,
     Bench,
@@ -57,7 +58,7 @@ from graphcomp.records import (
     PartKind,
     TracedFile,
 )
-from graphcomp.runtime import TARGETS, Provider, benchmark, check_inputs, onnxfile, random_inputs
+from graphcomp.runtime import TARGETS, OnnxFile, Provider, benchmark, check_inputs, onnxfile, random_inputs
 
 KINDS: tuple[PartKind, ...] = get_args(PartKind)
 
@@ -96,6 +97,7 @@ def explain(
     Raises:
         BenchError: a file cannot be read, the two differ in their inputs or have no layer in common, or a
             trace does not say where time went. ProviderError: the provider does not work here.
+        LoadError: one file is another exporter's, the other is ours, and `onnx.read_onnx` refuses the first.
     """
     bench = benchmark(
         base,
@@ -144,8 +146,23 @@ def explain_bench(
         read, feeds, provider, bench.threads, runs=traced_runs, seconds=traced_seconds, tell=progress
     )
     multiple = TARGETS["cuda-tf32"].multiple if bench.tf32 else 1
-    base, new = (attribute(f, p, timing.batch, multiple) for f, p in zip(read, profiles, strict=True))
+    base, new = (
+        attribute(f, p, timing.batch, multiple, o)
+        for f, p, o in zip(read, profiles, _origins(read, input_shapes), strict=True)
+    )
     return split(bench, timing, (base, new), profiles, find_gathers(program) if program else [])
+
+
+def _origins(
+    files: tuple[OnnxFile, OnnxFile], input_shapes: Mapping[str, Shape] | None
+) -> tuple[Mapping[str, Origin], Mapping[str, Origin]]:
+    """A file of another exporter beside one of ours is read as a run reads it, which names its layers."""
+    tagged = [any(p.key == NODE_PROP for n in f.model.graph.node for p in n.metadata_props) for f in files]
+    first, second = (
+        origins_in(f.path, input_shapes) if any(tagged) and not has_tags else {}
+        for f, has_tags in zip(files, tagged, strict=True)
+    )
+    return first, second
 
 
 def split(

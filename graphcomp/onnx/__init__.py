@@ -2,9 +2,9 @@
 
 from graphcomp.onnx.export import Exports, Stored, export_onnx
 from graphcomp.onnx.interface import input_names
-from graphcomp.onnx.origins import MODULE_PROP, NODE_PROP, PASS_PROP
+from graphcomp.onnx.origins import MODULE_PROP, NODE_PROP, PASS_PROP, Origin
 from graphcomp.onnx.quantization import quantize_onnx
-from graphcomp.onnx.reading import read_onnx
+from graphcomp.onnx.reading import origins_in, read_onnx
 from graphcomp.onnx.selection import SELECT
 from graphcomp.onnx.sizes import Dynamic
 
@@ -13,11 +13,13 @@ __all__ = [
     "Exports",
     "MODULE_PROP",
     "NODE_PROP",
+    "Origin",
     "PASS_PROP",
     "SELECT",
     "Stored",
     "export_onnx",
     "input_names",
+    "origins_in",
     "quantize_onnx",
     "read_onnx",
 ]

@@ -7,7 +7,7 @@ zero.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,10 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_t
 from graphcomp.base import sha256
 from graphcomp.errors import BenchError
 from graphcomp.ir import Shape
+from graphcomp.runtime.constants import SMALL, fold_small_constants
 
 __all__ = ["Input", "NodeWork", "OnnxFile", "count_macs", "feed_shapes", "node_work", "onnx_macs", "read"]
 
-# Larger tensors are weights: shape inference needs their shape only, not their values.
-SMALL = 1024
 UNCOUNTED = frozenset(
     {"Einsum", "DeformConv", "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "Attention"}
     | {"RNN", "GRU", "LSTM", "If", "Loop", "Scan"}
@@ -161,7 +160,7 @@ def _work(model: ModelProto, inputs: tuple[Input, ...], batch: int, place: str) 
     nodes = list(_varying(model.graph, inputs))
     for node in nodes:
         _check_countable(node, place)
-    shapes = _infer(model, feed_shapes(inputs, batch, place), place)
+    shapes = _infer(model, nodes, feed_shapes(inputs, batch, place), place)
     moving = {item.name for item in inputs} | {name for node in nodes for name in node.output}
     sizes = {name: math.prod(shapes[name]) for name in moving & shapes.keys()}
 
@@ -236,13 +235,19 @@ def _external_files(path: Path, model: ModelProto) -> list[bytes]:
         ) from error
 
 
-def _infer(model: ModelProto, inputs: Mapping[str, Shape], place: str) -> dict[str, Shape]:
-    """Shape of every value that inference can find, with the inputs fixed to the given shapes."""
+def _infer(
+    model: ModelProto, varying: Iterable[NodeProto], inputs: Mapping[str, Shape], place: str
+) -> dict[str, Shape]:
+    """Shape of every value that inference can find, with the inputs fixed to the given shapes.
+
+    Tensors of more than `SMALL` elements are weights: their shape is needed, not their values.
+    """
     fixed = ModelProto()
     fixed.CopyFrom(model)
     for tensor in fixed.graph.initializer:
         if math.prod(tensor.dims) > SMALL:
             _drop_values(tensor)
+    fold_small_constants(fixed, varying)
     # Shapes noted by the exporter are symbolic and would win over inferred ones.
     del fixed.graph.value_info[:]
     for value in fixed.graph.output:

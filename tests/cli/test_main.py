@@ -1046,7 +1046,7 @@ def test_a_file_of_two_inputs_is_compressed_inspected_timed_and_explained(cli: C
     assert "removable" in cli("inspect", eyes, *SIZES).out
     timing = ("--seconds", "0.01", "--runs", "1", *SIZES)
     assert cli("bench", eyes, "out/model.onnx", *timing).code == 0
-    assert cli("explain", "out/baseline.onnx", "out/model.onnx", *timing).code == 0
+    assert cli("explain", eyes, "out/model.onnx", *timing).code == 0
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,31 @@
 """The gap between theory and practice: every part by its definition, and that they sum to it."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import graphcomp
+from graphcomp.base import muted
 from graphcomp.errors import BenchError
 from graphcomp.explanation import explanation
 from graphcomp.explanation.attribution import AttributedKernel, Source
 from graphcomp.explanation.explanation import KINDS, explain, explain_bench, split
 from graphcomp.explanation.profiling import Node, Operator, Profile
+from graphcomp.models.resnet_cifar import ResNet
+from graphcomp.onnx import export_onnx, read_onnx
+from graphcomp.passes.l1 import L1
+from graphcomp.passes.low_rank import LowRank
+from graphcomp.pipeline import Pass
 from graphcomp.records import ExplainedRow, Explanation
 from tests.explaining import base, bench, kernels, pruned, recorded, timing
+from tests.nets import scramble
+from tests.running import run_pass
+from tests.tiny import context
 
 QUICK: dict[str, Any] = {"runs": 12, "seconds": 0.2, "traced_runs": 8, "traced_seconds": 0.2}
 
@@ -269,6 +280,32 @@ def test_a_gap_that_is_measured_now(tmp_path: Path) -> None:
     assert found.theoretical == found.bench.batches[0].theoretical
     assert told[-1] == 1.0 and told == sorted(told)
     assert Explanation.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pass_", [L1(ratio=0.5, multiple=1), LowRank(energy=0.6)], ids=lambda p: p.name)
+def test_a_file_of_another_exporter_is_explained_as_our_copy_of_it(pass_: Pass, tmp_path: Path) -> None:
+    """Rows have the same layers and operators; names of its nodes are nothing like ours."""
+    foreign = tmp_path / "foreign.onnx"
+    with warnings.catch_warnings(), muted():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            scramble(ResNet(8), 0).eval(), (torch.randn(1, 3, 32, 32),), str(foreign), dynamo=False,
+            input_names=["x"], dynamic_axes={"x": {0: "batch"}}, opset_version=17,
+        )  # fmt: skip
+    program = read_onnx(foreign)
+    export_onnx(program, tmp_path / "ours.onnx")
+    export_onnx(run_pass(pass_, program, context())[2], tmp_path / "new.onnx")
+    found, ours = (
+        explain(tmp_path / base, tmp_path / "new.onnx", **QUICK) for base in ("foreign.onnx", "ours.onnx")
+    )
+    check_identity(found)
+    rows, expected = (
+        [(r.layer, r.new_operators, r.base_macs, r.made_by) for r in e.rows if r.base_macs or r.new_macs]
+        for e in (found, ours)
+    )
+    assert rows == expected and len(rows) == 8
+    assert all(row.base_operators and row.new_operators for row in found.rows if row.base_macs)
 
 
 def test_the_first_batch_of_a_benchmark_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,3 +207,13 @@ def test_mutated_files_are_read_or_refused(seed: int, tmp_path: Path) -> None:
         else:
             outcomes[True] += 1
     assert all(outcomes.values())
+
+
+@pytest.mark.parametrize("field", ["op_type", "name", "input"])
+def test_names_that_are_no_text(field: str, tmp_path: Path) -> None:
+    """protobuf hands them out as bytes."""
+    model = make([node("Relu", ["x"], ["y"], name="name")], {"x": (OPEN, 4)})
+    old = {"op_type": b"\x22\x04Relu", "name": b"\x1a\x04name", "input": b"\x0a\x01x\x12\x01y"}[field]
+    content = model.SerializeToString()
+    assert old in content
+    check_refused(content.replace(old, old[:2] + b"\xff" + old[3:]), tmp_path, f"{field}: found bytes")

@@ -70,7 +70,9 @@ def test_a_trap_comes_back_from_its_file(trap: str, tmp_path: Path) -> None:
     module = scramble(built, 0).eval()
     program = read_onnx(export(module, torch.randn(shape), tmp_path / "net.onnx", fixed=True))
     check_same(module, program, shape)
-    assert removable(program) >= removable(trace(module, torch.zeros(shape)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*forward computes from parameters alone")  # so does the file
+        assert removable(program) >= removable(trace(module, torch.zeros(shape)))
     if removable(program):
         run_pass(L1(ratio=0.5, multiple=1), program, context())
 

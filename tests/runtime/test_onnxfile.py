@@ -8,6 +8,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from graphcomp.errors import BenchError
 from graphcomp.runtime import onnxfile
+from graphcomp.runtime.constants import fold_small_constants
 from graphcomp.runtime.onnxfile import onnx_macs
 
 Dims = list[int | str]
@@ -224,3 +225,41 @@ def test_fixed_batch_refuses_another() -> None:
     assert onnxfile.feed_shapes(inputs, 8, "net") == {"x": (8, 3)}
     with pytest.raises(BenchError, match="net: found a fixed batch of 8, expected 2"):
         onnxfile.feed_shapes(inputs, 2, "net")
+
+
+def test_sizes_that_constants_are_computed_for() -> None:
+    """As exporters write the channels that a shortcut is padded with: zeros, the numbers, turned around."""
+    numbers = {
+        "few": [2],
+        "pairs": [-1, 2],
+        "from": [-1],
+        "to": [-9],
+        "axis": [0],
+        "step": [-1],
+    }
+    net = model(
+        [
+            helper.make_node("ConstantOfShape", ["few"], ["zeros"],
+                             value=numpy_helper.from_array(np.zeros(1, np.int64))),
+            helper.make_node("Concat", ["front", "zeros"], ["eight"], axis=0),
+            helper.make_node("Reshape", ["eight", "pairs"], ["table"]),
+            helper.make_node("Slice", ["table", "from", "to", "axis", "step"], ["turned"]),
+            helper.make_node("Transpose", ["turned"], ["across"], perm=[1, 0]),
+            helper.make_node("Reshape", ["across", "flat"], ["pads"]),
+            helper.make_node("Pad", ["x", "pads"], ["padded"]),
+            conv("padded"),
+        ],
+        {"x": ["batch", 3, 8, 8]}, {"w": (4, 5, 3, 3)},
+    )  # fmt: skip
+    for name, values in {**numbers, "flat": [-1], "front": [0, 0, 0, 0, 1, 1]}.items():
+        net.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+    before = net.SerializeToString()
+    assert onnx_macs(net, batch=2) == 2 * 4 * 5 * 9 * 6 * 6
+    assert net.SerializeToString() == before
+
+
+def test_a_constant_that_is_not_small_is_not_computed() -> None:
+    net = model([helper.make_node("ConstantOfShape", ["huge"], ["zeros"])], {"x": ["batch"]}, {})
+    net.graph.initializer.append(numpy_helper.from_array(np.array([2**40], np.int64), "huge"))
+    fold_small_constants(net, [])
+    assert [node.op_type for node in net.graph.node] == ["ConstantOfShape"]

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -87,7 +88,23 @@ def _parse(path: Path) -> ModelProto:
         ) from error
     if not model.graph.node or not model.graph.output:
         raise LoadError.at(path.name, "no nodes or no outputs", "a network", "check the file")
+    _require_text(path, model)
     return model
+
+
+def _require_text(path: Path, model: ModelProto) -> None:
+    """Refuse names that are not UTF-8, which protobuf hands out as bytes."""
+    stack: list[tuple[str, Any]] = [("file", model)]
+    while stack:
+        place, message = stack.pop()
+        for field, value in message.ListFields():
+            values = [value] if isinstance(value, str | bytes) or hasattr(value, "ListFields") else value
+            if field.type == field.TYPE_MESSAGE:
+                stack.extend((field.name, v) for v in values)
+            elif field.type == field.TYPE_STRING and any(isinstance(v, bytes) for v in values):
+                raise LoadError.at(
+                    f"{path.name}: {place}: {field.name}", "bytes", "text", "the file is damaged, or no ONNX"
+                )
 
 
 def _opset(path: Path, model: ModelProto) -> int:

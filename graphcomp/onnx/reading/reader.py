@@ -17,6 +17,7 @@ from onnx import TensorProto
 from graphcomp.errors import LoadError
 from graphcomp.ir import Program, graph_module
 from graphcomp.onnx.interface import HISTORY_PROP, read_history
+from graphcomp.onnx.origins import Origin, origin_of
 from graphcomp.onnx.reading.comparison import compare
 from graphcomp.onnx.reading.file import OnnxSource, open_file
 from graphcomp.onnx.reading.ports import (
@@ -33,7 +34,7 @@ from graphcomp.onnx.reading.ports import (
 )
 from graphcomp.onnx.reading.tidy import tidy
 from graphcomp.onnx.reading.walk import Walk
-from graphcomp.onnx.rows import Made, Reading
+from graphcomp.onnx.rows import ORIGIN_KEY, Made, Reading
 
 
 def read_onnx(path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Program:
@@ -76,6 +77,28 @@ def read_onnx(path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None
             return replace(program, interface=program.interface.model_copy(update=said))
     assert first is not None
     raise first
+
+
+def origins_in(
+    path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Origin]:
+    """What an export of the program that `read_onnx` makes of a file says of the file's nodes.
+
+    So a file of another exporter has names in common with what was made from it.
+
+    Args:
+        path, input_shapes: see `read_onnx`.
+
+    Returns:
+        The first output of a node -> its layer's call, or the last node of the program that was made for it;
+        nothing for nodes that are none in the program (numbers, transposes that undo each other).
+
+    Raises:
+        LoadError: see `read_onnx`.
+    """
+    nodes = [n for n in read_onnx(path, input_shapes).graph.nodes if ORIGIN_KEY in n.meta]
+    nodes.sort(key=lambda n: n.op == "call_module")  # layers win
+    return {n.meta[ORIGIN_KEY]: origin_of(n) for n in nodes}
 
 
 @dataclass(frozen=True)

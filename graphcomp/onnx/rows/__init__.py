@@ -17,7 +17,7 @@ from graphcomp.onnx.rows import (
     shapes,
 )
 from graphcomp.onnx.rows.node import Node
-from graphcomp.onnx.rows.reading import Reading
+from graphcomp.onnx.rows.reading import ORIGIN_KEY, Reading
 from graphcomp.onnx.rows.registry import READS, WRITES
 from graphcomp.onnx.rows.values import Array, Known, Made, Value
 from graphcomp.onnx.rows.wires import DTYPES, NoRow, Op, Size, Wire, identity
@@ -49,6 +49,7 @@ __all__ = [
     "Made",
     "NoRow",
     "Node",
+    "ORIGIN_KEY",
     "Op",
     "READS",
     "Reading",

@@ -14,6 +14,9 @@ from graphcomp.onnx.rows.naming import Names
 from graphcomp.onnx.rows.node import Node
 from graphcomp.onnx.rows.values import Array, Known, Made, Value, map_made
 
+ORIGIN_KEY = "graphcomp_onnx"
+"""`node.meta` key: the first output of the file's node that a node of the program was read from."""
+
 
 class Reading:
     """A graph that grows, with the modules that it calls.
@@ -29,6 +32,7 @@ class Reading:
             None where it leaves the batch open, or is read for one only.
         inputs: of the network.
         made: every node with its values.
+        origin: the first output of the file's node that is being read, which its nodes are tagged with.
     """
 
     def __init__(self, batches: Sequence[int], freed: int | None = None) -> None:
@@ -38,6 +42,7 @@ class Reading:
         self.freed = freed
         self.inputs: list[Made] = []
         self.made: dict[fx.Node, Made] = {}
+        self.origin = ""
         self._names = Names()
         self._layers: dict[tuple[Any, ...], str] = {}
         self._meta: dict[str, nn.Module] = {}
@@ -204,7 +209,7 @@ class Reading:
     def _add(
         self, node: fx.Node, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Made:
-        node.meta[PASS_KEY] = "trace"
+        node.meta |= {PASS_KEY: "trace", ORIGIN_KEY: self.origin}
         cases = range(len(self.batches))
         self.made[node] = Made(node, tuple(self._run(node, run, args, kwargs, case) for case in cases))
         return self.made[node]
