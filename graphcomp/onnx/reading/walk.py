@@ -109,7 +109,7 @@ class Walk:
         row = READS.get(proto.op_type)
         if row is None or not _exists(proto.op_type, self.opset):
             raise _refusal(node, self.opset, row is not None)
-        self.reading.origin = next(filter(None, proto.output), "")
+        self.reading.begin(node)
         try:
             result = row(node, self.reading)
         except LoadError as error:

@@ -25,9 +25,13 @@ _RESERVED = frozenset(dir(fx.GraphModule))
 MODULE_TAG = "graphcomp.module"
 """What graphcomp writes: the path itself."""
 
+PASS_TAG = "graphcomp.pass"
+"""What graphcomp writes: the pass that made a node or changed it last."""
+
 SCOPES_TAG = "pkg.torch.onnx.name_scopes"
 """What torch's exporter writes: the paths of the modules around a node, and the node."""
 
+_PASS = re.compile(r"[\w\-. /:]{1,200}", re.ASCII)
 _QUOTED = re.compile(r"'([^']*)'")
 
 
@@ -66,6 +70,12 @@ class Names:
         if found:
             return elements(found["path"])
         return elements(_scope(node.name) or f"{node.operator}")
+
+
+def pass_of(node: Node) -> str:
+    """The pass that a node says it was made by; `trace` where it names none."""
+    tag = node.tag(PASS_TAG)
+    return tag if _PASS.fullmatch(tag) else "trace"
 
 
 def _scope(name: str) -> str:

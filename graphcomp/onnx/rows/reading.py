@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from graphcomp.errors import GraphcompError, LoadError, first_line
 from graphcomp.ir import PASS_KEY, with_tensors
-from graphcomp.onnx.rows.naming import Names
+from graphcomp.onnx.rows.naming import Names, pass_of
 from graphcomp.onnx.rows.node import Node
 from graphcomp.onnx.rows.values import Array, Known, Made, Value, map_made
 
@@ -33,6 +33,7 @@ class Reading:
         inputs: of the network.
         made: every node with its values.
         origin: the first output of the file's node that is being read, which its nodes are tagged with.
+        made_by: the pass that this node says it was made by.
     """
 
     def __init__(self, batches: Sequence[int], freed: int | None = None) -> None:
@@ -42,11 +43,15 @@ class Reading:
         self.freed = freed
         self.inputs: list[Made] = []
         self.made: dict[fx.Node, Made] = {}
-        self.origin = ""
+        self.origin, self.made_by = "", "trace"
         self._names = Names()
         self._layers: dict[tuple[Any, ...], str] = {}
         self._meta: dict[str, nn.Module] = {}
         self._held: dict[str, Made] = {}
+
+    def begin(self, node: Node) -> None:
+        """The next nodes of the program are made for this one of the file."""
+        self.origin, self.made_by = next(filter(None, node.outputs), ""), pass_of(node)
 
     # ---- nodes
 
@@ -209,7 +214,7 @@ class Reading:
     def _add(
         self, node: fx.Node, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Made:
-        node.meta |= {PASS_KEY: "trace", ORIGIN_KEY: self.origin}
+        node.meta |= {PASS_KEY: self.made_by, ORIGIN_KEY: self.origin}
         cases = range(len(self.batches))
         self.made[node] = Made(node, tuple(self._run(node, run, args, kwargs, case) for case in cases))
         return self.made[node]
