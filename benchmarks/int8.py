@@ -61,7 +61,7 @@ def measure(file: Path, data: str, limit: int, seconds: float, folder: Path) -> 
     """One row a file."""
     read = onnxfile.read(file)
     (source,) = read.inputs
-    shape = tuple(int(n) for n in source.shape[1:])
+    shape = tuple(int(n or 0) for n in source.shape[1:])
     samples = load_data(data, input_shape=shape, seed=0)
     calibration, test = samples.train.spread(SAMPLES), samples.eval.spread(limit)
     files = {"float32": file}
