@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from graphcomp.ir import DctConv2d, DctLayer, Program, acts_in_place, function_name, op_name
 from graphcomp.onnx.lowering import weight_name
 from graphcomp.onnx.rows import WRITES, NoRow, Size, Wire, Writing
-from graphcomp.onnx.writing.inlining import Ref, record
+from graphcomp.onnx.writing.inlining import Found, Ref, record
 from graphcomp.onnx.writing.settings import Settings
 
 _LIKE = frozenset("zeros_like ones_like full_like new_zeros new_ones new_full empty_like new_empty".split())
@@ -60,6 +60,7 @@ class Driver:
         self.env: dict[fx.Node, Any] = {}
         self.own = {t.untyped_storage()._cdata for t in program.tensors.values()}
         self.called: set[str] = set()
+        self.recorded: dict[Any, Found] = {}
         self.weights: dict[DctLayer, Wire] = {}
 
     def run(self, inputs: list[str]) -> Any:
@@ -192,7 +193,7 @@ class Driver:
 
     def _inlined(self, call: "_Call", args: Any, kwargs: Any) -> Any:
         """A function without a row, as what it calls."""
-        values, calls, result = record(call.target, args, kwargs, len(self.settings.values))
+        values, calls, result = record(call.target, args, kwargs, len(self.settings.values), self.recorded)
 
         def load(given: Any) -> Any:
             return _each(given, lambda v: _item(values, v) if isinstance(v, Ref) else v)

@@ -76,14 +76,19 @@ class _Recorder(TorchFunctionMode):
         return fx.node.map_aggregate(value, one)
 
 
+Found = tuple[list[Record], Any]
+"""The calls of a function, and what it returns, in references."""
+
+
 def record(
-    function: Callable[..., Any], args: Any, kwargs: Any, settings: int
+    function: Callable[..., Any], args: Any, kwargs: Any, settings: int, known: dict[Any, Found]
 ) -> tuple[list[Any], list[Record], Any]:
     """What a function calls.
 
     Args:
         function, args, kwargs: the call; tensors are wires and stored ones.
         settings: how many there are.
+        known: found before, read and extended: blocks of one network call with the same shapes.
 
     Returns:
         Its tensor operands (what references below their number mean), its calls, and what it returns, in
@@ -97,6 +102,33 @@ def record(
         return part
 
     fx.node.map_aggregate((args, kwargs), collect)
+    key = function, _told((args, kwargs))
+    if key not in known:
+        known[key] = _recorded(function, args, kwargs, operands, settings)
+    return operands, *known[key]
+
+
+def _told(value: Any) -> Any:
+    """All that a function can tell of its arguments while tensors have no numbers."""
+    if isinstance(value, Wire | Tensor):
+        metas = value.metas if isinstance(value, Wire) else (value,)
+        return type(value), *((m.dtype, m.shape, m.stride(), m.storage_offset()) for m in metas)
+    if isinstance(value, tuple | list):
+        return type(value), *map(_told, value)
+    if isinstance(value, dict):
+        return dict, *((name, _told(part)) for name, part in value.items())
+    if isinstance(value, slice):
+        return slice, *map(_told, (value.start, value.stop, value.step))
+    if isinstance(value, Size):
+        return Size, *map(_told, value.values)
+    # 1, 1.0 and True are equal, and so are 0.0 and -0.0; what is not a plain number or word is only itself
+    plain = isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | torch.device)
+    return type(value), repr(value) if plain else id(value)
+
+
+def _recorded(
+    function: Callable[..., Any], args: Any, kwargs: Any, operands: list[Any], settings: int
+) -> Found:
     runs = []
     for setting in range(settings):
         metas = iter(
@@ -132,7 +164,7 @@ def record(
         )
         for parts in _aligned([run[0] for run in runs])
     ]
-    return operands, calls, _unified([run[1] for run in runs])
+    return calls, _unified([run[1] for run in runs])
 
 
 def _aligned(runs: Sequence[list[Any]]) -> list[tuple[Any, ...]]:
@@ -170,4 +202,4 @@ def _holds_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-__all__ = ["Record", "Ref", "record"]
+__all__ = ["Found", "Record", "Ref", "record"]

@@ -115,10 +115,11 @@ def _model(
         ],
         [_value(wire, settings) for wire in outputs],
     )
-    for name, tensor in writing.stored.items():
-        graph.initializer.append(_stored(name, tensor))
     opset = helper.make_opsetid("", OPSET)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION, producer_name="graphcomp")
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION, producer_name="graphcomp")
+    for name, tensor in writing.stored.items():  # last and in place: the model above is a copy of its parts
+        _store(name, tensor, model.graph.initializer.add())
+    return model
 
 
 def _node(op: Op) -> NodeProto:
@@ -136,12 +137,13 @@ def _value(wire: Wire, settings: Settings) -> ValueInfoProto:
     return helper.make_tensor_value_info(wire.name, DTYPES[wire.dtype], shape)
 
 
-def _stored(name: str, tensor: Tensor) -> TensorProto:
+def _store(name: str, tensor: Tensor, place: TensorProto) -> None:
     if tensor.dtype not in DTYPES:
         raise NoRow(f"{name}: {tensor.dtype}, which ONNX does not have")
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    raw = flat.view(torch.uint8).numpy().tobytes()
-    return TensorProto(name=name, dims=tensor.shape, data_type=DTYPES[tensor.dtype], raw_data=raw)
+    place.name, place.data_type = name, DTYPES[tensor.dtype]
+    place.dims.extend(tensor.shape)
+    place.raw_data = flat.view(torch.uint8).numpy().tobytes()
 
 
 __all__ = ["OPSET", "Written", "write"]
