@@ -80,7 +80,7 @@ def _report(run: Run, place: Path, progress: Progress) -> Report:
     return Report(
         model=run.job.model,
         weights=str(run.source.weights) if run.source.weights else None,
-        remarks=list(run.source.remarks),
+        remarks=[*run.source.remarks, *opset_remarks(run.source.program, new)],
         data=run.data.description if run.spec != "random" else "random",
         target=run.target.name,
         seed=recipe.seed,
@@ -101,6 +101,12 @@ def _report(run: Run, place: Path, progress: Progress) -> Report:
         started=run.state.started,
         seconds=time.perf_counter() - run.clock,
     )
+
+
+def opset_remarks(program: Program, export: Export) -> list[str]:
+    """That the result has another operator set than the file that the program was read from, if so."""
+    told = program.interface.opset
+    return [] if told in (None, export.opset) else [f"opset {told} in the file, {export.opset} in the result"]
 
 
 def _asked(job: Job) -> dict[str, tuple[int, ...]]:

@@ -23,7 +23,8 @@ def normalisations(module: nn.Module) -> dict[str, BatchNorm]:
     if not found:
         raise PassError(
             "bn_reestimate: found no batch normalisation with running statistics, expected at least one; "
-            "fold-bn removes them: run it later, or set bn_reestimate to 0"
+            "fold-bn removes them: run it later; where a file has them folded already, set bn_reestimate to "
+            "0 (refit adapts weights instead)"
         )
     return found
 

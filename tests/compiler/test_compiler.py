@@ -30,7 +30,7 @@ from graphcomp.compiler.compiler import build
 from graphcomp.compiler.recipe import Recipe, load_recipe, make_passes
 from graphcomp.compiler.source import Job, load_source
 from graphcomp.errors import LoadError, OutputError, PassError, RecipeError, VerifyError
-from graphcomp.ir import load
+from graphcomp.ir import Interface, load, trace
 from graphcomp.ir.program import Program
 from graphcomp.onnx import export
 from graphcomp.passes import L1, PASSES, FoldBN
@@ -786,3 +786,13 @@ def test_resume_shows_the_difference_and_not_what_is_before_it(quick: Job, finis
     assert re.search(r"passes: found l1\.\w+: .*, expected l1\.\w+: .* as in the", str(caught.value))
     assert "\n  + passes.l1.ratio: 0.25" in str(caught.value) and "fold-bn" not in str(caught.value)
     assert "..." not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"), [(None, []), (18, []), (13, ["opset 13 in the file, 18 in the result"])]
+)
+def test_another_operator_set_than_the_files_is_said(told: int | None, expected: list[str]) -> None:
+    traced = trace(torch.nn.Linear(2, 2), torch.randn(1, 2))
+    program = Program(traced.module, traced.example_inputs, interface=Interface(opset=told))
+    made = Export(path="model.onnx", bytes=1, opset=18, nodes=1, parity={}, cleanup=[])
+    assert results.opset_remarks(program, made) == expected
