@@ -218,7 +218,7 @@ def drift(before: Program, after: Program, batches: Iterable[Tensor]) -> Drift:
     difference = norm = 0.0
     same = total = 0
     classifier = is_classifier(before)
-    for x in (part for batch in batches for part in batch.split(batch_size(before))):
+    for x in (part for batch in batches for part in torch.split(batch, batch_size(before))):
         old, new = output_tensors(before(x)), output_tensors(after(x))
         difference += sum(float((a - b).double().square().sum()) for a, b in zip(old, new, strict=True))
         norm += sum(float(a.double().square().sum()) for a in old)

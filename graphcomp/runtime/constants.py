@@ -43,6 +43,23 @@ def fold_small_constants(model: ModelProto, varying: Iterable[NodeProto]) -> Non
         graph.node.extend(copies)
 
 
+def bound_constants(model: ModelProto) -> None:
+    """Write what is left of ConstantOfShape as Expand, in place: the same shapes, and no numbers.
+
+    Shape inference would make a constant of any size that a file asks for, and end the process.
+    """
+    for index, node in enumerate(model.graph.node):
+        if node.op_type == "ConstantOfShape" and node.domain in ("", "ai.onnx"):
+            value = next((a.t for a in node.attribute if a.name == "value"), None)
+            kind = np.float32 if value is None else onnx.numpy_helper.to_array(value).dtype
+            name = f"graphcomp_constant_{index}"
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, kind), name))
+            shape = node.input[0]
+            node.op_type = "Expand"
+            del node.attribute[:], node.input[:]
+            node.input.extend((name, shape))
+
+
 def _is_small(tensor: onnx.TensorProto) -> bool:
     held = bool(tensor.raw_data) or math.prod(tensor.dims) == 0 or tensor.ByteSize() > len(tensor.name) + 8
     return math.prod(tensor.dims) <= SMALL and held

@@ -19,7 +19,7 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_t
 from graphcomp.base import sha256
 from graphcomp.errors import BenchError
 from graphcomp.ir import Shape
-from graphcomp.runtime.constants import SMALL, fold_small_constants
+from graphcomp.runtime.constants import SMALL, bound_constants, fold_small_constants
 
 __all__ = ["Input", "NodeWork", "OnnxFile", "count_macs", "feed_shapes", "node_work", "onnx_macs", "read"]
 
@@ -248,6 +248,7 @@ def _infer(
         if math.prod(tensor.dims) > SMALL:
             _drop_values(tensor)
     fold_small_constants(fixed, varying)
+    bound_constants(fixed)
     # Shapes noted by the exporter are symbolic and would win over inferred ones.
     del fixed.graph.value_info[:]
     for value in fixed.graph.output:

@@ -263,3 +263,17 @@ def test_a_constant_that_is_not_small_is_not_computed() -> None:
     net.graph.initializer.append(numpy_helper.from_array(np.array([2**40], np.int64), "huge"))
     fold_small_constants(net, [])
     assert [node.op_type for node in net.graph.node] == ["ConstantOfShape"]
+
+
+def test_a_constant_of_any_size_is_not_made() -> None:
+    """Shape inference fills ConstantOfShape with numbers: 2^40 of them end the process."""
+    huge = numpy_helper.from_array(np.array([1 << 40], np.int64), "huge")
+    nodes = [
+        helper.make_node("ConstantOfShape", ["huge"], ["bomb"]),
+        helper.make_node("Neg", ["bomb"], ["z"]),
+    ]
+    plain = model([conv()], {"x": (1, 3, 8, 8)}, {"w": (4, 3, 3, 3)})
+    bomb = ModelProto.FromString(plain.SerializeToString())
+    bomb.graph.node.extend(nodes)
+    bomb.graph.initializer.append(huge)
+    assert onnx_macs(bomb) == onnx_macs(plain)

@@ -113,8 +113,8 @@ def read_cast(node: Node, reading: Reading) -> Value:
     node.ignore("saturate", "round_mode")  # of 8-bit types, which are refused
     if isinstance(given, Known) and isinstance(like := node.input(1), Made):
         # Only its type is asked for: numbers stay numbers, or a bias that follows from them was no bias.
-        wanted = torch.empty(0, dtype=like.dtype).numpy().dtype
-        changed = {id(v): v.astype(wanted) for v in given.values}
+        kind = torch.empty(0, dtype=like.dtype).numpy().dtype
+        changed = {id(v): v.astype(kind) for v in given.values}
         return Known(tuple(changed[id(v)] for v in given.values))
     x = reading.tensor(given)
     if node.operator == "CastLike":
