@@ -112,14 +112,13 @@ def exported() -> torch.export.ExportedProgram:
 @pytest.mark.parametrize(
     "make",
     [
-        exported,
         lambda: exported().module(),
         lambda: nn.Sequential(exported().module(), nn.ReLU()),
         lambda: torch.export.unflatten(exported()),
     ],
 )
 def test_programs_of_torch_export_are_named(make: Callable[[], nn.Module]) -> None:
-    message = "found (a program of torch.export|ExportedProgram), which has no layers any more, expected"
+    message = "found a program of torch.export, which has no layers any more, expected"
     model = make()
     for use in (trace, lambda m, x: compile(m, "fold-bn", example_inputs=x)):
         with pytest.raises(TraceError, match=message):

@@ -62,6 +62,7 @@ ALIASES = {
     "xor": "bitwise_xor",
     "invert": "bitwise_not",
     "upsample": "interpolate",
+    "dsmm": "mm",
     **dict.fromkeys(["ndimension", "ndim"], "dim"),
     "nelement": "numel",
 }

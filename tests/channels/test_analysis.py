@@ -132,7 +132,7 @@ COUPLED: dict[str, tuple[str, ...]] = {
     "norm-with-activation": ("before.0:16 after.0:12",),
     "depthwise-pads-itself": ("before.0:16 after.0:12",),
     "grouped-pads-itself": ("before.0:16 trap:12 after.0:12",),
-    "weight-standardised": ("after.0:12", "16 conv2d: no rule for conv2d"),
+    "weight-standardised": ("before.0:16 conv2d:12 after.0:12",),
     "weight-norm": ("before.0:16 trap:12 after.0:12",),
     "conv-transpose": ("before.0:16 trap:12 after.0:12",),
     "conv-transpose-grouped": ("before.0:16 trap:12 after.0:12",),
@@ -157,11 +157,8 @@ COUPLED: dict[str, tuple[str, ...]] = {
         "12 token_in: another axis",
         "10 token_out: another axis",
     ),
-    "attention-matmul": ("embed:16", "24 matmul: no rule for matmul", "20 matmul_1: no rule for matmul"),
-    "attention-heads": (
-        "embed:16",
-        "48 scaled_dot_product_attention: no rule for scaled_dot_product_attention",
-    ),
+    "attention-matmul": ("embed:16 value:20", "12 mul: the number of channels is used as a number"),
+    "attention-heads": ("embed:16 qkv:4",),
     "attention-module": ("", "1 attention: no rule for MultiheadAttention"),
 }
 
@@ -188,14 +185,10 @@ PADDED: dict[str, tuple[str, ...]] = {
         "16 norm_b: LayerNorm",
     ),
     "attention-matmul": (
-        "embed:16 project:16",
-        "24 matmul: no rule for matmul",
-        "20 matmul_1: no rule for matmul",
+        "embed:16 value:20 project:16",
+        "12 mul: the number of channels is used as a number",
     ),
-    "attention-heads": (
-        "embed:16 project:16",
-        "48 scaled_dot_product_attention: no rule for scaled_dot_product_attention",
-    ),
+    "attention-heads": ("embed:16 qkv:4 project:16",),
 }
 
 

@@ -59,7 +59,7 @@ def lossless(program: Program, seed: int = 0) -> tuple[float, float]:
     drop, _ = half(channels, seed).feasible(random_scores(channels, seed))
     dead = zeroed(program, channels, drop.gone)
     masked = Removal(analyse(dead), drop.gone).mask()
-    smaller = Removal(analyse(masked), drop.gone).apply("test")
+    smaller = Removal.from_rows(analyse(masked), drop.rows).apply("test")
     check(smaller)
     return difference(dead, masked), difference(masked, smaller)
 
@@ -92,6 +92,8 @@ LOSSY = {
     "conv-transpose-grouped": "the same",
     "conv-transpose-depthwise": "the same",
     "functional-transposed-conv": "the same",
+    "attention-matmul": "what a product makes of a constant is not known",
+    "attention-heads": "the same",
 }
 """Traps of which some constant cannot go into a bias."""
 

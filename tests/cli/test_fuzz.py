@@ -119,7 +119,8 @@ BY_NAME: dict[str, SearchStrategy[str]] = {
     "svg_file": st.sampled_from(["o.svg", "a/o.svg", "folder", "empty/below"]),
     "graphml_file": st.sampled_from(["o.graphml", "a/o.graphml", "folder", "empty/below"]),
     "dot_file": st.sampled_from(["o.dot", "a/o.dot", "folder", "empty/below"]),
-    **dict.fromkeys(["seed", "workers", "threads", "runs", "seconds"], NUMBERS),
+    "dynamic": st.sampled_from(["height", "height,width", "batch", "depth", ",", "width,width"]),
+    **dict.fromkeys(["seed", "workers", "threads", "runs", "seconds", "memory"], NUMBERS),
 }  # fmt: skip
 WRITTEN = ("out", "json_file", "svg_file", "graphml_file", "dot_file")
 

@@ -491,7 +491,7 @@ def test_nothing_to_do(cli: Cli) -> None:
         (
             "--input-shape",
             "1,5,8,8",
-            "expected shapes that follow from the example inputs .*check --input-shape",
+            "found '1,5,8,8' beside others, expected one for each input, by name",
         ),
         ("--data", "nothing", "data spec 'nothing': found source 'nothing', expected one of digits"),
         ("--data", "npz:absent.npz", "absent.npz"),
@@ -867,7 +867,7 @@ ONE_CELL = "recipe: {model: models:resnet20, passes: [{l1: {ratio: $r}}], data: 
 EFFECTS: dict[str, dict[str, tuple[list[str], str] | None]] = {
     "compile": {
         **dict.fromkeys("--weights --recipe --data --classes --target --seed --input-shape --out".split()),
-        **dict.fromkeys("--allow-nothing --bench --memory --robustness --dct".split()),
+        **dict.fromkeys("--allow-nothing --bench --dynamic --memory --robustness --dct".split()),
         "--passes": (
             ["--passes", "fold-bn", "--recipe", "r.yaml"],
             "--passes: found --recipe r.yaml as well",
@@ -890,8 +890,12 @@ EFFECTS: dict[str, dict[str, tuple[list[str], str] | None]] = {
         **dict.fromkeys("--data --weights --input-shape --robustness --json".split()),
         "--seed": (["models:resnet20-digits", "--seed", "1"], "--seed: found it with digits, all of which"),
     },
-    "bench": dict.fromkeys("--provider --batch --threads --runs --seconds --cuda-graphs --json".split()),
-    "explain": dict.fromkeys("--provider --batch --threads --runs --seconds --json --svg".split()),
+    "bench": dict.fromkeys(
+        "--provider --input-shape --batch --threads --runs --seconds --cuda-graphs --json".split()
+    ),
+    "explain": dict.fromkeys(
+        "--provider --input-shape --batch --threads --runs --seconds --json --svg".split()
+    ),
     "calibrate-target": dict.fromkeys("--target --threads --networks --json".split()),
     "passes": {"--json": None},
     "doctor": {},

@@ -84,8 +84,13 @@ def write_comparison(writing: Writing, input: Any, other: Any) -> str:
     dtype = torch.result_type(example(input), example(other))
     x, y = writing.typed(input, dtype), writing.typed(other, dtype)
     if writing.operator == "ne":
-        return writing.op("Not", writing.op("Equal", x, y))
-    return writing.op(_COMPARISONS[writing.operator], x, y)
+        return _wanted(writing, writing.op("Not", writing.op("Equal", x, y)))
+    return _wanted(writing, writing.op(_COMPARISONS[writing.operator], x, y))
+
+
+def _wanted(writing: Writing, truth: str) -> str:
+    """A truth value; as a number where it was written in the place of one."""
+    return truth if writing.dtype is torch.bool else writing.cast(truth, writing.dtype)
 
 
 _LOGIC = {"and": "And", "or": "Or", "xor": "Xor"}
@@ -95,13 +100,15 @@ _LOGIC = {"and": "And", "or": "Or", "xor": "Xor"}
 def write_logical(writing: Writing, input: Any, other: Any) -> str:
     """Of truth values; of numbers, whether they are not 0."""
     kind = _LOGIC[writing.operator.removeprefix("logical_")]
-    return writing.op(kind, writing.typed(input, torch.bool), writing.typed(other, torch.bool))
+    return _wanted(
+        writing, writing.op(kind, writing.typed(input, torch.bool), writing.typed(other, torch.bool))
+    )
 
 
 @writes("logical_not")
 def write_logical_not(writing: Writing, input: Any) -> str:
     """Whether a number is 0."""
-    return writing.op("Not", writing.typed(input, torch.bool))
+    return _wanted(writing, writing.op("Not", writing.typed(input, torch.bool)))
 
 
 @writes("bitwise_and", "bitwise_or", "bitwise_xor")

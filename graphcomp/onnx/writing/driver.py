@@ -194,6 +194,8 @@ class Driver:
     def _inlined(self, call: "_Call", args: Any, kwargs: Any) -> Any:
         """A function without a row, as what it calls."""
         values, calls, result = record(call.target, args, kwargs, len(self.settings.values), self.recorded)
+        if any(one.target is call.target for one in calls):
+            raise NoRow("no row")  # a function of torch's own, which is its only call
 
         def load(given: Any) -> Any:
             return _each(given, lambda v: _item(values, v) if isinstance(v, Ref) else v)
