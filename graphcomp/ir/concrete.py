@@ -13,13 +13,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from graphcomp.ir.lifting import tensor_at
+from graphcomp.ir.operators import RESHAPES_IN_PLACE
 from graphcomp.ir.program import with_tensors
 
 BATCHES = (1, 2, 3)
 """Batch sizes at which an answer must be the same."""
 _LARGER = 32
 """Pixels by which heights and widths are changed to see whether an answer follows from them."""
-_DEEP_COPIED = ("unsqueeze_", "squeeze_", "t_", "transpose_", "swapaxes_", "swapdims_")
 
 
 class Unknown(Exception):  # noqa: N818 - a signal inside this room, not an error
@@ -72,34 +73,24 @@ class Values:
 
         Raises Unknown: it depends on the batch size or on values of tensors.
         """
-        found = [_plain(self.of(node, batch)) for batch in BATCHES]
-        if any(type(x) is not type(found[0]) or x != found[0] for x in found[1:]):
-            said = ", ".join(f"{x} at {batch}" for x, batch in zip(found, BATCHES, strict=True))
-            raise Unknown(f"it depends on the batch size ({said})")
-        return found[0], self._is_special(node, found[0])
+        return self._answer(node, _plain, "it")
 
     def length(self, node: fx.Node) -> tuple[int, bool]:
-        """How many items iterating over a node yields, and whether that depends on heights and widths."""
+        """How many items iterating over a node yields, and whether that depends on heights and widths.
 
-        def count(value: Any) -> int:
-            if isinstance(value, Tensor) and not value.ndim:
-                raise Unknown("it is a tensor without axes")
-            return len(value)
+        Raises Unknown: as `number`.
+        """
+        return self._answer(node, _count, "its length")
 
-        found = [count(self.of(node, batch)) for batch in BATCHES]
-        if len(set(found)) > 1:
-            raise Unknown(f"its length depends on the batch size ({', '.join(map(str, found))})")
+    def _answer(self, node: fx.Node, read: Callable[[Any], Any], what: str) -> tuple[Any, bool]:
+        found = [read(self.of(node, batch)) for batch in BATCHES]
+        if any(type(x) is not type(found[0]) or x != found[0] for x in found[1:]):
+            said = ", ".join(f"{x} at {batch}" for x, batch in zip(found, BATCHES, strict=True))
+            raise Unknown(f"{what} depends on the batch size ({said})")
         try:
-            special = count(self.of(node, grown=True)) != found[0]
+            return found[0], bool(read(self.of(node, grown=True)) != found[0])
         except Unknown:
-            special = True
-        return found[0], special
-
-    def _is_special(self, node: fx.Node, found: Any) -> bool:
-        try:
-            return bool(_plain(self.of(node, grown=True)) != found)
-        except Unknown:
-            return True
+            return found[0], True
 
     def _run(self, node: fx.Node, known: Mapping[fx.Node, Any], batch: int, grown: bool) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
@@ -120,8 +111,7 @@ class Values:
 
     def _call(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if node.op == "get_attr":
-            owner, _, leaf = cast(str, node.target).rpartition(".")
-            return getattr(self._root.get_submodule(owner), leaf)
+            return tensor_at(self._root, cast(str, node.target))
         if node.op == "call_module":
             target = cast(str, node.target)
             if target not in self._modules:
@@ -130,7 +120,7 @@ class Values:
             return self._modules[target](*args, **kwargs)
         if node.op == "call_method":
             name = cast(str, node.target)
-            if name in _DEEP_COPIED:
+            if name in RESHAPES_IN_PLACE:
                 args = (args[0].view(args[0].shape), *args[1:])  # the operand keeps its shape
             return getattr(args[0], name)(*args[1:], **kwargs)
         if node.target is getattr and isinstance(args[0], Tensor):
@@ -177,3 +167,9 @@ def _plain(value: Any) -> Any:
             raise Unknown("it is a tensor, whose values only a run knows")
         return value.item()
     return value
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, Tensor) and not value.ndim:
+        raise Unknown("it is a tensor without axes")
+    return len(value)

@@ -20,6 +20,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from graphcomp.ir.program import with_tensors
+from graphcomp.ir.tracer import plain_output
 
 _END = 2**63 - 1
 """What ATen has for the end of an axis."""
@@ -36,16 +37,13 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
         model: in eval mode.
         inputs: one sample each.
     """
-    pairs = tuple(
-        torch.cat([x, x]) for x in inputs
-    )  # at one sample, torch.export takes the batch for a constant
+    pairs = tuple(torch.cat([x, x]) for x in inputs)  # a batch of one would be taken for a constant
     shapes = tuple({0: Dim.DYNAMIC} if x.ndim else None for x in inputs)
-    names = list(inspect.signature(model.forward).parameters)
-    if any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(model.forward).parameters.values()):
+    parameters = inspect.signature(model.forward).parameters
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
         return torch.export.export(model, pairs, dynamic_shapes=(shapes,), strict=False)
-    return torch.export.export(
-        model, pairs, dynamic_shapes=dict(zip(names, shapes, strict=False)), strict=False
-    )
+    named = dict(zip(parameters, shapes, strict=False))
+    return torch.export.export(model, pairs, dynamic_shapes=named, strict=False)
 
 
 def lifted(program: ExportedProgram, model: nn.Module | None) -> tuple[nn.Module, fx.Graph]:
@@ -73,7 +71,7 @@ def lifted(program: ExportedProgram, model: nn.Module | None) -> tuple[nn.Module
             flat = [new.get(v, v) if isinstance(v, fx.Node) else v for v in node.args[0]]
             mutated = len(flat) - len(program.graph_signature.user_outputs)
             spec = cast(pytree.TreeSpec, program.call_spec.out_spec)
-            graph.output(_plain(pytree.tree_unflatten(flat[mutated:], spec)))
+            graph.output(plain_output(pytree.tree_unflatten(flat[mutated:], spec)))
         else:
             raise NotLiftedError(f"{node.name} ({node.op} {node.target})")
     return root, graph
@@ -141,12 +139,6 @@ def _retype(module: nn.Module, kind: type[nn.Module]) -> None:
         module._buffers.setdefault("num_batches_tracked", torch.tensor(0))
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return type(value)(map(_plain, value)) if type(value) in (tuple, list) else value
-
-
 # ---------------------------------------------------------------------- operators
 
 
@@ -178,9 +170,8 @@ def _write(graph: fx.Graph, node: fx.Node, target: OpOverload, name: str, given:
     row = _ROWS.get(name)
     if row is not None:
         return _add(graph, node, *row(given))
-    values = list(given.values())
     if name in _METHODS or name.endswith("_") and hasattr(Tensor, name):
-        return _add(graph, node, "call_method", name, (values[0], *values[1:]), {})
+        return _add(graph, node, "call_method", name, *_placed(target, given))
     function = getattr(torch, name, None) or getattr(F, name, None)
     if function is None or name.startswith("_") or not callable(function):
         raise NotLiftedError(f"{node.name} (aten::{name})")
@@ -188,13 +179,9 @@ def _write(graph: fx.Graph, node: fx.Node, target: OpOverload, name: str, given:
 
 
 def _placed(target: OpOverload, given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments by position as far as the schema has them there and none is missing, the rest by name."""
-    rest, args = dict(given), list[Any]()
-    for argument in target._schema.arguments:
-        if argument.kwarg_only or argument.name not in rest:
-            break
-        args.append(rest.pop(argument.name))
-    return tuple(args), rest
+    """Arguments by position where the schema has them there, the rest by name."""
+    first = [a.name for a in target._schema.arguments if not a.kwarg_only and a.name in given]
+    return tuple(given[n] for n in first), {k: v for k, v in given.items() if k not in first}
 
 
 def _add(
@@ -204,11 +191,22 @@ def _add(
 
 
 def _by_name(target: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by their names in the schema; those that are what they are by default are left out."""
-    names = [a.name for a in target._schema.arguments]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    defaults = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
-    return {k: v for k, v in given.items() if k not in defaults or not _equal(v, defaults[k])}
+    """Arguments by their names, in the order of the schema.
+
+    Those behind the last that is not what it is by default are left out, and none before it: it stands where
+    it stands.
+    """
+    schema = target._schema.arguments
+    given = {**dict(zip((a.name for a in schema), args, strict=False)), **kwargs}
+    placed = [a for a in schema if not a.kwarg_only]
+    while placed and placed[-1].has_default_value() and _is_default(placed[-1], given):
+        placed.pop()
+    named = [a for a in schema if a.kwarg_only and not _is_default(a, given)]
+    return {a.name: given.get(a.name, a.default_value) for a in (*placed, *named)}
+
+
+def _is_default(argument: Any, given: dict[str, Any]) -> bool:
+    return argument.name not in given or _equal(given[argument.name], argument.default_value)
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -225,27 +223,21 @@ def _of_library(node: fx.Node, target: OpOverload) -> Callable[..., Any]:
     return cast(Callable[..., Any], function)
 
 
-_SAME = {
-    "lift_fresh_copy",
-    "lift_fresh",
-    "detach",
-    "detach_",
-    "alias",
-    "dropout",
-    "dropout_",
-    "feature_dropout",
-}
+_SAME = set("lift_fresh_copy lift_fresh detach detach_ alias dropout dropout_ feature_dropout".split())
 """The identity, in eval mode."""
 _METHODS = {"view", "expand", "contiguous", "repeat", "view_as", "expand_as", "reshape_as", "type_as", "to"}
 
-Row = Callable[[dict[str, Any]], tuple[str, Any, tuple[Any, ...], dict[str, Any]]]
+Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
+"""What a node of fx is made of: op, target, args, kwargs."""
+Row = Callable[[dict[str, Any]], Call]
+"""From an operator's arguments, by their names in the schema, how it is called in plain torch."""
 
 
 def _function(target: Any, *names: str) -> Row:
     """A function of torch, whose arguments have these names in the schema, in its own order."""
 
-    def row(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
-        values = [given.get(n.rstrip("?")) for n in names]
+    def row(given: dict[str, Any]) -> Call:
+        values = [given.get(n) for n in names]
         while values and values[-1] is None:
             values.pop()
         return "call_function", target, tuple(values), {}
@@ -253,12 +245,12 @@ def _function(target: Any, *names: str) -> Row:
     return row
 
 
-def _batch_norm(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+def _batch_norm(given: dict[str, Any]) -> Call:
     order = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     return "call_function", F.batch_norm, (given["input"], *(given.get(n) for n in order)), {}
 
 
-def _slice(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+def _slice(given: dict[str, Any]) -> Call:
     end = None if given.get("end", _END) == _END else given["end"]
     start = given.get("start") or None
     step = given.get("step", 1)
@@ -266,7 +258,7 @@ def _slice(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, 
     return "call_function", operator.getitem, (given["self"], _at(given.get("dim", 0), item)), {}
 
 
-def _select(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+def _select(given: dict[str, Any]) -> Call:
     if given["dim"] < 0:
         return "call_function", torch.select, (given["self"], given["dim"], given["index"]), {}
     return "call_function", operator.getitem, (given["self"], _at(given["dim"], given["index"])), {}
@@ -278,13 +270,13 @@ def _at(dim: int, item: Any) -> Any:
     return (*([slice(None)] * dim), item)
 
 
-def _index(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+def _index(given: dict[str, Any]) -> Call:
     items = tuple(slice(None) if i is None else i for i in given["indices"])
     return "call_function", operator.getitem, (given["self"], items), {}
 
 
 def _resize(mode: str) -> Row:
-    def row(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+    def row(given: dict[str, Any]) -> Call:
         size, scale = given.get("output_size"), given.get("scale_factors")
         kwargs: dict[str, Any] = {"size": None if size is None else tuple(size), "mode": mode}
         if scale is not None and size is None:
@@ -296,11 +288,11 @@ def _resize(mode: str) -> Row:
     return row
 
 
-def _embedding(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+def _embedding(given: dict[str, Any]) -> Call:
     return "call_function", F.embedding, (given["indices"], given["weight"]), {}
 
 
-def _attention(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+def _attention(given: dict[str, Any]) -> Call:
     names = ("query", "key", "value")
     kwargs = {k: v for k, v in given.items() if k not in (*names, "dropout_p")}
     return "call_function", F.scaled_dot_product_attention, tuple(given[n] for n in names), kwargs
@@ -309,7 +301,7 @@ def _attention(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[s
 def _made(target: Any) -> Row:
     """torch.zeros and its like: where it is made follows the program."""
 
-    def row(given: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+    def row(given: dict[str, Any]) -> Call:
         rest = {k: v for k, v in given.items() if k not in ("size", "fill_value")}
         first = [given[k] for k in ("size", "fill_value") if k in given]
         return "call_function", target, tuple(first), rest

@@ -4,14 +4,15 @@ Standardised and rescaled weights, kernels repeated for every channel, groups co
 function of weights is called with is worked out once, where it depends neither on samples nor on their size.
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from graphcomp.ir.concrete import Unknown, Values
-from graphcomp.ir.lifting import Form, bound_arguments, form_of
+from graphcomp.ir.lifting import Form, bound_arguments, form_of, tensor_at
 
 
 def fold_weights(root: nn.Module, graph: fx.Graph, values: Values) -> list[str]:
@@ -41,29 +42,28 @@ def fold_weights(root: nn.Module, graph: fx.Graph, values: Values) -> list[str]:
                     with graph.inserting_before(node):
                         folded[value] = graph.get_attr(name)
             elif part not in form.tensors and part != "input":
-                folded |= {n: values.number(n)[0] for n in _nodes(value) if _is_number(values, n)}
+                folded |= _numbers(values, value)
         if folded:
-            for old, new in folded.items():
-                _replace(node, old, new)
+            node.args, node.kwargs = _replaced((node.args, node.kwargs), folded)
     return names
 
 
-def _replace(node: fx.Node, old: fx.Node, new: Any) -> None:
-    """`new` in the place of an argument: a node or a number."""
-    node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: new if n is old else n)
+def _replaced(arguments: Any, new: Mapping[fx.Node, Any]) -> Any:
+    """Arguments with nodes or numbers in the place of nodes."""
+    return fx.node.map_arg(arguments, lambda n: new.get(n, n))
 
 
-def _nodes(value: Any) -> Iterator[fx.Node]:
-    found: list[fx.Node] = []
-    fx.node.map_arg(value, found.append)
-    return iter(found)
-
-
-def _is_number(values: Values, node: fx.Node) -> bool:
-    try:
-        return isinstance(values.number(node)[0], int | str)
-    except Unknown:
-        return False
+def _numbers(values: Values, argument: Any) -> dict[fx.Node, Any]:
+    """The nodes in an argument that yield one number (or word) for inputs of every size -> that."""
+    nodes: list[fx.Node] = []
+    fx.node.map_arg(argument, nodes.append)
+    found: dict[fx.Node, Any] = {}
+    for node in nodes:
+        with contextlib.suppress(Unknown):
+            number, is_special = values.number(node)
+            if isinstance(number, int | str) and not is_special:
+                found[node] = number
+    return found
 
 
 def _is_shared(call: fx.Node, form: Form, given: dict[str, Any], weight: fx.Node) -> bool:
@@ -91,14 +91,14 @@ def _constant(values: Values, node: fx.Node) -> Tensor | None:
 
 
 def _store(root: nn.Module, node: fx.Node, part: str, tensor: Tensor) -> str:
-    """Put a tensor where the parameter was that it is made of; beside it if others read that one."""
+    """Put a tensor where the parameter was that it is made of, or beside it under a name that is free."""
     sources = [n for n in _before(node) if n.op == "get_attr"]
     home = next((s for s in sources if _leaf(s) == part), sources[0] if sources else None)
     owner = "" if home is None else cast(str, home.target).rpartition(".")[0]
     holder = root.get_submodule(owner)
-    trained = any(getattr(_tensor(root, s), "requires_grad", False) for s in sources)
+    trained = any(tensor_at(root, cast(str, s.target)).requires_grad for s in sources)
     leaf = part
-    while leaf != (None if home is None else _leaf(home)) and hasattr(holder, leaf):
+    while hasattr(holder, leaf) and not (home is not None and leaf == _leaf(home)):
         leaf += "_computed"
     value = nn.Parameter(tensor.detach().clone(), requires_grad=trained)
     holder._buffers.pop(leaf, None)
@@ -118,8 +118,3 @@ def _before(node: fx.Node) -> list[fx.Node]:
 
 def _leaf(node: fx.Node) -> str:
     return cast(str, node.target).rpartition(".")[2]
-
-
-def _tensor(root: nn.Module, node: fx.Node) -> Any:
-    owner, _, leaf = cast(str, node.target).rpartition(".")
-    return getattr(root.get_submodule(owner), leaf)

@@ -81,7 +81,7 @@ def _layer_of(root: nn.Module, node: fx.Node) -> tuple[dict[str, str], nn.Module
     source = given.pop("input")
     if not isinstance(source, fx.Node) or any(_holds_node(a) for a in given.values()) or not names:
         return None
-    tensors = {part: _tensor(root, names[part]) if part in names else None for part in form.tensors}
+    tensors = {part: tensor_at(root, names[part]) if part in names else None for part in form.tensors}
     owner = root.get_submodule(names[next(iter(names))].rpartition(".")[0])
     if "running_mean" in form.tensors and not _follows_batches(owner, tensors, given):
         return None
@@ -117,7 +117,8 @@ def _holds_node(value: Any) -> bool:
     return bool(found)
 
 
-def _tensor(root: nn.Module, name: str) -> Tensor:
+def tensor_at(root: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer at a dotted name."""
     owner, _, leaf = name.rpartition(".")
     return cast(Tensor, getattr(root.get_submodule(owner), leaf))
 

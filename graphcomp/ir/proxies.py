@@ -4,12 +4,14 @@ import math
 import operator
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 from torch.fx.proxy import Attribute
 
+from graphcomp.ir.concrete import BATCHES, Unknown
 from graphcomp.ir.operators import OUT_OF_PLACE
 
 
@@ -115,48 +117,33 @@ def write(target: ShapedProxy, index: Any, value: Any) -> None:
     """
     tracer = target.tracer
     replaced = {target.node: _put(target, index, value)}
-    node = target.node
-    while _is_part(tracer, node):  # a write into a part of x is one into x
+    node, memory = target.node, _memory(tracer.values.of(target.node))
+    while _is_part(tracer, node, memory):  # a write into a part of x is one into x
         whole = cast(fx.Node, node.args[0])
-        replaced[whole] = _put(_proxy(tracer, whole), node.args[1], replaced[node])
+        replaced[whole] = _put(ShapedProxy(whole, tracer), node.args[1], replaced[node])
         node = whole
-    memory = _memory(tracer.values.of(target.node))
+    made = {p.node for p in replaced.values()}
     for proxy in list(tracer.proxies):
         if isinstance(proxy, Attribute) or proxy is value:  # `x[i] += y` writes the part that it read
             continue
         if proxy.node in replaced:
             proxy.node = replaced[proxy.node].node
-        elif memory is not None and _sees(tracer, proxy.node, memory) and proxy.node not in _new(replaced):
+        elif proxy.node not in made and _memory(tracer.values.of(proxy.node)) == memory:
             raise NotImplementedError(
                 f"a write into {target.node.name} that {proxy.node.name} sees, another view of its memory; "
                 "write before the view is taken, or into a copy"
             )
 
 
-def _new(replaced: dict[fx.Node, fx.Proxy]) -> set[fx.Node]:
-    return {p.node for p in replaced.values()}
-
-
-def _proxy(tracer: Any, node: fx.Node) -> ShapedProxy:
-    return ShapedProxy(node, tracer)
-
-
-def _is_part(tracer: Any, node: fx.Node) -> bool:
-    """Whether a node is `x[…]` of a tensor and views its memory."""
+def _is_part(tracer: Any, node: fx.Node, memory: int | None) -> bool:
+    """Whether a node is `x[…]` of a tensor in this memory."""
     if node.op != "call_function" or node.target is not operator.getitem:
         return False
-    whole = cast(fx.Node, node.args[0])
-    values = tracer.values
-    memory = _memory(values.of(whole))
-    return memory is not None and memory == _memory(values.of(node))
+    return _memory(tracer.values.of(cast(fx.Node, node.args[0]))) == memory
 
 
 def _memory(value: Any) -> int | None:
     return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
-
-
-def _sees(tracer: Any, node: fx.Node, memory: int) -> bool:
-    return _memory(tracer.values.of(node)) == memory
 
 
 def _put(whole: Any, index: Any, value: Any) -> Any:
@@ -183,27 +170,59 @@ def _put(whole: Any, index: Any, value: Any) -> Any:
     for axis, item in enumerate(items):
         if not isinstance(item, slice):
             value = value.unsqueeze(axis)
-    return _placed(whole, items, value, found.shape, 0)
+    return _placed(whole, items, _sides(whole, items), value, 0)
 
 
-def _placed(whole: Any, items: list[Any], value: Any, shape: torch.Size, first: int) -> Any:
+@dataclass(frozen=True)
+class _Side:
+    """What of an axis stays as it is: in front of what is written, behind it; `whole` where nothing does."""
+
+    front: bool
+    behind: bool
+    whole: bool
+
+
+def _sides(target: Any, items: list[Any]) -> list[_Side]:
+    """One an axis. `y[:, :12] = x` writes all of 12 columns and some of 20: then the network is for the
+    example's sizes only.
+    """
+    values, node = target.tracer.values, target.node
+
+    def found(**sizes: Any) -> list[_Side]:
+        shape = values.of(node, **sizes).shape
+        return [_side(item, size) for item, size in zip(items, shape, strict=True)]
+
+    sides = found()
+    if any(found(batch=batch) != sides for batch in BATCHES):
+        raise NotImplementedError(f"a write into {node.name} at samples that depend on the batch size")
+    try:
+        is_special = found(grown=True) != sides
+    except Unknown:
+        is_special = True
+    if is_special:
+        target.tracer.specialise()
+    return sides
+
+
+def _side(item: Any, size: int) -> _Side:
+    begin, end = _bounds(item, size)
+    return _Side(begin > 0, end < size, isinstance(item, slice) and (begin, end) == (0, size))
+
+
+def _placed(whole: Any, items: list[Any], sides: list[_Side], value: Any, first: int) -> Any:
     """`value`, and around it what stays of `whole`, one axis after the other."""
-    for axis in range(first, len(items)):
-        item = items[axis]
-        begin, end = _bounds(item, shape[axis])
-        if isinstance(item, slice) and (begin, end) == (0, shape[axis]):
-            continue
-        before = (slice(None),) * axis
-        # bounds as they were given: negative ones hold for every size
-        start, stop = (item.start, item.stop) if isinstance(item, slice) else (item, item + 1 or None)
-        inner = _placed(whole[(*before, slice(start, stop))], items, value, shape, axis + 1)
-        parts = [inner]
-        if begin > 0:
-            parts = [whole[(*before, slice(None, start))], *parts]
-        if end < shape[axis]:
-            parts = [*parts, whole[(*before, slice(stop, None))]]
-        return torch.cat(parts, axis) if len(parts) > 1 else inner
-    return value
+    axis = next((axis for axis in range(first, len(items)) if not sides[axis].whole), None)
+    if axis is None:
+        return value
+    item, before = items[axis], (slice(None),) * axis
+    # bounds as they were given: negative ones hold for every size
+    start, stop = (item.start, item.stop) if isinstance(item, slice) else (item, item + 1 or None)
+    parts = [_placed(whole[(*before, slice(start, stop))], items, sides, value, axis + 1)]
+    if sides[axis].front:
+        parts = [whole[(*before, slice(None, start))], *parts]
+    if sides[axis].behind:
+        parts = [*parts, whole[(*before, slice(stop, None))]]
+    return torch.cat(parts, axis) if len(parts) > 1 else parts[0]
 
 
 def _bounds(item: Any, size: int) -> tuple[int, int]:
@@ -226,8 +245,8 @@ def _full(index: Any, ndim: int) -> list[Any]:
     known = (int, slice, fx.Proxy)
     if any(not isinstance(i, known) and i is not Ellipsis for i in items):
         raise NotImplementedError("a write at an index that is neither a number, a slice nor a mask")
-    if Ellipsis in [i for i in items if i is Ellipsis]:
-        at = next(k for k, i in enumerate(items) if i is Ellipsis)
+    at = next((k for k, item in enumerate(items) if item is Ellipsis), None)
+    if at is not None:  # not `in`: a proxy is asked whether it is equal
         items[at : at + 1] = [slice(None)] * (ndim - len(items) + 1)
     return items + [slice(None)] * (ndim - len(items))
 

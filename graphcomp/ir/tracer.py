@@ -89,17 +89,18 @@ class ShapedTracer(fx.Tracer):
         """What a size or a condition is. Raises Unknown."""
         found, special = self.values.number(proxy.node)
         if special:
-            self._specialise()
+            self.specialise()
         return found
 
     def length(self, proxy: fx.Proxy) -> int:
         """How many parts something has. Raises Unknown."""
         found, special = self.values.length(proxy.node)
         if special:
-            self._specialise()
+            self.specialise()
         return found
 
-    def _specialise(self) -> None:
+    def specialise(self) -> None:
+        """Remember where something was decided that would be otherwise at other heights and widths."""
         here = own_frames(traceback.extract_stack())
         line = f":{here[-1].lineno}" if here else ""
         self.specialised.setdefault(f"{self.path or type(self.root).__name__}{line}")

@@ -105,9 +105,9 @@ _AGREES = 1e-4
 
 
 def _compare(program: Program, captured: "_Captured") -> None:
-    """torch.export picks a side of `if x.shape[0] == 1` in silence: compare at one sample and at three."""
+    """torch.export picks a side of `if x.shape[0] == 1` in silence, and a row may be wrong: run both."""
     original = cast(Callable[..., Any], captured.original)
-    for batch in (1, 3):
+    for batch in captured.batches:
         inputs = fresh_inputs(program, batch, seed=batch)
         with torch.no_grad():
             wanted = output_tensors(plain_output(original(*(x.clone() for x in inputs))))
@@ -127,7 +127,7 @@ class _Captured:
 
     Attributes:
         folded, specialised: see `ir.folding` and `Interface`. remarks: what has to be said of how it came.
-        original: what it is compared with, for a graph that was not recorded by us.
+        original: what it is compared with, at `batches`, for a graph that was not recorded by us.
     """
 
     name: str
@@ -137,6 +137,7 @@ class _Captured:
     specialised: tuple[str, ...]
     remarks: tuple[str, ...] = ()
     original: Callable[..., Any] | None = None
+    batches: tuple[int, ...] = (1, 3)
 
 
 def _of_module(model: nn.Module, inputs: tuple[Tensor, ...], copy_weights: bool, fold: bool) -> _Captured:
@@ -191,12 +192,13 @@ def _of_exported(program: ExportedProgram, inputs: tuple[Tensor, ...], fold: boo
             "with dynamic_shapes={'x': {0: torch.export.Dim.DYNAMIC}} and a batch of two"
         )
     try:
-        return _lifted(program, None, inputs, fold, "ExportedProgram")
+        captured = _lifted(program, None, inputs, fold, "ExportedProgram")
     except NotLiftedError as error:
         raise TraceError(
             f"ExportedProgram: found {error}, which has no form as a function of torch, expected operators "
             "that have; give the module that it was made from"
         ) from error
+    return replace(captured, original=program.module(), batches=(2, 3))  # it may not take one sample
 
 
 def _lifted(
@@ -263,14 +265,24 @@ def _without_seen_writes(program: Program, augmented: Sequence[fx.Node]) -> Prog
 def _state_scales(program: Program) -> None:
     """Attention divides by the root of its width unless it is told otherwise: told, it may be narrowed."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    for node in program.graph.nodes:
-        if node.target is not F.scaled_dot_product_attention or node.kwargs.get("scale") is not None:
-            continue
+    nodes = [n for n in program.graph.nodes if n.target is F.scaled_dot_product_attention]
+    values = Values(program.module, program.example_inputs)
+    for node in nodes:
         given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
         query, key, value = (given.pop(name) for name in names[:3])
-        width = program.values[query].shape[-1]
-        node.args, node.kwargs = (query, key, value), {**given, "scale": width**-0.5}
+        if given.get("scale") is None and not _follows_size(values, query):
+            given["scale"] = program.values[query].shape[-1] ** -0.5
+            node.args, node.kwargs = (query, key, value), given
+    if nodes:
         program.module.recompile()
+
+
+def _follows_size(values: Values, node: fx.Node) -> bool:
+    """Whether the last axis of a node is as long as height and width make it."""
+    try:
+        return bool(values.of(node, grown=True).shape[-1] != values.of(node).shape[-1])
+    except Unknown:  # there is no other size that the network takes
+        return False
 
 
 def _place_operand(node: fx.Node) -> None:

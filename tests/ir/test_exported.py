@@ -34,6 +34,32 @@ def test_every_trap_is_the_same_function(name: str) -> None:
         torch.testing.assert_close(found, wanted)
 
 
+ARGUMENTS = {
+    "a default in front of another value": lambda x: F.hardtanh(x, -1, 2),
+    "the same, in place": lambda x: F.hardtanh_(x.clone(), -1, 2),
+    "a keyword of an in-place method": lambda x: x.clone().add_(x.relu(), alpha=2),
+    "an order that is the default": lambda x: torch.linalg.vector_norm(x, 2, dim=1),
+    "padding without stride": lambda x: F.avg_pool2d(x, 3, padding=1),
+    "a window by keywords": lambda x: F.max_pool2d(x, kernel_size=2, ceil_mode=True),
+    "an approximation": lambda x: F.gelu(x, approximate="tanh"),
+    "a slope": lambda x: F.leaky_relu(x, 0.3),
+    "both sides of a slice": lambda x: x[:, 1:3, ::2, -3:],
+    "several places": lambda x: x[:, [0, 2], 1],
+    "a causal mask": lambda x: F.scaled_dot_product_attention(*[x.flatten(1, 2)] * 3, is_causal=True),
+    "a size that is made": lambda x: x + torch.full((x.shape[0], 1, 1, 1), 0.5, dtype=x.dtype),
+    "corners": lambda x: F.interpolate(x, size=(5, 9), mode="bilinear", align_corners=True),
+    "statistics": lambda x: x.var(1, unbiased=False) + x.std((2, 3)).sum(1)[:, None, None],
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments_stay_where_they_were(name: str) -> None:
+    model = Net(lambda m, x: ARGUMENTS[name](m.a(x)), a=nn.Conv2d(3, 4, 3)).eval()
+    program = graphcomp.trace(exported(model, (1, 3, 8, 8)), torch.zeros(1, 3, 8, 8))
+    x = torch.randn(3, 3, 8, 8)
+    torch.testing.assert_close(program(x), model(x))
+
+
 class Block(nn.Module):
     """What fx cannot follow, around layers that it could."""
 

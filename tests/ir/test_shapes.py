@@ -115,6 +115,21 @@ def _writes(net: Net, x: Tensor) -> Tensor:
     return y * 2
 
 
+def _covering(net: Net, x: Tensor) -> Tensor:
+    y = x.relu()
+    y[:, :, :12] = 2.0  # all rows of the example, some of a larger one
+    return y
+
+
+def _computed_setting(net: Net, x: Tensor) -> Tensor:
+    return F.conv2d(x, net.rows, padding=x.shape[-1] // 6)
+
+
+def _planes_as_widths(net: Net, x: Tensor) -> Tensor:
+    planes = x.flatten(2)  # attention among channels, whose scale follows from height and width
+    return F.scaled_dot_product_attention(planes, planes, planes)
+
+
 def _late_view(net: Net, x: Tensor) -> Tensor:
     y = x.relu()
     y[:, 0] = 0
@@ -132,10 +147,10 @@ IDIOMS = {
     f.__name__.strip("_"): f
     for f in (
         _same_padding, _branch, _asserts, _loop, _lists, _unbind, _window, _scaled, _square, _made, _shift,
-        _writes, _late_view, _autocast,
+        _writes, _covering, _computed_setting, _planes_as_widths, _late_view, _autocast,
     )
 }  # fmt: skip
-SPECIAL = {"scaled", "square", "window"}
+SPECIAL = {"scaled", "square", "window", "covering", "computed_setting"}
 """Those that hold at the example's height and width only."""
 
 
