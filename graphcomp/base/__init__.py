@@ -20,6 +20,7 @@ from graphcomp.base.files import (
     write_texts,
 )
 from graphcomp.base.muting import muted
+from graphcomp.base.nesting import nests_at_most
 from graphcomp.base.progress import Progress, part, quiet
 from graphcomp.base.stopping import Stop, load_state, save_state, stoppable
 from graphcomp.base.workers import Engine, Failure, Tell, Told, run_tasks
@@ -44,6 +45,7 @@ __all__ = [
     "load_state",
     "locked",
     "muted",
+    "nests_at_most",
     "part",
     "quiet",
     "read_record",

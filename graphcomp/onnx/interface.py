@@ -12,6 +12,7 @@ from typing import Any, cast
 from onnx import ModelProto
 from torch import Tensor
 
+from graphcomp.base import nests_at_most
 from graphcomp.errors import ExportError, LoadError, first_line
 from graphcomp.ir import Program, output_tensors
 
@@ -103,24 +104,13 @@ def read_history(text: str) -> tuple[dict[str, Any], ...]:
         except (ValueError, RecursionError) as error:
             flaw = first_line(error)
         else:
-            if isinstance(plans, list) and all(isinstance(p, dict) for p in plans) and _is_shallow(plans):
+            if (
+                isinstance(plans, list)
+                and all(isinstance(p, dict) for p in plans)
+                and nests_at_most(plans, _MOST_DEPTH)
+            ):
                 return tuple(plans)
             flaw = "something else"
     raise LoadError.at(
         f"metadata {HISTORY_PROP!r}", flaw, "a list of plans", "export the program again, or delete the entry"
     )
-
-
-def _is_shallow(value: Any) -> bool:
-    """Whoever reads a program's history later may do so by recursion."""
-    level = [value]
-    for _ in range(_MOST_DEPTH):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return True
-    return False

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
-from graphcomp.base import atomic_directory, settled
+from graphcomp.base import atomic_directory, nests_at_most, settled
 from graphcomp.errors import LoadError
 from graphcomp.ir.program import PASS_KEY, Program, named_tensors, output_tensors
 from graphcomp.ir.saved.bounds import check_runs
@@ -239,18 +239,8 @@ def _check_regular(file: Path, most: int | None = None) -> None:
 
 
 def _check_depth(file: Path, document: Any) -> None:
-    """Whoever reads a program's history later may do so by recursion."""
-    level = [document]
-    for _ in range(4 * MAX_DEPTH):
-        level = [
-            inner
-            for value in level
-            for inner in (value.values() if isinstance(value, dict) else value)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return
-    raise LoadError(f"{file}: found values nested more than {4 * MAX_DEPTH} deep; save the program again")
+    if not nests_at_most(document, 4 * MAX_DEPTH):
+        raise LoadError(f"{file}: found values nested more than {4 * MAX_DEPTH} deep; save the program again")
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
