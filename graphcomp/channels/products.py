@@ -17,56 +17,50 @@ from graphcomp.channels.tracker import Tracker, Unread
 def matmul(tracker: Tracker, node: fx.Node) -> Any:
     """a @ b of activations: ... x i x k times ... x k x j."""
     a, b = node.args[:2] if len(node.args) > 1 else (node.args[0], node.kwargs.get("mat2"))
-    found = _operands(tracker, a, b)
-    if found is None:
+    left, right, shape = _activation(tracker, a), _activation(tracker, b), tracker.shape(node)
+    if left is None or right is None:
         return opaque(tracker, node)
-    left, right = found
-    shape = tracker.shape(node)
-    contracted = _contract(tracker, node, cast(fx.Node, a), left, -1, right, -2)
-    rows, columns = _varies(left, -2), _varies(right, -1)
-    if contracted is None or rows and columns:
+    rows, columns, contracted = _varies(left, -2), _varies(right, -1), _varies(left, -1)
+    # on two of the three, channels would be read by channels
+    if contracted != _varies(right, -2) or rows + columns + contracted > 1:
         return opaque(tracker, node)
-    if contracted and (rows or columns):
-        return opaque(tracker, node)  # a channel that is read by a channel
+    if contracted:
+        _contract(tracker, node, cast(fx.Node, a), left, right, right.ndim - 2)
     tie_packed(tracker, node)
     if columns:
         return along(tracker.vector(node, right, right.ndim - 1), len(shape) - 1, shape)
     if rows:
         return along(tracker.vector(node, left, left.ndim - 2), len(shape) - 2, shape)
-    return _none(tracker, left, right, shape)
+    return _none(left, right, shape)
 
 
 def attention(tracker: Tracker, node: fx.Node) -> Any:
     """F.scaled_dot_product_attention(q, k, v, mask): the scale is a number of its own since the trace."""
     names = ("query", "key", "value")
     q, k, v = (node.args[i] if len(node.args) > i else node.kwargs[n] for i, n in enumerate(names))
-    found, values = _operands(tracker, q, k), _operands(tracker, v, v)
-    if found is None or values is None or node.kwargs.get("scale") is None:
+    left, right, moved = (_activation(tracker, x) for x in (q, k, v))
+    if left is None or right is None or moved is None or node.kwargs.get("scale") is None:
         return opaque(tracker, node)
     for source in node.all_input_nodes:
         if source not in (q, k, v):
             pin_value(tracker, node, source, "is added to the scores of attention")
-    left, right, moved = *found, values[0]
-    tokens = any(_varies(x, -2) for x in (left, right, moved))
-    if tokens or _contract(tracker, node, cast(fx.Node, q), left, -1, right, -1) is None:
+    contracted, shape = _varies(left, -1), tracker.shape(node)
+    if any(_varies(x, -2) for x in (left, right, moved)) or contracted != _varies(right, -1):
         return opaque(tracker, node)
+    if contracted:
+        _contract(tracker, node, cast(fx.Node, q), left, right, right.ndim - 1)
     tie_packed(tracker, node)
-    shape = tracker.shape(node)
     if not _varies(moved, -1):
-        return _none(tracker, moved, moved, shape)
+        return _none(moved, moved, shape)
     return along(tracker.vector(node, moved, moved.ndim - 1), len(shape) - 1, shape)
 
 
-def _operands(tracker: Tracker, a: Any, b: Any) -> tuple[Tensor, Tensor] | None:
-    """Labels of two activations with at least two axes; None for others, parameters among them."""
-    if not all(isinstance(x, fx.Node) for x in (a, b)):
+def _activation(tracker: Tracker, source: Any) -> Tensor | None:
+    """Labels of an activation with at least two axes; None for others, parameters among them."""
+    if not tracker.is_tensor(source) or isinstance(tracker.values[source], Unread):
         return None
-    if any(isinstance(tracker.values[x], Unread) or not tracker.is_tensor(x) for x in (a, b)):
-        return None
-    left, right = tracker.labels(a), tracker.labels(b)
-    if min(left.ndim, right.ndim) < 2 or any(_in_front_only(x) for x in (left, right)):
-        return None
-    return left, right
+    labels = tracker.labels(source)
+    return None if labels.ndim < 2 or _in_front_only(labels) else labels
 
 
 def _in_front_only(labels: Tensor) -> bool:
@@ -79,22 +73,15 @@ def _varies(labels: Tensor, axis: int) -> bool:
 
 
 def _contract(
-    tracker: Tracker, node: fx.Node, source: fx.Node, left: Tensor, i: int, right: Tensor, j: int
-) -> bool | None:
-    """Couple what meets along the contracted axis; False if no channels are there, None if on one side."""
-    ours, theirs = _varies(left, i), _varies(right, j)
-    if ours != theirs:
-        return None
-    if not ours:
-        return False
-    a = tracker.vector(node, left, i % left.ndim)
-    b = tracker.vector(node, right, j % right.ndim)
-    tracker.couple(node, a, b)
-    tracker.contractions.append((node, source, i % left.ndim, a))
-    return True
+    tracker: Tracker, node: fx.Node, source: fx.Node, left: Tensor, right: Tensor, axis: int
+) -> None:
+    """Couple the last axis of the first operand with the one of the second that it meets."""
+    a = tracker.vector(node, left, left.ndim - 1)
+    tracker.couple(node, a, tracker.vector(node, right, axis))
+    tracker.contractions.append((node, source, left.ndim - 1, a))
 
 
-def _none(tracker: Tracker, left: Tensor, right: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _none(left: Tensor, right: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A result without a channel axis: it belongs to what it is made of, if that is one channel each."""
     single = [x for x in (left, right) if not varying(x) and bool(compact(x).any())]
     lead = compact(single[0]).flatten()[:1] if single else compact(left).flatten()[:1] * 0

@@ -21,14 +21,11 @@ from graphcomp.ir.program import Program, output_tensors
 from graphcomp.ir.tracing import trace
 from graphcomp.onnx.rows import WRITES, NoRow
 from graphcomp.onnx.writing import write
-from tests.ir.test_operators import NO_ONNX, ROWS, branches, network
+from tests.ir.test_operators import NO_ONNX, NO_WRITE_ROW, ROWS, branches, network
 from tests.nets import scramble
 
 LAYERS_OF_COEFFICIENTS = {"DctConv2d", "DctLinear"}
 """Written as the plain layers; `tests/onnx/test_weights.py` looks at their weights."""
-
-LEFT_TO_THE_EXPORTER = {"fold", "unfold", "grid_sample", "var_mean", "std_mean"}
-"""Operators that have no write row yet, which torch's exporter writes."""
 
 
 class Net(nn.Module):
@@ -153,7 +150,7 @@ def assert_same(program: Program, batches: tuple[int, ...] = (1, 3)) -> None:
 
 def test_every_row_has_an_example() -> None:
     assert set(WRITES) - set(ROWS) == set(MORE) - set(ROWS)
-    assert set(ROWS) - set(WRITES) == NO_ONNX | LAYERS_OF_COEFFICIENTS | LEFT_TO_THE_EXPORTER
+    assert set(ROWS) - set(WRITES) == NO_ONNX | LAYERS_OF_COEFFICIENTS | NO_WRITE_ROW
 
 
 @pytest.mark.slow
