@@ -113,7 +113,7 @@ def _from_onnx(model: str, weights: Path | None, shapes: Mapping[str, tuple[int,
     told = program.interface
     said = f"the network was read from {model}, which {told.producer or 'something unnamed'} wrote"
     opset = f" with opset {told.opset}" if told.opset else ""
-    return Source(program, None, None, (said + opset, *told.remarks))
+    return Source(program, None, None, (said + opset,))
 
 
 def data_of(job: Job, source: Source) -> tuple[str, Data]:
@@ -152,7 +152,17 @@ def digests(data: Data) -> dict[str, str]:
 def _checked(source: Source) -> Source:
     verify.check(source.program)
     verify.check_outputs(source.program)
-    return source
+    return replace(source, remarks=(*source.remarks, *_how_it_came(source.program)))
+
+
+def _how_it_came(program: Program) -> tuple[str, ...]:
+    """What has to be said of how a program was read or traced."""
+    told = program.interface
+    if not told.specialised:
+        return told.remarks
+    sizes = " and ".join("x".join(map(str, x.shape[1:])) for x in program.example_inputs)
+    places = ", ".join(told.specialised[:3]) + (", …" if len(told.specialised) > 3 else "")
+    return (*told.remarks, f"specialised to inputs of {sizes} by {places}")
 
 
 def _check_memory(shape: Sequence[int]) -> None:

@@ -28,8 +28,19 @@ def open_axes(program: Program, dynamic: Sequence[Dynamic] | None) -> OpenAxes:
             with their channels moved from the end to the front (NHWC), the two before these.
 
     Raises:
-        ExportError: height or width of a network that takes no images.
+        ExportError: height or width of a network that takes no images, or of a program that was specialised
+            to its example's.
     """
+    axes = _axes(program, dynamic)
+    if program.interface.specialised and is_open(axes, batch=False):
+        raise ExportError(
+            "dynamic: found height or width for a network that is for its example's only (specialised by "
+            f"{program.interface.specialised[0]}), expected none; leave them out"
+        )
+    return axes
+
+
+def _axes(program: Program, dynamic: Sequence[Dynamic] | None) -> OpenAxes:
     ports = program.interface.inputs
     if dynamic is None and ports:
         return tuple(dict(port.axes) for port in ports)

@@ -30,7 +30,7 @@ from graphcomp.compiler.compiler import build
 from graphcomp.compiler.recipe import Recipe, load_recipe, make_passes
 from graphcomp.compiler.source import Job, load_source
 from graphcomp.errors import LoadError, OutputError, PassError, RecipeError, VerifyError
-from graphcomp.ir import Interface, load, trace
+from graphcomp.ir import Interface, load, save, trace
 from graphcomp.ir.program import Program
 from graphcomp.onnx import export
 from graphcomp.passes import L1, PASSES, FoldBN
@@ -796,3 +796,23 @@ def test_another_operator_set_than_the_files_is_said(told: int | None, expected:
     program = Program(traced.module, traced.example_inputs, interface=Interface(opset=told))
     made = Export(path="model.onnx", bytes=1, opset=18, nodes=1, parity={}, cleanup=[])
     assert results.opset_remarks(program, made) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("x = x[:, :, : int(x.shape[2] * 0.5)]", r"specialised to inputs of 3x8x8 by Net:\d+"),
+        ("assert isinstance(x, torch.Tensor)", "captured by torch.export, since torch.fx could not follow"),
+    ],
+)
+def test_how_a_network_was_traced_is_said_wherever_results_are(tmp_path: Path, line: str, said: str) -> None:
+    file, saved = tmp_path / "asks.py", tmp_path / "program"
+    file.write_text(
+        "import torch\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.conv = torch.nn.Conv2d(3, 4, 1)\n    def forward(self, x):\n        x = self.conv(x)\n"
+        f"        {line}\n        return x.mean((2, 3))\n"
+    )
+    source = load_source(f"{file}:Net", None, (1, 3, 8, 8))
+    save(source.program, saved)
+    for found in (source, load_source(str(saved))):
+        assert any(re.search(said, remark) for remark in found.remarks)

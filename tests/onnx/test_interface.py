@@ -16,7 +16,7 @@ from onnx import ValueInfoProto
 from torch import Tensor, nn
 
 from graphcomp.errors import ExportError, LoadError
-from graphcomp.ir import Interface, Port, Program
+from graphcomp.ir import Interface, Port, Program, trace
 from graphcomp.onnx import Dynamic, export_onnx, read_onnx
 from graphcomp.onnx.interface import HISTORY_PROP, read_history
 from tests.tiny import traced
@@ -173,3 +173,21 @@ def test_a_history_without_end_is_shortened(tmp_path: Path) -> None:
     export_onnx(replace(traced(nn.Linear(3, 4), 1, 3), history=(plan,)), tmp_path / "m.onnx")
     (entry,) = onnx.load(tmp_path / "m.onnx").metadata_props
     assert read_history(entry.value) == ({"name": "pfa", "summary": "s"},)
+
+
+def test_sizes_that_the_network_was_specialised_to_are_not_opened(tmp_path: Path) -> None:
+    """At other sizes program and file would agree, and both be another network than the module."""
+
+    class Enlarged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.interpolate(self.conv(x), size=(int(x.shape[2] * 1.5), int(x.shape[3] * 1.5)))
+
+    program = trace(Enlarged().eval(), torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ExportError, match=r"height or width .*\(specialised by Enlarged:\d+\)"):
+        export_onnx(program, tmp_path / "x.onnx", dynamic=("batch", "height", "width"))
+    assert not (tmp_path / "x.onnx").exists()
+    export_onnx(program, tmp_path / "x.onnx")
