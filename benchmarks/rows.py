@@ -1,6 +1,7 @@
 """Rows of a table that are measured one by one: each is kept in a file as soon as it is known."""
 
 import json
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -83,11 +84,18 @@ def timed(base: Path, seconds: float, program: Program) -> Row:
 
 
 def where() -> str:
-    """Machine, versions and date."""
+    """Machine, versions, date and commit."""
     here = environment()
     versions = ", ".join(f"{name} {here.versions[name]}" for name in SHOWN if here.versions.get(name))
     today = datetime.now(UTC).date().isoformat()
-    return f"{here.cpu} ({here.isa}), {here.cores} cores, Python {here.python}, {versions}, {today}"
+    return f"{here.cpu} ({here.isa}), {here.cores} cores, Python {here.python}, {versions}, {today}{commit()}"
+
+
+def commit() -> str:
+    """The commit that is checked out, and whether files differ from it; nothing outside of a checkout."""
+    told = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    found = subprocess.run(told, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return f", commit {found.stdout.strip()}" if found.returncode == 0 else ""
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
