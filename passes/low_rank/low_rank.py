@@ -38,12 +38,12 @@ from graphcomp.bases import (
     options_of,
     require_matches,
 )
-from graphcomp.budget import REVERT_FACTORS, LayerClock, Revert, layer_left_alone, paying_factors
+from graphcomp.budget import REVERT_FACTORS, Revert, layer_left_alone, paying_factors
 from graphcomp.factors import Kind, candidates
 from graphcomp.ir import Program
 from graphcomp.passes.low_rank.layer import Energies, Responses, SplitLayer, split_layers
 from graphcomp.passes.low_rank.responses import response_energies
-from graphcomp.passes.low_rank.targets import chosen, chosen_by, meet, meet_latency, reached
+from graphcomp.passes.low_rank.targets import chosen, chosen_by, met, reached
 from graphcomp.pipeline import Concern, Context, Outlook, require_data
 from graphcomp.records import LeftAlone, Plan
 
@@ -119,18 +119,12 @@ class LowRank(Factoring):
         multiple = self.multiple or context.target.multiple
         require_matches((*self.include, *self.exclude), candidates(program))
         layers, kept = split_layers(program, self.kind, multiple, self._not_asked, responses)
-        clock: LayerClock | None = None
-        timed: dict[str, Any] = {}
         energies: Energies | None = None
+        clock, timed = None, dict[str, Any]()
         if self.energy is not None:
             energies = dict.fromkeys(layers, self.energy)
-        if self.target is not None and "latency" in self.target:
-            clock = LayerClock(program, context.clock.model(program), [x.factor(x.full) for x in layers])
-            watch = context.clock.stopwatch(program)
-            energies, timed = meet_latency(layers, clock, watch, self.target["latency"], self._is_greedy)
         elif self.target is not None:
-            ((counter, fraction),) = self.target.items()
-            energies = meet(program, layers, counter, float(fraction), self._is_greedy)
+            energies, clock, timed = met(program, layers, self.target, context.clock, self._is_greedy)
         if energies is None:
             made, left = chosen(layers, {layer: self._wanted(layer) for layer in layers})
         else:

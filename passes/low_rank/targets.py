@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from graphcomp.budget import LayerClock, Stopwatch, latency
+from graphcomp.budget import Clock, LayerClock, Stopwatch, latency
 from graphcomp.errors import PassError
 from graphcomp.factors import Factor, rank_text, rewrite, simulate
 from graphcomp.ir import Program
@@ -49,7 +49,27 @@ def chosen_by(
     return chosen(layers, wanted, [layer for layer in layers if layer not in energies], clock)
 
 
-def meet(
+def met(
+    program: Program,
+    layers: Sequence[SplitLayer],
+    target: Mapping[Any, float | str],
+    clock: Clock,
+    greedy: bool,
+) -> tuple[Energies, LayerClock | None, dict[str, Any]]:
+    """Energies that meet a target; for a latency what predicts times, and the evidence.
+
+    Raises:
+        PassError: none leave so little. ExportError, ProviderError: times cannot be measured.
+    """
+    ((counter, amount),) = target.items()
+    if counter != "latency":
+        return _meet(program, layers, counter, float(amount), greedy), None, {}
+    times = LayerClock(program, clock.model(program), [x.factor(x.full) for x in layers])
+    energies, evidence = _meet_latency(layers, times, clock.stopwatch(program), amount, greedy)
+    return energies, times, evidence
+
+
+def _meet(
     program: Program, layers: Sequence[SplitLayer], counter: str, fraction: float, greedy: bool
 ) -> Energies:
     """Energies that leave a fraction of the MACs or parameters; PassError if none leave so little."""
@@ -67,14 +87,10 @@ def meet(
     return found
 
 
-def meet_latency(
+def _meet_latency(
     layers: Sequence[SplitLayer], clock: LayerClock, watch: Stopwatch, amount: float | str, greedy: bool
 ) -> tuple[Energies, dict[str, Any]]:
-    """Energies by predicted time, corrected until what is measured is what was asked for; with the evidence.
-
-    Raises:
-        PassError: if none leave so little. ExportError, ProviderError: if nothing can be measured.
-    """
+    """Energies by predicted time, corrected until the measured one is what was asked for."""
     asked = watch.ratio_of(amount)
 
     def saving(layer: SplitLayer, factor: Factor) -> float:

@@ -4,10 +4,10 @@
 
 E is the accuracy of the network as it came and C that of the network as it is, both on samples held out from
 the training data. In every epoch the pruner trains with an l1 term on the smallest filters and removes those
-that became small enough (`_afp`); how hard it plays, and below which norm a filter goes, the controller
-decides by what accuracy is left to lose (`_prc`). So no rate is asked for: the game finds one for each layer.
+that became small enough (`afp`); how hard it plays, and below which norm a filter goes, the controller
+decides by what accuracy is left to lose (`prc`). So no rate is asked for: the game finds one for each layer.
 
-Where a filter begins to count is a search before the first epoch (`_thresholds`): for every layer alone, the
+Where a filter begins to count is a search before the first epoch (`thresholds`): for every layer alone, the
 largest threshold W_gamma at which losing all filters below it costs at most `delta0` points.
 
 The result is the network after the last epoch that had C >= E - eps. Layers whose channels others share (by

@@ -261,7 +261,7 @@ def test_what_is_given_up_too_much_is_handed_back(
     program, data = resnet
     pass_ = replace(PAPER, rate=0.4, multiple=8)
     with_it = pass_.plan(program, context(data))
-    monkeypatch.setattr("graphcomp.passes.cc.cc.hand_back", lambda layers, goals, forms: forms)
+    monkeypatch.setattr("graphcomp.passes.cc.gradients.hand_back", lambda layers, goals, forms: forms)
     without = pass_.plan(program, context(data))
     removed = [sum(r.macs * r.reached for r in rows(p)) for p in (with_it, without)]
     assert 0.4 * macs(program) <= removed[0] < removed[1]
@@ -366,9 +366,9 @@ def test_only_the_region_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_first_and_the_last_layer_stay_by_default(resnet: tuple[Program, Data]) -> None:
     program, _ = resnet
     assert set(network_ends(program)) == {"conv1", "linear"}
-    names, kept = CC(rate=0.5)._layers(program)
+    names, kept = CC(rate=0.5).layers(program)
     assert len(names) == 18 and {k.where for k in kept} == {"conv1", "linear"}
-    names, _ = CC(rate=0.5, include=("conv1", "layer1.*"), exclude=("*.conv2",))._layers(program)
+    names, _ = CC(rate=0.5, include=("conv1", "layer1.*"), exclude=("*.conv2",)).layers(program)
     assert names == ["conv1", "layer1.0.conv1", "layer1.1.conv1", "layer1.2.conv1"]
 
 
@@ -387,10 +387,10 @@ def test_huge_layers_are_left_to_others() -> None:
 
     program = trace(Wide(), torch.zeros(1, 3, 3, 3), copy_weights=False)
     assert set(too_large(program, ["down", "fc6"])) == {"fc6"}
-    names, kept = CC(rate=0.5)._layers(program)
+    names, kept = CC(rate=0.5).layers(program)
     assert names == ["down"]
     assert "18,432 channels and 4,096 directions" in next(k.reason for k in kept if k.where == "fc6")
-    assert CC(rate=0.5, include="fc6")._layers(program)[0] == ["fc6"]
+    assert CC(rate=0.5, include="fc6").layers(program)[0] == ["fc6"]
 
 
 def test_several_first_and_last_layers() -> None:
