@@ -2,6 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# How many processes run tests; each takes a core and up to 3 GiB.
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,11 +18,11 @@ demo: install
 	$(BIN)/graphcomp compile models:resnet20-digits --recipe models/demo.yaml --overwrite -o out/demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # What one runs while working.
 quick: install
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 lint: install
 	$(BIN)/ruff check .
