@@ -11,6 +11,7 @@ from graphcomp.models.densenet_cifar import densenet_cifar
 from graphcomp.models.mobilenet_cifar import mobilenet_v2_cifar
 from graphcomp.models.preact_resnet import PreActResNet
 from graphcomp.models.resnet_cifar import ResNet
+from graphcomp.models.simple_cnn import SimpleCNN
 from graphcomp.models.vgg_cifar import VGG16
 
 __all__ = ["MODELS", "ModelSpec"]
@@ -46,6 +47,9 @@ MODELS: dict[str, ModelSpec] = {
     "preact-resnet164-cifar100": _cifar(PreActResNet, 164, 100),
     "vgg16-cifar": _cifar(VGG16, "two"),
     "vgg16-cifar-single": _cifar(VGG16, "single"),
+    "vgg16-cifar100": _cifar(VGG16, "two", 100),
+    "simple-cnn": _cifar(SimpleCNN),
+    "simple-cnn-cifar100": _cifar(SimpleCNN, 100),
     "mobilenet-v2-cifar": _cifar(mobilenet_v2_cifar),
     "densenet-cifar": _cifar(densenet_cifar),
     "resnet20-digits": ModelSpec(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from graphcomp.passes.play_and_prune.play_and_prune import PlayAndPrune
     from graphcomp.passes.random_ import Random
     from graphcomp.passes.refit.refit import Refit
+    from graphcomp.passes.reinit import Reinit
     from graphcomp.passes.slimming import Slimming
     from graphcomp.passes.student.student import Student
 
@@ -39,6 +40,7 @@ __all__ = [
     "PlayAndPrune",
     "Random",
     "Refit",
+    "Reinit",
     "Slimming",
     "Student",
 ]
@@ -79,6 +81,7 @@ _PLACES = {
     "dct": "dct.dct:Dct",
     "refit": "refit.refit:Refit",
     "finetune": "finetune:Finetune",
+    "reinit": "reinit:Reinit",
     "student": "student.student:Student",
     "distil": "distil.distil:Distil",
 }

@@ -6,9 +6,9 @@ A criterion judges channels and nothing else; how many go is decided in `budget.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from graphcomp.base import distributed
@@ -101,15 +101,24 @@ class ChannelRemoval(RowRemoval, ABC):
         Field(description=f"{JOIN}; project: coupled, and judged by what the additions yield"),
     ] = "couple"
     allocation: Annotated[
-        Asked | Literal["calibrated"],
+        Asked | Literal["calibrated", "random"],
         Field(
             description="how a target is met: uniform: the same share of every group; greedy: step by step "
             "what saves most for the importance lost; calibrated: for the error of the outputs, measured on "
-            "data, that stays once other channels make up for it; auto: greedy for a latency, else uniform "
+            "data, that stays once other channels make up for it; random: widths drawn from the run's seed; "
+            "auto: greedy for a latency, else uniform "
             "beside layers that go whole (see min_channels), as many as lose least"
         ),
     ] = "auto"
     revert: Annotated[Revert, Field(description=REVERT)] = "auto"
+
+    @model_validator(mode="after")
+    def _random_widths_have_a_target(self) -> Self:
+        if self.allocation == "random" and self.target is None:
+            raise ValueError(
+                "found allocation=random without target, expected both: widths are drawn until one is met"
+            )
+        return self
 
     @property
     @abstractmethod
@@ -139,6 +148,8 @@ class ChannelRemoval(RowRemoval, ABC):
             judgement = calibrated(judgement, channels, half, context, self.name)
         kept += [LeftAlone(where=g.name, reason=reason) for g, reason in judgement.unjudged.items()]
         judged = [g for g in groups if g not in judgement.unjudged]
+        if self.allocation == "random":
+            judgement = judgement.at_random(judged, context.seed)
         allocation = Allocation(channels, judged, judgement, multiple, self.min_channels)
         shares, met = self._shares(allocation, context)
         wanted = allocation.wanted(shares) if shares is not None else {g: judgement.counts[g] for g in judged}
@@ -272,7 +283,7 @@ class ChannelRemoval(RowRemoval, ABC):
             self.record(
                 group=g.name,
                 channels=len(g.channels),
-                share=None if shares is None else shares[g],
+                share=None if shares is None or self.allocation == "random" else shares[g],
                 wanted=wanted[g],
                 kept=removal.kept(g),
                 **evidence.get(g, {}),

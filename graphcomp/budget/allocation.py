@@ -7,7 +7,7 @@ search over them.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -67,6 +67,21 @@ class Judgement:
     def lost(self, group: ChannelGroup, before: int, after: int) -> float:
         """What narrowing a group loses: of its importance, or by its curve; its best channels stay."""
         return self._held(group, before) - self._held(group, after)
+
+    def at_random(self, groups: Sequence[ChannelGroup], seed: int) -> "Judgement":
+        """The same order of channels, and of every group as many as chance says.
+
+        Of n channels `n u^t` stay, with one u, uniform in (0, 1], for each group; t is the same for all, and
+        the larger it is the less is left: a target decides about it. As a share that is asked for, s = e^-t:
+        `k / n >= s^(-ln u)` is `(k / n)^(-1 / ln u) >= s`. At t = 1 every width is as likely as any other.
+        """
+        drawn = np.random.RandomState(seed).standard_exponential(len(groups))  # -ln u
+        power = 1 / np.maximum(drawn, 1e-9)
+        shares = {
+            g: (np.arange(1, len(g.channels) + 1) / len(g.channels)) ** p
+            for g, p in zip(groups, power, strict=True)
+        }
+        return replace(self, preserved={**self.preserved, **shares})
 
     def _held(self, group: ChannelGroup, keep: int) -> float:
         if self.losses:

@@ -11,6 +11,9 @@ from graphcomp.cli.options import InputShapes, Weights, refuse_idle, shapes_of
 from graphcomp.cli.recipes import recipe_of
 from graphcomp.errors import RecipeError
 
+LONGEST_ID = 18
+"""Digits of a number that is still a class's id."""
+
 
 def compile_command(
     context: typer.Context,
@@ -23,11 +26,14 @@ def compile_command(
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", help="digits, imagefolder:DIR, cifar10:DIR, npz:FILE or random; ?limit=N&mean=…&std=…"
+            "--data",
+            help="digits, imagefolder:DIR, cifar10:DIR, cifar100:DIR, npz:FILE or random; "
+            "?limit=N&mean=…&std=…",
         ),
     ] = None,
     classes: Annotated[
-        str | None, typer.Option("--classes", help="only these: data, and logits of the result; e.g. 0,3,5")
+        str | None,
+        typer.Option("--classes", help="only these, by id or name: data, and logits of the result; 0,3,5"),
     ] = None,
     head: Annotated[
         str | None, typer.Option("--head", help="with --classes: slice (keep their rows) or random")
@@ -77,7 +83,7 @@ def compile_command(
     plan, made = recipe_of(recipe, passes)
     changes: dict[str, Any] = {"data": data, "target": target, "seed": seed, "head": _head(head)}
     changes["allow_nothing"] = allow_nothing or None
-    changes["classes"] = None if classes is None else _class_ids(classes)
+    changes["classes"] = None if classes is None else _classes(classes)
     if memory is not None:
         changes["memory"] = _positive(memory)
     plan = plan.model_copy(update={k: v for k, v in changes.items() if v is not None})
@@ -121,14 +127,14 @@ def compile_command(
     print(f"results in {out}: {files}, program/, plans/, report.json, report.html")
 
 
-def _class_ids(text: str) -> tuple[int, ...]:
-    try:
-        ids = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        ids = ()
-    if len(ids) < 2 or min(ids) < 0:
-        raise RecipeError(f"--classes: found {text!r}, expected two or more class ids such as 0,3,5")
-    return ids
+def _classes(text: str) -> tuple[int | str, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) < 2 or not all(parts):
+        raise RecipeError(
+            f"--classes: found {text!r}, expected two or more classes by id or name such as 0,3,5 or cat,dog"
+        )
+    ids = [part.isascii() and part.isdecimal() and len(part) <= LONGEST_ID for part in parts]
+    return tuple(int(part) if is_id else part for part, is_id in zip(parts, ids, strict=True))
 
 
 def _positive(memory: float) -> float:

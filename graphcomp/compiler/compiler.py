@@ -86,9 +86,9 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
         distributed.on_first(partial(_prove, options.provider or target.provider, options.cuda_graphs))
     progress("load the model", 0.0)
     source = load_source(job.model, job.weights, job.input_shape)
-    spec, data = data_of(job, source)
-    if job.recipe.classes is not None:
-        source = restricted(source, job.recipe)
+    spec, data, classes = data_of(job, source)
+    if classes is not None:
+        source = restricted(source, classes, job.recipe)
     if job.recipe.robustness is not False:
         require_images(data.eval, source.program.example_inputs[0].shape[1:])  # fails now, as `probe` does
     threads = job.recipe.bench.threads if job.recipe.bench is not False else 1
@@ -98,7 +98,9 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
         job.recipe.budget
     )
     check_order(job.passes, source.program, context, trained=source.trained)
-    fingerprint = distributed.on_first(lambda: _fingerprint(job, source.program, spec, data, target.name))
+    fingerprint = distributed.on_first(
+        lambda: _fingerprint(job, source.program, spec, data, classes, target.name)
+    )
     first = distributed.is_first()
     state = distributed.on_first(lambda: open_folder(out, fingerprint, resume, overwrite))
     if state is None:
@@ -146,7 +148,9 @@ class _Scaled:
         self.index += fraction >= 1.0
 
 
-def _fingerprint(job: Job, program: Program, spec: str, data: Data, target: str) -> dict[str, Any]:
+def _fingerprint(
+    job: Job, program: Program, spec: str, data: Data, classes: Sequence[int] | None, target: str
+) -> dict[str, Any]:
     return {
         "graphcomp": __version__,
         "model": job.model,
@@ -156,7 +160,7 @@ def _fingerprint(job: Job, program: Program, spec: str, data: Data, target: str)
         "passes": [{p.name: options_of(p)} for p in job.passes],
         "data": spec,
         "samples": digests(data),
-        "classes": job.recipe.classes,
+        "classes": classes,
         "target": target,
         "seed": job.recipe.seed,
     }

@@ -15,9 +15,17 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+)
 
 from graphcomp.compiler.classes import Head
 from graphcomp.compiler.pass_lines import split_passes
@@ -30,6 +38,17 @@ from graphcomp.runtime import TARGETS
 
 PassTable = Mapping[str, type[Any]]
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def _parse_class(value: Any) -> int | str:
+    is_id = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not is_id and not (isinstance(value, str) and value):
+        raise ValueError(f"found {value!r}, expected a class's id, 0 or larger, or its name")
+    return cast(int | str, value)
+
+
+ClassId = Annotated[int | str, PlainValidator(_parse_class, json_schema_input_type=int | str)]
+"""Of one class: its number, or its name where the data has names."""
 
 
 class BenchOptions(BaseModel):
@@ -82,7 +101,8 @@ class RobustnessOptions(BaseModel):
 class Recipe(BaseModel):
     """A whole run. `passes` are names with options; `parse_passes` makes them.
 
-    `classes` restricts data and network to some classes before the first pass; `head`: with which weights.
+    `classes`, by id or name, restricts data and network to some before the first pass; `head`: with which
+    weights.
     `allow_nothing`: a run in which no pass changes anything is no error. `memory`: GiB of activations and
     statistics that passes hold at once, by default a quarter of the machine's; what is found does not depend
     on it.
@@ -94,7 +114,7 @@ class Recipe(BaseModel):
     model: str | None = None
     weights: str | None = None
     data: str | None = None
-    classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=2)] | None = None
+    classes: Annotated[tuple[ClassId, ...], Field(min_length=2)] | None = None
     head: Head = "slice"
     target: str = "auto"
     seed: Annotated[int, Field(ge=0)] = 0

@@ -116,15 +116,18 @@ def _from_onnx(model: str, weights: Path | None, shapes: Mapping[str, tuple[int,
     return Source(program, None, None, (said + opset,))
 
 
-def data_of(job: Job, source: Source) -> tuple[str, Data]:
-    """The spec of a job's data, and the data: of the recipe's classes only, if it names some.
+def data_of(job: Job, source: Source) -> tuple[str, Data, tuple[int, ...] | None]:
+    """The spec of a job's data, the data and their ids: of the recipe's classes only, if it names some.
 
     Raises:
-        DataError: see `open_data` and `Data.only`.
+        DataError: see `open_data`, `Data.ids_of` and `Data.only`.
     """
     spec = job.recipe.data or source.data or "random"
     data = open_data(spec, source.program, job.recipe.seed)
-    return spec, data if job.recipe.classes is None else data.only(job.recipe.classes)
+    if job.recipe.classes is None:
+        return spec, data, None
+    ids = data.ids_of(job.recipe.classes)
+    return spec, data.only(ids), ids
 
 
 def samples_for(program: Program, data: Data, spec: str) -> Data | None:
@@ -180,10 +183,9 @@ def _check_memory(shape: Sequence[int]) -> None:
         )
 
 
-def restricted(source: Source, recipe: Recipe) -> Source:
-    """The source with a head for the recipe's classes only."""
-    assert recipe.classes is not None
-    return replace(source, program=restrict_head(source.program, recipe.classes, recipe.head, recipe.seed))
+def restricted(source: Source, classes: Sequence[int], recipe: Recipe) -> Source:
+    """The source with a head for some classes only, as the recipe says."""
+    return replace(source, program=restrict_head(source.program, classes, recipe.head, recipe.seed))
 
 
 def need_data(spec: str | None, program: Program, seed: int) -> Data | None:

@@ -27,7 +27,7 @@ Numbers = NDArray[np.float64]
 
 Name = Literal["none", "cifar", "imagenet", "auto"]
 
-AUTO: dict[str, Name] = {"cifar10": "cifar", "imagefolder": "imagenet"}
+AUTO: dict[str, Name] = {"cifar10": "cifar", "cifar100": "cifar", "imagefolder": "imagenet"}
 """Data source -> what suits it. Others may not survive mirroring: digits, or arrays of anything at all."""
 
 SMALL_SIDE = 64

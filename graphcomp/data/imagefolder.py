@@ -14,7 +14,7 @@ from graphcomp.data.arrays import statistics
 from graphcomp.data.classes import Folders, folder_classes
 from graphcomp.data.images import CROP_FRACTION, DECODED, SUFFIXES, decode, is_image
 from graphcomp.data.request import Request, either, sizes
-from graphcomp.data.split import Data, Fetch, Indices, Source, describe, split_in_two, whole_split
+from graphcomp.data.split import Data, Fetch, Indices, Source, Split, describe, split_in_two, whole_split
 from graphcomp.errors import DataError
 
 
@@ -81,18 +81,19 @@ def _separate(request: Request, root: Path, parts: set[str]) -> Data:
         whole_split(*_image_samples(request, root / part, classes.index)) for part in ("train", held_out)
     )
     what = f"{root}, {_counted(classes)}, train and {held_out}"
-    return Data(
-        train, evaluation, classes.count, _explicit(request, classes), describe(what, train, evaluation)
-    )
+    return _labelled(request, classes, what, train, evaluation)
 
 
 def _halved(request: Request, root: Path) -> Data:
     classes = folder_classes(root, _folders(root), request.outputs, request.classes)
     train, evaluation = split_in_two(*_image_samples(request, root, classes.index), 0.5)
     what = f"{root}, {_counted(classes)}, fixed stratified split into halves"
-    return Data(
-        train, evaluation, classes.count, _explicit(request, classes), describe(what, train, evaluation)
-    )
+    return _labelled(request, classes, what, train, evaluation)
+
+
+def _labelled(request: Request, classes: Folders, what: str, train: Split, evaluation: Split) -> Data:
+    said = describe(what, train, evaluation)
+    return Data(train, evaluation, classes.count, _explicit(request, classes), said, names=classes.index)
 
 
 def _counted(classes: Folders) -> str:

@@ -21,6 +21,7 @@ class Request:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     classes: str | None = None
+    labels: str | None = None
     outputs: int | None = None
     numbers: Numbers | None = None
 
@@ -69,6 +70,7 @@ _READERS: dict[str, Callable[[str, str, str], Any]] = {
     "mean": _floats,
     "std": _floats,
     "classes": _text,
+    "labels": _text,
 }
 
 

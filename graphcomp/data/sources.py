@@ -3,17 +3,19 @@
 | spec | what it reads | options |
 | --- | --- | --- |
 | `digits` | scikit-learn's handwritten digits, 32x32x3 | limit |
-| `imagefolder:DIR` | class folders of images, in DIR, or in DIR/train and DIR/val or DIR/test | all |
-| | or images without folders: no labels, enough to calibrate and to fit | all but classes |
-| `cifar10:DIR` | the standard python batches, in DIR or DIR/cifar-10-batches-py | all but classes |
-| `npz:FILE` | `x`, `y`, or `x_train`, `y_train`, `x_test`, `y_test`; x is uint8 NHWC or float NCHW | all |
+| `imagefolder:DIR` | class folders of images, in DIR, or in DIR/train and DIR/val or DIR/test | N, classes |
+| | or images without folders: no labels, enough to calibrate and to fit | N |
+| `cifar10:DIR` | the standard python batches, in DIR or DIR/cifar-10-batches-py | N |
+| `cifar100:DIR` | the same, in DIR or DIR/cifar-100-python | N, labels |
+| `npz:FILE` | `x`, `y`, or `x_train`, `y_train`, `x_test`, `y_test`; uint8 NHWC or float NCHW | N, classes |
 | `random` | standard normal samples without labels | limit |
 
-In `npz` whole numbers as `y` are classes; floats, `[N]` or `[N, k]`, are values to predict (regression).
+N: limit, mean and std. In `npz` whole numbers as `y` are classes; floats, `[N]` or `[N, k]`, are values to
+predict (regression).
 
 Options follow a question mark: `?limit=1000&mean=0.485,0.456,0.406&std=0.229,0.224,0.225`.
 `classes` says whose output a folder is (see `data.classes`); for `npz`, how many classes its labels are
-indices of, where they are not all there: `?classes=1000`.
+indices of, where they are not all there: `?classes=1000`. `labels=coarse`: CIFAR-100's 20.
 uint8 images are scaled to [0, 1] and normalised by mean and std (default: ImageNet's); float data is taken as
 it is unless mean and std are given. `limit` keeps a random part of each split, in proportion to the classes.
 
@@ -28,7 +30,7 @@ import numpy as np
 import torch
 
 from graphcomp.data.arrays import fetch_bytes, fetch_floats, how_to_count, identity, load_npz
-from graphcomp.data.cifar import load_cifar10
+from graphcomp.data.cifar import load_cifar10, load_cifar100
 from graphcomp.data.classes import how_to_map
 from graphcomp.data.imagefolder import load_imagefolder
 from graphcomp.data.request import Request, read_options, sizes
@@ -164,6 +166,7 @@ _KINDS: dict[str, _Kind] = {
     "digits": _Kind(_digits, None, ("limit",)),
     "imagefolder": _Kind(load_imagefolder, "DIR", ("limit", "mean", "std", "classes"), how_to_map),
     "cifar10": _Kind(load_cifar10, "DIR", ("limit", "mean", "std")),
+    "cifar100": _Kind(load_cifar100, "DIR", ("limit", "mean", "std", "labels")),
     "npz": _Kind(load_npz, "FILE", ("limit", "mean", "std", "classes"), how_to_count),
     "random": _Kind(_random, None, ("limit",)),
 }

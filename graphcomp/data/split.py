@@ -1,6 +1,7 @@
 """Samples in a fixed order: splits, the data of a run, and what a hash of them is made of."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -13,6 +14,8 @@ from graphcomp.base import Buffer, sha256
 from graphcomp.errors import DataError
 
 SPLIT_SEED = 0
+LONGEST_SHOWN = 40
+"""Of a name in an error, in characters."""
 READ = 1000
 """Samples at a time when they are only read."""
 
@@ -135,7 +138,8 @@ class Data:
     """Calibration and training samples (`train`), evaluation samples (`eval`) and where they came from.
 
     `num_classes` is None without classes, for `npz` the largest label plus one; `description` is one line;
-    `advice` says what to do if there are not as many classes as a network has outputs.
+    `advice` says what to do if there are not as many classes as a network has outputs; `names` are those that
+    classes are known by, with the class's id.
     """
 
     train: Split
@@ -144,6 +148,7 @@ class Data:
     spec: str
     description: str
     advice: Callable[[int], str] = field(default=choose_others, repr=False)
+    names: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @property
     def labelled(self) -> bool:
@@ -166,6 +171,27 @@ class Data:
             self.advice(outputs),
         )
 
+    def ids_of(self, classes: Sequence[int | str]) -> tuple[int, ...]:
+        """The ids of classes that are given by id or by name.
+
+        Raises:
+            DataError: a name that the data do not have.
+        """
+        return tuple(c if isinstance(c, int) else self._id_of(c) for c in classes)
+
+    def _id_of(self, name: str) -> int:
+        if name in self.names:
+            return self.names[name]
+        near = difflib.get_close_matches(name, self.names, 3)
+        raise DataError.at(
+            "classes",
+            f"the name {name[:LONGEST_SHOWN]!r}",
+            f"one of the {len(self.names)} names of {self.spec!r}"
+            if self.names
+            else "ids: these data have no names",
+            f"did you mean {' or '.join(near)}?" if near else "correct it, or give ids from 0",
+        )
+
     def only(self, classes: Sequence[int]) -> "Data":
         """The samples of some classes; label i becomes that of the i-th smallest.
 
@@ -180,13 +206,16 @@ class Data:
                 "classes", f"{self.spec!r} with values", "whole numbers as labels", "give other --data"
             )
         ids = torch.tensor(sorted(set(classes)))
-        listed = ", ".join(map(str, ids.tolist()))
+        kept = {old: new for new, old in enumerate(ids.tolist())}
+        named = {i: f"{name} ({i})" for name, i in self.names.items()}
+        listed = ", ".join(named.get(i, str(i)) for i in kept)
         return replace(
             self,
             train=_only(self.train, ids),
             eval=_only(self.eval, ids),
             num_classes=len(ids),
             description=f"{self.description}; classes {listed} only",
+            names={name: kept[i] for name, i in self.names.items() if i in kept},
         )
 
 

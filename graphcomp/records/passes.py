@@ -32,7 +32,7 @@ class Width(Record):
     channels: int = Field(description="before the pass")
     share: float | None = Field(
         description="what part (of the channels, of the energy, …) was to be preserved; null if the "
-        "criterion has a rule of its own"
+        "criterion has a rule of its own, or widths were drawn at random"
     )
     wanted: int = Field(description="channels that preserve it, before rounding")
     kept: int = Field(description="channels after the pass")

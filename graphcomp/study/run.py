@@ -48,6 +48,9 @@ class CellResult(Record):
     confusion: list[list[int]] | None = Field(
         description="of the final network, a row for each true class; null without labels or classifier"
     )
+    class_names: list[str] | None = Field(
+        default=None, description="of the rows of `confusion`, where the data have names for all of them"
+    )
     bench: Bench | None
     warnings: list[str]
     seconds: float = Field(description="of the run; if it was resumed, of its last part")
@@ -74,7 +77,7 @@ def run_cell(cell: Cell, out: Path, tell: Tell) -> CellResult:
         warnings.simplefilter("always", GraphcompWarning)
         report = build(cell.job, place, resume=resume, overwrite=not resume, progress=tell)
         tell("classes", 0.99)
-        matrix = _confusion(report, place)
+        matrix, names = _confusion(report, place)
     result = CellResult(
         name=cell.name,
         labels=dict(cell.labels),
@@ -83,6 +86,7 @@ def run_cell(cell: Cell, out: Path, tell: Tell) -> CellResult:
         baseline=report.baseline,
         final=report.final,
         confusion=matrix,
+        class_names=names,
         bench=report.bench,
         warnings=list(dict.fromkeys(str(w.message) for w in caught)),
         seconds=report.seconds,
@@ -92,8 +96,8 @@ def run_cell(cell: Cell, out: Path, tell: Tell) -> CellResult:
     return result
 
 
-def _confusion(report: Report, place: Path) -> list[list[int]] | None:
-    """Of the network that the run left."""
+def _confusion(report: Report, place: Path) -> tuple[list[list[int]] | None, list[str] | None]:
+    """Of the network that the run left, and what its classes are called."""
     program = load(place / "program")
     shape = tuple(program.example_inputs[0].shape[1:])
     some = report.recipe.get("classes") is not None
@@ -106,9 +110,12 @@ def _confusion(report: Report, place: Path) -> list[list[int]] | None:
         numbers=numbers_of(program)[0],
     )
     if some:
-        data = data.only(report.recipe["classes"])
+        data = data.only(data.ids_of(report.recipe["classes"]))
     matrix = confusion(program, data.eval)
-    return None if matrix is None else matrix.tolist()
+    if matrix is None:
+        return None, None
+    names = {i: name for name, i in data.names.items()}
+    return matrix.tolist(), [names[i] for i in range(len(matrix))] if len(names) == len(matrix) else None
 
 
 def _record(out: Path, cell: Cell) -> Path:

@@ -63,11 +63,11 @@ class Findings:
         return _rate(self.result.baseline.macs, self.result.final.macs)
 
     def class_name(self, index: int | None) -> str | None:
-        """The study's name for a class, else its number."""
-        named = self.class_names is not None and index is not None and index < len(self.class_names)
-        return (
-            None if index is None else self.class_names[index] if named and self.class_names else str(index)
-        )
+        """The study's name for a class, else that of the data, else its number."""
+        if index is None:
+            return None
+        names = self.class_names or self.result.class_names or ()
+        return names[index] if index < len(names) else str(index)
 
 
 def by_measure(found: Sequence[Findings]) -> dict[str, list[Findings]]:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import nn
 
@@ -524,3 +524,51 @@ def test_plan_twice_is_refused() -> None:
     plan, result = apply(pass_, tiny_program())
     with pytest.raises(SurgeryError):
         pass_.simulate(result, plan)
+
+
+# ---- widths at random
+
+
+def drawn_widths(seed: int, amount: float = 0.4, **options: Any) -> tuple[dict[str, int], float]:
+    """Kept counts by group, and what is left of the parameters."""
+    program = chain(3, *[64] * 8, 4)
+    pass_ = L1(target={"params": amount}, allocation="random", multiple=1, **options)
+    plan = pass_.plan(program, context(seed=seed))
+    widths = {g["group"]: g["kept"] for g in plan.evidence["groups"]}
+    return widths, params_trainable(pass_.rewrite(program, plan)) / params_trainable(program)
+
+
+def test_random_widths_meet_the_target_each_in_its_own_way() -> None:
+    found = [drawn_widths(seed) for seed in range(4)]
+    assert all(0.38 < left <= 0.4 for _, left in found)
+    assert len({str(widths) for widths, _ in found}) == 4
+    assert drawn_widths(2)[0] == found[2][0]
+    kept = [n for widths, _ in found for n in widths.values()]
+    assert len(kept) == 32 and min(kept) < 16 and max(kept) > 60  # no layer is safe, none is favoured
+
+
+def test_a_smaller_target_is_narrower_everywhere() -> None:
+    """One draw is a direction; how far along it, the target says."""
+    wide, narrow = drawn_widths(1, 0.6)[0], drawn_widths(1, 0.3)[0]
+    assert all(narrow[g] <= wide[g] for g in wide) and narrow != wide
+
+
+def test_channels_go_by_the_criterion_all_the_same() -> None:
+    program = chain(3, 16, 16, 16, 4)
+    pass_ = L1(target={"params": 0.5}, allocation="random", multiple=1)
+    gone = pass_.plan(program, context(seed=3)).decisions["rows"]
+    assert len(gone) > 1
+    for layer, rows in gone.items():
+        norms = program.tensors[layer].abs().sum((1, 2, 3))
+        assert set(rows) == set(norms.argsort()[: len(rows)].tolist())
+
+
+def test_random_widths_need_a_target() -> None:
+    with pytest.raises(ValidationError, match="found allocation=random without target"):
+        L1(ratio=0.5, allocation="random")
+
+
+def test_random_widths_are_verified() -> None:
+    pass_ = Random(target={"macs": 0.5}, allocation="random", multiple=1)
+    step, _, _ = run_pass(pass_, tiny_program(), context())
+    assert step.verify_error <= TOLERANCE

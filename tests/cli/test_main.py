@@ -483,8 +483,9 @@ def test_nothing_to_do(cli: Cli) -> None:
     ("option", "value", "expected"),
     [
         ("--target", "gpu", "target: found 'gpu', expected one of auto, cpu-avx512"),
-        ("--classes", "1", "--classes: found '1', expected two or more class ids such as 0,3,5"),
+        ("--classes", "1", "--classes: found '1', expected two or more classes by id or name such as 0,3,5"),
         ("--classes", "1,9", "classes: found 'random.limit=8' without labels, expected labelled data"),
+        ("--classes", "1,", "--classes: found '1,', expected two or more classes"),
         ("--head", "big", "--head: found 'big', expected slice or random"),
         ("--input-shape", "3xx8", "--input-shape: found '3xx8', expected positive sizes with the batch"),
         ("--input-shape", "1,3,0,8", "--input-shape: found '1,3,0,8', expected positive sizes"),

@@ -142,7 +142,8 @@ def test_a_batch_needs_a_size():
     [
         (
             "mnist",
-            "found source 'mnist', expected one of digits, imagefolder:DIR, cifar10:DIR, npz:FILE, random",
+            "found source 'mnist', expected one of digits, imagefolder:DIR, cifar10:DIR, cifar100:DIR, "
+            "npz:FILE, random",
         ),
         ("", "found source ''"),
         ("npz", "found 'npz', expected 'npz:FILE'"),
@@ -408,6 +409,118 @@ def test_damaged_or_absent_cifar10(tmp_path):
         load(f"cifar10:{tmp_path / 'c'}")
     with pytest.raises(DataError, match="found no such directory"):
         load(f"cifar10:{tmp_path / 'absent'}")
+
+
+# --- cifar100, and names of classes
+
+FINE = [f"fine {i:02}" for i in range(100)]
+COARSE = [f"coarse {i:02}" for i in range(20)]
+
+
+def write_cifar100(folder: Path, protocol: int = 4, meta: object = None) -> np.ndarray:
+    """Six images, of classes 0, 17, …; the coarse class is a fifth of the fine one."""
+    folder.mkdir(parents=True)
+    rows = np.random.RandomState(0).randint(0, 256, (2, 6, 3072)).astype(np.uint8)
+    fine = [17 * k % 100 for k in range(6)]
+    for row, name in zip(rows, ("train", "test"), strict=True):
+        content = {"data": row, "fine_labels": fine, "coarse_labels": [f // 5 for f in fine]}
+        (folder / name).write_bytes(pickle.dumps({**content, "filenames": ["a.png"] * 6}, protocol=protocol))
+    names = {"fine_label_names": FINE, "coarse_label_names": COARSE} if meta is None else meta
+    (folder / "meta").write_bytes(pickle.dumps(names, protocol=protocol))
+    return rows
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_cifar100(tmp_path, protocol):
+    rows = write_cifar100(tmp_path / "cifar-100-python", protocol)
+    plain = "mean=0,0,0&std=1,1,1"
+    data = load(f"cifar100:{tmp_path}?{plain}")
+    assert (len(data.train), len(data.eval), data.num_classes) == (6, 6, 100)
+    x, y = everything(data.eval)
+    assert torch.equal((x * 255).round().to(torch.uint8), torch.from_numpy(rows[1].reshape(6, 3, 32, 32)))
+    assert y.tolist() == [0, 17, 34, 51, 68, 85] and data.names == {n: i for i, n in enumerate(FINE)}
+    coarse = load(f"cifar100:{tmp_path / 'cifar-100-python'}?labels=coarse&{plain}")
+    assert everything(coarse.eval)[1].tolist() == [0, 3, 6, 10, 13, 17]
+    assert coarse.num_classes == 20 and list(coarse.names) == COARSE
+    assert coarse.description.endswith("with coarse labels: 6 for calibration and training, 6 for evaluation")
+
+
+def test_classes_by_name(tmp_path):
+    """Names and ids may be mixed; what is left has the names that are left, under new ids."""
+    write_cifar100(tmp_path / "c")
+    data = load(f"cifar100:{tmp_path / 'c'}")
+    ids = data.ids_of(["fine 68", 17, "fine 00"])
+    assert ids == (68, 17, 0)
+    some = data.only(ids)
+    assert some.names == {"fine 00": 0, "fine 17": 1, "fine 68": 2}
+    assert some.eval.labels.tolist() == [0, 1, 2]
+    assert some.description.endswith("classes fine 00 (0), fine 17 (17), fine 68 (68) only")
+    with pytest.raises(DataError, match=r"found the name 'fien 68', .* names of .*did you mean fine 68"):
+        data.ids_of(["fien 68", 1])
+
+
+def test_names_are_known_only_where_the_data_say_them(tmp_path):
+    write_cifar100(tmp_path / "c")
+    (tmp_path / "c" / "meta").unlink()
+    data = load(f"cifar100:{tmp_path / 'c'}")
+    assert data.names == {}
+    with pytest.raises(DataError, match="expected ids: these data have no names"):
+        data.ids_of(["bowl", "snail"])
+    write_cifar(tmp_path / "ten")
+    assert load(f"cifar10:{tmp_path / 'ten'}").names == {}
+    names = [*"abcdefghij"]
+    (tmp_path / "ten" / "batches.meta").write_bytes(
+        pickle.dumps({b"label_names": [n.encode() for n in names]})
+    )
+    assert load(f"cifar10:{tmp_path / 'ten'}").names == {n: i for i, n in enumerate(names)}
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        (
+            {"fine_label_names": FINE[:99]},
+            "found 99 names under 'fine_label_names', expected 100 different ones",
+        ),
+        ({"fine_label_names": [*FINE[:99], FINE[0]]}, "found 100 names"),
+        ({"fine_label_names": [*FINE[:99], 7]}, "names that are not short words"),
+        ({"fine_label_names": [*FINE[:99], "\x1b[2J"]}, "names that are not short words"),
+        ({"fine_label_names": [*FINE[:99], "x" * 101]}, "names that are not short words"),
+        ({"fine_label_names": "name"}, "found 0 names"),
+        ({}, "found 0 names"),
+        ([FINE], "found a list"),
+    ],
+)
+def test_bad_names_of_classes(tmp_path, meta, message):
+    write_cifar100(tmp_path / "c", meta=meta)
+    with pytest.raises(DataError) as caught:
+        load(f"cifar100:{tmp_path / 'c'}")
+    assert message in str(caught.value)
+
+
+def test_bad_cifar100(tmp_path):
+    write_cifar100(tmp_path / "c")
+    for spec, message in (
+        (f"cifar100:{tmp_path / 'c'}?labels=rough", "found labels='rough', expected fine or coarse"),
+        (f"cifar10:{tmp_path / 'c'}?labels=fine", "found option 'labels'"),
+        (f"cifar10:{tmp_path / 'c'}", "found no data_batch_1"),
+        (f"cifar100:{tmp_path / 'absent'}", "unpack cifar-100-python.tar.gz"),
+    ):
+        with pytest.raises(DataError) as caught:
+            load(spec)
+        assert message in str(caught.value)
+    wrong = {"data": np.zeros((1, 3072), np.uint8), "fine_labels": [100], "coarse_labels": [0]}
+    (tmp_path / "c" / "test").write_bytes(pickle.dumps(wrong))
+    with pytest.raises(DataError, match="found labels from 100 to 100, expected 0 to 99"):
+        load(f"cifar100:{tmp_path / 'c'}")
+    (tmp_path / "c" / "test").write_bytes(pickle.dumps({**wrong, "fine_labels": [2**70]}))
+    with pytest.raises(DataError, match="labels that are not integers"):
+        load(f"cifar100:{tmp_path / 'c'}")
+    (tmp_path / "c" / "meta").write_bytes(pickle.dumps({"fine_label_names": Exploit(tmp_path / "ran")}))
+    write_cifar100(tmp_path / "d", meta={"fine_label_names": Exploit(tmp_path / "ran")})
+    with pytest.raises(DataError, match=r"it refers to \w+.mkdir"):
+        load(f"cifar100:{tmp_path / 'd'}")
+    assert not (tmp_path / "ran").exists()
 
 
 # --- imagefolder

@@ -31,6 +31,9 @@ PARAMETERS = {
     "preact-resnet164-cifar100": 1_726_388,
     "vgg16-cifar": 14_991_946,
     "vgg16-cifar-single": 14_728_266,
+    "vgg16-cifar100": 15_038_116,
+    "simple-cnn": 1_372_254,
+    "simple-cnn-cifar100": 1_389_804,
     "mobilenet-v2-cifar": 2_236_682,
     "densenet-cifar": 605_802,
     "resnet20-digits": 269_722,
@@ -43,6 +46,9 @@ MACS = {
     "resnet56-cifar100": 125_491_456,
     "vgg16-cifar": 313_463_808,
     "vgg16-cifar-single": 313_201_664,
+    "vgg16-cifar100": 313_509_888,
+    "simple-cnn": 281_174_016,
+    "simple-cnn-cifar100": 282_279_936,
 }
 
 
@@ -75,7 +81,9 @@ def test_g0_macs(name):
     assert macs(MODELS[name].factory(), MODELS[name].input_shape) == MACS[name]
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet20-b", "vgg16-cifar", "vgg16-cifar-single"])
+@pytest.mark.parametrize(
+    "name", ["resnet20", "resnet20-b", "vgg16-cifar", "vgg16-cifar-single", "simple-cnn"]
+)
 def test_a_trace_computes_the_same(name):
     torch.manual_seed(0)
     model = MODELS[name].factory().eval()

@@ -171,6 +171,7 @@ EXAMPLES = {
     "fold-bn": Example(two_normalisations, "fold-bn"),
     "l1": Example(smallest_filters, "l1{ratio=0.5, multiple=1}"),
     "random": Example(separable, "random{ratio=0.5, multiple=1}"),
+    "reinit": Example(smallest_filters, "l1{ratio=0.5, multiple=1}, reinit"),
     "obs": Example(copies, "fold-bn, obs{ratio=0.5, multiple=1}"),
     "apoz": Example(dead_units, "apoz{multiple=1}"),
     "play-and-prune": Example(
