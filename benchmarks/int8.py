@@ -98,7 +98,7 @@ def measure(file: Path, data: str, limit: int, seconds: float, folder: Path) -> 
         if name != "float32":
             quantised = onnx.load(path)
             steps = checks.errors_by_layer(quantised, layers, feeds[0])
-            _, left = checks.census(quantised)
+            _, left = checks.census(quantised, layers)
             row |= {"worst layer": max(steps.values()), "checked": len(steps), "in float": len(left)}
             row["wrong layers"] = sum(s > 1 for s in steps.values())
         rows.append(row)

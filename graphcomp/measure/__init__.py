@@ -25,6 +25,7 @@ from graphcomp.measure.evaluate import (
     require_classes,
     score,
     values_like,
+    wilson,
 )
 from graphcomp.measure.gradients import mean_gradients
 from graphcomp.measure.grams import Gram, grams, output_weights
@@ -89,5 +90,6 @@ __all__ = [
     "score",
     "snapshot",
     "values_like",
+    "wilson",
     "with_macs",
 ]

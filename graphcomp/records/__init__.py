@@ -23,7 +23,7 @@ from graphcomp.records.passes import (
     Width,
 )
 from graphcomp.records.program import LayerRow, Score, Snapshot
-from graphcomp.records.quantized import Quantized, QuantizedLayer
+from graphcomp.records.quantized import GivenBack, Quantized, QuantizedChoice, QuantizedLayer
 from graphcomp.records.record import Record
 from graphcomp.records.report import CorruptedScore, DctWeights, Evaluation, Export, Report, Robustness
 from graphcomp.records.timing import BatchTiming, Bench, Environment, Interval, ModelFile, TimingStats
@@ -44,6 +44,7 @@ __all__ = [
     "FittedLayer",
     "Gather",
     "GatherForm",
+    "GivenBack",
     "Interval",
     "LayerRow",
     "LeftAlone",
@@ -53,6 +54,7 @@ __all__ = [
     "PartKind",
     "Plan",
     "Quantized",
+    "QuantizedChoice",
     "QuantizedLayer",
     "Record",
     "Report",

@@ -4,8 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from graphcomp.records.program import Score
 from graphcomp.records.record import Record
-from graphcomp.records.timing import Interval
+from graphcomp.records.timing import Bench, Interval
 
 
 class QuantizedLayer(Record):
@@ -17,15 +18,37 @@ class QuantizedLayer(Record):
     )
     steps: int | None = Field(
         description="how far the fused kernel is from the layer as written, in steps of its output, on "
-        "samples and on "
-        "inputs of 0 and 255; null where the output is not rounded"
+        "samples and on inputs of 0 and 255; null where the output is not rounded"
     )
+
+
+class GivenBack(Record):
+    """A layer that could be 8 bit and was tried in float, because alone it does the outputs most harm."""
+
+    name: str = Field(description="of its node")
+    alone_db: float = Field(description="signal to noise of the outputs with this one layer in 8 bits")
+    snr_db: float = Field(description="of the outputs with it in float, and all others as they were then")
+    time: float = Field(description="of one sample then, as a multiple of that with every layer in 8 bits")
+    kept: bool = Field(description="whether it stayed in float: better outputs, and no longer a time")
+
+
+class QuantizedChoice(Record):
+    """The decisions of the pass `quantize`, with which its file is written again without data; what is in
+    `bulk` are means of channels.
+    """
+
+    grid: Literal["pairs", "plain", "reduced"] = Field(description="of the weights")
+    percentile: float | None = Field(description="of activations that ranges hold; null: all of them")
+    layers: list[str] = Field(description="nodes with 8 bit weights")
+    in_float: list[str] = Field(description="nodes that could have, and stay in float")
+    ranges: dict[str, tuple[float, float]] = Field(description="tensor -> its least and largest value")
 
 
 class Quantized(Record):
     """A float file, its 8 bit form, and which of them is to be shipped."""
 
     path: str | None = Field(description="the 8 bit file; null if it lost against the float file")
+    source: str = Field(description="the float file")
     shipped: Literal["int8", "float32"] = Field(description="the faster file")
     why: str = Field(description="one sentence")
     float_bytes: int = Field(description="size of the float file")
@@ -33,14 +56,17 @@ class Quantized(Record):
     grid: str = Field(description="of the weights: pairs, plain or reduced")
     percentile: float | None = Field(description="of activations that ranges hold; null: all of them")
     tried_db: dict[str, float] = Field(description="signal to noise of the outputs by ranges that were tried")
-    snr_db: float = Field(description="of the outputs, on samples that nothing was chosen by but the ranges")
+    snr_db: float = Field(description="of the outputs, on samples that nothing else was chosen by than this")
     samples: int = Field(description="that ranges and means were taken of")
     held_out: int = Field(description="that signal to noise was measured on")
     layers: list[QuantizedLayer] = Field(description="those with 8 bit weights")
     in_float: dict[str, str] = Field(description="convolutions and products left in float, and why")
+    given_back: list[GivenBack] = Field(
+        default_factory=list, description="layers that were tried in float; empty without a race"
+    )
     operators: dict[str, int] = Field(description="what the runtime made of the 8 bit file, by number")
-    float_ms: float | None = Field(description="of one sample; null without a race")
-    int8_ms: float | None = Field(description="the same of the 8 bit file")
+    bench: Bench | None = Field(description="the float file (base) against the 8 bit file; null: no race")
+    score: Score | None = Field(default=None, description="of the 8 bit file; null without labels")
     accuracy: Interval | None = Field(
         default=None, description="top-1 of the 8 bit file less that of the float file, on the same samples"
     )

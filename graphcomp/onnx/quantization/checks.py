@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto, helper
 
 from graphcomp.onnx.quantization.layers import Layer
 from graphcomp.onnx.quantization.sessions import Feeds, float_tensors, plain_session
-from graphcomp.runtime import HEAVY, open_session
+from graphcomp.runtime import open_session
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _SUFFIX = "_DequantizeLinear_Output"  # how ONNX Runtime's quantizer calls what stands for a float tensor
@@ -92,15 +92,25 @@ def errors_by_layer(
     return {name: _error(quantised, unit, _bytes(seen[unit.x], rng)) for name, unit in units.items()}
 
 
-def census(quantised: ModelProto) -> tuple[dict[str, int], list[str]]:
-    """What the runtime makes of a model: its operators by number, and which heavy ones are still in float."""
+def census(quantised: ModelProto, layers: Sequence[Layer]) -> tuple[dict[str, int], list[str]]:
+    """What the runtime makes of a model: its operators by number, and which of these layers it did not fuse.
+
+    A fused layer reads its 8 bit weight; another one reads what became of it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         dump = Path(folder) / "optimised.onnx"
         open_session(quantised.SerializeToString(), dump=dump)
         nodes = onnx.load(dump).graph.node
-    in_float = {*HEAVY, "FusedConv", "FusedGemm", "FusedMatMul"}
-    left = [node.name or node.output[0] for node in nodes if node.op_type in in_float]
-    return dict(Counter(node.op_type for node in nodes)), left
+    read = {name for node in nodes if node.op_type != _DEQUANTIZE for name in node.input}
+    makers = {output: node for node in quantised.graph.node for output in node.output}
+    written = {node.name: node for node in quantised.graph.node}
+    unfused = []
+    for layer in layers:
+        node = written.get(layer.name)
+        weight = None if node is None else makers.get(node.input[1])
+        if weight is None or weight.op_type != _DEQUANTIZE or weight.input[0] not in read:
+            unfused.append(layer.name)
+    return dict(Counter(node.op_type for node in nodes)), unfused
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ Rounded quotients do not grow with the scale, so the scales that satisfy it are 
 which is found by bisection over float32.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ Grid = Literal["pairs", "plain", "reduced"]
 """`plain`: 8 bit; `pairs`: 8 bit, coarser only in channels where two neighbouring taps would saturate;
 `reduced`: 7 bit, which is ONNX Runtime's `reduce_range`."""
 
+GRIDS: tuple[Grid, ...] = get_args(Grid)
 PAIR = 128
 """255 * 128 fits int16, 255 * 129 does not."""
 _LARGEST: dict[Grid, int] = {"pairs": 127, "plain": 127, "reduced": 64}

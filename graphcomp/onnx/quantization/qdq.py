@@ -1,7 +1,10 @@
 """A float model, ranges and scales become a QDQ model: ONNX Runtime's quantizer, told everything."""
 
+import base64
 import copy
 import logging
+import math
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,49 +14,109 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
+from graphcomp.errors import ExportError, first_line
 from graphcomp.onnx.quantization import grids
 from graphcomp.onnx.quantization.grids import Grid
 from graphcomp.onnx.quantization.layers import Layer
-from graphcomp.onnx.quantization.ranges import Statistics
+from graphcomp.onnx.quantization.shield import keep_in_float
+from graphcomp.records import Plan, QuantizedChoice
 
 # The runtime widens scales at which a bias leaves int32; half of its range leaves room for the products.
 _BIAS_LIMIT = 2.0**30
+_MOST_CHANNELS = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choice:
-    """All that is decided about a quantised model.
+    """All that is decided about a quantised model: with it the file is written again, without data.
 
     Attributes:
-        percentile: of the activations that their ranges hold; None: all.
         grid: of the weights.
-        correct_bias: whether biases take what rounding the weights does to means.
-        in_float: names of nodes that are not quantised.
+        percentile: of the activations that `ranges` hold; None: all.
+        ranges: low and high of every float tensor, by its name.
+        means: float64 (channels,) of every tensor that a layer reads, by its name.
+        layers: names of nodes with 8 bit weights.
+        in_float: names of the others that multiply.
     """
 
-    percentile: float | None
     grid: Grid
-    correct_bias: bool = True
+    percentile: float | None
+    ranges: Mapping[str, tuple[float, float]]
+    means: Mapping[str, NDArray[np.float64]]
+    layers: tuple[str, ...]
     in_float: tuple[str, ...] = ()
+
+    def plan(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """As `decisions` and `bulk` of a plan."""
+        record = QuantizedChoice(
+            grid=self.grid,
+            percentile=self.percentile,
+            layers=list(self.layers),
+            in_float=list(self.in_float),
+            ranges=dict(sorted(self.ranges.items())),
+        )
+        bulk = {name: _packed(mean) for name, mean in sorted(self.means.items())}
+        return record.model_dump(mode="json"), bulk
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Choice":
+        """What `plan()` gave; ExportError if it is something else."""
+        try:
+            found = QuantizedChoice.model_validate(plan.decisions)
+            means = {name: _unpacked(text) for name, text in plan.bulk.items()}
+        except (ValueError, zlib.error) as error:
+            raise ExportError(
+                f"plan {plan.name!r}: found decisions that are none of 8 bits ({first_line(error)}), "
+                "expected those of plans/NN-quantize.json; quantise anew"
+            ) from error
+        return cls(
+            found.grid, found.percentile, found.ranges, means, tuple(found.layers), tuple(found.in_float)
+        )
+
+
+def _packed(vector: NDArray[np.float64]) -> str:
+    return base64.b64encode(zlib.compress(vector.astype("<f8").tobytes())).decode()
+
+
+def _unpacked(text: str) -> NDArray[np.float64]:
+    """ValueError for more channels than a layer can have."""
+    data = zlib.decompressobj().decompress(base64.b64decode(text), _MOST_CHANNELS * 8 + 1)
+    if len(data) > _MOST_CHANNELS * 8:
+        raise ValueError(f"more than {_MOST_CHANNELS} channels")
+    return np.frombuffer(data, "<f8").astype(np.float64)
 
 
 def write_qdq(
-    model: ModelProto, layers: Sequence[Layer], statistics: Statistics, choice: Choice
+    model: ModelProto, layers: Sequence[Layer], choice: Choice, only: str | None = None
 ) -> ModelProto:
     """The model with u8 asymmetric activations, s8 symmetric weights by output channel, and int32 biases.
 
     Args:
         model: in float32; left as it is.
-        layers, statistics: of this model.
+        layers: of this model.
         choice: what to do.
+        only: the one node that is quantised, whatever the choice leaves in float; None: all others.
+
+    Raises:
+        ExportError: if the choice is one for another model.
     """
-    ranges = statistics.ranges(choice.percentile)
-    taken = [layer for layer in layers if layer.name not in choice.in_float]
-    weights = scales_of(taken, ranges, choice.grid)
+    taken = [x for x in layers if (x.name in choice.layers if only is None else x.name == only)]
+    _check_fits(taken, choice)
+    weights = scales_of(taken, choice.ranges, choice.grid)
     model = copy.deepcopy(model)
-    if choice.correct_bias:
-        correct_biases(model, taken, weights, statistics.means)
-    return _quantize(model, ranges, taken, weights, choice.in_float)
+    correct_biases(model, taken, weights, choice.means)
+    return _quantize(model, choice.ranges, taken, weights, choice.in_float, only)
+
+
+def _check_fits(layers: Sequence[Layer], choice: Choice) -> None:
+    for layer in layers:
+        mean, ends = choice.means.get(layer.x), choice.ranges.get(layer.x)
+        channels = layer.values.shape[1] * layer.groups if layer.op == "Conv" else layer.taps().shape[1]
+        if mean is None or mean.shape != (channels,) or ends is None or not all(map(math.isfinite, ends)):
+            raise ExportError(
+                f"{layer.name}: found no range of {layer.x!r} or no mean of its {channels} channels, "
+                "expected a plan made for this file; quantise anew"
+            )
 
 
 def scales_of(
@@ -117,6 +180,7 @@ def _quantize(
     layers: Sequence[Layer],
     scales: Mapping[str, NDArray[np.float32]],
     in_float: Collection[str],
+    only: str | None,
 ) -> ModelProto:
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
@@ -143,18 +207,22 @@ def _quantize(
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, data),
-            nodes_to_quantize=[],
-            nodes_to_exclude=list(in_float),
+            nodes_to_quantize=[] if only is None else [only],
+            nodes_to_exclude=list(in_float) if only is None else [],
             op_types_to_quantize=sorted({*QLinearOpsRegistry, *QDQRegistry}),
             extra_options={
                 "TensorQuantOverrides": overrides,
                 "ActivationSymmetric": False,
                 "WeightSymmetric": True,
+                # Alone, a layer's output is rounded by nobody: what reads it is in float.
+                "OpTypesToExcludeOutputQuantization": [] if only is None else sorted({x.op for x in layers}),
             },
         )
         quantizer.quantize_model()
+        quantizer.model.topological_sort()  # it appends what it adds
     made = quantizer.model.model
     assert isinstance(made, ModelProto)
+    keep_in_float(made, {layer.name for layer in layers})
     return made
 
 

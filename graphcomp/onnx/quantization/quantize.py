@@ -1,38 +1,34 @@
 """A float file becomes an 8 bit file beside it, which is checked, and raced against it.
 
-one pass of statistics -> a QDQ model for each range -> the best -> its layers checked -> race -> file
+one pass of statistics -> a QDQ model for each range -> the best -> its layers checked -> layers that cost no
+time back to float -> race -> file
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import fnmatch
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
-from graphcomp.base import Progress, atomic_file, quiet, remove
+from graphcomp.base import Progress, atomic_file, part, quiet, remove
 from graphcomp.data import Split
-from graphcomp.errors import DataError, ExportError
-from graphcomp.measure import paired_difference
+from graphcomp.errors import ExportError
 from graphcomp.onnx.quantization import checks
-from graphcomp.onnx.quantization.grids import Grid
+from graphcomp.onnx.quantization.attempts import Work, checked, give_back
+from graphcomp.onnx.quantization.grids import GRIDS, Grid
 from graphcomp.onnx.quantization.layers import Layer, find_layers
 from graphcomp.onnx.quantization.qdq import Choice, write_qdq
-from graphcomp.onnx.quantization.ranges import Statistics, collect
+from graphcomp.onnx.quantization.ranges import collect
+from graphcomp.onnx.quantization.samples import calibration, compare, counted, outputs, require_classes
 from graphcomp.onnx.quantization.sessions import Feeds
-from graphcomp.records import Interval, Quantized, QuantizedLayer
-from graphcomp.runtime import adds_in_int16, onnxfile, race
+from graphcomp.records import Bench, Plan, Quantized, QuantizedLayer
+from graphcomp.runtime import adds_in_int16, benchmark, onnxfile, race
 
-PERCENTILES = (None, 99.999, 99.99)
-"""Ranges that are tried: all values, and what holds this many per cent of them."""
 SAMPLES = 256
-_HELD = 4  # of so many samples one is held out
-_BATCH = 8  # all tensors of a batch are in memory at once
-_GRIDS = ("pairs", "plain", "reduced")
 
 
 def quantize_onnx(
@@ -41,8 +37,13 @@ def quantize_onnx(
     samples: Split,
     *,
     grid: Grid | None = None,
+    count: int = SAMPLES,
+    exclude: Sequence[str] = (),
     evaluate: Split | None = None,
     threads: int = 1,
+    batches: Sequence[int] = (1,),
+    runs: int = 200,
+    seconds: float = 10.0,
     faster_only: bool = True,
     progress: Progress = quiet,
 ) -> Quantized:
@@ -50,21 +51,25 @@ def quantize_onnx(
 
     For CPUs: QuantizeLinear and DequantizeLinear around layers, which ONNX Runtime fuses; u8 asymmetric
     activations, s8 symmetric weights with a scale an output channel, int32 biases that keep the means of
-    outputs. Ranges of activations are those of the `PERCENTILES` that leave the outputs the best signal to
-    noise on held-out samples. Every fused layer is compared with itself as written, on samples and on inputs
-    of 0 and 255: more than one step of its output apart is what silent saturation looks like, and refused.
+    outputs. Ranges of activations are those of `attempts.PERCENTILES` that leave the outputs the best signal
+    to noise on held-out samples. Every fused layer is compared with itself as written, on samples and on
+    inputs of 0 and 255: more than one step of its output apart is what silent saturation looks like, and
+    refused. Layers that do the outputs most harm go back to float while that takes no time.
     `path` must have one input and its batch normalisations folded (the pass `fold-bn`); it stays as it is.
 
     Args:
         path: a file of one piece with float32 weights.
         out: replaced if it exists; removed if the 8 bit file is not written.
-        samples: 256 of them are used, evenly spaced; a quarter is held out.
+        samples: `count` of them are used, evenly spaced; a quarter is held out.
         grid: `pairs` (no two neighbouring taps can saturate int16, on any x86), `plain` (8 bit, for
             processors with VNNI or ARM), `reduced` (7 bit). None: what this machine needs, and 7 bit should
             that not be enough.
+        count: of samples, at least 32.
+        exclude: globs on names of nodes that stay in float.
         evaluate: labelled samples that both files classify, for the difference in accuracy; None: none.
-        threads: of the race.
-        faster_only: write `out` only if it is faster here at one sample; False: without a race, in any case.
+        threads, batches, runs, seconds: of the race, as in `benchmark`.
+        faster_only: write `out` only if it is faster here; False: without a race, in any case, and no layer
+            goes back to float.
         progress: told which step is due.
 
     Returns:
@@ -77,126 +82,148 @@ def quantize_onnx(
         BenchError: if the runtime refuses the file.
         OutputError: if `out` cannot be written.
     """
-    path, out = Path(path), Path(out)
-    if grid is not None and grid not in _GRIDS:
-        raise ExportError(f"grid: found {grid!r}, expected one of {', '.join(_GRIDS)}")
-    if out.exists() and out.samefile(path):
-        raise ExportError(f"{out}: found the float file itself, expected another; it stays as it is")
+    timing = Timing(threads, tuple(batches), runs, seconds) if faster_only else None
+    return quantize_file(
+        Path(path),
+        Path(out),
+        samples,
+        grid=grid,
+        count=count,
+        exclude=exclude,
+        evaluate=evaluate,
+        timing=timing,
+        progress=progress,
+    )[0]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How both files are timed, see `benchmark`."""
+
+    threads: int = 1
+    batches: tuple[int, ...] = (1,)
+    runs: int = 200
+    seconds: float = 10.0
+
+
+def quantize_file(
+    path: Path,
+    out: Path,
+    samples: Split,
+    *,
+    grid: Grid | None = None,
+    own: Grid | None = None,
+    count: int = SAMPLES,
+    exclude: Sequence[str] = (),
+    evaluate: Split | None = None,
+    timing: Timing | None,
+    progress: Progress = quiet,
+) -> tuple[Quantized, Choice]:
+    """As `quantize_onnx`, with what it decided.
+
+    `own`: the grid of the machine that the file is for, which is tried first where `grid` does not say; None:
+    of this one. `timing`: None for no race, and the file in any case.
+    """
+    _check_request(path, out, grid)
+    if evaluate is not None:
+        require_classes(evaluate)
     model, batch = _read(path)
-    layers, left = find_layers(model)
-    if not layers:
-        raise ExportError(f"{path}: found no layer with constant float32 weights, expected one to quantise")
-    fitted, held = _feeds(model, samples, batch)
+    layers, left = _layers(model, exclude, path)
+    fitted, held = calibration(model, samples, count, batch)
     progress("look at ranges", 0.1)
-    work = _Work(
-        model, layers, collect(model, layers, fitted), held, _outputs(model.SerializeToString(), held)
-    )
-    progress("choose ranges and check layers", 0.4)
-    found = _checked(work, grid, left)
+    before = model.SerializeToString()
+    work = Work(model, layers, left, collect(model, layers, fitted), held, outputs(before, held))
+    progress("choose ranges and check layers", 0.3)
+    found = checked(work, grid, own or ("pairs" if adds_in_int16() else "plain"))
+    bench = None
+    if timing is not None:
+        progress("try layers in float", 0.5)
+        one = {name: x[: batch or 1] for name, x in held[0].items()}
+        found = give_back(work, found, partial(_times, one, timing.threads))
+        if batch is not None:
+            timing = replace(timing, batches=(batch,))
+        bench = _race(path, out, found.model.SerializeToString(), one, timing, part(progress, 0.7, 0.2))
     content = found.model.SerializeToString()
-    operators, in_float = checks.census(found.model)
-    shown = dict.fromkeys(in_float, "the runtime fused nothing there") | left | found.left
-    times = None
-    if faster_only:
-        progress("race", 0.8)
-        one = {name: x[: min(len(x), batch or 1)] for name, x in held[0].items()}
-        times = race([model.SerializeToString(), content], one, "cpu", threads)
-    wins = times is None or times[1] < times[0]
+    wins = bench is None or _wins(bench)
     if wins:
         with atomic_file(out) as temporary:
             temporary.write_bytes(content)
     elif out.is_file():
         remove(out)
+    progress("compare with the float file", 0.9)
+    operators, unfused = checks.census(found.model, found.layers)
     by_layer = checks.snr_by_tensor(model, found.model, found.layers, held[:2])
-    return Quantized(
+    score, accuracy = (None, None) if evaluate is None else compare(before, content, model, evaluate, batch)
+    record = Quantized(
         path=str(out) if wins else None,
+        source=str(path),
         shipped="int8" if wins else "float32",
-        why=_why(times),
+        why=_why(bench),
         float_bytes=path.stat().st_size,
         int8_bytes=len(content),
         grid=found.choice.grid,
         percentile=found.choice.percentile,
         tried_db=found.tried,
-        snr_db=max(found.tried.values()),
-        samples=_count(fitted),
-        held_out=_count(held),
+        snr_db=found.decibels,
+        samples=counted(fitted),
+        held_out=counted(held),
         layers=[
-            QuantizedLayer(
-                name=layer.name, snr_db=by_layer.get(layer.name), steps=found.steps.get(layer.name)
-            )
-            for layer in found.layers
+            QuantizedLayer(name=x.name, snr_db=by_layer.get(x.name), steps=found.steps.get(x.name))
+            for x in found.layers
         ],
-        in_float=shown,
+        in_float=dict.fromkeys(unfused, "the runtime fused nothing there") | dict(found.left),
+        given_back=found.given_back,
         operators=operators,
-        float_ms=times[0] if times else None,
-        int8_ms=times[1] if times else None,
-        accuracy=_accuracy(model, content, evaluate, batch) if evaluate is not None else None,
+        bench=bench,
+        score=score,
+        accuracy=accuracy,
     )
+    return record, found.choice
 
 
-@dataclass(frozen=True, eq=False)
-class _Work:
-    """What all attempts at a file share."""
+def requantize(path: Path, out: Path, plan: Plan) -> None:
+    """Write the 8 bit form of `path` that a plan of the pass `quantize` says, to `out`; without data.
 
-    model: ModelProto
-    layers: Sequence[Layer]
-    statistics: Statistics
-    held: Sequence[Feeds]
-    expected: list[NDArray[Any]]
-
-
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """An attempt: the model, what was chosen, dB by range, distances by layer, and what it left in float."""
-
-    model: ModelProto
-    choice: Choice
-    tried: dict[str, float]
-    steps: dict[str, int]
-    layers: Sequence[Layer]
-    left: dict[str, str]
-
-    @property
-    def wrong(self) -> list[str]:
-        """Layers that compute something else."""
-        return [name for name, steps in self.steps.items() if steps > 1]
-
-
-def _checked(work: _Work, grid: Grid | None, left: Mapping[str, str]) -> _Found:
-    """With the grid that was asked for; else that of this machine, and 7 bit, and wrong layers in float."""
-    if grid is not None:
-        found = _attempt(work, grid, left, {})
-    else:
-        found = _attempt(work, "pairs" if adds_in_int16() else "plain", left, {})
-        if found.wrong:
-            found = _attempt(work, "reduced", left, {})
-        if found.wrong:
-            why = dict.fromkeys(
-                found.wrong, "its fused kernel computes something else than the layer as written"
-            )
-            found = _attempt(work, "reduced", left, why)
-    if found.wrong:
-        worst = max(found.wrong, key=lambda name: found.steps[name])
+    Raises:
+        ExportError: if the plan is one for another file, or no such plan.
+        OutputError: if `out` cannot be written.
+    """
+    _check_request(path, out, None)
+    model, _ = _read(path)
+    layers, left = find_layers(model)
+    choice = Choice.of(plan)
+    differing = {*choice.layers, *choice.in_float} ^ {*(layer.name for layer in layers), *left}
+    if differing:
         raise ExportError(
-            f"{worst}: found its fused kernel {found.steps[worst]} steps of its output away from the layer "
-            f"as written "
-            f"(and {len(found.wrong) - 1} more), expected at most 1; with the grid {found.choice.grid!r} "
-            f"sums saturate "
-            "on this machine; use pairs or reduced"
+            f"{path}: found other layers than in the plan ({', '.join(sorted(differing)[:5])}), expected the "
+            "file that the plan was made for; quantise anew"
         )
-    return found
+    content = write_qdq(model, layers, choice).SerializeToString()
+    with atomic_file(out) as temporary:
+        temporary.write_bytes(content)
 
 
-def _attempt(work: _Work, grid: Grid, left: Mapping[str, str], wrong: Mapping[str, str]) -> _Found:
-    choices = [Choice(p, grid, in_float=(*left, *wrong)) for p in PERCENTILES]
-    layers = [layer for layer in work.layers if layer.name not in wrong]
-    made = [write_qdq(work.model, layers, work.statistics, choice) for choice in choices]
-    decibels = [checks.snr(work.expected, _outputs(m.SerializeToString(), work.held)) for m in made]
-    best = max(range(len(made)), key=decibels.__getitem__)
-    names = ["MinMax" if p is None else f"{p} %" for p in PERCENTILES]
-    steps = checks.errors_by_layer(made[best], layers, work.held[0])
-    tried = dict(zip(names, decibels, strict=True))
-    return _Found(made[best], choices[best], tried, steps, layers, dict(wrong))
+def _check_request(path: Path, out: Path, grid: Grid | None) -> None:
+    if grid is not None and grid not in GRIDS:
+        raise ExportError(f"grid: found {grid!r}, expected one of {', '.join(GRIDS)}")
+    if out.exists() and out.samefile(path):
+        raise ExportError(f"{out}: found the float file itself, expected another; it stays as it is")
+
+
+def _layers(model: ModelProto, exclude: Sequence[str], path: Path) -> tuple[list[Layer], dict[str, str]]:
+    """Those to quantise; and those that stay in float, and why."""
+    layers, left = find_layers(model)
+    names = [layer.name for layer in layers]
+    for glob in exclude:
+        if not fnmatch.filter([*names, *left], glob):
+            raise ExportError(
+                f"exclude: found no layer that {glob!r} matches, expected one of {', '.join(names[:5])}, …"
+            )
+    excluded = {name for glob in exclude for name in fnmatch.filter(names, glob)}
+    layers = [layer for layer in layers if layer.name not in excluded]
+    if not layers:
+        raise ExportError(f"{path}: found no layer with constant float32 weights, expected one to quantise")
+    return layers, left | dict.fromkeys(sorted(excluded), "excluded")
 
 
 def _read(path: Path) -> tuple[ModelProto, int | None]:
@@ -212,69 +239,46 @@ def _read(path: Path) -> tuple[ModelProto, int | None]:
     stored = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in stored]
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT:
-        raise ExportError(
-            f"{path}: found inputs {', '.join(i.name for i in inputs)}, expected one, of float32; samples "
-            f"have one"
-        )
+        names = ", ".join(i.name for i in inputs)
+        raise ExportError(f"{path}: found inputs {names}, expected one, of float32; samples have one")
     dims = inputs[0].type.tensor_type.shape.dim
     return model, (dims[0].dim_value or None) if dims else None
 
 
-def _feeds(model: ModelProto, samples: Split, batch: int | None) -> tuple[list[Feeds], list[Feeds]]:
-    """Batches to take statistics of, and batches that are held out."""
-    size = batch or _BATCH
-    chosen = samples.spread(SAMPLES)
-    held = np.arange(_HELD - 1, len(chosen), _HELD)
-    fitted = np.setdiff1d(np.arange(len(chosen)), held)
-    if min(len(held), len(fitted)) < size:
-        raise DataError.at("samples", len(samples), f"at least {_HELD * size}", "calibrate on more")
-    return _batches(model, chosen.subset(fitted), size), _batches(model, chosen.subset(held), size)
+def _race(path: Path, out: Path, content: bytes, one: Feeds, timing: Timing, progress: Progress) -> Bench:
+    """The float file against the 8 bit file, which is not yet where it will be."""
+    with tempfile.TemporaryDirectory() as folder:
+        candidate = Path(folder) / out.name
+        candidate.write_bytes(content)
+        found = benchmark(
+            path,
+            candidate,
+            batches=timing.batches,
+            threads=timing.threads,
+            runs=timing.runs,
+            seconds=timing.seconds,
+            input_shapes={name: tuple(x.shape) for name, x in one.items()},
+            progress=progress,
+        )
+    return found.model_copy(update={"new": found.new.model_copy(update={"path": str(out)})})
 
 
-def _batches(model: ModelProto, split: Split, size: int) -> list[Feeds]:
-    """All whole batches: a file may take no other."""
-    name = _input(model)
-    found = [x.numpy() for x, _ in split.batches(size) if len(x) == size]
-    dims = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
-    shape = found[0].shape
-    if len(shape) != len(dims) or any(d and d != n for d, n in zip(dims[1:], shape[1:], strict=True)):
-        raise DataError.at("samples", "x".join(map(str, shape[1:])), f"{name} of {dims[1:]}", "give others")
-    return [{name: x} for x in found]
+def _times(one: Feeds, threads: int, models: Sequence[bytes]) -> list[float]:
+    return race(models, one, "cpu", threads)
 
 
-def _input(model: ModelProto) -> str:
-    stored = {i.name for i in model.graph.initializer}
-    return str(next(i.name for i in model.graph.input if i.name not in stored))
+def _wins(bench: Bench) -> bool:
+    """Faster at the first batch size, and nowhere slower."""
+    first, *rest = [timing.verdict for timing in bench.batches]
+    return first.startswith("faster") and not any(each.startswith("slower") for each in rest)
 
 
-def _count(batches: Sequence[Feeds]) -> int:
-    return sum(len(x) for feeds in batches for x in feeds.values())
-
-
-def _outputs(model: bytes, batches: Sequence[Feeds]) -> list[NDArray[Any]]:
-    """All float outputs on all batches."""
-    outputs = [y for batch in checks.run_all(model, batches) for y in batch]
-    return [y for y in outputs if y.dtype == np.float32]
-
-
-def _accuracy(model: ModelProto, content: bytes, split: Split, batch: int | None) -> Interval:
-    """How many more, or fewer, of the same samples the 8 bit model gets right."""
-    if not split.labelled or split.regression:
-        raise DataError.at("evaluate", split.labels.dtype, "classes", "give labelled samples")
-    size = batch or math.gcd(len(split), 16)  # open batches leave no sample out
-    batches = _batches(model, split, size)
-    labels = split.labels.numpy()[: len(batches) * size]
-    right = [
-        np.concatenate([y[0].argmax(1) for y in checks.run_all(each, batches)]) == labels
-        for each in (model.SerializeToString(), content)
-    ]
-    return paired_difference(*right)
-
-
-def _why(times: Sequence[float] | None) -> str:
-    if times is None:
-        return "no race was asked for"
-    ratio = times[0] / times[1]
-    if ratio > 1:
-        return f"8 bit is {ratio:.2f} times as fast here, {times[1]:.3g} ms for {times[0]:.3g} ms"
-    return f"8 bit is not faster here, {times[1]:.3g} ms for {times[0]:.3g} ms: ship the float file"
+def _why(bench: Bench | None) -> str:
+    if bench is None:
+        return "no race was run"
+    said = "; ".join(
+        f"at batch {t.batch} 8 bit is {t.verdict}, {t.quoted.value:.2f} times as fast "
+        f"({t.quoted.low:.2f} to {t.quoted.high:.2f}), {t.quoted_ms[1]:.3g} ms for {t.quoted_ms[0]:.3g} ms"
+        for t in bench.batches
+    )
+    return said if _wins(bench) else f"{said}: ship the float file"
