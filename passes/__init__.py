@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from graphcomp.passes.obs import Obs
     from graphcomp.passes.pfa.pfa import PFA
     from graphcomp.passes.play_and_prune.play_and_prune import PlayAndPrune
+    from graphcomp.passes.quantize import Quantize
     from graphcomp.passes.random_ import Random
     from graphcomp.passes.refit.refit import Refit
     from graphcomp.passes.reinit import Reinit
@@ -38,6 +39,7 @@ __all__ = [
     "LowRank",
     "Obs",
     "PlayAndPrune",
+    "Quantize",
     "Random",
     "Refit",
     "Reinit",
@@ -84,6 +86,7 @@ _PLACES = {
     "reinit": "reinit:Reinit",
     "student": "student.student:Student",
     "distil": "distil.distil:Distil",
+    "quantize": "quantize:Quantize",
 }
 PASSES: Mapping[str, type[Any]] = _Table(_PLACES)
 _NAMES = {place.rpartition(":")[2]: name for name, place in _PLACES.items()}

@@ -110,8 +110,14 @@ def calibrate(
         timer: measures ONNX models; the default races them on the target's provider.
 
     Raises:
-        ProviderError: if the target does not work on this machine. RecipeError: no such network.
+        ProviderError: if the target does not work on this machine. RecipeError: no such network, or a target
+            for 8 bit files, whose kernels are not those that are timed.
     """
+    if target.saturates is not None:
+        raise RecipeError(
+            f"target: found {target.name}, expected one for float32, whose kernels are timed here; see "
+            "docs/onnx.md for the steps of 8 bit kernels"
+        )
     programs = {name: _network(name) for name in networks}  # before any work
     progress("staircase", 0.0)
     warm = timer or race_timer(target.provider, threads)

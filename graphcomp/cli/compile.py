@@ -123,8 +123,10 @@ def compile_command(
         out_console.print(line)
     for step in report.steps:
         out_console.print(f"{step.index + 1}. {step.name}: {step.summary}")
-    files = "model.onnx, model-dense.onnx" if report.dense_export else "model.onnx"
-    print(f"results in {out}: {files}, program/, plans/, report.json, report.html")
+    names = ["model.onnx"]
+    names += ["model-dense.onnx"] if report.dense_export else []
+    names += [report.quantized.path] if report.quantized and report.quantized.path else []
+    print(f"results in {out}: {', '.join(names)}, program/, plans/, report.json, report.html")
 
 
 def _classes(text: str) -> tuple[int | str, ...]:

@@ -3,6 +3,7 @@
     OUT/model.onnx       the compressed network            OUT/program/      the same, for PyTorch
     OUT/baseline.onnx    the original, what it is timed against
     OUT/model-dense.onnx the result again, if model.onnx stores weights as DCT coefficients: larger, portable
+    OUT/model-int8.onnx  the result in 8 bits, if the recipe ends with `quantize` and that is faster
     OUT/plans/           what each pass decided            OUT/report.json, report.html
     OUT/checkpoints/     program and record after each pass; OUT/state.json says of what run they are
 
@@ -45,7 +46,7 @@ from graphcomp.data import Data
 from graphcomp.errors import RecipeError
 from graphcomp.ir import Program, load
 from graphcomp.measure import Corruption, require_classes, require_images, robustness
-from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, check_order, held
+from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, check_order, exporting, held
 from graphcomp.records import CorruptedScore, Evaluation, Report, Robustness, Step
 from graphcomp.runtime import Provider, Target, find_target, probe
 from graphcomp.version import __version__
@@ -79,7 +80,7 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
     job.recipe.require_consistent()
     if resume and overwrite:
         raise RecipeError("resume: found overwrite as well, expected one of them; leave one out")
-    target = find_target(job.recipe.target)
+    target = find_target(job.recipe.target, eight_bits=exporting(job.passes) is not None)
     if job.recipe.bench is not False:
         options = job.recipe.bench
         # Fails now rather than after the passes.
@@ -121,8 +122,7 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
     pipeline = Pipeline(job.passes, observers, recall, job.recipe.allows_nothing)
     program, steps = pipeline.run(program, context, done)
     damaged = _robustness(job.recipe, data, (source.program, program), progress)
-    exports = context.exports
-    run = Run(job, out, target, spec, data, source, state, program, steps, damaged, exports, clock)
+    run = Run(job, out, spec, data, source, state, program, steps, damaged, context, clock)
     return distributed.on_first(lambda: deliver(run, progress))  # measured while the others wait
 
 
@@ -236,13 +236,19 @@ def compile_program(
     """Run passes on a program in memory; every one is verified.
 
     Raises:
-        RecipeError: no passes, or an unknown target.
+        RecipeError: no passes, one that is carried out on a file, or an unknown target.
         DataError: a number of classes that is not that of a classifier's outputs.
         PassError: naming the pass, the ones before it and the reason (its cause); `program` is untouched.
             Or no pass changed anything, unless `allow_nothing`.
     """
     if not passes:
         raise RecipeError("passes: found none, expected at least one")
+    written = exporting(passes)
+    if written is not None:
+        raise RecipeError(
+            f"passes: found {written.name}, which is carried out on an exported file, expected passes on a "
+            "program; leave it out and give the exported file to quantize_onnx, or use build"
+        )
     if data is not None:
         require_classes(program, data)
     context = Context(find_target(target), data, seed)

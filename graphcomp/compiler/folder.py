@@ -23,10 +23,10 @@ class State(Record):
     baseline: Snapshot
 
 
-MODEL, DENSE, BASE = "model.onnx", "model-dense.onnx", "baseline.onnx"
+MODEL, DENSE, INT8, BASE = "model.onnx", "model-dense.onnx", "model-int8.onnx", "baseline.onnx"
 
 
-RESULTS = (BASE, DENSE, MODEL, "program", "report.html", "report.json")
+RESULTS = (BASE, DENSE, INT8, MODEL, "program", "report.html", "report.json")
 """What is for the reader, and stays until its successor takes its place."""
 
 

@@ -2,22 +2,23 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from graphcomp.base import Progress, atomic_entries, part, quiet, remove
+from graphcomp.base import Progress, atomic_entries, part, quiet, remove, write_record
 from graphcomp.bases import options_of
-from graphcomp.compiler.folder import BASE, DENSE, MODEL, State
+from graphcomp.compiler.folder import BASE, DENSE, INT8, MODEL, State
 from graphcomp.compiler.recipe import ExportOptions, Recipe
 from graphcomp.compiler.source import Job, Source
 from graphcomp.data import Data
 from graphcomp.explanation import TRACED_RUNS, TRACED_SECONDS, explain_bench
 from graphcomp.ir import Program, Shape, save
-from graphcomp.onnx import Exports, Stored, export_onnx, input_names
-from graphcomp.records import Bench, Explanation, Export, Report, Robustness, Step
+from graphcomp.onnx import Exports, Stored, Timing, export_onnx, input_names
+from graphcomp.pipeline import Context, exporting
+from graphcomp.records import Bench, Explanation, Export, Quantized, Report, Robustness, Step
 from graphcomp.report import write_report
-from graphcomp.runtime import Provider, Target, benchmark, environment
+from graphcomp.runtime import Provider, benchmark, environment
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,6 @@ class Run:
 
     job: Job
     out: Path
-    target: Target
     spec: str
     data: Data
     source: Source
@@ -34,7 +34,7 @@ class Run:
     program: Program
     steps: list[Step]
     robustness: Robustness | None
-    exports: Exports
+    context: Context
     clock: float
 
 
@@ -49,31 +49,34 @@ def deliver(run: Run, progress: Progress) -> Report:
         write_report(report, place)
     if report.dense_export is None:
         remove(out / DENSE)  # of an earlier run
+    if report.quantized is None or report.quantized.path is None:
+        remove(out / INT8)
     progress("done", 1.0)
     return report
 
 
 def _report(run: Run, place: Path, progress: Progress) -> Report:
     """Export into `place`, and time what is there."""
-    out, recipe, provider, asked = run.out, run.job.recipe, run.target.provider, _asked(run.job)
+    out, recipe, target, asked = run.out, run.job.recipe, run.context.target, _asked(run.job)
+    provider, known = target.provider, run.context.exports
     exported = recipe.export
     told = part(progress, 0.74, 0.05, "export the baseline: ")
-    base = _export(run.source.program, place / BASE, exported, None, "coefficients", run.exports, told)
+    base = _export(run.source.program, place / BASE, exported, None, "coefficients", known, told)
     stored: Stored = "dense" if exported.dct == "dense" else "coefficients"
     told = part(progress, 0.79, 0.05, "export the result: ")
-    new = _export(run.program, place / MODEL, exported, provider, stored, run.exports, told)
+    new = _export(run.program, place / MODEL, exported, provider, stored, known, told)
     twice = new.dct is not None and exported.dct == "both"
     told = part(progress, 0.84, 0.01, "export the dense result: ")
-    dense = (
-        _export(run.program, place / DENSE, exported, provider, "dense", run.exports, told) if twice else None
-    )
-    span = (0.85, 0.91) if dense else (0.85, 0.97)
+    dense = _export(run.program, place / DENSE, exported, provider, "dense", known, told) if twice else None
+    told = part(progress, 0.85, 0.05, "quantize: ")
+    steps, quantized = _quantize(run, place, MODEL if dense is None else DENSE, told)
+    span = (0.9, 0.93) if dense else (0.9, 0.97)
     files = place / BASE, place / MODEL
     shapes = _shapes(run.program)
     bench = _bench(recipe, files, provider, out, progress, span, shapes)
     explanation = _explain(recipe, bench, files, progress, span[1], run.program)
     dct_bench = (
-        _bench(recipe, (place / DENSE, place / MODEL), provider, out, progress, (0.92, 0.99), shapes)
+        _bench(recipe, (place / DENSE, place / MODEL), provider, out, progress, (0.94, 0.99), shapes)
         if dense
         else None
     )
@@ -82,25 +85,50 @@ def _report(run: Run, place: Path, progress: Progress) -> Report:
         weights=str(run.source.weights) if run.source.weights else None,
         remarks=[*run.source.remarks, *opset_remarks(run.source.program, new)],
         data=run.data.description if run.spec != "random" else "random",
-        target=run.target.name,
+        target=target.name,
         seed=recipe.seed,
         input_shape=asked.get(""),
         input_shapes={name: shape for name, shape in asked.items() if name},
-        recipe=_effective(run.job, run.data.spec, run.target.name),
+        recipe=_effective(run.job, run.data.spec, target.name),
         baseline=run.state.baseline,
-        final=run.steps[-1].after,
-        steps=[step.brief() for step in run.steps],
+        final=steps[-1].after,
+        steps=[step.brief() for step in steps],
         export=new,
         baseline_export=base,
         dense_export=dense,
         bench=bench,
         dct_bench=dct_bench,
+        quantized=quantized,
         robustness=run.robustness,
         explanation=explanation,
         environment=environment(),
         started=run.state.started,
         seconds=time.perf_counter() - run.clock,
     )
+
+
+def _quantize(run: Run, place: Path, source: str, progress: Progress) -> tuple[list[Step], Quantized | None]:
+    """Carry out a pass on the file of the result, if the last one is for that; its plan is complete now."""
+    pass_, steps = exporting(run.job.passes), list(run.steps)
+    if pass_ is None:
+        return steps, None
+    started, options = time.perf_counter(), run.job.recipe.bench
+    timing = None
+    if options is not False:
+        timing = Timing(options.threads, options.batches, options.runs, options.seconds)
+    context = replace(run.context, progress=progress)
+    plan, made = pass_.export(run.program, place / source, place / INT8, steps[-1].plan, context, timing)
+    seconds = steps[-1].seconds + time.perf_counter() - started
+    steps[-1] = steps[-1].model_copy(update={"plan": plan, "seconds": seconds})
+    write_record(run.out / steps[-1].plan_file, plan)
+    bench = made.bench
+    if bench is not None:
+        base, new = (
+            f.model_copy(update={"path": str(run.out / Path(f.path).name)}) for f in (bench.base, bench.new)
+        )
+        bench = bench.model_copy(update={"base": base, "new": new})
+    path = None if made.path is None else INT8
+    return steps, made.model_copy(update={"path": path, "source": source, "bench": bench})
 
 
 def opset_remarks(program: Program, export: Export) -> list[str]:

@@ -6,6 +6,7 @@ from graphcomp.pipeline.contract import (
     Context,
     Course,
     Earlier,
+    ExportingPass,
     KeepingRows,
     Outlook,
     Pass,
@@ -16,7 +17,7 @@ from graphcomp.pipeline.contract import (
     require_trained,
     work_name,
 )
-from graphcomp.pipeline.pipeline import Pipeline, check_order
+from graphcomp.pipeline.pipeline import Pipeline, check_order, exporting
 from graphcomp.pipeline.rounds import held_out_samples, lost_points
 from graphcomp.pipeline.verify import TOLERANCE, relative_error, scrambled
 
@@ -25,6 +26,7 @@ __all__ = [
     "Context",
     "Course",
     "Earlier",
+    "ExportingPass",
     "KeepingRows",
     "Outlook",
     "Pass",
@@ -33,6 +35,7 @@ __all__ = [
     "TOLERANCE",
     "TrainingPass",
     "check_order",
+    "exporting",
     "held",
     "held_out_samples",
     "lost_points",

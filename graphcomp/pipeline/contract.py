@@ -13,9 +13,9 @@ from graphcomp.data import Data
 from graphcomp.errors import DataError, PassError
 from graphcomp.ir import Program
 from graphcomp.measure import Request, Statistic, calibrate, drift, first_inputs, score, snapshot
-from graphcomp.onnx import Exports
+from graphcomp.onnx import Exports, Timing
 from graphcomp.pipeline.accounting import Concern
-from graphcomp.records import Drift, Fit, Plan, Score, Snapshot, Step, Training
+from graphcomp.records import Drift, Fit, Plan, Quantized, Score, Snapshot, Step, Training
 from graphcomp.runtime import Target, Timer, memory
 
 DRIFT_SAMPLES = 250
@@ -181,6 +181,23 @@ class TrainingPass(Pass, Protocol):
 
     def train(self, program: Program, plan: Plan, context: Context) -> tuple[Program, Training | Fit]:
         """Take the place of `simulate`: the same graph with the same shapes, and how it came to be."""
+        ...
+
+
+@runtime_checkable
+class ExportingPass(Pass, Protocol):
+    """A pass that is carried out on the file of the result and leaves the program as it is: the last one.
+
+    What it decides is known once the file is there; then it takes the place of what `plan` said.
+    """
+
+    def export(
+        self, program: Program, file: Path, out: Path, plan: Plan, context: Context, timing: Timing | None
+    ) -> tuple[Plan, Quantized]:
+        """Write another form of the program's ONNX file `file` to `out`, or nothing where it does not pay.
+
+        `timing`: how the two are raced; None: they are not, and `out` is written.
+        """
         ...
 
 

@@ -6,6 +6,7 @@ A pass *plans* (pure data), *simulates* (values change, shapes do not: all accur
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from graphcomp.errors import GraphcompError, PassError
 from graphcomp.ir import Program
@@ -13,6 +14,7 @@ from graphcomp.pipeline.contract import (
     Context,
     Demanding,
     Earlier,
+    ExportingPass,
     Foreseen,
     IterativePass,
     Outlook,
@@ -68,7 +70,7 @@ class Pipeline:
             for observe in self.observers:
                 observe(step, program)
             context = replace(context, earlier=(*context.earlier, *self._earlier(index, program)))
-        idle = not any(step.changed or step.learned for step in steps)
+        idle = not any(step.changed or step.learned for step in steps) and not exporting(self.passes)
         if idle and steps and not self.allow_nothing:
             raise _nothing(steps)
         return program, steps
@@ -112,6 +114,12 @@ def run_pass(pass_: Pass, program: Program, context: Context, index: int = 0) ->
     return step.model_copy(update={"plan": plan}), result
 
 
+def exporting(passes: Sequence[Pass]) -> ExportingPass | None:
+    """The pass that is carried out on the exported file, if there is one: the last."""
+    last = passes[-1] if passes else None
+    return last if isinstance(last, ExportingPass) else None
+
+
 def check_order(passes: Sequence[Pass], program: Program, context: Context, *, trained: bool = True) -> None:
     """Refuse passes that cannot work on this program, with this data or in this order, before any runs.
 
@@ -124,6 +132,12 @@ def check_order(passes: Sequence[Pass], program: Program, context: Context, *, t
     Raises:
         PassError: naming the first such pass, the ones before it, and the reason.
     """
+    for pass_, behind in pairwise(passes):
+        if isinstance(pass_, ExportingPass):
+            raise PassError(
+                f"pass {pass_.name!r}: found {behind.name!r} behind it, expected nothing: it is carried "
+                "out on the exported file; put it last"
+            )
     start = replace(context, earlier=(held("input", program),))
     outlook = Outlook(program, start, untrained=frozenset() if trained else frozenset({0}))
     for index, pass_ in enumerate(passes):

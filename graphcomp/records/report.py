@@ -8,6 +8,7 @@ from graphcomp.records import old
 from graphcomp.records.explanation import Explanation
 from graphcomp.records.passes import Step
 from graphcomp.records.program import Score, Snapshot
+from graphcomp.records.quantized import Quantized
 from graphcomp.records.record import Record
 from graphcomp.records.timing import Bench, Environment
 
@@ -113,6 +114,9 @@ class Report(Record):
     bench: Bench | None = Field(description="null if nothing was timed")
     dct_bench: Bench | None = Field(
         default=None, description="the result with dense weights (base) against DCT coefficients (new)"
+    )
+    quantized: Quantized | None = Field(
+        default=None, description="the result in 8 bits; null if the recipe does not end with quantize"
     )
     robustness: Robustness | None = Field(default=None, description="null if it was not asked for")
     explanation: Explanation | None = Field(

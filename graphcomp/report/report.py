@@ -19,6 +19,7 @@ from graphcomp.report.explanation import COLUMNS, describe, label_of, layers
 from graphcomp.report.figures import plots_of
 from graphcomp.report.html import render
 from graphcomp.report.layer_pairs import pair_layers
+from graphcomp.report.quantized import describe_quantized, quantized_layers, quantized_rows
 from graphcomp.report.rounds import removals
 from graphcomp.report.scores import measure_of, range_text, score_text, value_text
 from graphcomp.report.words import (
@@ -97,14 +98,16 @@ def render_html(report: Report) -> str:
         points=points_text,
         measure_of=measure_of,
         headlines=headlines(report),
-        advice=[*describe_loss(report), *describe_dct(report)],
+        advice=[*describe_loss(report), *describe_dct(report), *describe_quantized(report)],
+        quantized=describe_quantized(report),
+        quantized_layers=quantized_layers(report.quantized) if report.quantized else [],
         dct=describe_dct(report),
         explained=report.explanation,
         reasons=describe(report.explanation) if report.explanation else [],
         explained_layers=layers(report.explanation) if report.explanation else [],
         part_columns=COLUMNS,
         label_of=label_of,
-        rows=comparison(report),
+        rows=[*comparison(report), *quantized_rows(report)],
         pairs=pairs,
         kept=group_kept(report),
         notes=notes(report),

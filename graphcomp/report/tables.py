@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graphcomp.records import Evaluation, Report
+from graphcomp.report.quantized import describe_quantized, quantized_rows
 from graphcomp.report.scores import Verdict, measure_of, score_text
 from graphcomp.report.words import (
     comparison,
@@ -29,7 +30,7 @@ def summary_table(report: Report) -> Table:
     lines = [Text(line, COLOURS[verdict]) for line, verdict in headlines(report)]
     remarks = [sentence(remark) for remark in report.remarks]
     unknown = [] if report.final.score else [why_no_accuracy(report)]
-    notes = [*unknown, *remarks, *describe_loss(report), *describe_dct(report)]
+    notes = [*unknown, *remarks, *describe_loss(report), *describe_dct(report), *describe_quantized(report)]
     said = Text("\n").join([*lines, *map(Text, notes)])
     table = Table(title=title, caption=said, box=box.SIMPLE_HEAD, padding=0)
     table.caption_justify = "left"
@@ -37,7 +38,7 @@ def summary_table(report: Report) -> Table:
     for name in ("before", "after", "change", "theory"):
         # Folded, not cut, where the terminal is narrow: every digit counts.
         table.add_column(name, justify="right", overflow="fold", no_wrap=name == "change")
-    for row in comparison(report):
+    for row in (*comparison(report), *quantized_rows(report)):
         sides = (side.replace(" [", "\n[") for side in (row.before, row.after))
         table.add_row(*(Text(cell) for cell in (row.label, *sides, row.change, row.theory)))
     return table

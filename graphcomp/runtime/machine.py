@@ -44,12 +44,14 @@ def environment() -> records.Environment:
     )
 
 
-def auto_target() -> str:
-    """The target that `auto` means here: the CPU, by the width of its vectors.
+def auto_target(*, eight_bits: bool = False) -> str:
+    """The target that `auto` means here: the CPU, by the width of its vectors; of `eight_bits` by VNNI.
 
     Without AVX-512 the runtime's kernels are assumed to work in blocks of 8, which is what cpu-avx2 stands
     for.
     """
+    if eight_bits:
+        return "cpu-avx2-int8" if adds_in_int16() else "cpu-vnni-int8"
     return "cpu-avx512" if instruction_set() == "avx512" else "cpu-avx2"
 
 

@@ -16,12 +16,14 @@ class Target:
         provider: ONNX Runtime execution provider that benchmarks use.
         multiple: channel counts are rounded up to it, since the kernels compute that many anyway.
         note: where the multiple comes from.
+        saturates: of targets for 8 bit files: whether its kernels add pairs of products in int16.
     """
 
     name: str
     provider: Provider
     multiple: int
     note: str
+    saturates: bool | None = None
 
 
 TARGETS = {
@@ -29,6 +31,20 @@ TARGETS = {
     for t in (
         Target("cpu-avx512", "cpu", 16, "MLAS blocks of 16 channels with AVX-512 (measured)"),
         Target("cpu-avx2", "cpu", 8, "MLAS blocks of 8 channels on other x86 (measured)"),
+        Target(
+            "cpu-avx2-int8",
+            "cpu",
+            16,
+            "steps of 16 channels in 8 bits, pairs added in int16: x86 without VNNI (measured)",
+            saturates=True,
+        ),
+        Target(
+            "cpu-vnni-int8",
+            "cpu",
+            16,
+            "8 bits, added in int32: x86 with VNNI, and ARM (taken from AVX2, not yet measured)",
+            saturates=False,
+        ),
         Target("cuda-fp16", "cuda", 8, "tensor cores at FP16 (NVIDIA's guide; not yet run on a GPU)"),
         Target("cuda-tf32", "cuda", 4, "tensor cores at TF32 (NVIDIA's guide; not yet run on a GPU)"),
         Target(
@@ -38,10 +54,27 @@ TARGETS = {
 }
 
 
-def find_target(name: str) -> Target:
-    """The target called `name`; `auto` is this machine's CPU. RecipeError if there is none."""
+def find_target(name: str, *, eight_bits: bool = False) -> Target:
+    """The target called `name`; `auto` is this machine's CPU.
+
+    Args:
+        name: see above.
+        eight_bits: what is made is an 8 bit file for CPUs. A CPU's name for float files then stands for the
+            target that is safe on every x86, since it does not say whether there is VNNI.
+
+    Raises RecipeError if there is none, or none for 8 bit files.
+    """
     if name == "auto":
-        name = auto_target()
+        name = auto_target(eight_bits=eight_bits)
     if name not in TARGETS:
         raise RecipeError(f"target: found {name!r}, expected one of auto, {', '.join(TARGETS)}")
-    return TARGETS[name]
+    target = TARGETS[name]
+    if not eight_bits or target.saturates is not None:
+        return target
+    if target.provider != "cpu":
+        known = ", ".join(t.name for t in TARGETS.values() if t.saturates is not None)
+        raise RecipeError(
+            f"target: found {name!r} with quantize, which writes 8 bits for CPUs, expected auto, {known}; "
+            "choose one of these, or leave quantize out"
+        )
+    return TARGETS["cpu-avx2-int8"]

@@ -185,6 +185,7 @@ EXAMPLES = {
     "dct": Example(three_kinds_of_layers, "dct{rate=4, min_weights=128}"),
     "refit": Example(smallest_filters, "fold-bn, l1{ratio=0.5, multiple=1}, refit"),
     "finetune": Example(plain, f"finetune{{{QUICK}}}"),
+    "quantize": Example(residual, "quantize"),
     "student": Example(residual, "student{fraction=0.5}"),
     "distil": Example(residual, f"distil{{teacher=input, {QUICK}}}"),
 }

@@ -124,7 +124,8 @@ def is_narrower(before: Program, after: Program, path: str) -> bool:
 
 
 def test_every_pass_is_here() -> None:
-    assert OPTIONS.keys() == PASSES.keys()
+    """But for what is carried out on a file."""
+    assert OPTIONS.keys() == PASSES.keys() - {"quantize"}
 
 
 @pytest.mark.slow

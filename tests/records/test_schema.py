@@ -84,7 +84,7 @@ EVERY = [
 ]
 
 
-OF_THEIR_OWN = (records.Plan, records.Quantized, records.QuantizedLayer)
+OF_THEIR_OWN = (records.Plan, records.QuantizedChoice)
 """Records that are no part of a report."""
 
 
