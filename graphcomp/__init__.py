@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from graphcomp.data import Data, load_data
     from graphcomp.explanation import explain
     from graphcomp.inspection import inspect
-    from graphcomp.ir import Program, load, save, trace
+    from graphcomp.ir import Program, apply, load, save, trace
     from graphcomp.onnx import export_onnx, quantize_onnx, read_onnx
     from graphcomp.pipeline import Context, Pass, Pipeline
     from graphcomp.records import Plan, Report
@@ -49,6 +49,7 @@ __all__ = [
     "Report",
     "__version__",
     "analyse",
+    "apply",
     "benchmark",
     "build",
     "compile",
@@ -71,7 +72,7 @@ _ROOMS = {
     "data": "Data load_data",
     "explanation": "explain",
     "inspection": "inspect",
-    "ir": "Program load save trace",
+    "ir": "Program apply load save trace",
     "onnx": "export_onnx quantize_onnx read_onnx",
     "pipeline": "Context Pass Pipeline",
     "records": "Plan Report",

@@ -1,5 +1,6 @@
 """What a program is: a traced network as a value, its operators, its text, its files."""
 
+from graphcomp.ir.applying import apply
 from graphcomp.ir.coefficients import (
     LAYERS,
     Basis,
@@ -60,6 +61,7 @@ __all__ = [
     "Program",
     "Shape",
     "acts_in_place",
+    "apply",
     "assemble",
     "compressed",
     "copy_graph",

@@ -62,6 +62,12 @@ class Interface(Record):
         description="places in the network's code where height or width decided what it does: it is for "
         "those of the example inputs only; empty: for any",
     )
+    start: Name | None = Field(
+        default=None, description="module whose call the program begins with, of a part of a network (trace)"
+    )
+    until: Name | None = Field(
+        default=None, description="module that the program ends with, of a part of a network (trace)"
+    )
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

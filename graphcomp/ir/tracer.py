@@ -26,6 +26,7 @@ class ShapedTracer(fx.Tracer):
 
     Attributes:
         values: what nodes yield (`ir.concrete`). proxies: those that are in use.
+        inputs: of one sample, for the placeholders in order.
         path: the module that runs, for error messages.
         specialised: where answers were given that hold at the example's height and width only.
     """
@@ -36,7 +37,7 @@ class ShapedTracer(fx.Tracer):
         self.proxies = Proxies()
         self.path = ""
         self.specialised: dict[str, None] = {}
-        self._inputs = inputs
+        self.inputs = inputs
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters are recorded."""
@@ -69,7 +70,7 @@ class ShapedTracer(fx.Tracer):
         """Arguments without an example input are what they are by default."""
         fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         for at, proxy in enumerate(args):
-            if not isinstance(proxy, fx.Proxy) or at <= len(self._inputs):
+            if not isinstance(proxy, fx.Proxy) or at <= len(self.inputs):
                 continue
             node, name = proxy.node, str(proxy.node.target)
             if node.args or name.startswith("*"):

@@ -37,15 +37,18 @@ from graphcomp.ir.program import (
     output_tensors,
     with_tensors,
 )
+from graphcomp.ir.region import Region, RegionTracer, call_of, one_sample
 from graphcomp.ir.tracer import ShapedTracer, own_frames, plain_output, recording_factories
 
 
 def trace(
     model: nn.Module | ExportedProgram,
-    example_inputs: Tensor | tuple[Tensor, ...],
+    example_inputs: Tensor | tuple[Any, ...],
     *,
     copy_weights: bool = True,
     fold: bool = True,
+    start: str = "",
+    until: str = "",
 ) -> Program:
     """Trace `model` in eval mode with torch.fx into a Program.
 
@@ -65,18 +68,23 @@ def trace(
         fold: whether weights that forward computes from parameters alone (standardised, rescaled) become
             parameters of plain layers (`ir.folding`), with a GraphcompWarning, since training then moves
             these. False keeps the computation; what it reads is then left alone by most passes.
+        start, until: module paths: only what happens from the first call of `start` to what `until` returns,
+            of a network whose ends cannot be traced, as a detector's (`ir.region`). With `start` the example
+            inputs are whatever the network takes (a list of images), and that call's tensors are the
+            program's inputs. `apply` puts the program back.
 
     Raises:
         TraceError: naming the module and source line that neither torch.fx nor torch.export can follow, or
-            the node whose shape cannot be derived from the example inputs; hooks on the network itself.
+            the node whose shape cannot be derived from the example inputs; hooks on the network itself; no
+            call of `start` or `until`.
     """
     model = unwrapped(model)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    firsts = tuple(x[:1].detach().clone() for x in inputs)
+    region = Region(start, until)
     if isinstance(model, ExportedProgram):
-        captured = _of_exported(model, firsts, fold)
+        captured = _of_exported(model, _firsts(inputs), fold, region)
     else:
-        captured = _of_module(model, firsts, copy_weights, fold)
+        captured = _of_module(model, inputs, copy_weights, fold, region)
     graph, root = captured.graph, captured.root
     eliminate_dead_nodes(graph, root)
     augmented = {n.name for n in graph.nodes if n.target in OUT_OF_PLACE}
@@ -90,8 +98,10 @@ def trace(
         node.meta = {PASS_KEY: "trace"}
         _place_operand(node)
     _say_folded(captured.folded)
-    interface = Interface(specialised=captured.specialised, remarks=captured.remarks)
-    program = Program(module, firsts, interface=interface)
+    told = Interface(
+        specialised=captured.specialised, remarks=captured.remarks, start=start or None, until=until or None
+    )
+    program = Program(module, captured.inputs, interface=told)
     # shapes are derived now, so that a wrong input shape fails here
     program = _without_seen_writes(program, [n for n in module.graph.nodes if n.name in augmented])
     _state_scales(program)
@@ -126,6 +136,7 @@ class _Captured:
     """A network as a graph over modules that hold its tensors.
 
     Attributes:
+        inputs: one sample of each.
         folded, specialised: see `ir.folding` and `Interface`. remarks: what has to be said of how it came.
         original: what it is compared with, at `batches`, for a graph that was not recorded by us.
     """
@@ -133,6 +144,7 @@ class _Captured:
     name: str
     root: nn.Module
     graph: fx.Graph
+    inputs: tuple[Tensor, ...]
     folded: list[str]
     specialised: tuple[str, ...]
     remarks: tuple[str, ...] = ()
@@ -140,11 +152,31 @@ class _Captured:
     batches: tuple[int, ...] = (1, 3)
 
 
-def _of_module(model: nn.Module, inputs: tuple[Tensor, ...], copy_weights: bool, fold: bool) -> _Captured:
+def _firsts(inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    for index, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise TraceError(
+                f"example_inputs: found {type(x).__name__} for input {index}, expected one tensor an input; "
+                "for a network that takes others, name the module whose call takes tensors first (start)"
+            )
+    return tuple(x[:1].detach().clone() for x in inputs)
+
+
+def _tracer(model: nn.Module, inputs: tuple[Any, ...], region: Region) -> ShapedTracer:
+    if not region:
+        return ShapedTracer(model, _firsts(inputs))
+    region.require(model)
+    call = call_of(model, region.start, inputs) if region.start else (_firsts(inputs), {})
+    return RegionTracer(model, region, inputs, one_sample(call))
+
+
+def _of_module(
+    model: nn.Module, given: tuple[Any, ...], copy_weights: bool, fold: bool, region: Region
+) -> _Captured:
     """By torch.fx; where that fails, by torch.export."""
     _refuse_exported(model)
     if copy_weights or holds_frozen(model) or any(_is_parametrized(m) for m in model.modules()):
-        model = _copied(model)
+        model = copied(model)
         _bake_parametrizations(model)
         as_layers(model)
     if model._forward_hooks or model._forward_pre_hooks:
@@ -153,8 +185,8 @@ def _of_module(model: nn.Module, inputs: tuple[Tensor, ...], copy_weights: bool,
             "expected none; move what they do into forward, or remove them"
         )
     _check_names(model)
-    tracer = ShapedTracer(model, inputs)
-    name = type(model).__name__
+    tracer = _tracer(model, given, region)
+    name, inputs = type(model).__name__, tracer.inputs
     try:
         with evaluating(model), recording_factories():
             graph = tracer.trace(model)
@@ -163,9 +195,14 @@ def _of_module(model: nn.Module, inputs: tuple[Tensor, ...], copy_weights: bool,
         # shallow copies: the caller's modules keep their training mode, these are in eval mode
         root = with_tensors(model, lambda t: t)
         folded = fold_weights(root, graph, tracer.values) if fold else []
-        return _Captured(name, root, graph, folded, tuple(tracer.specialised))
+        remarks = (f"the part of {name} from {region}",) if region else ()
+        return _Captured(name, root, graph, inputs, folded, tuple(tracer.specialised), remarks)
     except Exception as error:
+        if isinstance(error, TraceError):
+            raise
         refusal = _trace_error(model, tracer.path, error)
+        if region:  # torch.export knows whole networks
+            raise refusal from error
         try:
             with evaluating(model):
                 exported = export(model, inputs)
@@ -185,7 +222,13 @@ def _evaluated(model: nn.Module, *inputs: Tensor) -> Any:
         return model(*inputs)
 
 
-def _of_exported(program: ExportedProgram, inputs: tuple[Tensor, ...], fold: bool) -> _Captured:
+def _of_exported(
+    program: ExportedProgram, inputs: tuple[Tensor, ...], fold: bool, region: Region
+) -> _Captured:
+    if region:
+        raise TraceError(
+            f"ExportedProgram: found a part of it asked for ({region}), expected a torch.nn.Module for that"
+        )
     if not has_open_batch(program):
         raise TraceError(
             "ExportedProgram: found a program for one batch size, expected one that takes any; export it "
@@ -206,7 +249,7 @@ def _lifted(
 ) -> _Captured:
     root, graph = lifted(exported, model)
     folded = fold_weights(root, graph, Values(root, inputs)) if fold else []
-    return _Captured(name, root, graph, folded, ("torch.export, which knows no other sizes",))
+    return _Captured(name, root, graph, inputs, folded, ("torch.export, which knows no other sizes",))
 
 
 def unwrapped(model: Any) -> Any:
@@ -296,7 +339,7 @@ def _place_operand(node: fx.Node) -> None:
         node.kwargs = {k: v for k, v in node.kwargs.items() if k != name}
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module) -> nn.Module:
     """A deep copy, also of the old weight norm's computed weights, which torch refuses to copy."""
     held = (t for m in model.modules() for t in vars(m).values())
     computed = {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
