@@ -22,11 +22,18 @@ word is a GraphcompWarning; the command line shows it and hides everybody else's
 
 from typing import Self
 
+LONGEST_LINE = 400
+"""Characters of a foreign error's message that ours repeats."""
+
 
 def first_line(error: BaseException) -> str:
-    """Of its message, to which torch and fx append graphs and call stacks; its type if it says nothing."""
+    """Of its message, to which torch and fx append graphs and call stacks; its type if it says nothing.
+
+    Cut where it is longer than anyone reads: torch writes whole formulas of sizes into one line.
+    """
     lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    line = lines[0].strip() if lines else type(error).__name__
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 2]} …"
 
 
 class GraphcompError(Exception):

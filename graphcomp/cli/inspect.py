@@ -6,13 +6,15 @@ from typing import Annotated, Literal
 import typer
 
 from graphcomp.cli.console import out_console
-from graphcomp.cli.options import InputShapes, Model, Weights, shapes_of
+from graphcomp.cli.options import InputShapes, Model, Start, Until, Weights, shapes_of
 
 
 def inspect_command(
     model: Model,
     weights: Weights = None,
     input_shape: InputShapes = None,
+    start: Start = None,
+    until: Until = None,
     join: Annotated[Literal["couple", "pad"], typer.Option("--join", help="policy at additions")] = "couple",
     json_file: Annotated[Path | None, typer.Option("--json", help="write everything as JSON")] = None,
     svg_file: Annotated[Path | None, typer.Option("--svg", help="draw the groups on the network")] = None,
@@ -25,8 +27,9 @@ def inspect_command(
     """Show MODEL's nodes, coupled channel groups and why, what is pinned and why, params and MACs."""
     from graphcomp.compiler import load_source
     from graphcomp.inspection import grouped, inspect, render, write_dot, write_graphml, write_json, write_svg
+    from graphcomp.ir import Region
 
-    program = load_source(model, weights, shapes_of(input_shape)).program
+    program = load_source(model, weights, shapes_of(input_shape), Region(start or "", until or "")).program
     inspection = inspect(program, join)
     if nodes:
         print(program)

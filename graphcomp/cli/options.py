@@ -13,6 +13,13 @@ Model = Annotated[
 Weights = Annotated[
     Path | None, typer.Option("--weights", help="safetensors, or a state dict saved by torch.save")
 ]
+Start = Annotated[
+    str | None,
+    typer.Option("--start", help="module whose call begins the part to compress, e.g. backbone (the inputs)"),
+]
+Until = Annotated[
+    str | None, typer.Option("--until", help="module whose return ends it, e.g. head (the outputs)")
+]
 InputShape = Annotated[str | None, typer.Option("--input-shape", help="with the batch, e.g. 1,3,224,224")]
 InputShapes = Annotated[
     list[str] | None,

@@ -2,7 +2,7 @@
 
 | spec | what it builds |
 | --- | --- |
-| `torchvision:NAME` | a classification or segmentation network of torchvision, untrained |
+| `torchvision:NAME` | a classifier (of images or videos), segmenter or detector of torchvision, untrained |
 | `models:NAME` | a network of `graphcomp.models.MODELS` |
 | `path/to/file.py:factory` | what `factory()` in that file returns |
 
@@ -32,6 +32,8 @@ __all__ = ["LoadedModel", "is_program_dir", "load_model", "load_weights"]
 
 FORMS = "torchvision:NAME, models:NAME, path/to/file.py:factory, a file.onnx or a saved program directory"
 PROGRAM_FILE = "program.json"
+FRAMES = 16
+"""Of a clip, for networks of videos."""
 RANDOM = "the weights are random: no file was given (--weights), so accuracy says nothing"
 
 
@@ -41,7 +43,7 @@ class LoadedModel:
 
     Attributes:
         module: the network.
-        input_shape: shape of one sample (C, H, W), without the batch; None if only the user knows.
+        input_shape: shape of one sample (C, H, W) or (C, T, H, W), no batch; None if only the user knows.
         default_weights: a file with weights that come with the model, not yet loaded.
         name: short name for reports.
         default_data: data spec that belongs to the model.
@@ -108,7 +110,13 @@ def _advice(near: list[str], otherwise: str) -> str:
 def _torchvision_names() -> list[str]:
     from torchvision import models
 
-    return [*models.list_models(module=models), *models.list_models(module=models.segmentation)]
+    return [name for kind in (models, *_kinds()) for name in models.list_models(module=kind)]
+
+
+def _kinds() -> tuple[ModuleType, ...]:
+    from torchvision import models
+
+    return models.segmentation, models.detection, models.video
 
 
 def _torchvision(name: str) -> LoadedModel:
@@ -123,25 +131,28 @@ def _torchvision(name: str) -> LoadedModel:
         near = _advice(
             difflib.get_close_matches(name, names, 3), "see torchvision's documentation for the names"
         )
-        raise LoadError.at(
-            f"torchvision:{name}", "no such network", "a classification or segmentation network", near
-        )
+        expected = "one for classification, segmentation or detection"
+        raise LoadError.at(f"torchvision:{name}", "no such network", expected, near)
     options: dict[str, Any] = {"weights": None}
-    if name in models.list_models(module=models.segmentation):
+    if any(name in models.list_models(module=kind) for kind in (models.segmentation, models.detection)):
         options["weights_backbone"] = None
     elif name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": False}
     module = models.get_model(name, **options).eval()
+    clip = (FRAMES,) if name in models.list_models(module=models.video) else ()
     size = _evaluation_size(name, module)
-    return LoadedModel(module, (3, *size), None, name, untrained=RANDOM)
+    return LoadedModel(module, (3, *clip, *size), None, name, untrained=RANDOM)
 
 
 def _evaluation_size(name: str, module: nn.Module) -> tuple[int, int]:
     """The image size that torchvision evaluates the network at, or the only one that it takes."""
     from torchvision.models import get_model_weights
+    from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
     if isinstance(size := getattr(module, "image_size", None), int):
         return size, size
+    if isinstance(own := getattr(module, "transform", None), GeneralizedRCNNTransform):  # a detector's
+        return own.min_size[-1], own.min_size[-1]
     transform = get_model_weights(name).DEFAULT.transforms()
     size = (getattr(transform, "crop_size", None) or transform.resize_size)[0]
     return size, size

@@ -31,6 +31,7 @@ from graphcomp.compiler.classes import Head
 from graphcomp.compiler.pass_lines import split_passes
 from graphcomp.compiler.reading import Lines, dotted, read_yaml
 from graphcomp.errors import RecipeError
+from graphcomp.ir import Region
 from graphcomp.measure import Corruption, Kind
 from graphcomp.onnx import Dynamic
 from graphcomp.pipeline import Pass
@@ -105,7 +106,7 @@ class Recipe(BaseModel):
     weights.
     `allow_nothing`: a run in which no pass changes anything is no error. `memory`: GiB of activations and
     statistics that passes hold at once, by default a quarter of the machine's; what is found does not depend
-    on it.
+    on it. `start`, `until`: modules between which the network is compressed, see `ir.trace`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -113,6 +114,8 @@ class Recipe(BaseModel):
     passes: Annotated[list[str | dict[str, dict[str, Any] | None]], Field(min_length=1)]
     model: str | None = None
     weights: str | None = None
+    start: str | None = None
+    until: str | None = None
     data: str | None = None
     classes: Annotated[tuple[ClassId, ...], Field(min_length=2)] | None = None
     head: Head = "slice"
@@ -125,6 +128,11 @@ class Recipe(BaseModel):
     robustness: Annotated[
         RobustnessOptions | Literal[False], BeforeValidator(lambda value: {} if value is True else value)
     ] = False
+
+    @property
+    def region(self) -> Region:
+        """`start` and `until`."""
+        return Region(self.start or "", self.until or "")
 
     @property
     def budget(self) -> int | None:

@@ -13,7 +13,7 @@ from graphcomp.compiler.models import is_onnx, is_program_dir, load_model, load_
 from graphcomp.compiler.recipe import Recipe
 from graphcomp.data import Data, load_data
 from graphcomp.errors import DataError, LoadError
-from graphcomp.ir import Program, load, numbers_of, trace
+from graphcomp.ir import WHOLE, Program, Region, load, numbers_of, trace
 from graphcomp.measure import count_outputs, require_classes
 from graphcomp.onnx import read_onnx
 from graphcomp.pipeline import Pass, verify
@@ -68,14 +68,21 @@ class Source:
     trained: bool = True
 
 
-def load_source(model: str, weights: Path | None = None, input_shape: InputShape = None) -> Source:
-    """Load and trace a model, or read it from an ONNX file (see `onnx.read_onnx`).
+def load_source(
+    model: str, weights: Path | None = None, input_shape: InputShape = None, region: Region = WHOLE
+) -> Source:
+    """Load and trace a model, or a part of it, or read it from an ONNX file (see `onnx.read_onnx`).
 
     Raises:
         LoadError: unknown model, unreadable or unfitting weights, NaN weights, no input shape.
         TraceError: a model that cannot be traced, or an input shape that it does not take.
         VerifyError: weights that no result could be exported with, naming the tensor.
     """
+    if region and (is_program_dir(model) or is_onnx(model)):
+        raise LoadError(
+            f"{model}: found a part asked for ({region}), expected a module that is called: a file has no "
+            "modules; leave start and until out"
+        )
     if is_program_dir(model):
         program = load(model)
         if weights is not None or input_shape is not None:
@@ -101,7 +108,8 @@ def load_source(model: str, weights: Path | None = None, input_shape: InputShape
         raise LoadError(f"{model}: found no input shape, expected one; give --input-shape, e.g. 1,3,224,224")
     _check_memory(shape)
     generator = torch.Generator().manual_seed(0)
-    program = trace(loaded.module, torch.randn(shape, generator=generator), copy_weights=False)
+    example = torch.randn(shape, generator=generator)
+    program = trace(loaded.module, example, copy_weights=False, start=region.start, until=region.until)
     untrained = weights is None and loaded.untrained is not None
     return _checked(Source(program, weights, loaded.default_data, (said,) if said else (), not untrained))
 

@@ -38,6 +38,7 @@ from graphcomp.ir.program import (
 )
 from graphcomp.ir.ranges import Numbers
 from graphcomp.ir.recurrent import GruLayer, LstmLayer
+from graphcomp.ir.region import WHOLE, Region
 from graphcomp.ir.saved.storage import load, save
 from graphcomp.ir.shapes import Shape
 from graphcomp.ir.text import describe, describe_module, op_name
@@ -59,7 +60,9 @@ __all__ = [
     "PASS_KEY",
     "Port",
     "Program",
+    "Region",
     "Shape",
+    "WHOLE",
     "acts_in_place",
     "apply",
     "assemble",

@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from graphcomp.base import muted
 from graphcomp.ir.program import with_tensors
 from graphcomp.ir.tracer import plain_output
 
@@ -40,10 +41,10 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     pairs = tuple(torch.cat([x, x]) for x in inputs)  # a batch of one would be taken for a constant
     shapes = tuple({0: Dim.DYNAMIC} if x.ndim else None for x in inputs)
     parameters = inspect.signature(model.forward).parameters
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
-        return torch.export.export(model, pairs, dynamic_shapes=(shapes,), strict=False)
-    named = dict(zip(parameters, shapes, strict=False))
-    return torch.export.export(model, pairs, dynamic_shapes=named, strict=False)
+    listed = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    named = (shapes,) if listed else dict(zip(parameters, shapes, strict=False))
+    with muted():  # what stops it is logged with the whole graph, and raised
+        return torch.export.export(model, pairs, dynamic_shapes=named, strict=False)
 
 
 def lifted(program: ExportedProgram, model: nn.Module | None) -> tuple[nn.Module, fx.Graph]:

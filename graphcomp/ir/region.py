@@ -44,6 +44,10 @@ class Region:
                 )
 
 
+WHOLE = Region()
+"""The whole network."""
+
+
 class _Left(BaseException):
     """The region is over; not an Exception, so that no network's own handler takes it."""
 

@@ -426,6 +426,6 @@ def _trace_error(model: nn.Module, path: str, error: Exception) -> TraceError:
     said = str(error) if isinstance(error, Unknown) else f"{type(error).__name__}: {error}"
     return TraceError(
         f"{where}: {line}: {said}; expected a forward whose control flow does not "
-        "depend on tensor values; move the branch out of forward, or wrap it in a function marked with "
-        "torch.fx.wrap (its channels are then left alone)"
+        "depend on tensor values; move the branch out of forward, wrap it in a function marked with "
+        "torch.fx.wrap (its channels are then left alone), or name a part without it (start, until)"
     )

@@ -42,6 +42,7 @@ from graphcomp.compiler import (
 )
 from graphcomp.errors import GraphcompError, GraphcompWarning, RecipeError
 from graphcomp.factors import candidates
+from graphcomp.ir import Region
 from graphcomp.study.axes import (
     Grid,
     Regions,
@@ -132,7 +133,8 @@ def expand(study: Study, table: PassTable, place: str = "study") -> list[Cell]:
         LoadError, TraceError: a network whose blocks were to be found.
     """
     shape = study.input_shape
-    layers = _remembered(lambda model: list(candidates(load_source(model, input_shape=shape).program)))
+    part = Region(study.recipe.get("start") or "", study.recipe.get("until") or "")
+    layers = _remembered(lambda model: list(candidates(load_source(model, None, shape, part).program)))
     digest, samples = _remembered(_digest), _remembered(_samples, _what_chooses_samples)
     cells: dict[str, Cell] = {}
     for grid in study.grid:
@@ -252,7 +254,8 @@ def _samples(job: Job) -> dict[str, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GraphcompWarning)  # the run says it again
         try:
-            return digests(data_of(job, load_source(job.model, job.weights, job.input_shape))[1])
+            source = load_source(job.model, job.weights, job.input_shape, job.recipe.region)
+            return digests(data_of(job, source)[1])
         except GraphcompError:
             return {}
 
@@ -260,7 +263,7 @@ def _samples(job: Job) -> dict[str, str]:
 def _what_chooses_samples(job: Job) -> tuple[Any, ...]:
     """Jobs that differ in nothing else have the same samples."""
     recipe = job.recipe
-    return job.model, job.weights, job.input_shape, recipe.data, recipe.seed, recipe.classes
+    return job.model, job.weights, job.input_shape, recipe.region, recipe.data, recipe.seed, recipe.classes
 
 
 def waves(cells: Sequence[Cell]) -> list[list[Cell]]:

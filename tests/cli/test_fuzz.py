@@ -114,6 +114,7 @@ BY_NAME: dict[str, SearchStrategy[str]] = {
     "dct": st.sampled_from(["coefficients", "dense", "both", "x"]),
     "provider": st.sampled_from(["cpu", "cpu,cpu", "x", ","]),
     "batch": st.lists(NUMBERS, max_size=3).map(",".join),
+    **dict.fromkeys(["start", "until"], st.sampled_from(["0", "layer1", "fc", "", "x", "."])),
     "networks": st.sampled_from(["", ",", "x"]),
     "out": st.sampled_from(["out", "a/b", "folder", "program", "empty", "empty/below", "absent"]),
     "json_file": st.sampled_from(["o.json", "a/o.json", "folder", "empty/below"]),

@@ -868,7 +868,9 @@ ONE_CELL = "recipe: {model: models:resnet20, passes: [{l1: {ratio: $r}}], data: 
 EFFECTS: dict[str, dict[str, tuple[list[str], str] | None]] = {
     "compile": {
         **dict.fromkeys("--weights --recipe --data --classes --target --seed --input-shape --out".split()),
-        **dict.fromkeys("--allow-nothing --bench --dynamic --memory --robustness --dct".split()),
+        **dict.fromkeys(
+            "--allow-nothing --bench --dynamic --memory --robustness --dct --start --until".split()
+        ),
         "--passes": (
             ["--passes", "fold-bn", "--recipe", "r.yaml"],
             "--passes: found --recipe r.yaml as well",
@@ -886,7 +888,9 @@ EFFECTS: dict[str, dict[str, tuple[list[str], str] | None]] = {
         "--workers": (["s.yaml", "--list", "--workers", "2"], "--workers: found it with --list"),
         "--out": (["s.yaml", "--list", "-o", "o"], "--out: found it with --list"),
     },
-    "inspect": dict.fromkeys("--weights --input-shape --join --json --svg --graphml --dot --nodes".split()),
+    "inspect": dict.fromkeys(
+        "--weights --input-shape --start --until --join --json --svg --graphml --dot --nodes".split()
+    ),
     "evaluate": {
         **dict.fromkeys("--data --weights --input-shape --robustness --json".split()),
         "--seed": (["models:resnet20-digits", "--seed", "1"], "--seed: found it with digits, all of which"),

@@ -13,7 +13,9 @@ from torch import nn
 
 from graphcomp.compiler.checkpoints import load_weights
 from graphcomp.compiler.models import is_program_dir, load_model
+from graphcomp.compiler.source import load_source
 from graphcomp.errors import LoadError
+from graphcomp.ir import Region
 from graphcomp.models import MODELS
 
 # --- torchvision and models
@@ -57,7 +59,7 @@ def test_bundled_models():
     [
         ("torchvision:resnet81", "found no such network"),
         ("torchvision:resnet81", "did you mean resnet18"),
-        ("torchvision:fasterrcnn_resnet50_fpn", "expected a classification or segmentation network"),
+        ("torchvision:raft_small", "expected one for classification, segmentation or detection"),
         ("torchvision:", "see torchvision's documentation"),
         ("models:resnet-20", "did you mean resnet20"),
         ("resnet56", "did you mean models:resnet56?"),
@@ -464,3 +466,22 @@ def test_unreadable_files(tmp_path, suffix):
         assert not re.search("weights_only|torch.load|trust|http", str(caught.value)), caught.value
     with pytest.raises(LoadError, match="found a directory"):
         load_weights(net(), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["r3d_18", "ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn"]
+)
+def test_detectors_and_networks_of_videos(name, monkeypatch):
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)
+    loaded = load_model(f"torchvision:{name}")
+    assert loaded.input_shape == ((3, 16, 112, 112) if name == "r3d_18" else (3, 320, 320))
+
+
+def test_a_part_of_a_network():
+    region = Region("layer1", "layer2")
+    source = load_source("models:resnet20-digits", region=region)
+    assert source.program.example_inputs[0].shape == (1, 16, 32, 32)
+    assert any("from the call of layer1 to what layer2 returns" in said for said in source.remarks)
+    with pytest.raises(LoadError, match=r"found a part asked for .* a file has no modules; leave start and"):
+        load_source("net.onnx", region=region)

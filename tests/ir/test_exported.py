@@ -126,3 +126,17 @@ def test_what_neither_door_takes_says_both() -> None:
 
     with pytest.raises(TraceError, match=r"only a run knows.*torch.export does not take it"):
         graphcomp.trace(Net(body, a=nn.Conv2d(3, 4, 3)).eval(), torch.zeros(1, 3, 8, 8))
+
+
+def test_what_both_doors_refuse_is_one_short_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """torch.export logs the whole graph, and writes formulas of thousands of characters into its message."""
+
+    class Ragged(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            parts = [x.flatten()[x.flatten() > i].unsqueeze(0) for i in range(100)]
+            return torch.cat(parts, 1)[:, :4] if sum(p.shape[1] for p in parts) > 40 else x
+
+    with pytest.raises(TraceError) as found:
+        graphcomp.trace(Ragged(), torch.randn(1, 8))
+    said = capfd.readouterr()
+    assert len(str(found.value)) < 1500 and said.out == said.err == ""
