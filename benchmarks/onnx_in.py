@@ -234,6 +234,7 @@ def network(name: str, most: int) -> tuple[nn.Module, torch.Tensor]:
     Batch statistics are those of eight images: with fresh ones the signal dies on the way in deep networks.
     """
     kind, _, short = name.partition(":")
+    torch.manual_seed(0)
     if kind == "ten-classes":
         module, (channels, *size) = get_model(short, weights=None, num_classes=10).eval(), (3, 224, 224)
     else:
