@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import nnls
 
 from graphcomp.channels import next_multiple
 from graphcomp.runtime import Kernel, Target
@@ -70,6 +69,8 @@ class Fit:
 
 def fit(points: Points) -> Fit:
     """Least squares of relative errors, exact if the points are of this form."""
+    from scipy.optimize import nnls  # half a second of its own, for runs that measure alone
+
     places = np.array(list(points), np.float64)
     times = np.array(list(points.values()))
     scale = places.max(0)

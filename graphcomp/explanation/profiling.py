@@ -34,7 +34,6 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from scipy.stats import trim_mean
 
 from graphcomp.base import Progress, quiet
 from graphcomp.errors import BenchError
@@ -365,4 +364,5 @@ def _typical(microseconds: Sequence[float], busy: bool = False) -> float:
     times = np.sort(np.asarray(microseconds, np.float64))
     if busy:
         return float(times[: max(1, len(times) // 4)].mean()) / 1e3
-    return float(trim_mean(times, 0.25)) / 1e3
+    cut = len(times) // 4
+    return float(times[cut : len(times) - cut].mean()) / 1e3

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
@@ -102,13 +104,14 @@ def _layers_figure(pairs: Sequence[LayerPair], inches: float = WIDE) -> Figure:
 def _draw_bars(ax: Axes, pairs: Sequence[LayerPair], field: str, show: Callable[[int], str]) -> None:
     """What was as wide bars, what is as narrow ones."""
     old = [_value(pair.before, field) for pair in pairs]
-    ax.barh(range(len(pairs)), [value or 0 for value in old], height=0.78, color=BEFORE, label="before")
+    wide = [(0, row - 0.39, value or 0, 0.78) for row, value in enumerate(old)]
+    _draw_boxes(ax, wide, facecolors=BEFORE, label="before")
     drawn = [bar for row, pair in enumerate(pairs) for bar in _bars(row, pair, field)]
     for parity, alpha, label in ((0, 1.0, "after"), (1, 0.55, None)):  # factors stand out from each other
         some = [bar for bar in drawn if bar.place % 2 == parity]
-        columns = [[getattr(bar, side) for bar in some] for side in ("y", "width", "height", "left")]
         if some:
-            ax.barh(*columns, color=AFTER, alpha=alpha, label=label)
+            boxes = [(bar.left, bar.y - bar.height / 2, bar.width, bar.height) for bar in some]
+            _draw_boxes(ax, boxes, facecolors=AFTER, alpha=alpha, label=label)
     ends = [value or 0 for value in old]
     for bar in drawn:
         ends[bar.row] = max(ends[bar.row], bar.left + bar.width)
@@ -120,6 +123,12 @@ def _draw_bars(ax: Axes, pairs: Sequence[LayerPair], field: str, show: Callable[
     ax.set_xlim(0, widest / max(1 - 0.025 * max(map(len, labels)), 0.4))
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     style(ax, "x")
+
+
+def _draw_boxes(ax: Axes, boxes: Sequence[tuple[float, float, float, float]], **look: Any) -> None:
+    """Rectangles (left, top, width, height) as one artist: hundreds of their own take a second to draw."""
+    corners = [((x, y), (x + w, y), (x + w, y + h), (x, y + h)) for x, y, w, h in boxes]
+    ax.add_collection(PolyCollection(corners, linewidths=0, **look), autolim=False)
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,16 @@ TENSORRT = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
 @functools.cache
 def installed_runtimes() -> dict[str, str]:
     """Every installed distribution that provides the module `onnxruntime`, with its version."""
-    names = importlib.metadata.packages_distributions().get("onnxruntime", [])
-    return {name: importlib.metadata.version(name) for name in sorted(set(names))}
+    found = {d.name: d.version for d in importlib.metadata.distributions() if _provides(d, "onnxruntime")}
+    return dict(sorted(found.items()))
+
+
+def _provides(distribution: importlib.metadata.Distribution, module: str) -> bool:
+    """Whether it says so, or has its files; `packages_distributions` parses every file list, for a second."""
+    said = distribution.read_text("top_level.txt")
+    if said is not None:
+        return module in said.split()
+    return f"\n{module}/__init__.py," in f"\n{distribution.read_text('RECORD') or ''}"
 
 
 def run_errors() -> tuple[type[BaseException], ...]:

@@ -1,3 +1,4 @@
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -106,14 +107,22 @@ def test_two_runtimes_at_once_are_refused_by_name(monkeypatch: pytest.MonkeyPatc
     assert "pip uninstall onnxruntime onnxruntime-gpu" in str(caught.value)
 
 
-def test_installed_runtimes_reads_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
-    owners = {"onnxruntime": ["onnxruntime-gpu", "onnxruntime", "onnxruntime"], "onnxruntime_genai": ["x"]}
-    monkeypatch.setattr(providers.importlib.metadata, "packages_distributions", lambda: owners)
-    monkeypatch.setattr(providers.importlib.metadata, "version", lambda name: f"of {name}")
-    assert providers.installed_runtimes.__wrapped__() == {
-        "onnxruntime": "of onnxruntime",
-        "onnxruntime-gpu": "of onnxruntime-gpu",
-    }
+def test_installed_runtimes_reads_the_metadata(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, top_level, record in (
+        ("onnxruntime", "onnxruntime\n", ""),
+        ("onnxruntime_gpu", None, "a.py,,\nonnxruntime/__init__.py,sha256=x,1\n"),
+        ("onnxruntime_genai", "onnxruntime_genai\n", "onnxruntime/__init__.py,,\n"),
+        ("other", None, "my_onnxruntime/__init__.py,,\n"),
+        ("bare", None, None),
+    ):
+        folder = tmp_path / f"{name}-1.2.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Name: {name.replace('_', '-')}\nVersion: 1.2\n")
+        for file, text in (("top_level.txt", top_level), ("RECORD", record)):
+            if text is not None:
+                (folder / file).write_text(text)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert providers.installed_runtimes.__wrapped__() == {"onnxruntime": "1.2", "onnxruntime-gpu": "1.2"}
 
 
 def test_runtime_that_cannot_tell_placement_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
