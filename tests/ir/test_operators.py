@@ -24,7 +24,6 @@ from graphcomp.budget.calls import LIGHT_OPS, calls
 from graphcomp.budget.cost import cost_of
 from graphcomp.channels import analyse
 from graphcomp.channels.rules import FUNCTION_RULES, MODULE_RULES
-from graphcomp.errors import ExportError
 from graphcomp.ir import op_name
 from graphcomp.ir.coefficients import LAYERS
 from graphcomp.ir.frozen import FrozenBatchNorm2d
@@ -424,33 +423,11 @@ def kernels_of(program: Program, i: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-NO_ONNX = {"cumprod", "median"}
-"""Rows that neither we nor torch's exporter have a form for: they are refused by name."""
-
-
-NO_WRITE_ROW = {"fold", "unfold", "grid_sample", "var_mean", "std_mean"}
-"""Rows that send a program through torch's exporter."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("row", sorted(NO_WRITE_ROW))
-def test_rows_without_a_write_row_go_through_the_exporter(row: str, tmp_path: Path) -> None:
-    exported = export_onnx(network(branches(row)[:1]), tmp_path / "x.onnx", batches=(2,), dynamic=())
-    assert exported.fallback
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("row", sorted(NO_ONNX))
-def test_rows_without_a_form_in_onnx_are_refused_by_name(row: str, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"the ONNX exporter found '.*', expected"):
-        export_onnx(network(branches(row)[:1]), tmp_path / "x.onnx", batches=(2,), dynamic=())
-
-
 @pytest.mark.slow
 def test_rows_are_exported(tmp_path: Path) -> None:
     """What ONNX Runtime computes is what the smaller program computes: every row, as function and module."""
     ways = []
-    for row in sorted(set(ROWS) - NO_ONNX - NO_WRITE_ROW):
+    for row in sorted(ROWS):
         # torch's own adaptive_max_pool yields positions, too, which no row writes
         found = [w for w in branches(row) if not w.label.startswith("torch.adaptive_max_pool")]
         ways += [way for i, way in enumerate(found) if i == 0 or way.module is not None]

@@ -1,9 +1,12 @@
 """Every row that reads an operator, against ONNX Runtime or ONNX's own reference."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 import pytest
 
+from graphcomp.errors import LoadError
 from graphcomp.onnx.rows import READS
 from tests.onnx.onnx_files import OPEN, make, read_unchecked, run, truth
 from tests.onnx.read_examples import EXAMPLES, Example
@@ -41,5 +44,110 @@ def test_sizes_become_sizes_of_inputs() -> None:
         np.testing.assert_allclose(run(program, feeds)[0], truth(model, feeds)[0], rtol=1e-5)
 
 
+def around(node: onnx.NodeProto, constants: dict[str, np.ndarray], opset: int = 18) -> onnx.ModelProto:
+    """A node that has the samples on its last axis: `t` and `v` are the inputs with them there."""
+    turn = [onnx.helper.make_node("Transpose", [n], [m], perm=[1, 2, 0]) for n, m in ("xt", "uv")]
+    nodes = [
+        *turn,
+        onnx.helper.make_node("Shape", ["t"], ["n"], start=2),
+        onnx.helper.make_node("Expand", ["length", "n"], ["lengths"]),
+        node,
+        onnx.helper.make_node("Transpose", ["z"], ["y"], perm=[2, 0, 1]),
+    ]
+    inputs = {"x": (OPEN, 4, 3), "u": (OPEN, 2, 3)}
+    return make(nodes, inputs, {"length": np.array([4]), **constants}, opset=opset)
+
+
+PLACES = {
+    "rows": np.array([[1], [2]]),
+    "apart": np.array([[0], [2]]),
+    "backwards": np.array([[3], [0]]),
+    "from the end": np.array([[-1], [1]]),
+    "a box": np.array([[[1, 0], [1, 1], [1, 2]], [[2, 0], [2, 1], [2, 2]]]),
+    "a box with gaps": np.array([[[0, 2], [0, 0], [0, 1]], [[2, 2], [2, 0], [2, 1]]]),
+}
+
+
+@pytest.mark.parametrize("how", ["none", "add", "mul", "max", "min"])
+@pytest.mark.parametrize("places", sorted(PLACES))
+def test_writes_into_places(places: str, how: str) -> None:
+    node = onnx.helper.make_node("ScatterND", ["t", "i", "v"], ["z"], reduction=how)
+    assert_equal(around(node, {"i": PLACES[places]}))
+
+
+def test_places_that_are_no_box_are_refused() -> None:
+    node = onnx.helper.make_node("ScatterND", ["t", "i", "w"], ["z"])
+    constants = {"i": np.array([[0, 0], [1, 1]]), "w": np.ones((2, 1), np.float32)}
+    with pytest.raises(LoadError, match=r"found places that are no box, expected those of slices"):
+        read_unchecked(around(node, constants))
+
+
+@pytest.mark.parametrize(
+    "places", [[[[0], [3]]], [[[2, 1], [-1, 0]], [[0, 0], [2, -1]]]], ids=["one axis", "two axes"]
+)
+def test_reads_from_places(places: list[list[list[int]]]) -> None:
+    index = np.array(places)
+    node = onnx.helper.make_node("GatherND", ["t", "i"], ["g"])
+    model = around(onnx.helper.make_node("Identity", ["g"], ["z"]), {"i": index})
+    model.graph.node.insert(4, node)
+    if index.shape[-1] == 1:  # which leaves an axis more
+        del model.graph.node[-1], model.graph.output[:]
+        model.graph.output.append(onnx.helper.make_empty_tensor_value_info("z"))
+    assert_equal(model)
+
+
+@pytest.mark.parametrize("length", [4, 3])
+def test_whole_sequences_are_turned_and_shorter_ones_refused(length: int) -> None:
+    node = onnx.helper.make_node("ReverseSequence", ["t", "lengths"], ["z"], time_axis=0, batch_axis=1)
+    turn = onnx.helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2])
+    model = around(node, {"length": np.array([length])})
+    model.graph.node[0].CopyFrom(turn)
+    model.graph.node[2].CopyFrom(onnx.helper.make_node("Shape", ["t"], ["n"], start=1, end=2))
+    model.graph.node[-1].attribute[0].ints[:] = [1, 0, 2]
+    if length == 4:
+        assert_equal(model)
+    else:
+        with pytest.raises(LoadError, match="found shorter sequences"):
+            read_unchecked(model)
+
+
+def assert_equal(model: onnx.ModelProto) -> None:
+    program = read_unchecked(model)
+    shapes = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim][1:] for i in model.graph.input}
+    for batch in (2, 3):
+        rng = np.random.default_rng(batch)
+        feeds = {n: rng.normal(size=(batch, *s)).astype(np.float32) for n, s in shapes.items()}
+        for found, expected in zip(run(program, feeds), truth(model, feeds), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("operator", ["Dropout", "MaxPool"])
+def test_outputs_that_nothing_reads_are_none(operator: str) -> None:
+    """Files name them all the same; what reads one is refused, not given something else."""
+    said = {"kernel_shape": [2, 2]} if operator == "MaxPool" else {}
+    node = onnx.helper.make_node(operator, ["x"], ["y", "m"], **said)
+    model = make([node], {"x": (OPEN, 4, 6, 5)}, opset=11)
+    feeds = {"x": np.random.default_rng(0).normal(size=(2, 4, 6, 5)).astype(np.float32)}
+    np.testing.assert_allclose(run(read_unchecked(model), feeds)[0], truth(model, feeds)[0], rtol=1e-5)
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info("m"))
+    with pytest.raises(LoadError, match=r"found output 1, which something reads"):
+        read_unchecked(model)
+
+
+@pytest.mark.parametrize("others", ["abcd", ["", "", "", ""]], ids=["named", "left out"])
+def test_normalisation_by_the_batch_is_refused(others: Sequence[str]) -> None:
+    """Sets below 14 ask for it by having all outputs; without names ONNX Runtime crashes on them."""
+    node = onnx.helper.make_node("BatchNormalization", ["x", *"sbmv"], ["y", *others])
+    constants = {n: np.ones(4, np.float32) for n in "sbmv"}
+    with pytest.raises(LoadError, match=r"found statistics of the batch .* in eval mode"):
+        read_unchecked(make([node], {"x": (OPEN, 4, 6, 5)}, constants, opset=9))
+
+
 def test_every_row_has_an_example() -> None:
-    assert READS.keys() - {e.operator for e in EXAMPLES} == {"Shape", "Size"}
+    assert READS.keys() - {e.operator for e in EXAMPLES} == {
+        "Shape",
+        "Size",
+        "ReverseSequence",
+        "ScatterND",
+        "GatherND",
+    }

@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from onnx import ModelProto
 from torch import Tensor, nn
 
+from graphcomp.ir import GruLayer, LstmLayer
 from graphcomp.ir.program import Program, output_tensors
+from graphcomp.ir.recurrent import RecurrentLayer
 from graphcomp.ir.tracing import trace
 from graphcomp.onnx.rows import WRITES, NoRow
 from graphcomp.onnx.writing import write
-from tests.ir.test_operators import NO_ONNX, NO_WRITE_ROW, ROWS, branches, network
+from tests.ir.test_operators import ROWS, branches, network
 from tests.nets import scramble
 
 LAYERS_OF_COEFFICIENTS = {"DctConv2d", "DctLinear"}
@@ -58,6 +60,29 @@ def heads(x: Tensor) -> Tensor:
 
 def attended(m: Any, x: Tensor) -> Any:
     return m.attention(heads(x), heads(x), heads(x), need_weights=True)
+
+
+def recurrent(kind: type[nn.RNNBase], batch_first: bool, width: int = 6, **settings: Any) -> Net:
+    """Outputs and last states of torch's layers, of a state where `given` says so."""
+    given = settings.pop("given", False)
+    layer = kind(width, 5, batch_first=batch_first, **settings)
+    count = layer.num_layers * (1 + layer.bidirectional)
+
+    def call(m: Any, x: Tensor) -> Any:
+        x = x.flatten(1, 2)
+        states = x.mean((1, 2)).expand(count, 5, -1).transpose(1, 2)
+        hx = (states, states * 2) if kind is nn.LSTM else states
+        y, last = m.layer(x if batch_first else x.transpose(0, 1), hx if given else None)
+        return (y, *last) if kind is nn.LSTM else (y, last)
+
+    return Net(call, layer=layer)
+
+
+def one_layer(kind: type[RecurrentLayer], **settings: Any) -> Net:
+    layer = kind(6, 5, **settings)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -0.5, 0.5)
+    return Net(lambda m, x: m.layer(x.flatten(1, 2).transpose(0, 1)), layer=layer)
 
 
 def elementwise(name: str) -> Net:
@@ -123,6 +148,25 @@ MORE: dict[str, list[Callable[[], Net]]] = {
     "full_like": [lambda: Net(lambda m, x: x * torch.full_like(x, 0.5))],
     "arange": [lambda: Net(lambda m, x: x + torch.arange(x.size(0)).view(-1, 1, 1, 1))],
     "bool": [lambda: Net(lambda m, x: F.relu(x).bool())],
+    **{
+        name: [
+            partial(recurrent, kind, True, bidirectional=True),
+            partial(recurrent, kind, False, num_layers=2, bidirectional=True, given=True),
+            partial(recurrent, kind, True, num_layers=2, bias=False, given=True),
+        ]
+        for name, kind in (("LSTM", nn.LSTM), ("GRU", nn.GRU))
+    },
+    "LstmLayer": [
+        partial(one_layer, LstmLayer, bidirectional=True),
+        partial(one_layer, LstmLayer, bias=False),
+    ],
+    "GruLayer": [partial(one_layer, GruLayer), partial(one_layer, GruLayer, bias=False, bidirectional=True)],
+    "scatter": [lambda: Net(lambda m, x: x.scatter(1, whole(x).abs() % 4, x * 2))],
+    "scatter_add": [lambda: Net(lambda m, x: x.scatter_add(2, whole(x).abs() % 6, x * 2))],
+    "scatter_reduce": [
+        lambda: Net(lambda m, x: x.scatter_reduce(3, whole(x).abs() % 6, x * 2, "amax")),
+        lambda: Net(lambda m, x: torch.scatter_reduce(x, 1, whole(x).abs() % 4, x, "prod")),
+    ],
 }
 """Rows that channels are not followed through -> networks of an input of 4 x 6 x 6."""
 
@@ -150,7 +194,7 @@ def assert_same(program: Program, batches: tuple[int, ...] = (1, 3)) -> None:
 
 def test_every_row_has_an_example() -> None:
     assert set(WRITES) - set(ROWS) == set(MORE) - set(ROWS)
-    assert set(ROWS) - set(WRITES) == NO_ONNX | LAYERS_OF_COEFFICIENTS | NO_WRITE_ROW
+    assert set(ROWS) - set(WRITES) == LAYERS_OF_COEFFICIENTS
 
 
 @pytest.mark.slow

@@ -131,10 +131,11 @@ class Walk:
             raise node.refusal(
                 node.unread()[0], "only what is known of this operator", "export it with another opset"
             )
-        if len(results) < len(node.outputs):
+        wanted = [i for i, name in enumerate(node.outputs) if self.uses[name] > 0]
+        if max(wanted, default=0) >= len(results):
             raise node.refusal(
-                f"{len(node.outputs)} outputs",
-                f"{len(results)}",
+                f"output {max(wanted)}, which something reads",
+                f"the first {len(results)} only",
                 "the others cannot be computed; remove what reads them",
             )
         return results

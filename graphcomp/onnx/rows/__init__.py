@@ -14,6 +14,8 @@ from graphcomp.onnx.rows import (
     recurrent,
     reductions,
     resizing,
+    sampling,
+    scattering,
     shapes,
 )
 from graphcomp.onnx.rows.node import Node
@@ -37,6 +39,8 @@ FAMILIES = (
     recurrent,
     reductions,
     resizing,
+    sampling,
+    scattering,
     shapes,
 )
 """The files that hold the rows."""

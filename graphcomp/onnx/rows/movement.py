@@ -289,16 +289,6 @@ def read_trilu(node: Node, reading: Reading) -> Made:
     return reading.call(function, x, shift[0] if shift else 0)
 
 
-@reads("GridSample")
-def read_grid_sample(node: Node, reading: Reading) -> Made:
-    """Sampled at computed places."""
-    x, grid = (reading.tensor(v) for v in node.all_inputs())
-    mode = node.word("mode", "linear" if node.opset >= 20 else "bilinear")
-    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
-    padding, corners = node.word("padding_mode", "zeros"), bool(node.integer("align_corners", 0))
-    return reading.call(F.grid_sample, x, grid, mode, padding, corners)
-
-
 # ---- writing
 
 

@@ -49,6 +49,12 @@ def read_batch_normalization(node: Node, reading: Reading) -> Made:
     names = ("scale", "B", "mean", "var")
     scale, bias, mean, var = (_vector(node, i, what, x.shape[1]) for i, what in enumerate(names, start=1))
     node.only("training_mode", 0, 0)
+    if node.opset < 14 and len(node.proto.output) > 1:  # which is how these versions ask for it
+        raise node.refusal(
+            "statistics of the batch (more than one output)",
+            "running ones",
+            "the file was exported in training mode: export it in eval mode, or take the other outputs away",
+        )
     node.only("spatial", 1, 1)
     momentum, eps = 1 - node.number("momentum", 0.9), node.number("epsilon", 1e-5)
     module = _BATCH_NORMS[x.rank](x.shape[1], eps, momentum, device="meta")

@@ -4,14 +4,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from graphcomp.ir import GruLayer, LstmLayer
 from graphcomp.onnx.rows.layers import fill
 from graphcomp.onnx.rows.node import Node
 from graphcomp.onnx.rows.reading import Reading
-from graphcomp.onnx.rows.registry import reads
+from graphcomp.onnx.rows.registry import reads, writes
 from graphcomp.onnx.rows.shapes import expanded
 from graphcomp.onnx.rows.values import Array, Known, Made
+from graphcomp.onnx.rows.wires import NoRow, Wire
+from graphcomp.onnx.rows.writing import Writing
 
 # ---- reading
 
@@ -120,3 +123,67 @@ def _trimmed(states: list[Made | None]) -> list[Any]:
 
 
 # ---- writing
+
+_ROWS = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
+"""The rows of the file's gates among those of torch: i f g o becomes i o f c, and r z n becomes z r h."""
+
+
+@writes("LstmLayer", "GruLayer")
+def write_layer(writing: Writing, x: Wire, hidden: Any = None, cell: Any = None, module: Any = None) -> Any:
+    """One layer of ours."""
+    kind = "LSTM" if isinstance(module, LstmLayer) else "GRU"
+    ends = ("", "_reverse") if module.bidirectional else ("",)
+    tensors = [[getattr(module, name + end) for end in ends] for name in _tensors(module.bias)]
+    states = [hidden, cell] if kind == "LSTM" else [hidden]
+    y, *last = _written(writing, kind, x, tensors, states, module.hidden_size)
+    return (y, *last)
+
+
+@writes("LSTM", "GRU")
+def write_torch(writing: Writing, input: Wire, hx: Any = None, module: Any = None) -> Any:
+    """torch's layers, one behind the other."""
+    if not isinstance(input, Wire) or input.rank != 3:
+        raise NoRow("one sample without a batch")
+    if module.proj_size:
+        raise NoRow("proj_size")
+    kind, count = writing.operator, 2 if module.bidirectional else 1
+    given = [] if hx is None else list(hx) if kind == "LSTM" else [hx]
+    value: Any = writing.op("Transpose", input, perm=[1, 0, 2]) if module.batch_first else input
+    last: list[list[str]] = []
+    for layer in range(module.num_layers):
+        ends = [f"_l{layer}{end}" for end in ("", "_reverse")[:count]]
+        tensors = [[getattr(module, name + end) for end in ends] for name in _tensors(module.bias)]
+        at = [writing.ints(n) for n in (layer * count, (layer + 1) * count, 0)]
+        states = [s if module.num_layers == 1 else writing.op("Slice", s, *at) for s in given]
+        value, *ending = _written(writing, kind, value, tensors, states, module.hidden_size)
+        last.append(ending)
+    if module.batch_first:
+        value = writing.op("Transpose", value, perm=[1, 0, 2])
+    ends_of = [p[0] if len(p) == 1 else writing.op("Concat", *p, axis=0) for p in zip(*last, strict=True)]
+    return value, tuple(ends_of) if kind == "LSTM" else ends_of[0]
+
+
+def _tensors(bias: bool) -> tuple[str, ...]:
+    return ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if bias else ()))
+
+
+def _written(
+    writing: Writing, kind: str, x: Any, tensors: list[list[Tensor]], states: list[Any], size: int
+) -> tuple[str, ...]:
+    """A node; its outputs with the directions side by side, and its last states."""
+    ordered = [torch.stack([_by_gate(t, kind) for t in ends]) for ends in tensors]
+    weights = [writing.store(t, name) for t, name in zip(ordered[:2], _tensors(False), strict=True)]
+    bias = writing.store(torch.cat(ordered[2:], 1), "bias") if len(ordered) > 2 else None
+    count = len(tensors[0])
+    names = writing.several(
+        kind, 1 + len(_STATES[kind]), x, *weights, bias, None, *states, hidden_size=size,
+        direction="bidirectional" if count == 2 else None,
+        linear_before_reset=1 if kind == "GRU" else None,
+    )  # fmt: skip
+    y = writing.op("Transpose", names[0], perm=[0, 2, 1, 3])
+    return (writing.op("Reshape", y, writing.ints(0, 0, count * size)), *names[1:])
+
+
+def _by_gate(rows: Tensor, kind: str) -> Tensor:
+    pieces = rows.detach().chunk(len(_ROWS[kind]))
+    return torch.cat([pieces[i] for i in _ROWS[kind]])

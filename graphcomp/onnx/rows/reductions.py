@@ -14,7 +14,7 @@ from graphcomp.onnx.rows.node import Node
 from graphcomp.onnx.rows.reading import Reading
 from graphcomp.onnx.rows.registry import reads, writes
 from graphcomp.onnx.rows.values import Known, Made
-from graphcomp.onnx.rows.wires import NoRow, Wire, is_open
+from graphcomp.onnx.rows.wires import NoRow, Wire, fixed, is_open
 from graphcomp.onnx.rows.writing import Writing
 
 # ---- reading
@@ -251,6 +251,17 @@ def write_norm(
     return writing.op("Pow", total, writing.number(1 / order, writing.dtype))
 
 
+@writes("var_mean", "std_mean")
+def write_var_mean(
+    writing: Writing, input: Wire, dim: Any = None, *rest: Any, **named: Any
+) -> tuple[str, str]:
+    """Both."""
+    variance = write_var(writing, input, dim, *rest, **named)
+    keepdim = named.get("keepdim", rest[1] if len(rest) > 1 else False)
+    axes = _from_front(input, None if isinstance(dim, bool) else dim)
+    return variance, _reduced(writing, "ReduceMean", input, axes, keepdim)
+
+
 @writes("var", "std")
 def write_var(
     writing: Writing,
@@ -272,8 +283,8 @@ def write_var(
     result = _reduced(writing, "ReduceMean", writing.op("Mul", centred, centred), axes, keepdim)
     if less:
         count = math.prod(size for size in sizes if isinstance(size, int))
-        result = writing.op("Mul", result, writing.number(count / (count - less), writing.dtype))
-    return result if writing.operator == "var" else writing.op("Sqrt", result)
+        result = writing.op("Mul", result, writing.number(count / (count - less), input.dtype))
+    return writing.op("Sqrt", result) if writing.operator.startswith("std") else result
 
 
 @writes("cumsum")
@@ -281,6 +292,37 @@ def write_cumsum(writing: Writing, input: Wire, dim: int, dtype: Any = None) -> 
     """CumSum."""
     axis = writing.store(torch.tensor(input.axis(dim)))
     return writing.op("CumSum", writing.typed(input, writing.dtype), axis)
+
+
+@writes("cumprod")
+def write_cumprod(writing: Writing, input: Wire, dim: int, dtype: Any = None) -> str:
+    """Products of 1, 2, 4, … neighbours, each of the last two: ONNX has sums only."""
+    axis = input.axis(dim)
+    size = fixed(input.shape[axis], "products along an axis")
+    name, step = writing.typed(input, writing.dtype), 1
+    while step < size:
+        pads = [step if i == axis else 0 for i in range(2 * input.rank)]
+        moved = writing.op("Pad", name, writing.ints(*pads), writing.number(1, writing.dtype))
+        ends = (writing.ints(n) for n in (0, size, axis))
+        name = writing.op("Mul", name, writing.op("Slice", moved, *ends))
+        step *= 2
+    return name
+
+
+@writes("median")
+def write_median(writing: Writing, input: Wire, dim: Any = None, keepdim: bool = False) -> Any:
+    """The last of the smaller half, and where it is."""
+    axis, value = 0 if dim is None else input.axis(dim), input.name
+    what = "the median along an axis"
+    if dim is None:
+        size = math.prod(fixed(n, what) for n in input.shape)
+        value = writing.op("Reshape", input, writing.ints(-1))
+    else:
+        size = fixed(input.shape[axis], what)
+    both = writing.several("TopK", 2, value, writing.ints((size + 1) // 2), axis=axis, largest=0, sorted=1)
+    at = writing.store(torch.tensor(-1 if dim is None or not keepdim else [-1]))
+    found = tuple(writing.op("Gather", name, at, axis=axis) for name in both)
+    return found[0] if dim is None else found
 
 
 @writes("topk")

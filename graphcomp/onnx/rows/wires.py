@@ -108,6 +108,13 @@ def is_open(value: Any) -> TypeGuard[Size]:
     return isinstance(value, Size)
 
 
+def fixed(value: Any, what: str) -> int:
+    """A size that is the same in all settings; NoRow, naming `what` it is of, if it is open."""
+    if is_open(value):
+        raise NoRow(f"{what} of an open size")
+    return int(value)
+
+
 def identity(tensor: Tensor) -> tuple[Any, ...]:
     """Equal for tensors that are the same numbers in the same memory."""
     return (tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.data_ptr())

@@ -169,7 +169,7 @@ class Driver:
         parts: list[Any] = []
         for index, (part, values) in enumerate(zip(made, zip(*metas, strict=True), strict=True)):
             wanted = f"{base}_{index}" if len(made) > 1 else base
-            parts.append(Wire(self.writing.finish(part, wanted), values) if isinstance(part, str) else part)
+            parts.append(self._wires(part, wanted, values))
         return tuple(parts)
 
     def _computed(self, call: "_Call", args: Any, kwargs: Any, metas: tuple[Any, ...]) -> Any:
