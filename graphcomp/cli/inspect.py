@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from graphcomp.cli.console import out_console
+from graphcomp.cli.console import out_console, warn
 from graphcomp.cli.options import InputShapes, Model, Start, Until, Weights, shapes_of
 
 
@@ -29,7 +29,10 @@ def inspect_command(
     from graphcomp.inspection import grouped, inspect, render, write_dot, write_graphml, write_json, write_svg
     from graphcomp.ir import Region
 
-    program = load_source(model, weights, shapes_of(input_shape), Region(start or "", until or "")).program
+    region = Region(start or "", until or "")
+    program = load_source(model, weights, shapes_of(input_shape), region, rounding=False).program
+    for remark in program.interface.remarks:
+        warn(f"{remark[0].upper()}{remark[1:]}.")
     inspection = inspect(program, join)
     if nodes:
         print(program)

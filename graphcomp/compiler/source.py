@@ -69,9 +69,16 @@ class Source:
 
 
 def load_source(
-    model: str, weights: Path | None = None, input_shape: InputShape = None, region: Region = WHOLE
+    model: str,
+    weights: Path | None = None,
+    input_shape: InputShape = None,
+    region: Region = WHOLE,
+    *,
+    rounding: bool = True,
 ) -> Source:
-    """Load and trace a model, or a part of it, or read it from an ONNX file (see `onnx.read_onnx`).
+    """Load and trace a model, or a part of it, or read it from an ONNX file.
+
+    For ONNX files, and `rounding`, see `onnx.read_onnx`.
 
     Raises:
         LoadError: unknown model, unreadable or unfitting weights, NaN weights, no input shape.
@@ -94,7 +101,7 @@ def load_source(
     for given in shapes.values():
         _check_memory(given)
     if is_onnx(model):
-        return _checked(_from_onnx(model, weights, shapes))
+        return _checked(_from_onnx(model, weights, shapes, rounding))
     if set(shapes) - {""}:
         raise LoadError(
             f"--input-shape: found shapes by name for {model}, expected those of an ONNX file; give one, "
@@ -114,10 +121,12 @@ def load_source(
     return _checked(Source(program, weights, loaded.default_data, (said,) if said else (), not untrained))
 
 
-def _from_onnx(model: str, weights: Path | None, shapes: Mapping[str, tuple[int, ...]]) -> Source:
+def _from_onnx(
+    model: str, weights: Path | None, shapes: Mapping[str, tuple[int, ...]], rounding: bool
+) -> Source:
     if weights is not None:
         raise LoadError(f"{model}: found an ONNX file with --weights, expected none; the file holds its own")
-    program = read_onnx(model, shapes)
+    program = read_onnx(model, shapes, rounding=rounding)
     told = program.interface
     said = f"the network was read from {model}, which {told.producer or 'something unnamed'} wrote"
     opset = f" with opset {told.opset}" if told.opset else ""

@@ -5,7 +5,7 @@ that it makes (`relu_3_nchwc`), whatever it does on the way (`conv`, `conv + rel
 Going back takes three steps, on names and on how the graph hangs together, never on the order of nodes:
 
 1. An operator belongs to the exported node of its name, or to the one that makes the tensor that it is called
-   after, or to the one whose output it has.
+   after, or to the one whose 8 bit weight it reads, or to the one whose output it has.
 2. A convolution or matrix product that no operator belongs to was fused with what reads it.
 3. Any other node that is left was fused into what it reads; an addition into that operand whose operator
    takes a tensor more.
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from graphcomp.errors import BenchError
 from graphcomp.explanation.profiling import Operator, Profile
+from graphcomp.explanation.quantised import ROUNDING, dequantised
 from graphcomp.onnx import MODULE_PROP, NODE_PROP, PASS_PROP, SELECT, Origin
 from graphcomp.runtime import NodeWork, OnnxFile, node_work
 
@@ -39,6 +40,7 @@ N = TypeVar("N", str, int)
 
 BLOCKED = "com.microsoft.nchwc"
 ADDED = frozenset({"ReorderInput", "ReorderOutput", "MemcpyFromHost", "MemcpyToHost"})
+EIGHT_BITS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger"})
 NOT_A_PASS = frozenset({"", "trace"})
 TENSOR_CORES = re.compile(r"tensorop|hmma|imma|s1688|s16816|s884|tf32|wgmma", re.IGNORECASE)
 
@@ -51,7 +53,8 @@ class Source:
         key: the fx node's name, the same in both files for what is the same.
         module: path of the module, or the fx node's name for a function.
         made_by: the pass that made or last changed it; None if none did.
-        macs, elements: see `runtime.onnxfile.NodeWork`.
+        macs, elements: see `runtime.onnxfile.NodeWork`; 0 for what only rounds.
+        weight: the stored tensor of 8 bits that its weight is dequantised from; empty for others.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Source:
     elements: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    weight: str = ""
 
     @property
     def selects(self) -> bool:
@@ -83,7 +87,7 @@ class AttributedKernel:
         carries: key of the last node that is computed once it is done; of what was added, of the value that
             it moves.
         computed: multiply-accumulates that are carried out, whole blocks of channels included.
-        form: how it computes: blocked or plain on CPUs, on which cores on GPUs.
+        form: how it computes: blocked, plain or in 8 bits on CPUs, on which cores on GPUs.
     """
 
     operator: Operator
@@ -134,7 +138,8 @@ def attribute(
     Raises:
         BenchError: naming a convolution or matrix product that cannot be found in the runtime's graph.
     """
-    sources = [_source(work, origins or {}) for work in node_work(file, batch)]
+    stored = dequantised(file.model)
+    sources = [_source(work, origins or {}, stored) for work in node_work(file, batch)]
     operators = profile.operators
     owners = _Owners(sources, operators).find()
     lost = next((s for s in sources if s.macs and s.name not in owners), None)
@@ -156,7 +161,7 @@ def attribute(
     ]
 
 
-def _source(work: NodeWork, origins: Mapping[str, Origin]) -> Source:
+def _source(work: NodeWork, origins: Mapping[str, Origin], stored: Mapping[str, str]) -> Source:
     node = work.node
     name = node.name or node.output[0]
     given = origins.get(node.output[0], Origin(name, name, ""))
@@ -169,9 +174,10 @@ def _source(work: NodeWork, origins: Mapping[str, Origin]) -> Source:
         module=said.get(MODULE_PROP, given.module),
         made_by=None if made_by in NOT_A_PASS else made_by,
         macs=work.macs,
-        elements=work.elements,
+        elements=0 if node.op_type in ROUNDING else work.elements,
         inputs=tuple(node.input),
         outputs=tuple(node.output),
+        weight=stored.get(node.input[1], "") if work.macs else "",
     )
 
 
@@ -186,13 +192,14 @@ class _Owners:
         self.sources, self.operators = sources, operators
         self.named = {s.name: s for s in sources}
         self.makers = {tensor: s for s in sources for tensor in s.outputs}
+        self.weights = {s.weight: s for s in sources if s.weight}
         made = {s.name: [self.makers[t].name for t in s.inputs if t in self.makers] for s in sources}
         self.flow = _flow(made)
         self.owners: dict[str, int] = {}
 
     def find(self) -> dict[str, int]:
         """Name of an exported node -> index of its operator."""
-        for naming in (self._by_name, self._by_output):
+        for naming in (self._by_name, self._by_weight, self._by_output):
             for index, operator in enumerate(self.operators):
                 source = naming(operator)
                 if source is not None:
@@ -215,6 +222,9 @@ class _Owners:
         same = self.named.get(node.name)
         made = re.fullmatch(r"(.+?)_nchwc(_token_\d+)?", node.name)
         return same or (self.makers.get(made[1]) if made and node.domain == BLOCKED else None)
+
+    def _by_weight(self, operator: Operator) -> Source | None:
+        return next((self.weights[t] for t in operator.node.inputs if t in self.weights), None)
 
     def _by_output(self, operator: Operator) -> Source | None:
         node = operator.node
@@ -299,7 +309,7 @@ def _from(graph: "nx.DiGraph", start: N, *, reverse: bool = False) -> Iterator[N
 def _computed(operator: Operator, sources: Sequence[Source], multiple: int) -> int:
     """From the shapes of the trace, which are those in memory: blocks are whole there."""
     macs = sum(s.macs for s in sources)
-    if not macs or len(operator.inputs) < 2 or not operator.outputs:
+    if not macs or len(operator.inputs) < 2 or not operator.outputs or operator.node.op in EIGHT_BITS:
         return macs
     weight = operator.inputs[1]
     if operator.node.domain == BLOCKED:
@@ -311,4 +321,6 @@ def _computed(operator: Operator, sources: Sequence[Source], multiple: int) -> i
 def _form(operator: Operator) -> str:
     if operator.kernels:
         return "tensor cores" if any(map(TENSOR_CORES.search, operator.kernels)) else "CUDA cores"
+    if operator.node.op in EIGHT_BITS or operator.node.op.startswith("QLinear"):
+        return "8 bits"
     return "blocked" if operator.node.domain == BLOCKED else "plain"

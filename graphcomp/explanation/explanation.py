@@ -46,6 +46,7 @@ from graphcomp.explanation.attribution import AttributedKernel, attribute
 from graphcomp.explanation.gathers import ChannelPick, find_gathers, price
 from graphcomp.explanation.matching import Matching
 from graphcomp.explanation.profiling import Profile, trace_pair
+from graphcomp.explanation.quantised import is_quantised, origins_by_tensor
 from graphcomp.ir import Program, Shape
 from graphcomp.onnx import NODE_PROP, Origin, origins_in
 from graphcomp.records import (
@@ -156,8 +157,17 @@ def explain_bench(
 def _origins(
     files: tuple[OnnxFile, OnnxFile], input_shapes: Mapping[str, Shape] | None
 ) -> tuple[Mapping[str, Origin], Mapping[str, Origin]]:
-    """A file of another exporter beside one of ours is read as a run reads it, which names its layers."""
+    """A file of another exporter beside one of ours is read as a run reads it, which names its layers.
+
+    Beside a file in 8 bits, tensors of one name tell more, whoever wrote the two.
+    """
     tagged = [any(p.key == NODE_PROP for n in f.model.graph.node for p in n.metadata_props) for f in files]
+    if not all(tagged) and any(is_quantised(f.model) for f in files):
+        here, there = (f.model for f in files)
+        pair = origins_by_tensor(here, there), origins_by_tensor(there, here)
+        if all(pair):
+            # One of them names the layers of both: the one that says more of itself.
+            return ({}, pair[1]) if tagged[0] or not tagged[1] else (pair[0], {})
     first, second = (
         origins_in(f.path, input_shapes) if any(tagged) and not has_tags else {}
         for f, has_tags in zip(files, tagged, strict=True)

@@ -156,7 +156,9 @@ class _File:
         self.rounding: Callable[[], float] = lambda: 0.0
         self.remarks: tuple[str, ...] = ()
         try:
-            self.session = open_session(source.path, "cpu", torch.get_num_threads()).session
+            # Weights of 8 bits are those that the program has, whatever kernels make of them.
+            file = source.model.SerializeToString() if source.remarks else source.path
+            self.session = open_session(file, "cpu", torch.get_num_threads()).session
         except BenchError as error:
             raise LoadError.at(
                 self.name,

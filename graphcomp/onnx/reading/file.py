@@ -38,11 +38,13 @@ class OnnxSource:
         path: of the file.
         model: with functions expanded, external data read in.
         opset: version of the default operator set.
+        remarks: how the model is another than the file's.
     """
 
     path: Path
     model: ModelProto
     opset: int
+    remarks: tuple[str, ...] = ()
 
 
 def open_file(path: Path) -> OnnxSource:

@@ -19,6 +19,7 @@ from graphcomp.ir import Program, graph_module
 from graphcomp.onnx.interface import HISTORY_PROP, read_history
 from graphcomp.onnx.origins import Origin, origin_of
 from graphcomp.onnx.reading.comparison import compare
+from graphcomp.onnx.reading.eight_bits import read_in_float
 from graphcomp.onnx.reading.file import OnnxSource, open_file
 from graphcomp.onnx.reading.ports import (
     BATCHES,
@@ -37,7 +38,12 @@ from graphcomp.onnx.reading.walk import Walk
 from graphcomp.onnx.rows import ORIGIN_KEY, Made, Reading
 
 
-def read_onnx(path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Program:
+def read_onnx(
+    path: str | Path,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    rounding: bool = True,
+) -> Program:
     """Read the ONNX file `path` as a program.
 
     Floating point numbers of every width become float32. A file that was written for one sample is read for
@@ -49,12 +55,15 @@ def read_onnx(path: str | Path, input_shapes: Mapping[str, Sequence[int]] | None
         path: of the file; external data must lie in its folder.
         input_shapes: sizes of examples by input, the batch with them (which is ignored), for axes that the
             file leaves open; "" names the only input.
+        rounding: False: of a file in 8 bits (QDQ) the float network that it stands for, without what it
+            rounds between layers, and compared with the file without that. True: such a file is refused.
 
     Raises:
         LoadError: naming the node, input or output, if the file is not valid, has operators that are not
             read, or if the program does not compute what ONNX Runtime computes from it.
     """
     source = open_file(Path(path))
+    source = replace(source, remarks=read_in_float(source, rounding=rounding))
     inputs = inputs_of(source.model)
     sizes = examples(inputs, input_shapes)
     fixed = _fixed_batch(inputs)
@@ -210,7 +219,8 @@ def _remarks(source: OnnxSource, attempt: Attempt, failed: LoadError | None) -> 
         v.type.tensor_type.elem_type for v in source.model.graph.input
     }
     names = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "float64"}
-    remarks = [f"{name} numbers were read as float32" for kind, name in names.items() if kind in kinds]
+    remarks = list(source.remarks)
+    remarks += [f"{name} numbers were read as float32" for kind, name in names.items() if kind in kinds]
     if attempt.freed is not None:
         remarks.append(f"the file takes {attempt.freed} sample(s) at a time; the program takes any number")
     if not attempt.batch:
