@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphcomp.errors import GraphcompError, SurgeryError, TraceError, first_line
+from graphcomp.ir.baking import copied
 from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.program import PASS_KEY, Program, evaluating, output_tensors
 from graphcomp.ir.region import Region
-from graphcomp.ir.tracing import copied, trace, unwrapped
+from graphcomp.ir.tracing import trace, unwrapped
 
 _AGREES = 1e-9
 """Largest difference in float64, relative to the largest output."""

@@ -1,6 +1,5 @@
 """A network becomes a program: traced in eval mode, with what computes weights baked in."""
 
-import copy
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,11 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
-from torch.nn.utils import parametrize, prune
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from graphcomp.errors import GraphcompWarning, TraceError, first_line
+from graphcomp.ir.baking import bake_parametrizations, copied, is_parametrized
 from graphcomp.ir.concrete import Unknown, Values
 from graphcomp.ir.exported import NotLiftedError, export, has_open_batch, lifted
 from graphcomp.ir.folding import fold_weights
@@ -175,9 +172,9 @@ def _of_module(
 ) -> _Captured:
     """By torch.fx; where that fails, by torch.export."""
     _refuse_exported(model)
-    if copy_weights or holds_frozen(model) or any(_is_parametrized(m) for m in model.modules()):
+    if copy_weights or holds_frozen(model) or any(is_parametrized(m) for m in model.modules()):
         model = copied(model)
-        _bake_parametrizations(model)
+        bake_parametrizations(model)
         as_layers(model)
     if model._forward_hooks or model._forward_pre_hooks:
         raise TraceError(
@@ -339,50 +336,6 @@ def _place_operand(node: fx.Node) -> None:
         node.kwargs = {k: v for k, v in node.kwargs.items() if k != name}
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy, also of the old weight norm's computed weights, which torch refuses to copy."""
-    held = (t for m in model.modules() for t in vars(m).values())
-    computed = {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
-    return copy.deepcopy(model, cast(dict[int, Any], computed))
-
-
-_WEIGHT_HOOKS = (prune.BasePruningMethod, SpectralNorm, WeightNorm)
-"""Hooks of torch that compute a parameter anew at every call."""
-
-
-def _weight_hooks(module: nn.Module) -> list[Any]:
-    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, _WEIGHT_HOOKS)]
-
-
-def _is_parametrized(module: nn.Module) -> bool:
-    return parametrize.is_parametrized(module) or bool(_weight_hooks(module))
-
-
-def _bake_parametrizations(model: nn.Module) -> None:
-    """Replace computed weights by their values: exact in eval mode, and then the analysis can see them."""
-    lost: dict[str, list[str]] = {}
-    for path, module in model.named_modules():
-        if parametrize.is_parametrized(module):
-            _bake(module)
-        for hook in _weight_hooks(module):
-            if isinstance(hook, prune.BasePruningMethod):
-                prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
-                lost.setdefault("masks of nn.utils.prune", []).append(path)
-            elif isinstance(hook, SpectralNorm):
-                nn.utils.remove_spectral_norm(module, hook.name)
-                lost.setdefault("spectral_norm", []).append(path)
-            else:
-                nn.utils.remove_weight_norm(module, hook.name)
-    for what, paths in lost.items():
-        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-        warnings.warn(
-            f"{', '.join(paths[:3])}{more}: found {what}; the weights that they yield are baked in, and "
-            "training on moves these freely",
-            GraphcompWarning,
-            stacklevel=3,
-        )
-
-
 def _refuse_exported(model: Any) -> None:
     """TraceError for what holds operators of ATen instead of layers: nothing in it could be compressed."""
     found = None if isinstance(model, nn.Module) else type(model).__name__
@@ -401,20 +354,6 @@ def _is_exported(module: nn.Module) -> bool:
     graph = getattr(module, "graph", None)
     nodes = graph.nodes if isinstance(graph, fx.Graph) else ()
     return any(isinstance(n.target, OpOverload) and n.target.namespace == "aten" for n in nodes)
-
-
-def _bake(module: nn.Module) -> None:
-    """torch's own `remove_parametrizations` would take the property from the class, which copies share."""
-    lists = dict(cast(nn.ModuleDict, module.parametrizations).items())
-    values = {name: getattr(module, name).detach().clone() for name in lists}
-    module.__class__ = parametrize.type_before_parametrizations(module)
-    del module._modules["parametrizations"]
-    for name, value in values.items():
-        origin = list(lists[name].parameters())
-        if origin:
-            module.register_parameter(name, nn.Parameter(value, any(p.requires_grad for p in origin)))
-        else:
-            module.register_buffer(name, value)
 
 
 def _trace_error(model: nn.Module, path: str, error: Exception) -> TraceError:
