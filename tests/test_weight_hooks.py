@@ -125,12 +125,31 @@ def test_programs_of_torch_export_are_named(make: Callable[[], nn.Module]) -> No
             use(model, X)
 
 
-def test_torchscript_is_named() -> None:
+@pytest.mark.parametrize("make", [torch.jit.script, lambda m: torch.jit.trace(m, X)], ids=["script", "trace"])
+def test_torchscript_gets_layers_again(make: Callable[[nn.Module], nn.Module]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        script = torch.jit.trace(net().eval(), X)
-    with pytest.raises(TraceError, match="found a TorchScript module, which has no layers any more"):
-        trace(script, X)
+        script = make(net().eval())
+        program = trace(script, X[:1])
+    torch.testing.assert_close(program(X), script(X))
+    assert any("TorchScript" in said for said in program.interface.remarks)
+    kinds = {type(m) for m in program.called_modules().values()}
+    assert kinds == {nn.Conv2d, nn.BatchNorm2d, nn.Linear}
+
+
+def test_what_torchscript_does_beyond_layers_is_named() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x
+            while bool(y.abs().max() > 1):
+                y = y / 2
+            return y
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        script = torch.jit.script(Odd())
+        with pytest.raises(TraceError, match=r"found a TorchScript module with .*give the module"):
+            trace(script, X)
 
 
 def test_a_wrapped_operator_of_aten_is_no_exported_program() -> None:

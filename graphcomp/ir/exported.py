@@ -8,7 +8,7 @@ Heights and widths are numbers in such a graph: it is for those of the example.
 
 import inspect
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,6 +20,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from graphcomp.base import muted
+from graphcomp.errors import first_line
 from graphcomp.ir.program import with_tensors
 from graphcomp.ir.tracer import plain_output
 
@@ -47,17 +48,45 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
         return torch.export.export(model, pairs, dynamic_shapes=named, strict=False)
 
 
-def lifted(program: ExportedProgram, model: nn.Module | None) -> tuple[nn.Module, fx.Graph]:
+def of_script(model: torch.jit.ScriptModule, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    """What a TorchScript module computes, by torch's own converter.
+
+    Raises:
+        NotLiftedError: torch has none, or it fails.
+    """
+    try:
+        from torch._export.converter import TS2EPConverter
+
+        with muted():
+            return TS2EPConverter(model, tuple(torch.cat([x, x]) for x in inputs), None).convert()
+    # Whatever it finds, or that it has moved: it is no public part of torch.
+    except Exception as error:
+        raise NotLiftedError(f"what torch cannot convert: {first_line(error)}") from error
+
+
+def classes_of_script(model: torch.jit.ScriptModule) -> dict[str, str]:
+    """Of every module by path the class that it was made from, with the module that defines it."""
+    found = {}
+    for path, part in model.named_modules():
+        words = str(part._c._type().qualified_name()).split(".")  # __torch__.package.___torch_mangle_7.Class
+        found[path] = ".".join(w for w in words if w != "__torch__" and not w.startswith("___torch_mangle"))
+    return found
+
+
+def lifted(
+    program: ExportedProgram, model: nn.Module | None, script: Mapping[str, str] | None = None
+) -> tuple[nn.Module, fx.Graph]:
     """Modules with the tensors of an exported program, and its graph in plain torch.
 
     Args:
         program: with an open batch.
         model: that it was made from, whose modules are kept; None builds those that hold its tensors.
+        script: classes of modules, by path, of a program that does not know them (`classes_of_script`).
 
     Raises:
         NotLiftedError: naming the operator.
     """
-    root = _modules(program) if model is None else with_tensors(model, lambda t: t)
+    root = _modules(program, script or {}) if model is None else with_tensors(model, lambda t: t)
     graph, new = fx.Graph(), dict[fx.Node, Any]()
     specs = {s.arg.name: s for s in program.graph_signature.input_specs if hasattr(s.arg, "name")}
     inputs = [n for n in program.graph.nodes if n.op == "placeholder"]
@@ -101,7 +130,7 @@ def _input(program: ExportedProgram, root: nn.Module, graph: fx.Graph, node: fx.
     return graph.get_attr(spec.target)
 
 
-def _modules(program: ExportedProgram) -> nn.Module:
+def _modules(program: ExportedProgram, script: Mapping[str, str]) -> nn.Module:
     """Modules that hold the tensors; normalisations are what they were, which says how they are trained."""
     root = nn.Module()
     tensors = {**program.state_dict, **{k: v for k, v in program.constants.items() if isinstance(v, Tensor)}}
@@ -116,10 +145,12 @@ def _modules(program: ExportedProgram) -> nn.Module:
             owner.register_parameter(leaf, tensor)
         else:
             owner.register_buffer(leaf, tensor)
-    for node in program.graph.nodes:
-        stack = list((node.meta.get("nn_module_stack") or {}).values())
-        if stack and (kind := _NORMS.get(str(stack[-1][1]))) and stack[-1][0]:
-            _retype(root.get_submodule(stack[-1][0]), kind)
+    stacks = (list((n.meta.get("nn_module_stack") or {}).values()) for n in program.graph.nodes)
+    kinds = {**script, **{path: str(kind) for stack in stacks if stack for path, kind, *_ in stack[-1:]}}
+    for path, name in kinds.items():
+        kind = _NORMS.get(name)
+        if kind is not None and path in dict(root.named_modules()):
+            _retype(root.get_submodule(path), kind)
     return root
 
 
@@ -289,6 +320,12 @@ def _resize(mode: str) -> Row:
     return row
 
 
+def _convolution(given: dict[str, Any]) -> Call:
+    """Of any dimensions, transposed or not, as TorchScript's traces have it."""
+    kind = f"conv{'_transpose' * bool(given['transposed'])}{len(given['stride'])}d"
+    return _ROWS[kind](given)
+
+
 def _embedding(given: dict[str, Any]) -> Call:
     return "call_function", F.embedding, (given["indices"], given["weight"]), {}
 
@@ -321,6 +358,8 @@ _ROWS: dict[str, Row] = {
         )
         for d, f in ((1, F.conv_transpose1d), (2, F.conv_transpose2d), (3, F.conv_transpose3d))
     },
+    "convolution": _convolution,
+    "_convolution": _convolution,
     "_weight_norm": _function(torch._weight_norm, "v", "g", "dim"),
     "linalg_vector_norm": _function(torch.linalg.vector_norm, "self", "ord", "dim", "keepdim"),
     "linear": _function(F.linear, "input", "weight", "bias"),

@@ -2,7 +2,7 @@
 
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from graphcomp.errors import GraphcompWarning, TraceError, first_line
 from graphcomp.ir.baking import bake_parametrizations, copied, is_parametrized
 from graphcomp.ir.concrete import Unknown, Values
-from graphcomp.ir.exported import NotLiftedError, export, has_open_batch, lifted
+from graphcomp.ir.exported import NotLiftedError, classes_of_script, export, has_open_batch, lifted, of_script
 from graphcomp.ir.folding import fold_weights
 from graphcomp.ir.frozen import as_layers, holds_frozen
 from graphcomp.ir.inputs import fresh_inputs
@@ -55,11 +55,12 @@ def trace(
     (`y[:, :4] = x`) become concatenations.
 
     Args:
-        model: left as it is. What `torch.compile`, DataParallel and DistributedDataParallel wrap is taken
-            out. Computed weights (`torch.nn.utils.parametrize`, and the hooks of pruning, spectral norm and
-            weight norm) are baked in; with a GraphcompWarning if training on would differ. Frozen batch
-            normalisations become layers (`ir.frozen`). Arguments of forward without an example input have
-            their defaults.
+        model: left as it is. What `torch.compile`, DataParallel and DistributedDataParallel wrap is
+            taken out. Programs of torch.export and TorchScript modules get layers again. Computed
+            weights (`torch.nn.utils.parametrize`, and the hooks of pruning, spectral norm and weight
+            norm) are baked in; with a GraphcompWarning if training on would differ. Frozen batch
+            normalisations become layers (`ir.frozen`). Arguments of forward without an example input
+            have their defaults.
         example_inputs: one tensor an input; only the first sample of each is kept.
         copy_weights: False shares the tensors with `model`, for callers that drop the model.
         fold: whether weights that forward computes from parameters alone (standardised, rescaled) become
@@ -80,6 +81,8 @@ def trace(
     region = Region(start, until)
     if isinstance(model, ExportedProgram):
         captured = _of_exported(model, _firsts(inputs), fold, region)
+    elif isinstance(model, torch.jit.ScriptModule):
+        captured = _of_script(model, _firsts(inputs), fold, region)
     else:
         captured = _of_module(model, inputs, copy_weights, fold, region)
     graph, root = captured.graph, captured.root
@@ -241,10 +244,35 @@ def _of_exported(
     return replace(captured, original=program.module(), batches=(2, 3))  # it may not take one sample
 
 
-def _lifted(
-    exported: ExportedProgram, model: nn.Module | None, inputs: tuple[Tensor, ...], fold: bool, name: str
+def _of_script(
+    model: torch.jit.ScriptModule, inputs: tuple[Tensor, ...], fold: bool, region: Region
 ) -> _Captured:
-    root, graph = lifted(exported, model)
+    name = type(model).__name__
+    if region:
+        raise TraceError(
+            f"{name}: found a part of a TorchScript module asked for ({region}), expected a torch.nn.Module"
+        )
+    try:
+        program = of_script(model, inputs)
+        captured = _lifted(program, None, inputs, fold, name, classes_of_script(model))
+    except NotLiftedError as error:
+        raise TraceError(
+            f"{name}: found a TorchScript module with {error}, expected one of plain layers and functions; "
+            "give the module that it was made from"
+        ) from error
+    remarks = ("converted from TorchScript, which has no layers: their settings are those of the operators",)
+    return replace(captured, remarks=remarks, original=partial(_evaluated, model))
+
+
+def _lifted(
+    exported: ExportedProgram,
+    model: nn.Module | None,
+    inputs: tuple[Tensor, ...],
+    fold: bool,
+    name: str,
+    script: Mapping[str, str] | None = None,
+) -> _Captured:
+    root, graph = lifted(exported, model, script)
     folded = fold_weights(root, graph, Values(root, inputs)) if fold else []
     return _Captured(name, root, graph, inputs, folded, ("torch.export, which knows no other sizes",))
 
@@ -339,9 +367,7 @@ def _place_operand(node: fx.Node) -> None:
 def _refuse_exported(model: Any) -> None:
     """TraceError for what holds operators of ATen instead of layers: nothing in it could be compressed."""
     found = None if isinstance(model, nn.Module) else type(model).__name__
-    if isinstance(model, torch.jit.ScriptModule):
-        found = "a TorchScript module"
-    elif isinstance(model, nn.Module) and any(map(_is_exported, model.modules())):
+    if isinstance(model, nn.Module) and any(map(_is_exported, model.modules())):
         found = "a program of torch.export"
     if found is not None:
         raise TraceError(
