@@ -30,10 +30,11 @@ from graphcomp.bases import OPTIONS, Factoring, missed, options_of
 from graphcomp.budget import is_asked, paying_factors
 from graphcomp.ir import Program
 from graphcomp.measure import macs
+from graphcomp.passes.cc.buying import bought
 from graphcomp.passes.cc.decided import Allocated, settled
 from graphcomp.passes.cc.gradients import by_gradients
 from graphcomp.passes.cc.options import Options
-from graphcomp.passes.cc.responses import bought, response_forms
+from graphcomp.passes.cc.responses import response_forms
 from graphcomp.pipeline import Concern, Context, Outlook, require_data
 from graphcomp.records import LeftAlone, Plan
 

@@ -5,31 +5,26 @@ what is alive there is held in memory, and beyond a budget in files that are map
 """
 
 import math
-import shutil
 import tempfile
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
 from graphcomp.base import Progress, distributed
-from graphcomp.bases import copied_values
 from graphcomp.data import Split
-from graphcomp.errors import OutputError
 from graphcomp.ir import Program, editable, evaluating
 from graphcomp.measure import Positions, calibrate, layer_row, outputs_at
-from graphcomp.passes.refit.layer import Choice, Rows, fit_layer
+from graphcomp.passes.refit.chunks import Chunk, draw
+from graphcomp.passes.refit.comparison import Rows
+from graphcomp.passes.refit.layer import Choice, fit_layer
+from graphcomp.passes.refit.shelf import Shelf
 from graphcomp.passes.refit.units import Unit
 from graphcomp.records import FittedLayer
-
-HELD_OUT = 8
-"""One of so many chunks of samples is held out from the choice of the ridge."""
 
 
 @dataclass(frozen=True)
@@ -49,42 +44,6 @@ class Limits:
     seed: int
     memory: int
     bias_only: bool = False
-
-
-class _Chunk(fx.Interpreter):
-    """Some samples on their way through the small network."""
-
-    def __init__(self, module: fx.GraphModule, x: Tensor, first: int, is_held_out: bool) -> None:
-        super().__init__(module)
-        self.env: dict[fx.Node, Any] = {}
-        self.args_iter = iter([x])
-        self.x, self.count, self.first, self.is_held_out = x, len(x), first, is_held_out
-        self.targets: dict[str, Tensor] = {}
-
-    def step(self, node: fx.Node) -> None:
-        """Run a node, and forget what nothing needs any more."""
-        self.env[node] = self.run_node(node)
-        for dead in self.user_to_last_uses.get(node, ()):
-            del self.env[dead]
-
-    def ahead(
-        self, nodes: Sequence[fx.Node], wanted: Mapping[fx.Node, Sequence[fx.Node]]
-    ) -> dict[fx.Node, dict[fx.Node, Tensor]]:
-        """Run on through `nodes`, on copies: what some of them find, of the values that are asked for."""
-        here, self.env = self.env, copied_values(self.env)
-        found: dict[fx.Node, dict[fx.Node, Tensor]] = {}
-        for node in nodes:
-            if node in wanted:
-                found[node] = {value: self.env[value].clone() for value in wanted[node]}
-            if len(found) == len(wanted):
-                break
-            self.step(node)
-        self.env = here
-        return found
-
-    def waiting(self) -> Iterator[Tensor]:
-        """Activations that wait here."""
-        yield from (v for n, v in self.env.items() if isinstance(v, Tensor) and n.op != "get_attr")
 
 
 @torch.no_grad()
@@ -114,9 +73,9 @@ def fit(
     nodes = list(module.graph.nodes)
     due = {unit.due: unit for unit in units}
     with tempfile.TemporaryDirectory(prefix="graphcomp-refit-") as folder, evaluating(module):
-        shelf = _Shelf(Path(folder), limits.memory)
-        drawn = _chunks(original, split, limits.seed)
-        chunks = [_Chunk(module, x.to(device), first, held) for x, first, held in drawn]
+        shelf = Shelf(Path(folder), limits.memory)
+        drawn = draw(original, split, limits.seed)
+        chunks = [Chunk(module, x.to(device), first, held) for x, first, held in drawn]
         places = Positions(limits.positions, limits.seed)
         missing = [unit for unit in units if unit.layer not in known]
         if missing:
@@ -145,18 +104,6 @@ def fit(
     return replace(program, module=module.cpu())
 
 
-def _chunks(original: Program, split: Split, seed: int) -> Iterator[tuple[Tensor, int, bool]]:
-    """This process's samples in random order: batches, the number of each one's first, whether held out."""
-    size = max(1, min(calibrate.batch_size(original), math.ceil(len(split) / (2 * HELD_OUT))))
-    shuffled = split.subset(np.random.default_rng(seed).permutation(len(split)))
-    mine = distributed.share(len(split), size)
-    for positions in np.split(mine, np.flatnonzero(np.diff(mine // size)) + 1):
-        if len(positions):
-            x, _ = next(shuffled.subset(positions).batches(len(positions)))
-            number = int(positions[0])
-            yield x, number, number // size % HELD_OUT == HELD_OUT - 1
-
-
 def _put(module: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, value in tensors.items():
@@ -170,9 +117,9 @@ def _watch(
     original: Program,
     program: Program,
     units: Sequence[Unit],
-    chunks: Sequence[_Chunk],
+    chunks: Sequence[Chunk],
     drawn: Positions,
-    shelf: "_Shelf",
+    shelf: Shelf,
     progress: Progress,
 ) -> None:
     """Run the original over all samples, and give every chunk its targets at the sampled positions."""
@@ -201,7 +148,7 @@ def _watch(
     calibrate.watch(original, (chunk.x.clone() for chunk in chunks), watchers, next_chunk)
 
 
-def _places(program: Program, unit: Unit, chunk: _Chunk, drawn: Positions) -> Tensor:
+def _places(program: Program, unit: Unit, chunk: Chunk, drawn: Positions) -> Tensor:
     """Which positions of a unit's output are looked at, `[n, P]`; n are maps: a sample may be several."""
     shape, samples = program.shape(unit.node) or (), len(program.example_inputs[0])
     if unit.is_last:
@@ -215,9 +162,9 @@ def _rows(
     program: Program,
     module: fx.GraphModule,
     unit: Unit,
-    chunks: Sequence[_Chunk],
+    chunks: Sequence[Chunk],
     drawn: Positions,
-    shelf: "_Shelf",
+    shelf: Shelf,
 ) -> list[Rows]:
     """What a layer reads and what it is to yield, chunk by chunk, when asked; call by call.
 
@@ -243,74 +190,3 @@ def _values(call: Unit) -> list[fx.Node]:
     """What a call reads, and what is added to what it yields."""
     first = call.node if call.factor is None else call.factor[1]
     return [cast(fx.Node, first.args[0]), *([] if call.other is None else [call.other])]
-
-
-# ---------------------------------------------------------------------- memory
-
-
-class _Shelf:
-    """Where tensors wait: in memory, and beyond a budget in files that are mapped."""
-
-    def __init__(self, folder: Path, budget: int) -> None:
-        self.folder, self.budget, self.count = folder, budget, 0
-        self.kept = 0  # bytes in memory
-        self.waiting: dict[_Chunk, int] = {}  # bytes in memory, chunk by chunk
-        self.mapped: set[int] = set()  # addresses
-
-    def keep(self, tensor: Tensor) -> Tensor:
-        """The tensor, or a copy in a file if memory is spent; for tensors that nothing else views."""
-        if self.kept + tensor.nbytes > self.budget and self._can_be_mapped(tensor):
-            return self._mapped(tensor)
-        self.kept += tensor.nbytes
-        return tensor
-
-    def release(self, tensor: Tensor | None) -> None:
-        """Nobody needs what was kept any more."""
-        if tensor is not None and not self._is_mapped(tensor):
-            self.kept -= tensor.nbytes
-
-    def settle(self, chunk: _Chunk, node: fx.Node) -> None:
-        """Move what a node has just yielded to a file if memory is spent."""
-        self.waiting[chunk] = self._in_memory(chunk)
-        value = chunk.env.get(node)
-        if self.kept + sum(self.waiting.values()) <= self.budget or not isinstance(value, Tensor):
-            return
-        storage = value.untyped_storage()._cdata
-        views = [t for n, t in chunk.env.items() if n is not node and isinstance(t, Tensor)]
-        is_shared = any(t.untyped_storage()._cdata == storage for t in views)
-        if self._can_be_mapped(value) and value.is_contiguous() and not is_shared:
-            chunk.env[node] = self._mapped(value)
-            self.waiting[chunk] = self._in_memory(chunk)
-
-    def _in_memory(self, chunk: _Chunk) -> int:
-        found = {t.untyped_storage()._cdata: t for t in chunk.waiting() if not self._is_mapped(t)}
-        return sum(t.untyped_storage().nbytes() for t in found.values())
-
-    def _can_be_mapped(self, tensor: Tensor) -> bool:
-        return tensor.device.type == "cpu" and bool(tensor.nbytes) and not self._is_mapped(tensor)
-
-    def _is_mapped(self, tensor: Tensor) -> bool:
-        return tensor.untyped_storage().data_ptr() in self.mapped
-
-    def _mapped(self, tensor: Tensor) -> Tensor:
-        """A copy in a file without a name, which goes with the last use of it.
-
-        Raises:
-            OutputError: no room on the disk.
-        """
-        free = shutil.disk_usage(self.folder).free
-        if free < tensor.nbytes:
-            raise OutputError(
-                f"{self.folder}: found {free} bytes free, expected {tensor.nbytes} for activations that do "
-                "not fit into memory; set TMPDIR to a larger disk, or take fewer samples"
-            )
-        path = self.folder / str(self.count)
-        self.count += 1
-        array = np.memmap(path, mode="w+", dtype=np.uint8, shape=(tensor.nbytes,))
-        path.unlink()
-        copy = torch.from_numpy(array).view(tensor.dtype).reshape(tensor.shape)
-        copy.copy_(tensor)
-        address = copy.untyped_storage().data_ptr()
-        self.mapped.add(address)
-        weakref.finalize(array, self.mapped.discard, address)
-        return copy

@@ -12,22 +12,27 @@ A factor in front, whose outputs are no channels of the original, is fitted toge
 them.
 """
 
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
 
-from graphcomp.ir import DctLayer, Program, op_name
+from graphcomp.ir import DctLayer, Program
 from graphcomp.measure import groups_of, is_linear, is_mixing
+from graphcomp.passes.refit.around import (
+    are_alike,
+    behind,
+    bounds_of,
+    calls_of,
+    norms_of,
+    sum_with,
+    tied_layers,
+)
 from graphcomp.passes.refit.lineage import Origin
 from graphcomp.records import LeftAlone
 
-BatchNorm = nn.modules.batchnorm._BatchNorm
 OTHER_SIZE = "its output has another size than in the original"
-BOUNDS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +84,8 @@ def find_units(
 ) -> tuple[list[Unit], list[LeftAlone]]:
     """All layers that can be fitted, in the order of the graph, and why the other mixing layers cannot."""
     units, left = list[Unit](), list[LeftAlone]()
-    calls, sources = _calls(program), _calls(original)
-    tied = _tied(program)
+    calls, sources = calls_of(program), calls_of(original)
+    tied = tied_layers(program)
     for layer, nodes in calls.items():
         if not is_mixing(program.layer(layer)):
             continue
@@ -106,15 +111,6 @@ def find_units(
             left.append(LeftAlone(where=layer, reason=found))
     fitted = {unit.factor[0] for unit in units if unit.factor is not None}
     return units, [k for k in left if k.where not in fitted]
-
-
-def _calls(program: Program) -> dict[str, list[fx.Node]]:
-    """Layer -> its calls, by the order of the first."""
-    found: dict[str, list[fx.Node]] = {}
-    for node in program.graph.nodes:
-        if node.op == "call_module":
-            found.setdefault(str(node.target), []).append(node)
-    return found
 
 
 def _together(calls: Sequence[Unit | str]) -> Unit | str:
@@ -166,20 +162,20 @@ def _unit(
 ) -> Unit | str:
     """The unit, or why there is none."""
     due = node if factor is None else factor[1]
-    out, norm = _behind(program, node)
-    seen, theirs = source, _behind(original, source)
+    out, norm = behind(program, node)
+    seen, theirs = source, behind(original, source)
     if norm is not None and theirs[1] is None:
         return "a normalisation reads it, and none in the original"
     if norm is not None:
         seen = theirs[0]
-    elif any(path not in program.called_modules() for path in _norms(original, source)):
+    elif any(path not in program.called_modules() for path in norms_of(original, source)):
         return "its normalisation was folded, and cannot be in the original"
     other = None
-    added = _sum(program, out)
-    their_sum = _sum(original, seen)
+    added = sum_with(program, out)
+    their_sum = sum_with(original, seen)
     if added is not None and their_sum is not None and added[0].name == their_sum[0].name:
-        own = _other_width(program, added, out)
-        if added[1] < due and own and _other_width(original, their_sum, seen):
+        own = are_alike(program, added, out)
+        if added[1] < due and own and are_alike(original, their_sum, seen):
             out, other, seen = added[0], added[1], their_sum[0]
     a, b = program.shape(out), original.shape(seen)
     is_last = is_linear(program.layer(str(node.target)))
@@ -188,53 +184,5 @@ def _unit(
         return OTHER_SIZE
     if [n for i, n in enumerate(a) if i != dim % len(a)] != [n for i, n in enumerate(b) if i != dim % len(b)]:
         return OTHER_SIZE
-    low, high = _bounds(program, out)
+    low, high = bounds_of(program, out)
     return Unit(str(node.target), node, origin, norm, seen.name, other, low, high, is_last, factor)
-
-
-def _behind(program: Program, node: fx.Node) -> tuple[fx.Node, str | None]:
-    """The normalisation that alone reads a layer, and its path; else the layer's node."""
-    (user,) = node.users if len(node.users) == 1 else (None,)
-    if user is not None and user.op == "call_module":
-        norm = program.layer(str(user.target))
-        calls = sum(n.op == "call_module" and n.target == user.target for n in program.graph.nodes)
-        if isinstance(norm, BatchNorm) and norm.running_mean is not None and calls == 1:
-            return user, str(user.target)
-    return node, None
-
-
-def _norms(program: Program, node: fx.Node) -> list[str]:
-    """Normalisations that read a value, whatever else does."""
-    calls = [str(user.target) for user in node.users if user.op == "call_module"]
-    return [path for path in calls if isinstance(program.layer(path), BatchNorm)]
-
-
-def _sum(program: Program, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """The addition that alone reads a value, and its other operand."""
-    (user,) = node.users if len(node.users) == 1 else (None,)
-    if user is None or op_name(program, user) != "add" or len(user.args) != 2 or user.kwargs:
-        return None
-    others = [arg for arg in user.args if arg is not node]
-    return (user, others[0]) if len(others) == 1 and isinstance(others[0], fx.Node) else None
-
-
-def _other_width(program: Program, added: tuple[fx.Node, fx.Node], node: fx.Node) -> bool:
-    shapes = {program.shape(n) for n in (*added, node)}
-    return len(shapes) == 1 and None not in shapes
-
-
-def _bounds(program: Program, node: fx.Node) -> tuple[float, float]:
-    kinds = {op_name(program, user) for user in node.users}
-    return BOUNDS.get(kinds.pop(), (-math.inf, math.inf)) if len(kinds) == 1 else (-math.inf, math.inf)
-
-
-def _tied(program: Program) -> set[str]:
-    """Layers whose tensors have another name, or are read by a node directly."""
-    count = Counter(id(t) for t in program.tensors.values())
-    read = {str(n.target) for n in program.graph.nodes if n.op == "get_attr"}
-    found = set()
-    for path, module in program.called_modules().items():
-        names = [f"{path}.{name}" for name, _ in module.named_parameters()]
-        if any(count[id(program.tensors[n])] > 1 or n in read for n in names):
-            found.add(path)
-    return found

@@ -11,7 +11,8 @@ from torch import Tensor
 from graphcomp.errors import PassError
 from graphcomp.measure import macs
 from graphcomp.passes import CC, Refit
-from graphcomp.passes.cc.responses import Form, Forms, bought, forms_of
+from graphcomp.passes.cc.buying import bought
+from graphcomp.passes.cc.responses import Form, Forms, forms_of
 from graphcomp.passes.cc.units import WeightShape
 from graphcomp.pipeline import Pipeline, verify
 from tests.fitting import samples

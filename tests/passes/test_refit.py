@@ -1,5 +1,6 @@
 """refit: every layer against a dense solver, rows against what passes removed, and what it may look at."""
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,8 @@ from graphcomp.errors import PassError
 from graphcomp.ir import Program, save, trace
 from graphcomp.measure import is_mixing, matrix
 from graphcomp.passes import PASSES, FoldBN, Refit
-from graphcomp.passes.refit import lockstep
+from graphcomp.passes.refit import lockstep, shelf
+from graphcomp.passes.refit.around import BOUNDS, bounds_of
 from graphcomp.passes.refit.lineage import Origin, origins
 from graphcomp.passes.refit.units import find_units
 from graphcomp.pipeline import check_order, held
@@ -428,7 +430,29 @@ def test_what_is_excluded_is_left_alone() -> None:
     program, data = exact_program((tiny(), (1, 3, 8, 8))), normal_data((3, 8, 8))
     ran = run([*passes(HALF), Refit(include=("inner", "outer"), exclude=("out*",))], program, context(data))
     assert [row.layer for row in cast(Fit, ran.steps[-1].fit).layers] == ["inner"]
-    assert {k.where for k in ran.plans[-1].kept if k.reason == "excluded"} == {"stem", "outer", "fc"}
+    left = {"stem": "not included", "outer": "excluded", "fc": "not included"}
+    assert {k.where: k.reason for k in ran.plans[-1].kept} == left
+
+
+ACTIVATIONS: dict[str, nn.Module] = {
+    "relu": nn.ReLU(),
+    "relu6": nn.ReLU6(),
+    "hardswish": nn.Hardswish(),
+    "hardsigmoid": nn.Hardsigmoid(),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_activations_are_constant_beyond_their_bounds(name: str) -> None:
+    low, high = BOUNDS[name]
+    made = trace(nn.Sequential(ACTIVATIONS[name]), torch.zeros(1, 3))
+    (node,) = (n for n in made.graph.nodes if n.op == "placeholder")
+    assert bounds_of(made, node) == (low, high)
+    below, inside = low - torch.linspace(0, 9, 10), low + torch.linspace(0.1, min(high - low, 9), 10)
+    activation = ACTIVATIONS[name]
+    assert activation(below).unique().numel() == 1 < activation(inside).unique().numel()
+    if math.isfinite(high):
+        assert activation(high + torch.linspace(0, 9, 10)).unique().numel() == 1
 
 
 class Normalised(nn.Module):
@@ -571,13 +595,13 @@ def test_inputs_may_be_changed_in_place() -> None:
 def test_memory_is_a_budget(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit waits in files, with the same result bit for bit; what is in place as well."""
     moved: list[int] = []
-    mapped = lockstep._Shelf._mapped
+    mapped = shelf.Shelf._mapped
 
     def counted(self: Any, tensor: Tensor) -> Tensor:
         moved.append(tensor.nbytes)
         return mapped(self, tensor)
 
-    monkeypatch.setattr(lockstep._Shelf, "_mapped", counted)
+    monkeypatch.setattr(shelf.Shelf, "_mapped", counted)
     for program in (*blocks(), tiny_program()):
         plain = run([*passes(HALF), Refit()], program, context(make_data())).result
         assert not moved
@@ -588,7 +612,7 @@ def test_memory_is_a_budget(memory: int, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_no_room_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(lockstep.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shelf.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(PassError, match=r"found 10 bytes free, expected .* set TMPDIR"):
         run([*passes(HALF), Refit()], tiny_program(), replace(context(make_data()), memory=1))
 
