@@ -113,6 +113,13 @@ def store(kind: str, key: str, tensors: "Mapping[str, Tensor]") -> None:
     _evict(path.parent.parent, keep=path)
 
 
+def forget(kind: str, key: str) -> None:
+    """Delete what was stored under `key`, if anything was."""
+    path = _path(kind, key)
+    if path is not None:
+        _delete(path)
+
+
 def place(kind: str, key: str) -> Path | None:
     """A folder under `key` for those that write their files themselves; None if nothing can be kept.
 

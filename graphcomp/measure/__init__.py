@@ -31,6 +31,7 @@ from graphcomp.measure.gradients import mean_gradients
 from graphcomp.measure.grams import Gram, grams, output_weights
 from graphcomp.measure.patches import (
     Positions,
+    as_matrix,
     as_weight,
     groups_of,
     is_linear,
@@ -57,6 +58,7 @@ __all__ = [
     "Zeros",
     "absolute_errors",
     "accuracy",
+    "as_matrix",
     "as_weight",
     "calibrate",
     "class_statistics",

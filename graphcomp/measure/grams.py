@@ -5,7 +5,8 @@
                                             random, less its mean: no labels                    (METHODS 9.2)
 
 One streaming pass each, products in float32, sums in float64; over several processes the batches are those of
-one process. Results are kept by content (`base.cache`).
+one process. Results are kept by content (`base.cache`); so are the sums of a pass that is under way, and one
+that was interrupted goes on from there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,9 @@ from graphcomp.measure.regression import Moments
 
 KIND = "grams"
 """Of entries in the cache."""
+
+CHECKPOINT = 256
+"""Samples after which every process keeps its sums."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +73,9 @@ def grams(
     missing = [name for name in layers if found[name] is None]
     drawn = Positions(positions, seed)
     for part in _within(program, missing, memory):
-        for name, gram in _measure(program, split, part, drawn, progress).items():
+        process = distributed.rank(), distributed.world_size()
+        place = disk.key(__name__, **content, part=part, positions=positions, seed=seed, process=process)
+        for name, gram in _measure(program, split, part, drawn, place, progress).items():
             found[name] = {"rows": torch.tensor(gram.rows), "mean": gram.mean, "matrix": gram.matrix}
             if distributed.is_first():
                 disk.store(KIND, keys[name], cast(dict[str, Tensor], found[name]))
@@ -94,8 +100,14 @@ def _within(program: Program, layers: Sequence[str], memory: int) -> Iterator[li
 
 
 def _measure(
-    program: Program, split: Split, layers: Sequence[str], drawn: Positions, progress: Progress
+    program: Program,
+    split: Split,
+    layers: Sequence[str],
+    drawn: Positions,
+    place: str,
+    progress: Progress,
 ) -> dict[str, Gram]:
+    """Of layers that memory holds together; sums that are under way are kept under the key `place`."""
     device = distributed.device()
     if device.type != "cpu":
         program = replace(program, module=editable(program).to(device))
@@ -103,7 +115,6 @@ def _measure(
     calls = [n for n in program.graph.nodes if n.op == "call_module" and n.target in wanted]
     batch = calibrate.batch_size(program)
     mine = distributed.share(len(split), batch)
-    starts = iter(mine[:: max(batch, 1)].tolist())
     shifts: dict[str, Tensor] = {}
     now = 0
 
@@ -123,17 +134,23 @@ def _measure(
     calibrate.watch(program, [first], {source: partial(begin, nodes) for source, nodes in by_source.items()})
     shared = distributed.broadcast({name: shift.cpu() for name, shift in shifts.items()})
     sums = {n: Moments(a.to(device), a.new_zeros(len(a), 0).to(device)) for n, a in shared.items()}
+    before = kept = _resume(place, sums)
+    rest = mine[before:]
+    starts = iter(rest[:: max(batch, 1)].tolist())
 
     def inputs() -> Iterator[Tensor]:
         nonlocal now
-        for x, _ in split.subset(mine).batches(batch):
+        for x, _ in split.subset(rest).batches(batch):
             now = next(starts)
             yield x.to(device)
 
-    def told(seen: int) -> None:
-        progress(
-            f"patches: {seen * len(split) // max(len(mine), 1):,} of {len(split):,} samples", seen / len(mine)
-        )
+    def told(count: int) -> None:
+        nonlocal kept
+        seen = before + count
+        if kept + CHECKPOINT <= seen < len(mine):
+            disk.store(KIND, place, {"seen": torch.tensor(seen), **_under_way(sums)})
+            kept = seen
+        progress(f"patches: {seen * len(split) // len(mine):,} of {len(split):,} samples", seen / len(mine))
 
     calibrate.watch(
         program, inputs(), {source: partial(see, nodes) for source, nodes in by_source.items()}, told
@@ -143,7 +160,23 @@ def _measure(
         distributed.all_reduce(sums[name].sums)
         normal = sums[name].centred()
         found[name] = Gram(int(sums[name].rows), normal.mean_a.cpu(), normal.gram.cpu())
+    disk.forget(KIND, place)
     return found
+
+
+def _under_way(sums: Mapping[str, Moments]) -> dict[str, Tensor]:
+    """What sums of patches are made of, by name."""
+    return {f"{n}:{what}": getattr(s, what) for n, s in sums.items() for what in ("rows", "a", "aa")}
+
+
+def _resume(place: str, sums: Mapping[str, Moments]) -> int:
+    """Go on with sums that were kept: of how many samples they are."""
+    found = disk.load(KIND, place)
+    if found is None:
+        return 0
+    for name, total in _under_way(sums).items():
+        total.copy_(found[name])
+    return int(found["seen"])
 
 
 def _patches(program: Program, node: fx.Node, x: Tensor, drawn: Positions, first: int) -> Tensor:

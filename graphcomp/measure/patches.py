@@ -42,8 +42,12 @@ def groups_of(module: nn.Module) -> int:
 
 def matrix(module: nn.Module) -> Tensor:
     """W of a mixing layer, shape (g, out / g, K), float64, detached."""
-    weight = _weight(module).detach().double()
-    g = groups_of(module)
+    return as_matrix(module, _weight(module).detach())
+
+
+def as_matrix(module: nn.Module, weight: Tensor) -> Tensor:
+    """W, float64, of a tensor in the shape of a mixing layer's weight: its gradient, say."""
+    weight, g = weight.double(), groups_of(module)
     if isinstance(module, TRANSPOSED):
         spatial = tuple(range(3, weight.ndim + 1))
         blocks = weight.reshape(g, -1, *weight.shape[1:]).transpose(1, 2)

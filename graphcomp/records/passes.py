@@ -125,6 +125,8 @@ class FittedLayer(Record):
     before: float = Field(description="squared error against the original, as a share of its variance")
     after: float = Field(description="the same after the fit")
     note: str | None = Field(default=None, description="why not all was fitted that could be")
+    together: list[str] = Field(default=[], description="layers in front that were improved with it")
+    left: float | None = Field(default=None, description="part of its error that this left")
 
 
 class Fit(Record):

@@ -14,7 +14,10 @@ from graphcomp.ir import Program
 from graphcomp.measure import calibrate
 
 HELD_OUT = 8
-"""One of so many chunks of samples is held out from the choice of the ridge."""
+"""One of so many chunks of samples is held out: by these a ridge is chosen and a step judged."""
+
+SCOUTS = 4
+"""One of so many chunks shows how far to go; what way, all of them (see `joint`)."""
 
 
 class Chunk(fx.Interpreter):
@@ -22,22 +25,44 @@ class Chunk(fx.Interpreter):
 
     Attributes:
         x, count, first: the samples, how many, and the number of the first one in its split.
-        is_held_out: whether fits do not see them.
+        number: of the chunk, over all processes.
         targets: what calls of layers are to yield, by the call's node.
+        held: values that are needed again, with their versions: what is changed in place is of no use.
     """
 
-    def __init__(self, module: fx.GraphModule, x: Tensor, first: int, is_held_out: bool) -> None:
+    def __init__(self, module: fx.GraphModule, x: Tensor, first: int, number: int) -> None:
         super().__init__(module)
         self.env: dict[fx.Node, Any] = {}
         self.args_iter = iter([x])
-        self.x, self.count, self.first, self.is_held_out = x, len(x), first, is_held_out
+        self.x, self.count, self.first, self.number = x, len(x), first, number
         self.targets: dict[str, Tensor] = {}
+        self.held: dict[str, tuple[Tensor, int]] = {}
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether fits do not see its samples."""
+        return self.number % HELD_OUT == HELD_OUT - 1
+
+    @property
+    def is_scout(self) -> bool:
+        """Whether its samples are among the few by which directions are found."""
+        return self.number % SCOUTS == 0
 
     def step(self, node: fx.Node) -> None:
         """Run a node, and forget what nothing needs any more."""
         self.env[node] = self.run_node(node)
         for dead in self.user_to_last_uses.get(node, ()):
             del self.env[dead]
+
+    def hold(self, node: fx.Node) -> None:
+        """Keep a value for later."""
+        value = self.env[node]
+        self.held[node.name] = value, value._version
+
+    def held_back(self, node: fx.Node) -> Tensor | None:
+        """What was held; None if it was changed in place since."""
+        value, version = self.held[node.name]
+        return value if value._version == version else None
 
     def ahead(
         self, nodes: Sequence[fx.Node], wanted: Mapping[fx.Node, Sequence[fx.Node]]
@@ -57,15 +82,16 @@ class Chunk(fx.Interpreter):
     def waiting(self) -> Iterator[Tensor]:
         """Activations that wait here."""
         yield from (v for n, v in self.env.items() if isinstance(v, Tensor) and n.op != "get_attr")
+        yield from (value for value, _ in self.held.values())
 
 
-def draw(original: Program, split: Split, seed: int) -> Iterator[tuple[Tensor, int, bool]]:
-    """This process's samples in random order: batches, the number of each one's first, whether held out."""
+def draw(original: Program, split: Split, seed: int) -> Iterator[tuple[Tensor, int, int]]:
+    """This process's samples in random order: batches, the number of each one's first, and its own."""
     size = max(1, min(calibrate.batch_size(original), math.ceil(len(split) / (2 * HELD_OUT))))
     shuffled = split.subset(np.random.default_rng(seed).permutation(len(split)))
     mine = distributed.share(len(split), size)
     for positions in np.split(mine, np.flatnonzero(np.diff(mine // size)) + 1):
         if len(positions):
             x, _ = next(shuffled.subset(positions).batches(len(positions)))
-            number = int(positions[0])
-            yield x, number, number // size % HELD_OUT == HELD_OUT - 1
+            first = int(positions[0])
+            yield x, first, first // size

@@ -4,11 +4,9 @@ A layer is fitted on what the small network, fitted so far, feeds it. So all sam
 what is alive there is held in memory, and beyond a budget in files that are mapped into it.
 """
 
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -18,13 +16,19 @@ from torch import Tensor, fx
 from graphcomp.base import Progress, distributed
 from graphcomp.data import Split
 from graphcomp.ir import Program, editable, evaluating
-from graphcomp.measure import Positions, calibrate, layer_row, outputs_at
+from graphcomp.measure import Positions, layer_row
 from graphcomp.passes.refit.chunks import Chunk, draw
 from graphcomp.passes.refit.comparison import Rows
-from graphcomp.passes.refit.layer import Choice, fit_layer
+from graphcomp.passes.refit.joint import LineRun, Sample, Together
+from graphcomp.passes.refit.layer import EXACT, Choice, fit_layer
+from graphcomp.passes.refit.lines import Line, find_lines
+from graphcomp.passes.refit.rows import rows_of, watch
 from graphcomp.passes.refit.shelf import Shelf
 from graphcomp.passes.refit.units import Unit
 from graphcomp.records import FittedLayer
+
+Fitted = tuple[FittedLayer, dict[str, Tensor]]
+"""What came of a layer, and the tensors that changed by name."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Limits:
         seed: of positions and order.
         memory: bytes of activations to hold before files are used.
         bias_only: fits no weights.
+        together: whether layers in a line are improved together.
     """
 
     positions: int
@@ -44,6 +49,7 @@ class Limits:
     seed: int
     memory: int
     bias_only: bool = False
+    together: bool = True
 
 
 @torch.no_grad()
@@ -54,7 +60,7 @@ def fit(
     split: Split,
     limits: Limits,
     progress: Progress,
-    known: Mapping[str, Mapping[str, Tensor]],
+    known: Mapping[str, Fitted],
     done: Callable[[FittedLayer, Mapping[str, Tensor]], None],
 ) -> Program:
     """Fit all units in the order of the graph; collective.
@@ -65,40 +71,51 @@ def fit(
         split: the samples to look at, all of them.
         limits: see there.
         progress: told of every layer.
-        known: tensors by layer that were fitted before an interruption, to take instead.
+        known: layers that were fitted before an interruption, to take instead.
         done: told of every layer that was fitted, with all tensors that changed, by name.
     """
     device = distributed.device()
     module = editable(program).to(device)
     nodes = list(module.graph.nodes)
     due = {unit.due: unit for unit in units}
+    lines = find_lines(program, units) if limits.together and not limits.bias_only else {}
+    starts = {line.nodes[0].name for line in lines.values()}
+    records: dict[str, FittedLayer] = {}
     with tempfile.TemporaryDirectory(prefix="graphcomp-refit-") as folder, evaluating(module):
         shelf = Shelf(Path(folder), limits.memory)
         drawn = draw(original, split, limits.seed)
-        chunks = [Chunk(module, x.to(device), first, held) for x, first, held in drawn]
+        chunks = [Chunk(module, x.to(device), first, number) for x, first, number in drawn]
         places = Positions(limits.positions, limits.seed)
         missing = [unit for unit in units if unit.layer not in known]
         if missing:
-            _watch(original, program, missing, chunks, places, shelf, progress)
+            watch(original, program, missing, chunks, places, shelf, progress)
         work = [1 + (row.macs if (row := layer_row(program, n)) else 0) for n in program.graph.nodes]
         for number, node in enumerate(nodes):
             unit = due.get(node.name)
             if unit is not None:
                 share = sum(work[:number]) / sum(work)
                 progress(f"fit {unit.layer}", 0.3 + 0.7 * share)
+                line = lines.get(unit.layer)
                 if unit.layer in known:
-                    _put(module, known[unit.layer])
+                    records[unit.layer], changed = known[unit.layer]
+                    _put(module, changed)
                 else:
                     choice = Choice(limits.ridge, limits.bias_only, limits.memory)
-                    rows = _rows(program, module, unit, chunks, places, shelf)
-                    record, changed = fit_layer(module, unit, rows, choice)
-                    done(record, changed)
+                    rows = rows_of(program, module, unit, chunks, places, shelf)
+                    records[unit.layer], changed = fit_layer(module, unit, rows, choice)
+                    if line is not None:
+                        changed |= _together(module, line, records, rows, chunks, limits.seed)
+                    done(records[unit.layer], changed)
                     for later in rows[len(chunks) :]:
                         shelf.release(later.x)
+                if line is not None:
+                    _go_again(module, line, node, changed, chunks, shelf)
                 for chunk in chunks:
                     for call in unit.calls:
                         shelf.release(chunk.targets.pop(call.node.name, None))
             for chunk in chunks:
+                if node.name in starts:
+                    chunk.hold(cast(fx.Node, node.args[0]))
                 chunk.step(node)
                 shelf.settle(chunk, node)
     return replace(program, module=module.cpu())
@@ -110,83 +127,46 @@ def _put(module: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
         own[name].copy_(value)
 
 
-# ---------------------------------------------------------------------- what the original computes
-
-
-def _watch(
-    original: Program,
-    program: Program,
-    units: Sequence[Unit],
-    chunks: Sequence[Chunk],
-    drawn: Positions,
-    shelf: Shelf,
-    progress: Progress,
-) -> None:
-    """Run the original over all samples, and give every chunk its targets at the sampled positions."""
-    device = distributed.device()
-    if device.type != "cpu":
-        original = replace(original, module=editable(original).to(device))
-    number = 0
-
-    def keep(wanted: Sequence[Unit], output: Tensor) -> None:
-        chunk = chunks[number]
-        for unit in wanted:
-            module = program.layer(unit.layer)
-            at = _places(program, unit, chunk, drawn)
-            rows = torch.from_numpy(unit.origin.rows).to(device)
-            chunk.targets[unit.node.name] = shelf.keep(outputs_at(module, output, at)[:, rows])
-
-    def next_chunk(seen: int) -> None:
-        nonlocal number
-        number += 1
-        progress(f"original: {number} of {len(chunks)} batches", 0.3 * number / len(chunks))
-
-    by_node: dict[str, list[Unit]] = {}
-    for call in (call for unit in units for call in unit.calls):
-        by_node.setdefault(call.seen, []).append(call)
-    watchers = {node: partial(keep, wanted) for node, wanted in by_node.items()}
-    calibrate.watch(original, (chunk.x.clone() for chunk in chunks), watchers, next_chunk)
-
-
-def _places(program: Program, unit: Unit, chunk: Chunk, drawn: Positions) -> Tensor:
-    """Which positions of a unit's output are looked at, `[n, P]`; n are maps: a sample may be several."""
-    shape, samples = program.shape(unit.node) or (), len(program.example_inputs[0])
-    if unit.is_last:
-        plane, maps = math.prod(shape[:-1]) // samples, 1
-    else:
-        plane, maps = math.prod(shape[2:]), shape[0] // samples
-    return drawn.of(plane, chunk.first * maps, chunk.count * maps).to(chunk.x.device)
-
-
-def _rows(
-    program: Program,
+def _together(
     module: fx.GraphModule,
-    unit: Unit,
+    line: Line,
+    records: dict[str, FittedLayer],
+    rows: Sequence[Rows],
     chunks: Sequence[Chunk],
-    drawn: Positions,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Improve those layers of a line that can be fitted: all their tensors by name, if that helped."""
+    last = records[line.unit.layer]
+    layers = [name for name in line.layers if records[line.fitted_with(name)].note is None]
+    read = [chunk.held_back(line.entry) for chunk in chunks]
+    samples = [
+        Sample(x, row.at, row.target, row.other, row.is_held_out, chunk.is_scout, chunk.first, chunk.count)
+        for x, row, chunk in zip(read, rows, chunks, strict=True)
+        if x is not None
+    ]
+    if last.after < EXACT or line.unit.layer not in layers or len(layers) < 2 or len(samples) < len(chunks):
+        return {}
+    joint = Together(module, line, layers, seed)
+    left = joint.improve([piece for sample in samples for piece in sample.pieces(line.at_once)])
+    records[last.layer] = last.model_copy(update={"together": layers[:-1], "left": left})
+    return joint.tensors() if left < 1 else {}
+
+
+def _go_again(
+    module: fx.GraphModule,
+    line: Line,
+    due: fx.Node,
+    changed: Mapping[str, Tensor],
+    chunks: Sequence[Chunk],
     shelf: Shelf,
-) -> list[Rows]:
-    """What a layer reads and what it is to yield, chunk by chunk, when asked; call by call.
-
-    What later calls read is what the network yields there with the weights that it has now.
-    """
-    layer, reader = module.get_submodule(unit.layer), module.get_submodule(unit.source)
-    nodes = {node.name: node for node in module.graph.nodes}
-    behind = list(nodes.values())[list(nodes).index(unit.due) :]
-    found: list[list[Rows]] = [[] for _ in unit.calls]
+) -> None:
+    """What waits in front of the last layer of a line, by the weights that those before it have now."""
+    is_changed = any(f"{name}.weight" in changed for name in line.layers if name != line.unit.source)
+    run = LineRun(module, line)
     for chunk in chunks:
-        wanted = {nodes[c.node.name]: [nodes[n.name] for n in _values(c)] for c in unit.later}
-        seen = chunk.ahead(behind, wanted) if wanted else {}
-        for rows, call in zip(found, unit.calls, strict=True):
-            at = _places(program, call, chunk, drawn)
-            read, *added = (seen.get(nodes[call.node.name], chunk.env)[nodes[n.name]] for n in _values(call))
-            base = outputs_at(layer, added[0], at) if added else None
-            x = read if call is unit else shelf.keep(read)
-            rows.append(Rows(reader, call, x, at, chunk.targets[call.node.name], base, chunk.is_held_out))
-    return [row for rows in found for row in rows]
-
-
-def _values(call: Unit) -> list[fx.Node]:
-    """What a call reads, and what is added to what it yields."""
-    first = call.node if call.factor is None else call.factor[1]
-    return [cast(fx.Node, first.args[0]), *([] if call.other is None else [call.other])]
+        x = chunk.held_back(line.entry)
+        if is_changed and x is not None:
+            before = cast(fx.Node, due.args[0])
+            chunk.env[before] = run.over(x, due.name)
+            shelf.settle(chunk, before)
+        del chunk.held[line.entry.name]

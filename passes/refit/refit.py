@@ -60,6 +60,13 @@ class Refit(Learning):
             "of 1e-3 to 1 what is best on samples held out from the fit"
         ),
     ] = "auto"
+    together: Annotated[
+        bool,
+        Field(
+            description="layers that nothing reads but the next one are improved together with it, for what "
+            "that one is to yield"
+        ),
+    ] = True
     only: Annotated[
         Literal["bias"] | None, Field(description="bias: means alone are restored, no weight is fitted")
     ] = None
@@ -132,9 +139,10 @@ class Refit(Learning):
                 seed=plan.decisions["seed"],
                 memory=context.memory,
                 bias_only=self.only == "bias",
+                together=self.together,
             )
-            fitted = {row.layer: tensors for row, tensors in known}
-            result = fit(program, original, units, split, limits, context.progress, fitted, done)
+            before = {row.layer: (row, tensors) for row, tensors in known}
+            result = fit(program, original, units, split, limits, context.progress, before, done)
         distributed.on_first(state.clear)
         return result, Fit(
             original=teacher.label,

@@ -1,6 +1,7 @@
 """What stays of the error once others make up for a channel: against dense algebra, and on whole networks."""
 
 import os
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from graphcomp.base import quiet
+from graphcomp.base.cache import VARIABLE
 from graphcomp.bases import movements, sensitivity
 from graphcomp.bases.compensation import TOO_FEW, Compensation
 from graphcomp.bases.elimination import Part, eliminate
@@ -28,6 +30,8 @@ from graphcomp.passes import L1, FoldBN, Obs, Refit
 from graphcomp.pipeline import Pipeline, verify
 from tests.processes import in_processes
 from tests.tiny import SHAPE, context, random_data, tiny_program, traced
+
+measure_grams = sys.modules["graphcomp.measure.grams"]  # the function has the module's name
 
 
 def many(count: int, *shape: int) -> Data:
@@ -124,6 +128,33 @@ def test_grams_are_second_moments() -> None:
         assert found[name].rows == len(a) == n * min(size, 7)
         assert torch.allclose(found[name].mean[0], a.mean(0), atol=1e-6)
         assert torch.allclose(found[name].matrix[0], a.T.cov(correction=0), atol=1e-5)
+
+
+def test_grams_go_on_where_they_were_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The same bits, and no sample is looked at twice but for the batch that finds the shift."""
+    monkeypatch.setattr(calibrate, "batch_size", lambda program: 8)
+    monkeypatch.setattr(measure_grams, "CHECKPOINT", 16)
+    program, data = tiny_program(), many(60, *SHAPE[1:])
+    measured = partial(grams, program, data.train, ["inner", "fc"], positions=7, seed=3, memory=1 << 30)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "one"))
+    whole = measured()
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "other"))
+    told: list[float] = []
+
+    def interrupt(message: str, done: float) -> None:
+        told.append(done)
+        if done == 40 / 60:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measured(progress=interrupt)
+    told.clear()
+    again = measured(progress=lambda message, done: told.append(done))
+    assert told == [40 / 60, 48 / 60, 56 / 60, 1]  # kept at 16 and 32
+    for name, gram in whole.items():
+        assert gram.rows == again[name].rows
+        assert torch.equal(gram.mean, again[name].mean) and torch.equal(gram.matrix, again[name].matrix)
+    assert len(list((tmp_path / "other").rglob("*.safetensors"))) == 2  # what was under way is gone
 
 
 def test_output_weights_are_squared_gradients() -> None:

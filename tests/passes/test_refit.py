@@ -35,7 +35,7 @@ from tests.tiny import context, tiny, tiny_program, traced
 
 HALF = "l1{ratio=0.5, multiple=1}"
 RIDGE = 1e-3
-FIT = Refit(positions=ALL, ridge=RIDGE)
+FIT = Refit(positions=ALL, ridge=RIDGE, together=False)
 
 
 def passes(text: str) -> list[Any]:
