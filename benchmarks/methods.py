@@ -174,6 +174,9 @@ def _oneshot() -> list[Recipe]:
         some = f"low-rank{{target=macs:{rest}, fit=responses, {WIDTHS}}}"
         both = f"fold-bn, {_cut('obs', first, 'calibrated')}, refit, {some}, refit"
         found[f"obs {first:g}, low-rank", "0.5"] = both
+        found[f"obs {first:g}, low-rank of any rank", "0.5"] = both.replace(
+            some, some.replace(WIDTHS, "multiple=1")
+        )
     found["cc", "0.5"] = f"fold-bn, cc{{rate=0.5, {WIDTHS}}}, refit"
     found["cc, responses", "0.5"] = f"fold-bn, cc{{rate=0.5, fit=responses, {WIDTHS}}}, refit"
     return [Recipe((*cells, f"`{passes}`"), passes) for cells, passes in found.items()]

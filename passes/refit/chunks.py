@@ -17,7 +17,7 @@ HELD_OUT = 8
 """One of so many chunks of samples is held out: by these a ridge is chosen and a step judged."""
 
 SCOUTS = 4
-"""One of so many chunks shows how far to go; what way, all of them (see `joint`)."""
+"""On one of so many chunks curvature is measured (see `joint`)."""
 
 
 class Chunk(fx.Interpreter):
@@ -45,7 +45,7 @@ class Chunk(fx.Interpreter):
 
     @property
     def is_scout(self) -> bool:
-        """Whether its samples are among the few by which directions are found."""
+        """Whether its samples are among the few by which curvature is measured."""
         return self.number % SCOUTS == 0
 
     def step(self, node: fx.Node) -> None:

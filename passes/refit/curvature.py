@@ -23,7 +23,7 @@ DAMPING = 1e-2
 """Of the curvature at a layer's outputs, as a share of its mean diagonal."""
 
 RIDGE = 1e-3
-"""Of what a layer reads, likewise."""
+"""Of what a layer reads, likewise, at least."""
 
 FLOOR = 1e-30
 """Least of what is added: where nothing moves the error nothing is divided by zero."""
@@ -59,12 +59,14 @@ class Curvature:
 
     Attributes:
         layer: whose.
+        ridge: with which it was fitted by itself, which says how far samples can be trusted.
         moments: of what it reads; around zero is near enough here.
         weight, bias, signs: `[g, o, K]`, `[g, o]` and `[g, o, o]`.
         pulled, signed: maps that gradients and signs were looked at for.
     """
 
     layer: nn.Module
+    ridge: float = RIDGE
     moments: Moments = field(init=False)
     weight: Tensor = field(init=False)
     bias: Tensor = field(init=False)
@@ -111,7 +113,9 @@ class Curvature:
         level = outer.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
         outer.diagonal(dim1=1, dim2=2).add_(DAMPING * level + FLOOR)
         outer = root(outer)
-        half = torch.cholesky_solve(pull.transpose(1, 2), normal.factor(RIDGE)).transpose(1, 2)
+        half = torch.cholesky_solve(pull.transpose(1, 2), normal.factor(max(self.ridge, RIDGE))).transpose(
+            1, 2
+        )
         w = -torch.cholesky_solve(half, outer)
         if not has_bias:
             return Step(w, None)

@@ -1,9 +1,10 @@
 """Layers in a line improved together, for what the last one of them is to yield.
 
 A layer whose outputs nothing reads but the next one need not yield what the original does. What the last one
-of a line lacks behind its activation is lowered by Gauss-Newton steps of all its layers (`curvature`). Their
-lengths are those that are best if the error is linear in them, one number a layer, from as many runs of the
-line; the whole of it, or a half, or a quarter is taken, where that lowers the error on held-out samples.
+of a line lacks behind its activation is lowered by Gauss-Newton steps of all its layers (`curvature`). How
+far to go held-out samples say, for which the error is taken to be linear in the steps: one number a layer,
+from as many runs of the line, so that what only the samples of the fit gain is not gone after. The whole of
+it, or a half, or a quarter is taken, where that lowers their error.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +19,11 @@ from graphcomp.measure import Positions, as_weight, is_linear, matrix, outputs_a
 from graphcomp.passes.refit.curvature import FLOOR, Curvature, Pulls, Step
 from graphcomp.passes.refit.lines import Line
 
-STEPS = 2
-"""Gauss-Newton steps of a line, as long as they help."""
+STEPS = 4
+"""Gauss-Newton steps of a line at most."""
+
+GAIN = 0.01
+"""Part of the error that a step has to take away to be followed by another."""
 
 POSITIONS = 16
 """Of every map, at which second moments of what a layer reads are taken."""
@@ -44,7 +48,7 @@ class Sample:
     Attributes:
         x: what the first layer reads.
         at, target, other, is_held_out: see `Rows`; of the last layer.
-        is_scout: whether directions and lengths are found by these, too, and not the gradient alone.
+        is_scout: whether curvature is measured on these, too, and not the gradient alone.
         first, count: number of the first sample, and how many.
     """
 
@@ -125,12 +129,13 @@ class Together:
 
     Args:
         module, line: see there.
-        layers: those that may be changed, in order.
+        ridges: of those that may be changed, in order; see `Curvature`.
         seed: of positions and signs.
     """
 
-    def __init__(self, module: fx.GraphModule, line: Line, layers: Sequence[str], seed: int) -> None:
-        self.layers = {name: module.get_submodule(name) for name in layers}
+    def __init__(self, module: fx.GraphModule, line: Line, ridges: Mapping[str, float], seed: int) -> None:
+        self.layers = {name: module.get_submodule(name) for name in ridges}
+        self.ridges = ridges
         self.run = LineRun(module, line)
         self.drawn = Positions(POSITIONS, seed)
 
@@ -142,7 +147,7 @@ class Together:
         for _ in range(STEPS if start > 0 else 0):
             here = self.here()
             steps = self.steps(seen)
-            lengths = self.lengths([s for s in seen if s.is_scout], here, steps)
+            lengths = self.lengths(judges, here, steps)
             for part in LENGTHS:
                 self.put(here, steps, {name: part * a for name, a in lengths.items()})
                 if (now := self.loss(judges)) < best:
@@ -150,7 +155,9 @@ class Together:
             else:
                 self.put(here, steps, {})
                 break
-            best = now
+            before, best = best, now
+            if best > (1 - GAIN) * before:
+                break
         return best / start if start > 0 else 1.0
 
     def here(self) -> Tensors:
@@ -181,7 +188,7 @@ class Together:
 
     def steps(self, samples: Sequence[Sample]) -> dict[str, Step]:
         """A Gauss-Newton step of every layer by itself."""
-        found = {name: Curvature(layer) for name, layer in self.layers.items()}
+        found = {name: Curvature(layer, self.ridges[name]) for name, layer in self.layers.items()}
         for sample in samples:
             for name, pull in self.pulls(sample).items():
                 found[name].add(pull)
@@ -222,7 +229,7 @@ class Together:
     def lengths(
         self, samples: Sequence[Sample], here: Tensors, steps: Mapping[str, Step]
     ) -> dict[str, float]:
-        """How far to go along every step, if the error is linear in them."""
+        """How far to go along every step, if the error is linear in them: least squares."""
         m = len(steps)
         sums = torch.zeros(m, m + 1, dtype=torch.float64)
         for sample in samples:

@@ -137,18 +137,19 @@ def _together(
 ) -> dict[str, Tensor]:
     """Improve those layers of a line that can be fitted: all their tensors by name, if that helped."""
     last = records[line.unit.layer]
-    layers = [name for name in line.layers if records[line.fitted_with(name)].note is None]
+    fitted = {name: records[line.fitted_with(name)] for name in line.layers}
+    ridges = {name: row.ridge or 0.0 for name, row in fitted.items() if row.note is None}
     read = [chunk.held_back(line.entry) for chunk in chunks]
     samples = [
         Sample(x, row.at, row.target, row.other, row.is_held_out, chunk.is_scout, chunk.first, chunk.count)
         for x, row, chunk in zip(read, rows, chunks, strict=True)
         if x is not None
     ]
-    if last.after < EXACT or line.unit.layer not in layers or len(layers) < 2 or len(samples) < len(chunks):
+    if last.after < EXACT or line.unit.layer not in ridges or len(ridges) < 2 or len(samples) < len(chunks):
         return {}
-    joint = Together(module, line, layers, seed)
+    joint = Together(module, line, ridges, seed)
     left = joint.improve([piece for sample in samples for piece in sample.pieces(line.at_once)])
-    records[last.layer] = last.model_copy(update={"together": layers[:-1], "left": left})
+    records[last.layer] = last.model_copy(update={"together": list(ridges)[:-1], "left": left})
     return joint.tensors() if left < 1 else {}
 
 

@@ -7,7 +7,8 @@ Layers are fitted in the order of the graph, each on what the network, fitted so
 with a the patch that the layer reads at a sampled position, y what the original has there at the rows that
 are left, and W0 the weights as they were. Before an addition whose other operand is already computed, y is
 the original's sum less that operand: a layer makes up for what the other branch lost. Before a ReLU only
-the sign counts where the original's value is negative. Statistics of normalisations are part of what is
+the sign counts where the original's value is negative. Layers that nothing reads but the next one are then
+improved together with it (`joint`). Statistics of normalisations are part of what is
 fitted: do not estimate them again afterwards.
 
 It changes values and nothing else. Which rows of the original a layer's outputs are follows from the plans of

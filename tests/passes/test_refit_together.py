@@ -160,7 +160,7 @@ def test_two_layers_find_the_best_product_of_their_rank() -> None:
     values = torch.linalg.svdvals(yielded)
     least = float(values[3:].square().sum()) / goal.numel()
     with torch.no_grad():
-        joint = Together(cast(fx.GraphModule, module), line, ["0", "1"], 0)
+        joint = Together(cast(fx.GraphModule, module), line, {"0": 0.0, "1": 0.0}, 0)
         start = joint.loss([judge])
         for _ in range(12):
             joint.improve([whole, judge])
