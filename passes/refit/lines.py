@@ -12,7 +12,7 @@ from graphcomp.passes.refit.around import calls_of, tied_layers
 from graphcomp.passes.refit.units import Unit
 
 REACH = 1
-"""Layers in front of a fitted one, depthwise ones aside, that are improved with it."""
+"""Layers in front of a fitted one (and of its factor), depthwise ones aside, that are improved with it."""
 
 
 ELEMENTS = 1 << 26
@@ -71,13 +71,13 @@ def _line(program: Program, unit: Unit, may: set[str], factors: Mapping[str, str
         if node.op != "call_module" or not is_mixing(program.layer(str(node.target))):
             continue
         groups, outputs, _ = matrix_shape(program.layer(str(node.target)))
-        dense += groups == 1 or outputs > 1
+        dense += (groups == 1 or outputs > 1) and node.target != unit.source
         if str(node.target) not in may or dense > REACH:
             break
         layers.insert(0, str(node.target))
         first = 0
     nodes, entry = nodes[first:], nodes[first].args[0]
-    if len(layers) < 2 or not isinstance(entry, fx.Node):
+    if not {*layers} - {unit.layer, unit.source} or not isinstance(entry, fx.Node):
         return None
     held = sum(math.prod(program.shape(node) or ()) for node in nodes) // len(program.example_inputs[0])
     return Line(unit, tuple(layers), tuple(nodes), entry, factors, max(1, ELEMENTS // max(1, held)))

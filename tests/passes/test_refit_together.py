@@ -77,6 +77,17 @@ def test_lines() -> None:
         ]
 
 
+def test_factors_count_as_one_layer() -> None:
+    """A factored layer is no line by itself; what is in front of it is improved with both factors."""
+    ran = run(
+        [*passes("low-rank{rank=4, multiple=1, include=[a, b, d]}"), Refit()],
+        blocks(),
+        context(normal_data(SHAPE, 128)),
+    )
+    found = {row.layer: row.together for row in cast(Fit, ran.steps[-1].fit).layers}
+    assert found["b.1"] == ["a.1", "b.0"] and found["d.1"] == ["c", "d.0"] and found["a.1"] == []
+
+
 def fits(**options: Any) -> Any:
     data = normal_data(SHAPE, 256)
     return run([*passes(CUT), Refit(positions=16, **options)], blocks(), context(data))
