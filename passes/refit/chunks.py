@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, fx
@@ -27,7 +27,8 @@ class Chunk(fx.Interpreter):
         x, count, first: the samples, how many, and the number of the first one in its split.
         number: of the chunk, over all processes.
         targets: what calls of layers are to yield, by the call's node.
-        held: values that are needed again, with their versions: what is changed in place is of no use.
+        held: values that are needed again, by what begins with them, with their versions: what is changed in
+            place is of no use.
     """
 
     def __init__(self, module: fx.GraphModule, x: Tensor, first: int, number: int) -> None:
@@ -55,12 +56,12 @@ class Chunk(fx.Interpreter):
             del self.env[dead]
 
     def hold(self, node: fx.Node) -> None:
-        """Keep a value for later."""
-        value = self.env[node]
+        """Keep what a node reads for later."""
+        value = self.env[cast(fx.Node, node.args[0])]
         self.held[node.name] = value, value._version
 
     def held_back(self, node: fx.Node) -> Tensor | None:
-        """What was held; None if it was changed in place since."""
+        """What a node had read; None if it was changed in place since."""
         value, version = self.held[node.name]
         return value if value._version == version else None
 

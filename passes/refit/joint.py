@@ -197,7 +197,10 @@ class Together:
     @torch.enable_grad()
     def pulls(self, sample: Sample) -> dict[str, Pulls]:
         """What some samples say of every layer."""
-        weights = [cast(Tensor, layer.weight).requires_grad_() for layer in self.layers.values()]
+        weights = [cast(Tensor, layer.weight) for layer in self.layers.values()]
+        flags = [weight.requires_grad for weight in weights]
+        for weight in weights:
+            weight.requires_grad_()
         e = self.run.error(sample)
         yielded = [self.run.yielded[name] for name in self.layers]
         signed: Sequence[Tensor | None] = [None] * len(yielded)
@@ -206,8 +209,8 @@ class Together:
             signs = torch.randint(0, 2, e.shape, generator=drawn).to(e) * 2 - 1
             signed = torch.autograd.grad([(e * signs).sum()], yielded, retain_graph=True)
         pulled = torch.autograd.grad([e.square().sum() / 2], [*weights, *yielded])
-        for weight in weights:
-            weight.requires_grad_(False)
+        for weight, flag in zip(weights, flags, strict=True):
+            weight.requires_grad_(flag)
         return {
             name: Pulls(
                 pulled[i],

@@ -115,7 +115,7 @@ def fit(
                         shelf.release(chunk.targets.pop(call.node.name, None))
             for chunk in chunks:
                 if node.name in starts:
-                    chunk.hold(cast(fx.Node, node.args[0]))
+                    chunk.hold(node)
                 chunk.step(node)
                 shelf.settle(chunk, node)
     return replace(program, module=module.cpu())
@@ -139,7 +139,7 @@ def _together(
     last = records[line.unit.layer]
     fitted = {name: records[line.fitted_with(name)] for name in line.layers}
     ridges = {name: row.ridge or 0.0 for name, row in fitted.items() if row.note is None}
-    read = [chunk.held_back(line.entry) for chunk in chunks]
+    read = [chunk.held_back(line.nodes[0]) for chunk in chunks]
     samples = [
         Sample(x, row.at, row.target, row.other, row.is_held_out, chunk.is_scout, chunk.first, chunk.count)
         for x, row, chunk in zip(read, rows, chunks, strict=True)
@@ -162,12 +162,13 @@ def _go_again(
     shelf: Shelf,
 ) -> None:
     """What waits in front of the last layer of a line, by the weights that those before it have now."""
-    is_changed = any(f"{name}.weight" in changed for name in line.layers if name != line.unit.source)
+    before = {*line.layers} - {line.unit.layer, line.unit.source}
+    is_changed = any(f"{name}.weight" in changed for name in before)
     run = LineRun(module, line)
     for chunk in chunks:
-        x = chunk.held_back(line.entry)
+        x = chunk.held_back(line.nodes[0])
         if is_changed and x is not None:
-            before = cast(fx.Node, due.args[0])
-            chunk.env[before] = run.over(x, due.name)
-            shelf.settle(chunk, before)
-        del chunk.held[line.entry.name]
+            waiting = cast(fx.Node, due.args[0])
+            chunk.env[waiting] = run.over(x, due.name)
+            shelf.settle(chunk, waiting)
+        del chunk.held[line.nodes[0].name]
