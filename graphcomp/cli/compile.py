@@ -71,6 +71,10 @@ def compile_command(
         str | None,
         typer.Option("--dynamic", help="of any size in the ONNX file beside the batch: height,width"),
     ] = None,
+    class_names: Annotated[
+        str | None,
+        typer.Option("--class-names", help="file with a name a line, for the metadata of the ONNX files"),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="output directory")] = Path("out"),
 ) -> None:
     """Compress MODEL (torchvision:NAME, models:NAME, X.py:factory, X.onnx or a saved program) into OUT."""
@@ -99,7 +103,11 @@ def compile_command(
     if robustness is not None:
         strength = (plan.robustness or RobustnessOptions()) if robustness else False
         plan = plan.model_copy(update={"robustness": strength})
-    written = {"dct": dct, "dynamic": None if dynamic is None else _dynamic(dynamic)}
+    written = {
+        "dct": dct,
+        "class_names": class_names,
+        "dynamic": None if dynamic is None else _dynamic(dynamic),
+    }
     written = {k: v for k, v in written.items() if v is not None}
     plan = plan.model_copy(update={"export": plan.export.model_copy(update=written)})
     name = model or plan.model

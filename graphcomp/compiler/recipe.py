@@ -33,7 +33,7 @@ from graphcomp.compiler.reading import Lines, dotted, read_yaml
 from graphcomp.errors import RecipeError
 from graphcomp.ir import Region
 from graphcomp.measure import Corruption, Kind
-from graphcomp.onnx import Dynamic
+from graphcomp.onnx import Dynamic, Weights
 from graphcomp.pipeline import Pass
 from graphcomp.runtime import TARGETS
 
@@ -75,6 +75,9 @@ class ExportOptions(BaseModel):
     tolerance: Annotated[float, Field(gt=0)] | None = None  # by the network's type
     dct: Literal["coefficients", "dense", "both"] = "both"
     """How weights are stored that `dct` made: as coefficients, dense, or both, timed against each other."""
+    class_names: str | None = None  # a file with a name a line, written into the metadata
+    weights: Weights = "fp32"
+    """What the result's weights are stored as; fp16: half the file, cast back when it is loaded."""
 
 
 class RobustnessOptions(BaseModel):

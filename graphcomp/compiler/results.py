@@ -14,7 +14,7 @@ from graphcomp.compiler.source import Job, Source
 from graphcomp.data import Data
 from graphcomp.explanation import TRACED_RUNS, TRACED_SECONDS, explain_bench
 from graphcomp.ir import Program, Shape, save
-from graphcomp.onnx import Exports, Stored, Timing, export_onnx, input_names
+from graphcomp.onnx import Exports, Stored, Timing, Weights, export_onnx, input_names
 from graphcomp.pipeline import Context, exporting
 from graphcomp.records import Bench, Explanation, Export, Quantized, Report, Robustness, Step
 from graphcomp.report import write_report
@@ -64,10 +64,14 @@ def _report(run: Run, place: Path, progress: Progress) -> Report:
     base = _export(run.source.program, place / BASE, exported, None, "coefficients", known, told)
     stored: Stored = "dense" if exported.dct == "dense" else "coefficients"
     told = part(progress, 0.79, 0.05, "export the result: ")
-    new = _export(run.program, place / MODEL, exported, provider, stored, known, told)
+    new = _export(run.program, place / MODEL, exported, provider, stored, known, told, exported.weights)
     twice = new.dct is not None and exported.dct == "both"
     told = part(progress, 0.84, 0.01, "export the dense result: ")
-    dense = _export(run.program, place / DENSE, exported, provider, "dense", known, told) if twice else None
+    dense = (
+        _export(run.program, place / DENSE, exported, provider, "dense", known, told, exported.weights)
+        if twice
+        else None
+    )
     told = part(progress, 0.85, 0.05, "quantize: ")
     steps, quantized = _quantize(run, place, MODEL if dense is None else DENSE, told)
     span = (0.9, 0.93) if dense else (0.9, 0.97)
@@ -163,6 +167,7 @@ def _export(
     dct: Stored = "coefficients",
     known: Exports | None = None,
     told: Progress = quiet,
+    weights: Weights = "fp32",
 ) -> Export:
     record = export_onnx(
         program,
@@ -172,6 +177,7 @@ def _export(
         dynamic=options.dynamic,
         provider=provider,
         dct=dct,
+        weights=weights,
         known=known,
         progress=told,
     )

@@ -1,6 +1,6 @@
 """A program becomes an ONNX file, and a file a program."""
 
-from graphcomp.onnx.export import Exports, Stored, export_onnx
+from graphcomp.onnx.export import Exports, Stored, Weights, export_onnx
 from graphcomp.onnx.interface import input_names
 from graphcomp.onnx.origins import MODULE_PROP, NODE_PROP, PASS_PROP, Origin
 from graphcomp.onnx.quantization import (
@@ -29,6 +29,7 @@ __all__ = [
     "SELECT",
     "Stored",
     "Timing",
+    "Weights",
     "export_onnx",
     "input_names",
     "origins_in",

@@ -17,9 +17,10 @@ from onnx import ModelProto
 from graphcomp.base import Progress, atomic_file, muted, quiet
 from graphcomp.errors import ExportError, ProviderError, first_line
 from graphcomp.ir import Program, named_tensors
-from graphcomp.onnx.agreement import tolerance_for
+from graphcomp.onnx.agreement import TOLERANCES, tolerance_for
 from graphcomp.onnx.cleanup import clean
 from graphcomp.onnx.drafts import draft
+from graphcomp.onnx.half import store_half
 from graphcomp.onnx.interface import describe, input_names, output_names
 from graphcomp.onnx.lowering import dct_layers, densified, taking_weights
 from graphcomp.onnx.origins import annotate, origins_of_weights
@@ -34,6 +35,8 @@ from graphcomp.runtime import Provider
 
 Stored = Literal["coefficients", "dense"]
 """How a file stores weights that a program computes from DCT coefficients."""
+Weights = Literal["fp32", "fp16"]
+"""What weights are stored as; the arithmetic is the program's."""
 # Protobuf's limit of 2^31 bytes, less room for the graph around the weights.
 _MAX_BYTES = 2**31 - 2**24
 # Networks of one run that are remembered, which the last export mostly asks for again.
@@ -80,6 +83,7 @@ def export_onnx(
     cleanup: bool = True,
     provider: Provider | None = None,
     dct: Stored = "coefficients",
+    weights: Weights = "fp32",
     known: Exports | None = None,
     progress: Progress = quiet,
 ) -> Export:
@@ -105,6 +109,9 @@ def export_onnx(
         dct: how weights are stored that the program computes from DCT coefficients (nothing else is touched):
             as these coefficients, from which the runtime rebuilds them once when it loads the file, or dense:
             a larger file for any runtime. Both run at the same speed.
+        weights: fp16 stores them as float16, which the runtime casts back once when it loads the file: half
+            the bytes at the same speed. The file is compared as it is with `fp32`, and then once more, with
+            the tolerance of float16.
         known: what the same run exported before, read and extended; None: nothing.
         progress: told which of the steps is due: on a busy machine an export takes a minute.
 
@@ -127,6 +134,7 @@ def export_onnx(
     axes = open_axes(program, dynamic)
     checked = tuple(batches) if is_open(axes, batch=True) else (batches[0],)
     inputs, outputs = input_names(program), output_names(program)
+    loose = tolerance or TOLERANCES["float16"]
     tolerance = tolerance or tolerance_for(program.tensors.values())
     progress("run the network", 0.0)
     cases = make_cases(program, checked, seed, outputs, other_sizes(program, axes))
@@ -167,6 +175,12 @@ def export_onnx(
     _check_model(content, path)
     progress(f"compare with the network at batch {', '.join(map(str, checked))}", 0.9)
     parity = compare(content, cases, inputs, outputs, tolerance, rebuilt.nodes)
+    half = None
+    if weights == "fp16":
+        half = store_half(model)
+        content = model.SerializeToString()
+        _check_model(content, path)
+        parity = compare(content, cases, inputs, outputs, max(loose, tolerance), rebuilt.nodes)
     with atomic_file(path) as temporary:
         temporary.write_bytes(content)
     return Export(
@@ -185,6 +199,7 @@ def export_onnx(
         )
         if layers
         else None,
+        half=half,
     )
 
 

@@ -25,7 +25,15 @@ from graphcomp.records.passes import (
 from graphcomp.records.program import LayerRow, Score, Snapshot
 from graphcomp.records.quantized import GivenBack, Quantized, QuantizedChoice, QuantizedLayer
 from graphcomp.records.record import Record
-from graphcomp.records.report import CorruptedScore, DctWeights, Evaluation, Export, Report, Robustness
+from graphcomp.records.report import (
+    CorruptedScore,
+    DctWeights,
+    Evaluation,
+    Export,
+    HalfWeights,
+    Report,
+    Robustness,
+)
 from graphcomp.records.timing import BatchTiming, Bench, Environment, Interval, ModelFile, TimingStats
 
 __all__ = [
@@ -45,6 +53,7 @@ __all__ = [
     "Gather",
     "GatherForm",
     "GivenBack",
+    "HalfWeights",
     "Interval",
     "LayerRow",
     "LeftAlone",

@@ -25,6 +25,15 @@ class DctWeights(Record):
     order_bytes: int = Field(description="of the columns of all weights; 0 if dense")
 
 
+class HalfWeights(Record):
+    """Weights of an ONNX file that are stored as float16; the arithmetic is float32."""
+
+    tensors: int = Field(description="how many")
+    float32_bytes: int = Field(description="that they would take")
+    float16_bytes: int = Field(description="that they take")
+    kept: dict[str, str] = Field(description="weights that stayed in float32 -> why")
+
+
 class Export(Record):
     """The exported ONNX file and how equal it is to the program."""
 
@@ -43,6 +52,9 @@ class Export(Record):
         "torch's exporter made the file",
     )
     dct: DctWeights | None = Field(default=None, description="null if the program has no DCT layers")
+    half: HalfWeights | None = Field(
+        default=None, description="null if weights are stored as they are; parity is that of what is stored"
+    )
 
 
 class CorruptedScore(Record):

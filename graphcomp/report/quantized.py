@@ -67,7 +67,7 @@ def _shipped(made: Quantized) -> str:
             f"8 bits do not pay on this machine ({times} in float32): ship {made.source}; no 8 bit file was "
             "written."
         )
-    return f"Ship {made.path}: {size} in float32 ({made.source}), and {times}."
+    return f"Ship {made.path}: {size} ({made.source}), and {times}."
 
 
 def _together(report: Report) -> str | None:

@@ -15,6 +15,7 @@ from pydantic_core import to_jsonable_python
 
 from graphcomp.base import read_record, write_texts
 from graphcomp.records import Report
+from graphcomp.report.advice import advice
 from graphcomp.report.explanation import COLUMNS, describe, label_of, layers
 from graphcomp.report.figures import plots_of
 from graphcomp.report.html import render
@@ -27,7 +28,6 @@ from graphcomp.report.words import (
     comparison,
     count_text,
     describe_dct,
-    describe_loss,
     error_text,
     group_kept,
     headlines,
@@ -98,7 +98,7 @@ def render_html(report: Report) -> str:
         points=points_text,
         measure_of=measure_of,
         headlines=headlines(report),
-        advice=[*describe_loss(report), *describe_dct(report), *describe_quantized(report)],
+        advice=advice(report),
         quantized=describe_quantized(report),
         quantized_layers=quantized_layers(report.quantized) if report.quantized else [],
         dct=describe_dct(report),

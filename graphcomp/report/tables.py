@@ -5,14 +5,13 @@ from rich.table import Table
 from rich.text import Text
 
 from graphcomp.records import Evaluation, Report
-from graphcomp.report.quantized import describe_quantized, quantized_rows
+from graphcomp.report.advice import advice
+from graphcomp.report.quantized import quantized_rows
 from graphcomp.report.scores import Verdict, measure_of, score_text
 from graphcomp.report.words import (
     comparison,
     count_text,
     damage_text,
-    describe_dct,
-    describe_loss,
     headlines,
     points_text,
     robustness_rows,
@@ -30,7 +29,7 @@ def summary_table(report: Report) -> Table:
     lines = [Text(line, COLOURS[verdict]) for line, verdict in headlines(report)]
     remarks = [sentence(remark) for remark in report.remarks]
     unknown = [] if report.final.score else [why_no_accuracy(report)]
-    notes = [*unknown, *remarks, *describe_loss(report), *describe_dct(report), *describe_quantized(report)]
+    notes = [*unknown, *remarks, *advice(report)]
     said = Text("\n").join([*lines, *map(Text, notes)])
     table = Table(title=title, caption=said, box=box.SIMPLE_HEAD, padding=0)
     table.caption_justify = "left"

@@ -196,6 +196,21 @@ def describe_loss(report: Report) -> list[str]:
     ]
 
 
+def describe_half(report: Report) -> list[str]:
+    """What storing weights as float16 gains; nothing where they are stored as they are."""
+    half = report.export.half
+    if half is None:
+        return []
+    error = max(report.export.parity.values(), default=0.0)
+    said = (
+        f"{half.tensors} weights are stored as float16 and cast back when the file is loaded: "
+        f"{bytes_text(half.float16_bytes)} for {bytes_text(half.float32_bytes)}, outputs at most "
+        f"{error_text(error)} of their largest value off."
+    )
+    kept = ", ".join(f"{name} ({why})" for name, why in list(half.kept.items())[:3])
+    return [f"{said} In float32: {kept}." if kept else said]
+
+
 def describe_dct(report: Report) -> list[str]:
     """What storing DCT coefficients gains and what it does not; nothing for a result without DCT layers."""
     stored, dense = report.export.dct, report.dense_export

@@ -121,6 +121,7 @@ BY_NAME: dict[str, SearchStrategy[str]] = {
     "svg_file": st.sampled_from(["o.svg", "a/o.svg", "folder", "empty/below"]),
     "graphml_file": st.sampled_from(["o.graphml", "a/o.graphml", "folder", "empty/below"]),
     "dot_file": st.sampled_from(["o.dot", "a/o.dot", "folder", "empty/below"]),
+    "class_names": NAMES,
     "dynamic": st.sampled_from(["height", "height,width", "batch", "depth", ",", "width,width"]),
     **dict.fromkeys(["seed", "workers", "threads", "runs", "seconds", "memory"], NUMBERS),
 }  # fmt: skip

@@ -868,6 +868,7 @@ ONE_CELL = "recipe: {model: models:resnet20, passes: [{l1: {ratio: $r}}], data: 
 EFFECTS: dict[str, dict[str, tuple[list[str], str] | None]] = {
     "compile": {
         **dict.fromkeys("--weights --recipe --data --classes --target --seed --input-shape --out".split()),
+        "--class-names": None,
         **dict.fromkeys(
             "--allow-nothing --bench --dynamic --memory --robustness --dct --start --until".split()
         ),

@@ -58,6 +58,8 @@ def test_everything_in_a_file(load: Any) -> None:
         "dynamic": ("height", "width"),
         "tolerance": None,
         "dct": "both",
+        "class_names": None,
+        "weights": "fp32",
     }
     assert recipe.bench.batches == (1, 8) and recipe.bench.provider == "cpu"
     assert make_passes(recipe, PASSES) == [

@@ -222,6 +222,9 @@ def _quantize(
         quantizer.model.topological_sort()  # it appends what it adds
     made = quantizer.model.model
     assert isinstance(made, ModelProto)
+    del made.metadata_props[:]
+    made.metadata_props.extend(model.metadata_props)
+    made.producer_name, made.producer_version = model.producer_name, model.producer_version
     keep_in_float(made, {layer.name for layer in layers})
     return made
 

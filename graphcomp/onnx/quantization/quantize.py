@@ -17,6 +17,7 @@ from onnx import ModelProto, TensorProto
 from graphcomp.base import Progress, atomic_file, part, quiet, remove
 from graphcomp.data import Split
 from graphcomp.errors import ExportError
+from graphcomp.onnx.half import with_full_weights
 from graphcomp.onnx.quantization import checks
 from graphcomp.onnx.quantization.attempts import Work, checked, give_back
 from graphcomp.onnx.quantization.grids import GRIDS, Grid
@@ -58,7 +59,7 @@ def quantize_onnx(
     `path` must have one input and its batch normalisations folded (the pass `fold-bn`); it stays as it is.
 
     Args:
-        path: a file of one piece with float32 weights.
+        path: a file of one piece with float32 weights, which may be stored as float16.
         out: replaced if it exists; removed if the 8 bit file is not written.
         samples: `count` of them are used, evenly spaced; a quarter is held out.
         grid: `pairs` (no two neighbouring taps can saturate int16, on any x86), `plain` (8 bit, for
@@ -232,6 +233,7 @@ def _read(path: Path) -> tuple[ModelProto, int | None]:
     model = onnx.load(path, load_external_data=False)
     if any(i.data_location == TensorProto.EXTERNAL for i in model.graph.initializer):
         raise ExportError(f"{path}: found weights in other files, expected one file; save it as one")
+    with_full_weights(model)
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         raise ExportError(
             f"{path}: found QuantizeLinear, expected a float file; quantise what it was made of"
