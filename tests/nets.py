@@ -1201,6 +1201,52 @@ def _op_eca(g: _Graph, spec: Spec) -> int:
     return g.step("scale", lambda x, y: x * torch.sigmoid(y), value, shape)
 
 
+def _groups(width: int, wanted: int) -> int:
+    return next(g for g in range(min(wanted, width), 0, -1) if width % g == 0)
+
+
+NORMALISATIONS: dict[str, Callable[[int, int], nn.Module]] = {
+    "layer": lambda width, groups: nn.LayerNorm(width, eps=1e-3),
+    "bare-layer": lambda width, groups: nn.LayerNorm(width, elementwise_affine=False),
+    "rms": lambda width, groups: nn.RMSNorm(width, eps=1e-3),
+    "group": lambda width, groups: nn.GroupNorm(_groups(width, groups), width),
+    "bare-group": lambda width, groups: nn.GroupNorm(_groups(width, groups), width, affine=False),
+}
+"""Normalisations over channels: function of the width and of a number of groups."""
+
+MIXTURES: dict[str, Function] = {
+    "centred": lambda x: x - x.mean(1, keepdim=True),
+    "standardised": lambda x: x / (x.var(1, keepdim=True, unbiased=False) + 0.1).sqrt(),
+    "response": lambda x: x * (g := x.norm(dim=(2, 3), keepdim=True)) / (g.mean(1, keepdim=True) + 0.1),
+    "unit": lambda x: 3 * F.normalize(x, dim=1),
+    "attention": lambda x: x * torch.sigmoid(x.mean(1, True) + x.amax(1, keepdim=True)),
+    "softmax": lambda x: x + 4 * x.softmax(1),
+    "share": lambda x: x / (x.abs().sum(dim=1, keepdim=True) + 1),
+}
+"""What computes with all channels of a map at once."""
+
+
+def _op_mixing(g: _Graph, spec: Spec) -> int:
+    """Something over channels; groups, not all of which may fit, and one module for two maps."""
+    value = g.narrow(g.pick(spec["of"]))
+    width = g.maps[value][0]
+    if spec["by"] in MIXTURES:
+        return g.step(spec["by"], MIXTURES[spec["by"]], value)
+    module = NORMALISATIONS[spec["by"]](width, spec["groups"])
+    last = spec["by"].endswith("layer") or spec["by"] == "rms"
+
+    def normalise(x: int) -> int:
+        if not last:
+            return g.step("norm", module, x)
+        x = g.step("last", lambda x: x.permute(0, 2, 3, 1), x)
+        return g.step("first", lambda x: x.permute(0, 3, 1, 2), g.step("norm", module, x))
+
+    first = normalise(value)
+    if not spec["again"]:
+        return first
+    return g.step("add", add, first, normalise(g.fit(g.pick(spec["of"] + 1), *g.maps[value])))
+
+
 def _reference() -> SearchStrategy[int]:
     return st.integers(0, 6)
 
@@ -1307,6 +1353,15 @@ _OPS: dict[str, tuple[Callable[[_Graph, Spec], int], dict[str, SearchStrategy[An
     ),
     "twice": (_op_twice, {"of": _reference(), "by": st.sampled_from(list(TWICE))}),
     "assertion": (_op_assertion, {"of": _reference(), "by": st.sampled_from(list(ASSERTIONS))}),
+    "mixing": (
+        _op_mixing,
+        {
+            "of": _reference(),
+            "by": st.sampled_from([*NORMALISATIONS, *MIXTURES]),
+            "groups": st.integers(1, 4),
+            "again": st.booleans(),
+        },
+    ),
     "eca": (
         _op_eca,
         {
@@ -1324,7 +1379,7 @@ OPS: dict[str, SearchStrategy[Spec]] = {
 """Operation -> strategy for one entry of a spec's `ops`."""
 
 
-TRICKY = ("pieces", "twice", "assertion", "eca")
+TRICKY = ("pieces", "twice", "assertion", "eca", "mixing")
 """Operations that try the removal of channels, drawn by its tests alone."""
 
 

@@ -193,7 +193,9 @@ class Compensation:
         found = self._of(group)
         if not found:
             return UNREAD
-        if any(np.isin(c.channels, group.channels).any() for c in self.channels.contractions):
+        if any(
+            m.how == "product" and np.isin(m.channels, group.channels).any() for m in self.channels.mixings
+        ):
             return MULTIPLIED
         if any(isinstance(self.program.layer(c.reader.layer), DctLayer) for c in found):
             return COEFFICIENTS

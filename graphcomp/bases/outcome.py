@@ -49,6 +49,14 @@ def moved(lost: Sequence[Shift]) -> str:
     return f"; what was constant of them went into the biases of {len(lost)} layers{doubt}"
 
 
+def restated(nodes: Sequence[str]) -> str:
+    """What the summary adds where normalisations and means over channels have lost some of them."""
+    if not nodes:
+        return ""
+    named = ", ".join(nodes[:3]) + (", …" if len(nodes) > 3 else "")
+    return f"; {len(nodes)} normalisations or sums over channels are of what stays ({named})"
+
+
 def moved_evidence(lost: Sequence[Shift]) -> dict[str, Any]:
     """Layers into whose biases constants went -> how many, and those where that is not exact."""
     if not lost:

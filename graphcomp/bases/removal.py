@@ -26,7 +26,7 @@ from graphcomp.bases.options import (
     options_of,
     require_matches,
 )
-from graphcomp.bases.outcome import missed, moved, moved_evidence, summary, untouched
+from graphcomp.bases.outcome import missed, moved, moved_evidence, restated, summary, untouched
 from graphcomp.budget import (
     REVERT,
     Allocation,
@@ -168,7 +168,10 @@ class ChannelRemoval(RowRemoval, ABC):
             options=options_of(self),
             decisions={"join": self._policy, "rows": removal.rows},
             kept=kept,
-            summary=summary(removal) + moved(removal.shifts) + missed(**reached.get("target", {})),
+            summary=summary(removal)
+            + moved(removal.shifts)
+            + restated(removal.restated)
+            + missed(**reached.get("target", {})),
             evidence={
                 "multiple": multiple,
                 "groups": self._widths(allocation, shares, wanted, removal),

@@ -20,7 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphcomp.channels.labels import Ints, components
-from graphcomp.channels.model import ELEMENTS, Axis, ChannelGroup, Channels, Contraction, Join, JoinPolicy
+from graphcomp.channels.model import (
+    ELEMENTS,
+    Axis,
+    Balance,
+    ChannelGroup,
+    Channels,
+    Join,
+    JoinPolicy,
+    Mixing,
+)
 from graphcomp.channels.rules import apply_rule, unfollowed
 from graphcomp.channels.tracker import Tracker
 from graphcomp.ir import Program
@@ -71,7 +80,7 @@ def _channels(found: Tracker) -> Channels:
         for n, axis, a, b, out in found.joins
     )
     _pin_unproduced(axes, joins, channel_of, pinned)
-    balanced = tuple((node, channel_of[rows.numpy()]) for node, rows in found.rows)
+    balanced = tuple(Balance(node, channel_of[rows.numpy()], spare) for node, rows, spare in found.rows)
     return Channels(
         program=found.program,
         join=found.join,
@@ -82,9 +91,9 @@ def _channels(found: Tracker) -> Channels:
         channel_of=channel_of,
         values=found.values,
         balanced=balanced,
-        contractions=tuple(
-            Contraction(node, source, axis, channel_of[labels.numpy()])
-            for node, source, axis, labels in found.contractions
+        mixings=tuple(
+            Mixing(node, source, axis, channel_of[labels.numpy()], how, args)
+            for node, source, axis, labels, how, args in found.mixings
         ),
     )
 
@@ -160,7 +169,7 @@ def _groups(
     pinned: dict[int, tuple[str, str]],
     channel_of: Ints,
     edges: Sequence[tuple[str, Ints]],
-    balanced: Sequence[tuple[str, Ints]],
+    balanced: Sequence[Balance],
 ) -> tuple[ChannelGroup, ...]:
     """Channels with the same set of axes (and the same reason to stay) form a group."""
     size = len(channel_of)
@@ -208,12 +217,12 @@ def _groups(
     )
 
 
-def _row_signature(size: int, balanced: Sequence[tuple[str, Ints]]) -> NDArray[np.uint64]:
+def _row_signature(size: int, balanced: Sequence[Balance]) -> NDArray[np.uint64]:
     """Channels that are in the same row of every balanced set have the same number."""
     random = np.random.default_rng(1)
     signature = np.zeros(size, np.uint64)
-    for _, rows in balanced:
-        for row in rows:
+    for balance in balanced:
+        for row in balance.rows:
             signature[np.unique(row)] ^= random.integers(1, 2**63, dtype=np.uint64)
     return signature
 

@@ -31,7 +31,7 @@ def conv(tracker: Tracker, node: fx.Node) -> Any:
     else:
         tracker.site(node, "out", [(weight, made), *biases], out)
     if groups > 1:
-        tracker.rows += [(node.name, vector.reshape(groups, -1)), (node.name, out.reshape(groups, -1))]
+        tracker.rows += [(node.name, rows.reshape(groups, -1), False) for rows in (vector, out)]
     if beside:
         tracker.pin(node, out, BESIDE)
         return slide(tracker, node, labels)
@@ -151,25 +151,3 @@ def norm(tracker: Tracker, node: fx.Node) -> Any:
     if tensors:
         tracker.site(node, "norm", tensors, vector)
     return labels if beside else along(vector, axis, shape)
-
-
-def group_norm(tracker: Tracker, node: fx.Node) -> Any:
-    """Mixes the channels of a group, unless each is one channel."""
-    module = cast(nn.GroupNorm, tracker.program.layer(cast(str, node.target)))
-    if module.num_groups == module.num_channels:
-        return norm(tracker, node)
-    tracker.pin(node, operand(tracker, node), "GroupNorm's statistics mix the channels of a group")
-    return operand(tracker, node)
-
-
-def layer_norm(tracker: Tracker, node: fx.Node) -> Tensor:
-    """Mixes whatever lies along the axes that it normalises."""
-    labels = operand(tracker, node)
-    if node.op == "call_module":
-        normalized = cast(nn.LayerNorm, tracker.program.layer(cast(str, node.target))).normalized_shape
-    else:
-        normalized = argument(tracker, node, 1, "normalized_shape")
-    mixed = set(range(labels.ndim - len(normalized), labels.ndim))
-    if mixed & set(varying(labels)):
-        tracker.pin(node, labels, "LayerNorm's statistics mix the channels")
-    return labels

@@ -1,16 +1,16 @@
 """A removal as zeros: the same graph and shapes, and all accuracy that a removal loses is lost here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from graphcomp.channels.labels import Marks
-from graphcomp.channels.model import Channels
+from graphcomp.channels.model import Channels, Mixing
 from graphcomp.channels.shifts import Shift
-from graphcomp.ir import Program, assemble, parts
+from graphcomp.ir import Program, assemble, masked_norm, masked_spread, parts
 
 MASK_PREFIX = "graphcomp_mask_"
 
@@ -34,20 +34,16 @@ def mask(channels: Channels, gone: Marks, shifts: Sequence[Shift]) -> Program:
     for join in channels.joins:
         for position, operand in enumerate(join.operands):
             if (gone[operand] & ~gone[join.result]).any():
-                _insert_mask(
-                    root,
-                    graph,
-                    new[join.node],
-                    position,
-                    join.axis,
-                    ~gone[operand],
-                    program.shape(join.node) or (),
-                )
-    for product in channels.contractions:
-        if gone[product.channels].any():
-            at = next(i for i, a in enumerate(product.node.args) if a is product.source)
-            kept, shape = ~gone[product.channels], program.shape(product.source) or ()
-            _insert_mask(root, graph, new[product.node], at, product.axis, kept, shape)
+                node, ndim = new[join.node], len(program.shape(join.node) or ())
+                name = _held(root, f"{node.name}_{position}", ~gone[operand], join.axis, ndim)
+                args = list(node.args)
+                args[position] = _insert(graph, node, cast(fx.Node, args[position]), name, torch.mul)
+                node.args = tuple(args)
+    for mixing in channels.mixings:
+        if gone[mixing.channels].any():
+            _stand_in(
+                root, graph, mixing, ~gone[mixing.channels], new, len(program.shape(mixing.source) or ())
+            )
     return replace(program, module=assemble(program, root, graph))
 
 
@@ -70,33 +66,62 @@ def _zero(weight: Tensor, dim: int, gone: Marks, groups: int) -> Tensor:
     return blocks.reshape(weight.shape)
 
 
-def _insert_mask(
+def _stand_in(
     root: nn.Module,
     graph: fx.Graph,
-    node: fx.Node,
-    position: int,
-    axis: int,
+    mixing: Mixing,
     kept: Marks,
-    shape: Sequence[int],
+    new: Mapping[fx.Node, fx.Node],
+    ndim: int,
 ) -> None:
-    name = f"{MASK_PREFIX}{node.name}_{position}"
-    view = [1] * len(shape)
+    """What an operator has to read in the place of channels that go; if all go, nobody reads its result."""
+    if not kept.any():
+        return
+    node, source = new[mixing.node], new[mixing.source]
+    name = _held(root, f"{node.name}_0", kept, mixing.axis, ndim)
+    held = root.get_buffer(name)
+    function: Callable[..., Any] = torch.mul
+    args = mixing.args
+    if mixing.how == "mean":
+        held.mul_(len(kept) / int(kept.sum()))
+    elif mixing.how in ("lowest", "highest"):
+        limits = torch.finfo(held.dtype)  # finite: behind a logarithm infinity times zero would be read
+        function, args = torch.masked_fill, (limits.min if mixing.how == "lowest" else limits.max,)
+        root.register_buffer(name, held == 0)
+    elif mixing.how in ("spread", "norm"):
+        function = masked_spread if mixing.how == "spread" else masked_norm
+    node.replace_input_with(source, _insert(graph, node, source, name, function, args))
+
+
+def _held(root: nn.Module, name: str, kept: Marks, axis: int, ndim: int) -> str:
+    """1 for channels that stay and 0 for those that go, as a buffer; returns its name."""
+    view = [1] * ndim
     view[axis] = len(kept)
     dtype = next((p.dtype for p in root.parameters()), torch.float32)
+    name = f"{MASK_PREFIX}{name}"
     root.register_buffer(name, torch.from_numpy(kept).to(dtype).reshape(view))
-    operand = cast(fx.Node, node.args[position])
+    return name
+
+
+def _insert(
+    graph: fx.Graph,
+    node: fx.Node,
+    source: fx.Node,
+    name: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...] = (),
+) -> fx.Node:
+    """function(source, buffer, *args), in front of a node."""
     with graph.inserting_before(node):
-        weight = graph.create_node("get_attr", name)
-        masked = graph.call_function(torch.mul, (operand, weight))
-    for new in (weight, masked):
-        new.meta = dict(node.meta)
-    args = list(node.args)
-    args[position] = masked
-    node.args = tuple(args)
+        held = graph.create_node("get_attr", name)
+        masked = graph.call_function(function, (source, held, *args))
+    for made in (held, masked):
+        made.meta = dict(node.meta)
+    return masked
 
 
 def remove_masks(graph: fx.Graph) -> None:
-    """Take out what `mask` put in front of joins and products."""
+    """Take out what `mask` put in front of joins and of what mixes channels."""
     for node in list(graph.nodes):
         if node.op == "get_attr" and str(node.target).startswith(MASK_PREFIX):
             for masked in list(node.users):

@@ -92,19 +92,48 @@ class Join:
     result: Ints
 
 
+How = Literal["product", "zeros", "mean", "lowest", "highest", "spread", "norm"]
+
+
 @dataclass(frozen=True, eq=False)
-class Contraction:
-    """A product of activations that sums over channels: zeros in `source` stand for their removal.
+class Mixing:
+    """An operator that computes with all channels of an axis, and what in front of it stands for removals.
 
     Attributes:
-        node: the product. source: its operand that is masked. axis: of the operand.
+        node: the operator. source: its operand that channels go from. axis: of the operand.
         channels: at every position of that axis.
+        how: product: zeros in one operand, which another is multiplied with. zeros: of a sum. mean: zeros,
+            and what stays scaled by the number of channels. lowest, highest: what is no maximum (minimum).
+            spread, norm: see `ir.masked`.
+        args: for the function of `spread` and `norm`.
     """
 
     node: fx.Node
     source: fx.Node
     axis: int
     channels: Ints
+    how: How = "product"
+    args: tuple[Any, ...] = ()
+
+    @property
+    def least(self) -> int:
+        """How many channels there must be: of one alone a variance says nothing."""
+        return 2 if self.how in ("spread", "norm") and len(self.args[0]) == 1 else 1
+
+
+@dataclass(frozen=True, eq=False)
+class Balance:
+    """Rows of channels that must keep the same number of them.
+
+    Attributes:
+        node: where.
+        rows: rows x positions of channels.
+        spare: whether a row may go whole.
+    """
+
+    node: str
+    rows: Ints
+    spare: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +147,8 @@ class Channels:
         pinned: channel -> (node, reason), for every channel that must stay.
         channel_of: label -> channel; label 0 is no channel.
         values: node -> label tensor (or what the node yields if it is no tensor).
-        contractions: where two activations are multiplied along their channels (`channels.products`).
-        balanced: (node, rows x positions of channels); every row must keep the same number of positions.
+        balanced: see `Balance`.
+        mixings: what computes with all channels of an axis (`channels.products`, `channels.mixing`).
     """
 
     program: Program
@@ -130,8 +159,8 @@ class Channels:
     pinned: dict[int, tuple[str, str]]
     channel_of: Ints
     values: dict[fx.Node, Any]
-    balanced: tuple[tuple[str, Ints], ...]
-    contractions: tuple["Contraction", ...] = ()
+    balanced: tuple[Balance, ...]
+    mixings: tuple[Mixing, ...] = ()
 
     @property
     def removable(self) -> tuple[ChannelGroup, ...]:

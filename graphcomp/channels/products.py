@@ -78,7 +78,7 @@ def _contract(
     """Couple the last axis of the first operand with the one of the second that it meets."""
     a = tracker.vector(node, left, left.ndim - 1)
     tracker.couple(node, a, tracker.vector(node, right, axis))
-    tracker.contractions.append((node, source, left.ndim - 1, a))
+    tracker.mixings.append((node, source, left.ndim - 1, a, "product", ()))
 
 
 def _none(left: Tensor, right: Tensor, shape: tuple[int, ...]) -> Tensor:

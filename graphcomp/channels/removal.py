@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from graphcomp.channels.labels import Ints, Marks
 from graphcomp.channels.liveness import Idle, live_of
 from graphcomp.channels.masks import mask
-from graphcomp.channels.model import ChannelGroup, Channels
+from graphcomp.channels.model import Balance, ChannelGroup, Channels, Mixing
 from graphcomp.channels.shifts import Shift, shifts
 from graphcomp.channels.surgery import Surgeon
 from graphcomp.errors import SurgeryError
@@ -92,6 +92,12 @@ class Removal:
         """What readers lose with channels that hold constants (`channels.shifts`)."""
         return shifts(self.channels, self.gone)
 
+    @cached_property
+    def restated(self) -> list[str]:
+        """Nodes that computed with all channels of an axis and compute with what stays: another function."""
+        gone = ((m, self.gone[m.channels]) for m in self.channels.mixings if m.how != "product")
+        return [m.node.name for m, lost in gone if lost.any() and not lost.all()]
+
     def legal(self, score: Score) -> "Removal":
         """The largest part that can be removed, keeping channels of high `score` first.
 
@@ -151,22 +157,36 @@ def _restore(channels: Channels, gone: Marks, score: Score) -> Idle:
         for span in idle.missed():
             if gone[span].all():
                 gone[span[np.argmax(score[span])]] = False
-        if channels.balanced:
+        if channels.balanced or channels.mixings:
             names = live_of(channels).after(gone).names
-            for node, rows in channels.balanced:
-                if node not in names:
-                    _balance(rows, gone, score)
+            for balance in channels.balanced:
+                if balance.node not in names:
+                    _balance(balance, gone, score)
+            for mixing in channels.mixings:
+                if mixing.node.name not in names:
+                    _keep_at_least(mixing, gone, score)
         if int(gone.sum()) == before:
             return idle
 
 
-def _balance(rows: Ints, gone: Marks, score: Score) -> None:
-    width = int((~gone[rows]).sum(1).max())
-    for row in rows:
-        for channel in row[np.argsort(-score[row], kind="stable")]:
-            if int((~gone[row]).sum()) >= width:
-                break
-            gone[channel] = False
+def _balance(balance: Balance, gone: Marks, score: Score) -> None:
+    width = int((~gone[balance.rows]).sum(1).max())
+    for row in balance.rows:
+        if not (balance.spare and gone[row].all()):
+            _restore_best(row, width, gone, score)
+
+
+def _keep_at_least(mixing: Mixing, gone: Marks, score: Score) -> None:
+    if mixing.least > 1:
+        _restore_best(mixing.channels, min(mixing.least, len(mixing.channels)), gone, score)
+
+
+def _restore_best(among: Ints, count: int, gone: Marks, score: Score) -> None:
+    """Bring back the channels of highest score until so many stay."""
+    for channel in among[np.argsort(-score[among], kind="stable")]:
+        if int((~gone[among]).sum()) >= count:
+            break
+        gone[channel] = False
 
 
 def _settle_joins(channels: Channels, gone: Marks) -> Idle:

@@ -5,7 +5,7 @@ own: the operator runs on the labels (`MOVES`), here and, on position numbers, i
 """
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -15,13 +15,12 @@ from graphcomp.channels.labels import along, canonical, compact, concatenate, va
 from graphcomp.channels.layers import (
     conv,
     functional_norm,
-    group_norm,
     is_beside,
-    layer_norm,
     linear,
     norm,
     slide,
 )
+from graphcomp.channels.mixing import group_norm, layer_norm, reduce, softmax
 from graphcomp.channels.moves import MOVES, NotMovable, holds_tensor, move, padding_of
 from graphcomp.channels.numbers import network_input, plain
 from graphcomp.channels.opaque import (
@@ -29,7 +28,6 @@ from graphcomp.channels.opaque import (
     Rule,
     argument,
     computed,
-    dims_of,
     is_hooked,
     opaque,
     operand,
@@ -40,7 +38,7 @@ from graphcomp.channels.opaque import (
 from graphcomp.channels.planes import fold, sample, shaped_like, unfold
 from graphcomp.channels.products import attention, matmul
 from graphcomp.channels.tracker import Tracker, Unread
-from graphcomp.ir import LAYERS, MODULE_NAMES, Program, is_read_later, op_name
+from graphcomp.ir import LAYERS, MASKS, MODULE_NAMES, Program, is_read_later, op_name
 
 
 def apply_rule(tracker: Tracker, node: fx.Node) -> Any:
@@ -78,6 +76,8 @@ def _find_rule(program: Program, node: fx.Node) -> Rule | None:
         if is_hooked(module):
             return None
         return MODULE_RULES.get(type(module))
+    if node.target in MASKS:
+        return _mask
     return FUNCTION_RULES.get(op_name(program, node))
 
 
@@ -146,54 +146,8 @@ def _spatial(tracker: Tracker, node: fx.Node) -> Any:
     return along(vector, axis, tracker.shape(node))
 
 
-def _softmax(tracker: Tracker, node: fx.Node) -> Tensor:
-    """Keeps the shape and mixes along an axis."""
-    labels = operand(tracker, node)
-    if node.op == "call_module":
-        module = tracker.program.layer(cast(str, node.target))
-        dim = -3 if isinstance(module, nn.Softmax2d) else getattr(module, "dim", None)
-    else:
-        dim = argument(tracker, node, 2 if op_name(tracker.program, node) == "normalize" else 1, "dim", 1)
-    return _mix(tracker, node, labels, dims_of(dim, labels.ndim))
-
-
-def _mix(tracker: Tracker, node: fx.Node, labels: Tensor, dims: Sequence[int]) -> Tensor:
-    """Values along `dims` depend on each other: couple them, or pin if that is all the channels there are."""
-    axes = varying(labels)
-    mixed = [d for d in axes if d in dims]
-    if mixed and len(mixed) == len(axes):
-        tracker.pin(node, labels, f"{what(tracker, node)} mixes the channels")
-        return labels
-    for d in mixed:
-        tracker.couple(node, labels.narrow(d, 0, 1), labels)
-    return labels
-
-
 def _reduce(tracker: Tracker, node: fx.Node) -> Any:
-    """mean, sum, amax …, and max/min/median along an axis, which yield values and indices."""
-    labels, name = operand(tracker, node), op_name(tracker.program, node)
-    if name in ("max", "min") and any(
-        map(tracker.is_tensor, [*node.args[1:], node.kwargs.get("other")])  # may be the first operand again
-    ):
-        return _couple(tracker, node)
-    position = 2 if name in ("norm", "vector_norm") else 1
-    dim = argument(tracker, node, position, "dim", None)
-    if name in ("var", "std", "var_mean", "std_mean") and isinstance(dim, bool):
-        dim = None
-    dims = dims_of(dim, labels.ndim)
-    labels = _mix(tracker, node, labels, dims)
-    value = tracker.program.values[node]
-    if isinstance(value, tuple):
-        return tuple(_reduced(labels, dims, v.shape) for v in value)
-    return _reduced(labels, dims, value.shape)
-
-
-def _reduced(labels: Tensor, dims: Sequence[int], shape: Sequence[int]) -> Tensor:
-    for d in sorted(dims, reverse=True):
-        labels = (
-            labels.narrow(d, 0, 1) if len(shape) == labels.ndim and shape[d] == 1 else labels.select(d, 0)
-        )
-    return labels.expand(tuple(shape))
+    return reduce(tracker, node, _couple)
 
 
 def _glu(tracker: Tracker, node: fx.Node) -> Any:
@@ -229,10 +183,18 @@ def _couple(tracker: Tracker, node: fx.Node) -> Any:
         if x is lead:
             continue
         if any(-d <= x.ndim and x.size(d) > 1 for d in axes):
-            tracker.couple(node, lead, x)
+            if bool(compact(x).any()):
+                tracker.couple(node, lead, x)
+            else:
+                tracker.pin(node, lead, "meets what was computed of all channels, laid out along them")
         elif bool(compact(x).any()):
             tracker.pin(node, x, "is broadcast over other channels")
     return lead.expand(shape)
+
+
+def _mask(tracker: Tracker, node: fx.Node) -> Any:
+    """What stands in front of a normalisation (`channels.masks`) goes with its channels."""
+    return _couple(tracker, node)
 
 
 def _join(tracker: Tracker, node: fx.Node, shape: tuple[int, ...]) -> Tensor | None:
@@ -346,8 +308,8 @@ FUNCTION_RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys([*_POOLS, "interpolate", "lp_pool1d", "lp_pool2d", "lp_pool3d"], _spatial),
     "batch_norm": functional_norm,
-    "layer_norm": layer_norm,
-    **dict.fromkeys(["softmax", "log_softmax", "softmin", "cumsum", "cumprod", "normalize"], _softmax),
+    **dict.fromkeys(["layer_norm", "rms_norm"], layer_norm),
+    **dict.fromkeys(["softmax", "log_softmax", "softmin", "cumsum", "cumprod", "normalize"], softmax),
     **dict.fromkeys(
         """mean sum prod amax amin max min median logsumexp norm vector_norm var std var_mean std_mean
         any all""".split(),

@@ -14,7 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from graphcomp.channels.cuts import GONE, RAGGED, Cut, Gone, Ragged, apply_cut, has_ragged, pick, shapes_of
+from graphcomp.channels.cuts import (
+    GONE,
+    RAGGED,
+    Cut,
+    Gone,
+    Ragged,
+    apply_cut,
+    has_ragged,
+    pick,
+    shapes_of,
+    shrunk,
+)
 from graphcomp.channels.labels import Marks, compact, varying
 from graphcomp.channels.layers import norm_axis
 from graphcomp.channels.layouts import Layouts, is_item
@@ -259,11 +270,14 @@ class Surgeon(Layouts):
         module = self.root.get_submodule(target)
         source = next((a for a in node.args if isinstance(a, fx.Node)), None)
         cut = self.cuts.get(source) if source is not None else None
-        before, width = self.program.layer(target), None
+        before, kept = self.program.layer(target), None
         if source is not None and isinstance(cut, tuple):
-            is_channels = cut[0] == norm_axis(before, len(self.program.shape(source) or ()))
-            width = cut[1].numel() if is_channels else None
-        sync_attributes(module, before, width)
+            shape = self.program.shape(source) or ()
+            if isinstance(before, nn.LayerNorm | nn.RMSNorm):
+                lengths = shrunk(shape, cut)[len(shape) - len(before.normalized_shape) :]
+                cast(nn.LayerNorm, module).normalized_shape = lengths
+            kept = cut[1] if cut[0] == norm_axis(before, len(shape)) else None
+        sync_attributes(module, before, kept)
         if target in self.changed_layers:
             self.new[node].meta[PASS_KEY] = self.pass_name
 
@@ -302,14 +316,15 @@ def _indices(keep: Marks) -> Tensor:
     return torch.from_numpy(np.flatnonzero(keep))
 
 
-def sync_attributes(module: nn.Module, before: nn.Module, width: int | None) -> None:
+def sync_attributes(module: nn.Module, before: nn.Module, kept: Tensor | None) -> None:
     """Set channel counts of a sliced module from its tensors.
 
     Args:
         module: sliced; changed in place.
-        before: the module as it was, whose `groups` says whether it is depthwise.
-        width: channels that arrive now, None if unchanged (for modules without tensors).
+        before: the module as it was: `groups` say whether it is depthwise, or what is normalised together.
+        kept: positions of the channels that still arrive, None if all do (for modules without tensors).
     """
+    width = None if kept is None else kept.numel()
     if isinstance(module, nn.modules.conv._ConvNd):
         rows, columns = module.weight.shape[:2]
         old = cast(nn.modules.conv._ConvNd, before)
@@ -323,7 +338,12 @@ def sync_attributes(module: nn.Module, before: nn.Module, width: int | None) -> 
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
-    elif isinstance(module, nn.GroupNorm) and width is not None:
-        module.num_groups = module.num_channels = width
+    elif isinstance(module, nn.GroupNorm) and kept is not None:
+        old_norm = cast(nn.GroupNorm, before)
+        each = old_norm.num_channels // old_norm.num_groups
+        module.num_groups, module.num_channels = (
+            len(set((kept // each).tolist())),
+            len(kept),
+        )
     elif isinstance(module, nn.modules.batchnorm._NormBase) and width is not None:
         module.num_features = width

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from graphcomp.channels.labels import compact, varying
-from graphcomp.channels.model import ELEMENTS, JoinPolicy, Role
+from graphcomp.channels.model import ELEMENTS, How, JoinPolicy, Role
 from graphcomp.errors import AnalysisError
 from graphcomp.ir import Program
 
@@ -45,9 +45,9 @@ class Tracker:
     sites: list[Site] = field(default_factory=list)
     site_of: dict[tuple[int, int], int] = field(default_factory=dict)
     rectangular: list[tuple[str, Tensor]] = field(default_factory=list)
-    rows: list[tuple[str, Tensor]] = field(default_factory=list)
+    rows: list[tuple[str, Tensor, bool]] = field(default_factory=list)
     joins: list[tuple[fx.Node, int, Tensor, Tensor, Tensor]] = field(default_factory=list)
-    contractions: list[tuple[fx.Node, fx.Node, int, Tensor]] = field(default_factory=list)
+    mixings: list[tuple[fx.Node, fx.Node, int, Tensor, How, tuple[Any, ...]]] = field(default_factory=list)
     frozen: set[int] = field(default_factory=set)
 
     def mint(self, n: int) -> Tensor:

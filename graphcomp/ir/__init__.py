@@ -16,6 +16,7 @@ from graphcomp.ir.coefficients import (
 from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.inputs import fresh_inputs, numbers_of
 from graphcomp.ir.interface import Interface, Port
+from graphcomp.ir.masked import MASKS, masked_norm, masked_spread
 from graphcomp.ir.meta import run_on_meta
 from graphcomp.ir.operators import CASTS, MODULE_NAMES, function_name
 from graphcomp.ir.program import (
@@ -55,6 +56,7 @@ __all__ = [
     "Interface",
     "LAYERS",
     "LstmLayer",
+    "MASKS",
     "MODULE_NAMES",
     "Numbers",
     "PASS_KEY",
@@ -81,6 +83,8 @@ __all__ = [
     "is_read_later",
     "is_same",
     "load",
+    "masked_norm",
+    "masked_spread",
     "named_tensors",
     "narrowest",
     "numbers_of",

@@ -32,11 +32,13 @@ class Form:
         tensors: arguments that the layer holds, in its own names.
         arguments: name -> default, in the function's order, with the input first.
         build: makes the layer.
+        bare: whether it is a layer without any tensors, too.
     """
 
     tensors: tuple[str, ...]
     arguments: Mapping[str, Any]
     build: Build
+    bare: bool = False
 
 
 def lift_layers(root: nn.Module, graph: fx.Graph) -> None:
@@ -55,7 +57,7 @@ def lift_layers(root: nn.Module, graph: fx.Graph) -> None:
         if found is None:
             continue
         names, layer = found
-        facts = _facts(layer)
+        facts = _facts(layer) if names else (node,)  # what has no tensors is nobody else's layer
         if facts not in paths:
             paths[facts] = _place(root, uses, node, names, layers)
             layers[paths[facts]] = layer
@@ -79,10 +81,12 @@ def _layer_of(root: nn.Module, node: fx.Node) -> tuple[dict[str, str], nn.Module
         elif value is not None:
             return None
     source = given.pop("input")
-    if not isinstance(source, fx.Node) or any(_holds_node(a) for a in given.values()) or not names:
+    if not isinstance(source, fx.Node) or any(_holds_node(a) for a in given.values()):
+        return None
+    if not (names or form.bare):
         return None
     tensors = {part: tensor_at(root, names[part]) if part in names else None for part in form.tensors}
-    owner = root.get_submodule(names[next(iter(names))].rpartition(".")[0])
+    owner = root.get_submodule(next(iter(names.values()), "").rpartition(".")[0])
     if "running_mean" in form.tensors and not _follows_batches(owner, tensors, given):
         return None
     with torch.device("meta"):
@@ -164,7 +168,7 @@ def _place(
     root: nn.Module, uses: _Uses, node: fx.Node, names: Mapping[str, str], taken: Container[str]
 ) -> str:
     """The module that held the tensors, if they have the layer's names and nothing else of it is used."""
-    owner = next(iter(names.values())).rpartition(".")[0]
+    owner = next(iter(names.values()), "").rpartition(".")[0]
     own = all(name == f"{owner}.{part}" for part, name in names.items())
     readers = {user for name in names.values() for user in uses.readers[name]}
     if owner and own and readers == {node} and uses.inside[owner] <= set(names.values()):
@@ -231,6 +235,10 @@ def _layer_norm(tensors: Tensors, given: Mapping[str, Any], owner: nn.Module) ->
     return nn.LayerNorm(given["normalized_shape"], given["eps"], elementwise_affine=affine, bias=bias)
 
 
+def _rms_norm(tensors: Tensors, given: Mapping[str, Any], owner: nn.Module) -> nn.Module:
+    return nn.RMSNorm(given["normalized_shape"], given["eps"], tensors["weight"] is not None)
+
+
 def _group_norm(tensors: Tensors, given: Mapping[str, Any], owner: nn.Module) -> nn.Module:
     return nn.GroupNorm(given["num_groups"], cast(Tensor, tensors["weight"]).numel(), given["eps"])
 
@@ -258,8 +266,9 @@ _FORMS: dict[Any, Form] = {
         _batch_norm,
     ),
     F.layer_norm: Form(
-        ("weight", "bias"), _arguments("input normalized_shape weight bias eps", eps=1e-5), _layer_norm
+        ("weight", "bias"), _arguments("input normalized_shape weight bias eps", eps=1e-5), _layer_norm, True
     ),
+    F.rms_norm: Form(("weight",), _arguments("input normalized_shape weight eps"), _rms_norm, True),
     F.group_norm: Form(
         ("weight", "bias"), _arguments("input num_groups weight bias eps", eps=1e-5), _group_norm
     ),

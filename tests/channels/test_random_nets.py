@@ -16,8 +16,8 @@ from graphcomp.errors import SurgeryError
 from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs
 from graphcomp.pipeline.verify import TOLERANCE, check, difference
-from tests.nets import Spec, build, random_cnn
-from tests.removing import ByRows, exact_program, half, half_and_whole, random_scores
+from tests.nets import OPS, Spec, build, random_cnn
+from tests.removing import ByRows, exact_program, half, half_and_whole, random_scores, some
 
 pytestmark = pytest.mark.slow
 
@@ -70,8 +70,29 @@ def test_half_of_a_random_network_goes_exactly(
     assert len(refused) <= count // 100, refused
 
 
+@pytest.mark.parametrize("chosen", [half, half_and_whole, some])
+@pytest.mark.parametrize("join", ["couple", "pad"])
+def test_streams_that_are_normalised_go_exactly(
+    join: JoinPolicy, chosen: Callable[[Channels, int], Removal]
+) -> None:
+    """Two of three operations mix channels; what goes is exact, and nothing but groups of them refuses."""
+    refused: list[dict[str, str]] = []
+
+    @settings(RANDOM, max_examples=60)
+    @given(random_cnn([*OPS, *["mixing"] * len(OPS)]))
+    def check_streams(spec: Spec) -> None:
+        program = exact_program(build(spec))
+        drop, smaller, kept = feasible_half(analyse(program, join), spec["seed"], chosen)
+        assert difference(drop.mask(), smaller) <= 100 * TOLERANCE
+        check(smaller)
+        refused.extend([kept] if kept else [])
+
+    check_streams()
+    assert len(refused) <= 2, refused
+
+
 @settings(RANDOM, max_examples=15)
-@given(random_cnn())
+@given(random_cnn([*OPS, "mixing", "mixing", "mixing"]))
 @pytest.mark.parametrize("join", ["couple", "pad"])
 def test_a_plan_is_replayed_on_the_masked_program_and_removal_goes_on(join: JoinPolicy, spec: Spec) -> None:
     program = exact_program(build(spec))

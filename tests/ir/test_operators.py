@@ -183,7 +183,7 @@ EXAMPLES: dict[str, Example] = {
     "lp_pool3d": Example((2, (1, 2, 2)), before=volume),
     "interpolate": Example((None, 2.0)),
     "batch_norm": Example(call=lambda f, x, y, m: normalised(f, x, m)),
-    "layer_norm": Example(((PLANE,),)),
+    **dict.fromkeys(["layer_norm", "rms_norm"], Example(((PLANE,),))),
     **dict.fromkeys(["softmax", "log_softmax", "softmin", "cumsum", "cumprod"], Example((2,))),
     "normalize": Example((2.0, 2)),
     **dict.fromkeys(
@@ -230,7 +230,8 @@ MODULES: dict[type[nn.Module], tuple[Any, ...]] = {
     nn.Fold: (PLANE, 2, 1, 0, 2),
     nn.GLU: (1,),
     nn.LayerNorm: (PLANE,),
-    nn.GroupNorm: (WIDTH, WIDTH),
+    nn.RMSNorm: (PLANE,),
+    nn.GroupNorm: (WIDTH // 2, WIDTH),
     nn.PReLU: (WIDTH,),
     **dict.fromkeys([nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm], (WIDTH,)),
     FrozenBatchNorm2d: (WIDTH,),
@@ -247,7 +248,7 @@ MODULES: dict[type[nn.Module], tuple[Any, ...]] = {
 }
 """Module -> arguments, where it takes some."""
 
-KEPT = {nn.Softmax2d, *LAYERS.values()}
+KEPT = set(LAYERS.values())
 """Modules whose channels stay."""
 
 NAMESPACES = (torch, F, operator, torch.special, torch.linalg, torchvision.ops)

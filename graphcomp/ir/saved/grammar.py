@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from graphcomp.errors import LoadError
+from graphcomp.ir.masked import MASKS
 from graphcomp.ir.program import PASS_KEY
 from graphcomp.ir.saved import schemas as schemas
 from graphcomp.ir.saved.records import NodeRecord
@@ -115,6 +116,8 @@ def functions() -> dict[str, tuple[Callable[..., Any], Schema]]:
         table[f"builtins.{name}"] = (getattr(builtins, name), schema)
     attribute = frozenset({schemas.WORD})
     table["builtins.getattr"] = (getattr, Schema((schemas.DATA, attribute), {}, None, 2))
+    for function in MASKS:
+        table[f"graphcomp.{function.__name__}"] = (function, schemas.of_signature(function))
     for name, function in vars(math).items():
         if not name.startswith("_") and callable(function) and name not in _NO_MATH.split():
             table[f"math.{name}"] = (function, schemas.of_math(function))

@@ -168,6 +168,22 @@ def write_layer_norm(
     return writing.op("LayerNormalization", input, scale, bias, axis=-len(shape), epsilon=eps)
 
 
+@writes("rms_norm")
+def write_rms_norm(
+    writing: Writing, input: Wire, normalized_shape: Any, weight: Any = None, eps: float | None = None
+) -> str:
+    """x / sqrt(mean of squares + eps), as runtimes fuse it; an operator of its own is of operator set 23."""
+    shape = tuple(normalized_shape) if isinstance(normalized_shape, tuple | list) else (normalized_shape,)
+    if any(map(is_open, shape)):
+        raise NoRow("a normalisation over an open size")
+    small = torch.finfo(writing.dtype).eps if eps is None else eps
+    square = writing.op("Pow", input, writing.number(2.0, writing.dtype))
+    mean = writing.op("ReduceMean", square, writing.ints(*range(-len(shape), 0)), keepdims=1)
+    size = writing.op("Sqrt", writing.op("Add", mean, writing.number(small, writing.dtype)))
+    result = writing.op("Div", input, size)
+    return result if weight is None else writing.op("Mul", result, weight)
+
+
 @writes("group_norm")
 def write_group_norm(
     writing: Writing,
