@@ -48,6 +48,11 @@ def along(vector: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
     return vector.reshape(view).expand(tuple(shape))
 
 
+def unlabelled(shape: Sequence[int]) -> Tensor:
+    """Of what belongs to no channel."""
+    return torch.zeros([1] * len(shape), dtype=torch.int64).expand(tuple(shape))
+
+
 def concatenate(parts: Sequence[Tensor], axis: int) -> Tensor:
     """`torch.cat` that stays broadcast along the axes along which all parts are."""
     axis %= parts[0].ndim

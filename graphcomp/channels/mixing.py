@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from graphcomp.channels.labels import along, varying
+from graphcomp.channels.labels import along, unlabelled, varying
 from graphcomp.channels.layers import norm
 from graphcomp.channels.model import How
 from graphcomp.channels.opaque import argument, dims_of, operand, what
@@ -180,7 +180,7 @@ def reduce(tracker: Tracker, node: fx.Node, couple: Any) -> Any:
     dims = dims_of(dim, labels.ndim)
     labels, whole = _mix(tracker, node, labels, dims)
     if whole:
-        labels = torch.zeros(1, dtype=torch.int64).reshape([1] * labels.ndim).expand(labels.shape)
+        labels = unlabelled(labels.shape)
     value = tracker.program.values[node]
     if isinstance(value, tuple):
         return tuple(_reduced(labels, dims, v.shape) for v in value)

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from graphcomp.channels.labels import along, canonical, compact, concatenate, varying
+from graphcomp.channels.labels import along, canonical, compact, concatenate, unlabelled, varying
 from graphcomp.channels.layers import (
     conv,
     functional_norm,
@@ -150,6 +150,11 @@ def _reduce(tracker: Tracker, node: fx.Node) -> Any:
     return reduce(tracker, node, _couple)
 
 
+def _made(tracker: Tracker, node: fx.Node) -> Tensor:
+    """A tensor of a size, in the type of another."""
+    return unlabelled(tracker.shape(node))
+
+
 def _glu(tracker: Tracker, node: fx.Node) -> Any:
     """a * sigmoid(b) for the two halves of an axis: position k meets position k + n/2."""
     labels = operand(tracker, node)
@@ -185,8 +190,10 @@ def _couple(tracker: Tracker, node: fx.Node) -> Any:
         if any(-d <= x.ndim and x.size(d) > 1 for d in axes):
             if bool(compact(x).any()):
                 tracker.couple(node, lead, x)
-            else:
-                tracker.pin(node, lead, "meets what was computed of all channels, laid out along them")
+                continue
+            tracker.pin(node, lead, "meets what was computed of all channels, laid out along them")
+            if all(-d <= x.ndim and x.size(d) > 1 for d in axes):
+                lead = unlabelled(lead.shape)
         elif bool(compact(x).any()):
             tracker.pin(node, x, "is broadcast over other channels")
     return lead.expand(shape)
@@ -317,6 +324,7 @@ FUNCTION_RULES: dict[str, Rule] = {
     ),
     "glu": _glu,
     "getattr": _attribute,
+    **dict.fromkeys(["new_zeros", "new_ones", "new_full"], _made),
     **dict.fromkeys(
         """add sub mul div pow floordiv maximum minimum fmax fmin where lerp addcmul addcdiv atan2 rsub
         remainder fmod masked_fill expand_as lt le gt ge eq ne logical_and logical_or logical_xor

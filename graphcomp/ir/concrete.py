@@ -45,6 +45,10 @@ class Values:
         self._runs: dict[tuple[int, bool], dict[fx.Node, Any]] = {}
         self._modules: dict[str, nn.Module] = {}
 
+    def fresh(self) -> "Values":
+        """Of the same network, and nothing known."""
+        return Values(self._root, self._inputs)
+
     @property
     def device(self) -> torch.device:
         """Where the example inputs are."""

@@ -14,6 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, fx, nn
 
+from graphcomp.ir.attention import TRANSFORMERS
 from graphcomp.ir.coefficients import DctLayer
 from graphcomp.ir.concrete import Values
 from graphcomp.ir.frozen import FrozenBatchNorm2d
@@ -45,6 +46,8 @@ class ShapedTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Layers of torch, and those of this room."""
+        if isinstance(m, TRANSFORMERS):
+            return False
         return isinstance(m, DctLayer | FrozenBatchNorm2d | RecurrentLayer) or super().is_leaf_module(
             m, module_qualified_name
         )
@@ -147,6 +150,25 @@ def recording_factories() -> Iterator[None]:
         for name in _METHODS:
             stack.enter_context(_recording(Tensor, name))
         yield
+
+
+@contextmanager
+def open_functions() -> Iterator[None]:
+    """While the block lasts, functions that torchvision keeps whole (`torch.fx.wrap`) are traced through.
+
+    There is attention in them, and with it all channels of a network. A network's own wraps stay.
+    """
+    wrapped = cast(dict[Any, dict[str, Any]], fx._symbolic_trace._wrapped_fns_to_patch)
+    theirs = [key for key, space in wrapped.items() if _is_torchvisions(space)]
+    held = {key: wrapped.pop(key) for key in theirs}
+    try:
+        yield
+    finally:
+        wrapped |= held
+
+
+def _is_torchvisions(space: Mapping[str, Any]) -> bool:
+    return str(space.get("__name__", "")).startswith("torchvision.models.")
 
 
 def _recording(owner: ModuleType | type[Tensor], name: str) -> AbstractContextManager[Any]:

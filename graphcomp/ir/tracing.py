@@ -9,12 +9,12 @@ from itertools import chain
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
 from graphcomp.errors import GraphcompWarning, TraceError, first_line
+from graphcomp.ir.attention import holds_attention, open_attention
 from graphcomp.ir.baking import bake_parametrizations, copied, is_parametrized
 from graphcomp.ir.concrete import Unknown, Values
 from graphcomp.ir.exported import NotLiftedError, classes_of_script, export, has_open_batch, lifted, of_script
@@ -23,6 +23,7 @@ from graphcomp.ir.frozen import as_layers, holds_frozen
 from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.interface import Interface
 from graphcomp.ir.lifting import lift_layers
+from graphcomp.ir.literals import state_numbers
 from graphcomp.ir.operators import OUT_OF_PLACE, name_types, reshape_out_of_place
 from graphcomp.ir.program import (
     PASS_KEY,
@@ -35,7 +36,7 @@ from graphcomp.ir.program import (
     with_tensors,
 )
 from graphcomp.ir.region import Region, RegionTracer, call_of, one_sample
-from graphcomp.ir.tracer import ShapedTracer, own_frames, plain_output, recording_factories
+from graphcomp.ir.tracer import ShapedTracer, open_functions, own_frames, plain_output, recording_factories
 
 
 def trace(
@@ -104,7 +105,7 @@ def trace(
     program = Program(module, captured.inputs, interface=told)
     # shapes are derived now, so that a wrong input shape fails here
     program = _without_seen_writes(program, [n for n in module.graph.nodes if n.name in augmented])
-    _state_scales(program)
+    state_numbers(program)
     if captured.original is not None:
         _compare(program, captured)
     return program
@@ -175,10 +176,12 @@ def _of_module(
 ) -> _Captured:
     """By torch.fx; where that fails, by torch.export."""
     _refuse_exported(model)
-    if copy_weights or holds_frozen(model) or any(is_parametrized(m) for m in model.modules()):
+    changes = holds_frozen(model) or holds_attention(model)
+    if copy_weights or changes or any(is_parametrized(m) for m in model.modules()):
         model = copied(model)
         bake_parametrizations(model)
         as_layers(model)
+        open_attention(model)
     if model._forward_hooks or model._forward_pre_hooks:
         raise TraceError(
             f"{type(model).__name__}: found forward hooks on the network itself, which no trace sees, "
@@ -188,7 +191,7 @@ def _of_module(
     tracer = _tracer(model, given, region)
     name, inputs = type(model).__name__, tracer.inputs
     try:
-        with evaluating(model), recording_factories():
+        with evaluating(model), recording_factories(), open_functions():
             graph = tracer.trace(model)
         reshape_out_of_place(graph)
         name_types(graph)
@@ -328,29 +331,6 @@ def _without_seen_writes(program: Program, augmented: Sequence[fx.Node]) -> Prog
         eliminate_dead_nodes(program.graph, program.module)
         program.module.recompile()
     return program
-
-
-def _state_scales(program: Program) -> None:
-    """Attention divides by the root of its width unless it is told otherwise: told, it may be narrowed."""
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    nodes = [n for n in program.graph.nodes if n.target is F.scaled_dot_product_attention]
-    values = Values(program.module, program.example_inputs)
-    for node in nodes:
-        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-        query, key, value = (given.pop(name) for name in names[:3])
-        if given.get("scale") is None and not _follows_size(values, query):
-            given["scale"] = program.values[query].shape[-1] ** -0.5
-            node.args, node.kwargs = (query, key, value), given
-    if nodes:
-        program.module.recompile()
-
-
-def _follows_size(values: Values, node: fx.Node) -> bool:
-    """Whether the last axis of a node is as long as height and width make it."""
-    try:
-        return bool(values.of(node, grown=True).shape[-1] != values.of(node).shape[-1])
-    except Unknown:  # there is no other size that the network takes
-        return False
 
 
 def _place_operand(node: fx.Node) -> None:

@@ -131,3 +131,78 @@ def test_a_layer_whose_weight_is_read_unseen_keeps_its_channels(use: str) -> Non
     rows = drop.rows
     verify_pass(ByRows(), program, rows)
     assert not rows.keys() & {"conv.weight"}
+
+
+def _written_part(m: Any, x: Tensor) -> Tensor:
+    bias = m.bias.clone()
+    bias[2:5].zero_()
+    return F.linear(x, m.weight, bias)
+
+
+def _written_before(m: Any, x: Tensor) -> Tensor:
+    weight = m.weight.clone()
+    weight.mul_(0.5)
+    return F.linear(x, weight * 3, m.bias)
+
+
+def _written_after(m: Any, x: Tensor) -> Tensor:
+    weight = m.weight.clone()
+    y = F.linear(x, weight, m.bias)
+    weight.zero_()
+    return y
+
+
+def _written_between(m: Any, x: Tensor) -> Tensor:
+    weight = m.weight.clone()
+    y = F.linear(x, weight, m.bias)
+    weight.view(-1)[::2].add_(1.0)
+    return F.linear(y, weight, m.bias)
+
+
+def _written_copy(m: Any, x: Tensor) -> Tensor:
+    weight = m.weight.clone()
+    other = weight * 2
+    weight.zero_()
+    return F.linear(x, other, m.bias)
+
+
+WRITTEN = {
+    "a part": (_written_part, True),
+    "before": (_written_before, True),
+    "after": (_written_after, True),
+    "between": (_written_between, False),
+    "a copy": (_written_copy, True),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_weights_that_are_written_in_place_are_what_the_call_reads(name: str) -> None:
+    """They were folded as they were before: another network, in silence."""
+    function, plain = WRITTEN[name]
+    module = scramble(
+        Net(function, weight=nn.Parameter(torch.randn(8, 8)), bias=nn.Parameter(torch.randn(8))), 0
+    )
+    program = plain_program(module.double().eval(), 2, 8)
+    x = torch.randn(2, 8, dtype=torch.float64)
+    torch.testing.assert_close(program.to(torch.float64)(x), module(x), rtol=1e-12, atol=1e-12)
+    assert (len(program.called_modules()) > 0) is plain or not plain
+    if plain:
+        assert not [n for n in program.graph.nodes if n.op in ("call_function", "call_method")]
+
+
+def test_a_weight_that_is_counted_up_is_no_constant() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        m.scale.mul_(2.0)
+        return F.linear(x, m.weight * m.scale)
+
+    module = Net(
+        forward,
+        weight=nn.Parameter(torch.randn(8, 8)),
+        scale=nn.Parameter(torch.ones(1), requires_grad=False),
+    )
+    module = module.double().eval()
+    program = plain_program(module, 2, 8)
+    assert float(module.scale) == 1
+    x = torch.randn(2, 8, dtype=torch.float64)
+    first, second = program(x), program(x)
+    torch.testing.assert_close(second, 2 * first)

@@ -94,6 +94,11 @@ LOSSY = {
     "functional-transposed-conv": "the same",
     "attention-matmul": "what a product makes of a constant is not known",
     "attention-heads": "the same",
+    **dict.fromkeys(
+        """spatial-attention softmax-channels layernorm-channels layernorm-maps groupnorm
+        l2-normalised-channels nhwc-linear transformer-mlp mixer attention-module""".split(),
+        "a channel of zeros counts in statistics over channels",
+    ),
 }
 """Traps of which some constant cannot go into a bias."""
 

@@ -174,7 +174,7 @@ def test_a_number_of_channels_must_not_change_unseen() -> None:
     """The parameter's size is read before anything says that channels are on it."""
 
     def forward(m: Any, x: Tensor) -> Any:
-        divisor = m.scale.shape[1]
+        divisor = m.scale.shape[1] * x.shape[2]
         return m.b(m.a(x) * m.scale / divisor)
 
     program = traced(
@@ -208,13 +208,8 @@ def test_an_assertion_on_another_axis_pins_nothing(name: str) -> None:
 
 
 OF_CHANNELS: dict[str, Callable[[Tensor], Any]] = {
-    "shape": lambda x: x.shape[1] == 6,
-    "negative": lambda x: x.shape[-3] == 6,
-    "size": lambda x: x.size(dim=1) == 6,
     "whole": lambda x: x.shape == (1, 6, 4, 4),
     "part": lambda x: x.shape[:2] == (1, 6),
-    "item-of-part": lambda x: x.shape[1:3][0] == 6,
-    "sum": lambda x: (x.shape[2:] + x.shape[:2])[3] == 6,
     "product": lambda x: x.shape[1] * x.shape[2] == 24,
     "flat": lambda x: x.flatten(1).shape[1] == 96,
     "numel": lambda x: x.numel() == 96,
@@ -235,12 +230,47 @@ def test_an_assertion_on_channels_pins_them(name: str) -> None:
 def test_a_part_of_a_shape_that_is_computed_with_pins_what_it_counts() -> None:
     def forward(m: Any, x: Tensor) -> Any:
         x, y = m.a(x), m.b(x)
-        return m.c(x / x.shape[2:][0]), m.d(y / y.shape[1:][0])
+        return m.c(x / x.shape[2:][0]), m.d(y / (y.shape[1:][0] * y.shape[1:][1]))
 
     parts = {"a": nn.Conv2d(3, 6, 1), "b": nn.Conv2d(3, 6, 1)}
     program = traced(forward, **parts, c=nn.Conv2d(6, 2, 1), d=nn.Conv2d(6, 2, 1))
     assert not reasons(program, "a")
     assert reasons(program, "b") == {"the number of channels is used as a number"}
+
+
+OF_WIDTHS: dict[str, Callable[[Tensor], Any]] = {
+    "shape": lambda x: x.shape[1] == 6,
+    "negative": lambda x: x.shape[-3] == 6,
+    "size": lambda x: x.size(dim=1) == 6,
+    "item-of-part": lambda x: x.shape[1:3][0] == 6,
+    "sum": lambda x: (x.shape[2:] + x.shape[:2])[3] == 6,
+    "divisible": lambda x: x.shape[1] % 3 == 0,
+}
+
+
+@pytest.mark.parametrize("name", OF_WIDTHS)
+def test_an_assertion_on_the_width_alone_holds_and_goes(name: str) -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        x = m.a(x)
+        torch._assert(OF_WIDTHS[name](x), "size")
+        return m.b(x)
+
+    program = traced(forward, a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(6, 2, 1))
+    assert not reasons(program, "a")
+    assert "_assert" not in str(check_removal(program, rows_of(analyse(program), "a")[[1, 4]]))
+
+
+def test_an_assertion_that_does_not_hold_stays() -> None:
+    """As for three samples at most, which all batches that are tried have."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        torch._assert(x.shape[0] < 4, "batch")
+        return m.b(m.a(x))
+
+    program = traced(forward, a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(6, 2, 1))
+    assert "_assert" in str(program)
+    with pytest.raises(AssertionError, match="batch"):
+        program(torch.zeros(4, 3, 4, 4, dtype=torch.float64))
 
 
 # ---- Layers that work along another axis than that of the channels

@@ -183,6 +183,11 @@ EXAMPLES: dict[str, Example] = {
     "lp_pool3d": Example((2, (1, 2, 2)), before=volume),
     "interpolate": Example((None, 2.0)),
     "batch_norm": Example(call=lambda f, x, y, m: normalised(f, x, m)),
+    **dict.fromkeys(
+        ["new_zeros", "new_ones"],
+        Example(call=lambda f, x, y, _: x + 0 * f(x, (1, 1, PLANE, 1))),
+    ),
+    "new_full": Example(call=lambda f, x, y, _: x + f(x, (PLANE, 1), 0.5)),
     **dict.fromkeys(["layer_norm", "rms_norm"], Example(((PLANE,),))),
     **dict.fromkeys(["softmax", "log_softmax", "softmin", "cumsum", "cumprod"], Example((2,))),
     "normalize": Example((2.0, 2)),

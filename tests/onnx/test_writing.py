@@ -145,6 +145,7 @@ MORE: dict[str, list[Callable[[], Net]]] = {
     "ones": [lambda: Net(lambda m, x: x * torch.ones(x.size(0), 1, 1, 1))],
     "new_zeros": [lambda: Net(lambda m, x: torch.cat([x, x.new_zeros(x.size(0), 2, 6, 6)], 1))],
     "new_ones": [lambda: Net(lambda m, x: x + x.new_ones((x.size(0), 1, 1, 1)))],
+    "new_full": [lambda: Net(lambda m, x: x + x.new_full((x.size(0), 1, 1, 1), 0.5))],
     "full_like": [lambda: Net(lambda m, x: x * torch.full_like(x, 0.5))],
     "arange": [lambda: Net(lambda m, x: x + torch.arange(x.size(0)).view(-1, 1, 1, 1))],
     "bool": [lambda: Net(lambda m, x: F.relu(x).bool())],

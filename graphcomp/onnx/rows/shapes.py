@@ -325,6 +325,12 @@ def write_full_like(writing: Writing, input: Wire, fill_value: Any, dtype: Any =
     return _filled(writing, fill_value, (input,))
 
 
+@writes("new_full")
+def write_new_full(writing: Writing, input: Wire, size: Any, fill_value: Any, dtype: Any = None) -> str:
+    """The same, of a size that is given."""
+    return _filled(writing, fill_value, (size,))
+
+
 def _filled(writing: Writing, value: Any, given: Sequence[Any]) -> str:
     shape = writing.result.shape
     if given and isinstance(given[0], Wire) and writing.result.shapes == given[0].shapes:
