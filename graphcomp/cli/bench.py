@@ -15,7 +15,10 @@ def bench_command(
     base: Annotated[Path, typer.Argument(help="ONNX file of the original")],
     new: Annotated[Path, typer.Argument(help="ONNX file of the compressed network")],
     provider: Annotated[
-        str, typer.Option("--provider", help="cpu, cuda or tensorrt; several, e.g. cpu,cuda, side by side")
+        str,
+        typer.Option(
+            "--provider", help="cpu, cuda, tensorrt or openvino; several, e.g. cpu,openvino, side by side"
+        ),
     ] = "cpu",
     batch: Annotated[str, typer.Option("--batch", help="batch sizes, e.g. 1,8,32")] = "1",
     threads: Annotated[int, typer.Option("--threads", min=1)] = 1,
@@ -37,7 +40,9 @@ def bench_command(
     from graphcomp.runtime import benchmark, format_table, probe, sweep_table
 
     batches, providers, shapes = _integers(batch, "--batch"), _providers(provider), shapes_of(input_shape)
-    graphs = {p: cuda_graphs and (p != "cpu" or len(providers) == 1) for p in providers}  # CPUs have none
+    graphs = {
+        p: cuda_graphs and (p not in ("cpu", "openvino") or len(providers) == 1) for p in providers
+    }  # CPUs have none
     for one in providers:  # all of them before any is timed: none is left out in silence
         probe(one, threads, cuda_graphs=graphs[one])
     with progress_shown() as progress:

@@ -35,7 +35,7 @@ from graphcomp.ir import Region
 from graphcomp.measure import Corruption, Kind
 from graphcomp.onnx import Dynamic, Weights
 from graphcomp.pipeline import Pass
-from graphcomp.runtime import TARGETS
+from graphcomp.runtime import TARGETS, Provider
 
 PassTable = Mapping[str, type[Any]]
 Model = TypeVar("Model", bound=BaseModel)
@@ -57,7 +57,7 @@ class BenchOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    provider: Literal["cpu", "cuda", "tensorrt"] | None = None  # the target's
+    provider: Provider | None = None  # the target's
     batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1,)
     threads: Annotated[int, Field(ge=1)] = 1
     runs: Annotated[int, Field(ge=1)] = 200

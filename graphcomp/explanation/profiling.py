@@ -162,9 +162,9 @@ def _open(
     folder: Path,
     index: int,
 ) -> OpenSession:
-    if provider == "tensorrt":
+    if provider in ("tensorrt", "openvino"):
         raise BenchError(
-            f"{file.path}: found provider 'tensorrt', which runs a network as one operator, expected one "
+            f"{file.path}: found provider {provider!r}, which tells no time of each operator, expected one "
             "that has a time for every operator: cpu or cuda"
         )
     shapes = {name: array.shape for name, array in feeds.items()}

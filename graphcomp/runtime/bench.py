@@ -87,7 +87,7 @@ def benchmark(
         report = _throttle(progress, f"batch {batch}")
         found.append(time_files(files, setup, batch, random_inputs(files[0], batch, seed), budget, report))
     # A GPU's host thread waits by design, and several threads have no one CPU clock to compare with.
-    comparable = provider == "cpu" and threads == 1
+    comparable = provider in ("cpu", "openvino") and threads == 1
     pairs = zip(batches, found, strict=True)
     opened = found[0][0].opened[0]
     models = [_model_file(file, one.opened) for file, one in zip(files, found[0], strict=True)]

@@ -32,6 +32,8 @@ def environment() -> records.Environment:
     """The machine and the versions that numbers are recorded with."""
     versions = {name: version for name in ("graphcomp", *MINIMUM) if (version := version_of(name))}
     versions |= installed_runtimes()
+    if (openvino := version_of("openvino")) is not None:
+        versions["openvino"] = openvino
     if torch.cuda.is_available():
         versions |= {"gpu": torch.cuda.get_device_name(0), "cuda (torch)": str(torch.version.cuda)}
     return records.Environment(

@@ -12,11 +12,12 @@ import torch
 from graphcomp.base import cache, json_sha256
 from graphcomp.errors import BenchError, ProviderError
 
-Provider = Literal["cpu", "cuda", "tensorrt"]
+Provider = Literal["cpu", "cuda", "tensorrt", "openvino"]
 PROVIDERS: dict[Provider, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINO",  # a runtime of its own, see `runtime.openvino`
 }
 HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Reduced precision and algorithm search stated rather than inherited, so that the record says what was timed.
@@ -24,6 +25,7 @@ OPTIONS: dict[Provider, dict[str, str]] = {
     "cpu": {},
     "cuda": {"device_id": "0", "use_tf32": "1", "cudnn_conv_algo_search": "EXHAUSTIVE"},
     "tensorrt": {"device_id": "0", "trt_fp16_enable": "0", "trt_int8_enable": "0"},
+    "openvino": {},
 }
 ADVICE: dict[Provider, str] = {
     "cpu": "reinstall onnxruntime",
@@ -31,6 +33,7 @@ ADVICE: dict[Provider, str] = {
     "provider 'cpu'",
     "tensorrt": "install the NVIDIA driver and the TensorRT libraries (pip install tensorrt), or use "
     "provider 'cpu'",
+    "openvino": "pip install graphcomp[openvino], or use provider 'cpu'",
 }
 
 
@@ -149,6 +152,6 @@ def _tensorrt_versions() -> list[str]:
 
 def allows_tf32(provider: Provider, options: Mapping[str, str]) -> bool | None:
     """TensorRT has no option for it: its builder allows TF32 unless NVIDIA_TF32_OVERRIDE=0 forbids it."""
-    if provider == "cpu":
+    if provider in ("cpu", "openvino"):
         return None
     return options.get("use_tf32", "1") == "1" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"

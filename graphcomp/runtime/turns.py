@@ -17,6 +17,7 @@ from graphcomp.base import Progress, part, quiet
 from graphcomp.errors import BenchError
 from graphcomp.runtime import onnxfile
 from graphcomp.runtime.onnxfile import OnnxFile
+from graphcomp.runtime.openvino import Requested, require_agreement
 from graphcomp.runtime.providers import Provider, run_errors
 from graphcomp.runtime.session import OpenSession, open_session, probe
 
@@ -145,6 +146,14 @@ def _open(file: OnnxFile, setup: Setup, batch: int, feeds: Mapping[str, NDArray[
     )
 
 
+def _runner(
+    provider: Provider, opened: OpenSession, feeds: Mapping[str, NDArray[Any]], path: Path
+) -> "_Runner | Requested":
+    if provider == "openvino":
+        return Requested(opened.session, feeds, path)
+    return _Runner(opened, feeds, path)
+
+
 class _Runner:
     """One session with its inputs and outputs bound on the device, for one shape."""
 
@@ -210,12 +219,13 @@ def race(
     Raises ProviderError and BenchError.
     """
     budget, least = TimingBudget(runs, seconds).of_a_load(loads), math.ceil(LEAST_RACE / loads)
-    is_cpu = provider == "cpu" and threads == 1
+    is_cpu = provider in ("cpu", "openvino") and threads == 1
 
     def one_load(number: int) -> list[Times]:
         order = _order(len(models), number)
-        opened = {index: open_session(models[index], provider, threads) for index in order}
-        runners = [_Runner(opened[index], feeds, Path("candidate")) for index in range(len(models))]
+        shapes = {name: array.shape for name, array in feeds.items()}
+        opened = {index: open_session(models[index], provider, threads, shapes=shapes) for index in order}
+        runners = [_runner(provider, opened[index], feeds, Path("candidate")) for index in range(len(models))]
         for index in order:
             runners[index].first()
             runners[index].run()
@@ -288,7 +298,9 @@ def _time_load(
     """One load of every file: as many `rounds`, or what the budget allows."""
     order = _order(len(files), number)
     opened = {index: _open(files[index], setup, batch, feeds) for index in order}
-    runners = [_Runner(opened[index], feeds, file.path) for index, file in enumerate(files)]
+    runners = [_runner(setup.provider, opened[i], feeds, file.path) for i, file in enumerate(files)]
+    if setup.provider == "openvino" and number == 0:
+        _compare(files, opened, feeds)
     firsts = {index: runners[index].first() for index in order}
     _warm_up([runners[index] for index in order], budget, report)
 
@@ -299,7 +311,7 @@ def _time_load(
 
     samples = _take_turns([r.run for r in runners], order, setup.threads, partial(spent, "timing"))
     copied: Sequence[Samples | None] = [None] * len(files)
-    if setup.provider != "cpu":
+    if setup.provider not in ("cpu", "openvino"):
         steps = [r.run_end_to_end for r in runners]
         copied = _take_turns(steps, order, setup.threads, partial(spent, "timing with copies"))
     return [
@@ -368,7 +380,17 @@ def _in_rounds(times: Sequence[int]) -> Times:
     return np.asarray(times, np.float64).reshape(-1, 2) / 1e6
 
 
-def _warm_up(runners: Sequence[_Runner], budget: TimingBudget, report: Progress) -> None:
+def _compare(
+    files: Sequence[OnnxFile], opened: Mapping[int, OpenSession], feeds: Mapping[str, NDArray[Any]]
+) -> None:
+    """Times of another runtime are those of the same network."""
+    for index, file in enumerate(files):
+        expected = open_session(file.path).session.run(None, dict(feeds))
+        rounds = any(node.op_type == "QuantizeLinear" for node in file.model.graph.node)
+        require_agreement(str(file.path), opened[index].session.run(None, feeds), expected, rounds=rounds)
+
+
+def _warm_up(runners: Sequence["_Runner | Requested"], budget: TimingBudget, report: Progress) -> None:
     for index, runner in enumerate(runners):
         start, done = time.perf_counter(), 0
         while done < budget.warmup_runs or time.perf_counter() - start < budget.warmup_seconds:

@@ -245,7 +245,7 @@ def test_a_race_loads_its_models_in_alternating_order(monkeypatch: pytest.Monkey
         def run(self) -> None:
             took.append(self.session)
 
-    def open_one(model: bytes, *_: Any) -> int:
+    def open_one(model: bytes, *_: Any, **__: Any) -> int:
         opened.append(int(model))
         return int(model)
 

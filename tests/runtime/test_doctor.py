@@ -57,20 +57,21 @@ def test_every_provider_is_tried() -> None:
         "provider cpu",
         "provider cuda",
         "provider tensorrt",
+        "provider openvino",
     ]
     assert {"onnxruntime", "instruction set", "GPU (torch)", "threads", "load", "torch"} <= set(names)
 
 
 def test_accelerators_and_load_are_worth_a_word_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Found or not: what is essential does not depend on what was found."""
-    optional = {"provider cuda", "provider tensorrt", "GPU (torch)", "threads", "load"}
+    optional = {"provider cuda", "provider tensorrt", "provider openvino", "GPU (torch)", "threads", "load"}
     assert {finding.name for finding in doctor.diagnose() if not finding.essential} == optional
 
     def fail(name: str) -> None:
         raise ProviderError("none")
 
     monkeypatch.setattr(doctor, "probe", fail)
-    assert [doctor._provider(name).essential for name in PROVIDERS] == [True, False, False]
+    assert [doctor._provider(name).essential for name in PROVIDERS] == [True, False, False, False]
 
 
 def test_provider_that_fails_is_reported_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
