@@ -23,7 +23,7 @@ from graphcomp.base.muting import muted
 from graphcomp.base.nesting import nests_at_most
 from graphcomp.base.progress import Progress, part, quiet
 from graphcomp.base.stopping import Stop, load_state, save_state, stoppable
-from graphcomp.base.workers import Engine, Failure, Tell, Told, run_tasks
+from graphcomp.base.workers import Engine, Failure, Tell, Told, run_in_processes, run_tasks
 
 __all__ = [
     "Buffer",
@@ -50,6 +50,7 @@ __all__ = [
     "quiet",
     "read_record",
     "remove",
+    "run_in_processes",
     "run_tasks",
     "save_state",
     "settled",

@@ -72,7 +72,7 @@ def run_tasks(
     """
     if engine == "ray":
         return _on_ray(_ray(), tasks, threads)
-    return _in_turn(tasks, threads, told) if workers == 1 else _in_processes(tasks, workers, threads, told)
+    return _in_turn(tasks, threads, told) if workers == 1 else run_in_processes(tasks, workers, threads, told)
 
 
 def _in_turn(
@@ -161,9 +161,10 @@ class _Worker:
         self.process.close()
 
 
-def _in_processes(
+def run_in_processes(
     tasks: Mapping[str, Task[Result]], workers: int, threads: int, told: Told
 ) -> Generator[tuple[str, Result | Failure]]:
+    """`run_tasks` on `local`, in other processes than this one even if one is enough."""
     left = deque(tasks.items())
     crew: list[_Worker] = []
     try:

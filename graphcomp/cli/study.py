@@ -25,28 +25,42 @@ def study_command(
         int | None, typer.Option("--workers", min=1, help="cells at a time; default: half of the cores")
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="only list the cells")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="in the size of its `quick`: seconds, to see that it works")
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="then evaluate every saved program again, each in another process"),
+    ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="output directory")] = Path("out"),
 ) -> None:
-    """Run every cell of STUDY's grid into OUT and compare them; exit code 1 if some failed."""
+    """Run every cell of STUDY's grid into OUT and compare them; exit code 1 if some failed.
+
+    STUDY may be one of recipes/ wherever graphcomp is installed.
+    """
     from graphcomp.base import locked
     from graphcomp.passes import PASSES
     from graphcomp.study import (
         CellProgress,
+        check_cells,
         expand,
         finished,
         load_study,
         prepare,
+        reading_of,
         run_study,
         workers_for,
         write_results,
     )
 
     path = or_bundled(study)
-    plan = load_study(path, shape_of(input_shape), weights=str(weights) if weights else None, data=data)
+    own = str(weights) if weights else None
+    plan = load_study(path, shape_of(input_shape), quick=quick, weights=own, data=data)
     if show:
-        idle = {"resume": "--resume", "workers": "--workers", "out": "--out"}
+        idle = {"resume": "--resume", "workers": "--workers", "out": "--out", "check": "--check"}
         refuse_idle(context, "with --list, which runs nothing", idle, "leave one out")
     cells = expand(plan, PASSES, str(study))
+    reading = reading_of(plan, cells, str(study), quick=quick)
     if show:
         for cell in cells:
             print(cell.name)
@@ -64,11 +78,24 @@ def study_command(
             text = f"{out}: finished cells are kept; --resume goes on with the others"
             interrupted(KeyboardInterrupt(text))
             raise typer.Exit(130) from None
-        write_results(cells, outcome, out, plan.class_names)
+        write_results(cells, outcome, out, reading)
+        differing = _checked(check_cells(cells, out, count)) if check else 0
     print(f"results in {out}: results.csv, study.html, cells/")
     for name, failure in outcome.failures.items():
         tell("failed", "bold red", f"{name}: {failure.message}")
     if outcome.failures:
         failed, where = f"{len(outcome.failures)} of {len(cells)}", "tracebacks are in cells/*.error.txt"
         tell("error", "bold red", f"{out}: {failed} cells failed; {where}, --resume runs them again")
+    if outcome.failures or differing:
         raise typer.Exit(1)
+
+
+def _checked(found: dict[str, str | None]) -> int:
+    """Say which programs are not what the table says; how many."""
+    wrong = {name: said for name, said in found.items() if said is not None}
+    for name, said in wrong.items():
+        tell("differs", "bold red", f"{name}: {said}")
+    print(
+        f"{len(found) - len(wrong)} of {len(found)} programs, read by another process, are as the table says"
+    )
+    return len(wrong)

@@ -10,6 +10,10 @@
       region: {strides: [3, 9]}                 # parts of the network; `all` and `none` too
       recovery: {raw: [], tuned: [finetune]}    # values with names of their own; or a list of plain values
 
+`settings` are values that are the same in all cells; `quick` replaces some of them, fields of the recipe and
+the grid, for a run in seconds. `repeats` names axes along which nothing differs but chance (seeds), and
+`paper` what the source of the experiment says of its cells.
+
 An item that is only a placeholder and stands for a list is replaced by the list's items, so a pass can be
 there or not. A region's value is a list of globs on layers. Its blocks are the children of numbered lists of
 the network (`layer1.0`, `features.7`), or what `blocks` names: globs on module paths, in the network's order.
@@ -53,10 +57,28 @@ from graphcomp.study.axes import (
     regions,
     values_of,
 )
+from graphcomp.study.reading import Paper, Reading, expected
 from graphcomp.version import __version__
 
 LONGEST_NAME = 100
 """Of a cell's directory, without its key."""
+
+
+Grids = Annotated[
+    list[Grid],
+    Field(min_length=1),
+    BeforeValidator(lambda value: [value] if isinstance(value, dict) else value),
+]
+
+
+class Quick(BaseModel):
+    """What is different in a run in seconds: settings, fields of the recipe, the grid."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    settings: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+    grid: Grids | None = None
 
 
 class Study(BaseModel):
@@ -68,15 +90,20 @@ class Study(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     recipe: dict[str, Any]
-    grid: Annotated[
-        list[Grid],
-        Field(min_length=1),
-        BeforeValidator(lambda value: [value] if isinstance(value, dict) else value),
-    ]
+    grid: Grids
+    settings: dict[str, Any] = {}
+    repeats: tuple[str, ...] = ()
+    paper: Paper | None = None
+    quick: Quick | None = None
     input_shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] | None = None
     class_names: tuple[str, ...] | None = None
     engine: Literal["local", "ray"] = "local"
     workers: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def axes(self) -> list[str]:
+        """Of all grids."""
+        return list(dict.fromkeys(axis for grid in self.grid for axis in grid))
 
 
 @dataclass(frozen=True)
@@ -102,12 +129,15 @@ class Cell:
         return self.job.model, str(self.job.weights), recipe.data, str(recipe.classes)
 
 
-def load_study(path: Path, input_shape: tuple[int, ...] | None = None, **changes: Any) -> Study:
+def load_study(
+    path: Path, input_shape: tuple[int, ...] | None = None, *, quick: bool = False, **changes: Any
+) -> Study:
     """Read and check a study file.
 
     Args:
         path: of the file.
         input_shape: instead of the study's, unless it is None.
+        quick: with what its `quick` changes.
         changes: fields of the recipe to replace, unless they are None.
 
     Raises:
@@ -115,9 +145,49 @@ def load_study(path: Path, input_shape: tuple[int, ...] | None = None, **changes
     """
     fields, lines = read_yaml(path)
     study = validated(Study, fields, str(path), lines)
+    if quick:
+        study = _quick(study, path)
     given = {name: value for name, value in changes.items() if value is not None}
     shape = input_shape or study.input_shape
     return study.model_copy(update={"recipe": {**study.recipe, **given}, "input_shape": shape})
+
+
+def _quick(study: Study, path: Path) -> Study:
+    changes = study.quick
+    if changes is None:
+        raise RecipeError(f"{path}: found no `quick`, expected one for --quick; leave --quick out")
+    unknown = sorted(set(changes.settings) - set(study.settings))
+    if unknown:
+        raise RecipeError(
+            f"{path}: quick.settings: found {unknown[0]}, expected one of those of the study "
+            f"({', '.join(study.settings) or 'none'})"
+        )
+    return study.model_copy(
+        update={
+            "settings": {**study.settings, **changes.settings},
+            "recipe": {**study.recipe, **changes.recipe},
+            "grid": changes.grid or study.grid,
+        }
+    )
+
+
+def reading_of(
+    study: Study, cells: Sequence["Cell"], place: str = "study", *, quick: bool = False
+) -> Reading:
+    """How the results of a study are read; a quick one has not all the cells that the source speaks of.
+
+    Raises:
+        RecipeError: repetitions along what is no axis; what the source says of no cell, or of no column.
+    """
+    for axis in study.repeats:
+        if axis not in study.axes:
+            raise RecipeError(
+                f"{place}: repeats: found {axis}, expected an axis ({', '.join(study.axes)}); correct it"
+            )
+    labels = {cell.name: cell.labels for cell in cells}
+    said = expected(study.paper, study.axes, labels, place, whole=not quick)
+    source = study.paper.source if study.paper else None
+    return Reading(study.class_names, study.repeats, source, said)
 
 
 def expand(study: Study, table: PassTable, place: str = "study") -> list[Cell]:
@@ -138,7 +208,7 @@ def expand(study: Study, table: PassTable, place: str = "study") -> list[Cell]:
     digest, samples = _remembered(_digest), _remembered(_samples, _what_chooses_samples)
     cells: dict[str, Cell] = {}
     for grid in study.grid:
-        for labels, recipe in _combinations(study.recipe, grid, layers, place):
+        for labels, recipe in _combinations(study, grid, layers, place):
             job = _job(labels, recipe, table, shape, place)
             cell = _cell(labels, job, digest, samples)
             cells.pop(cell.name, None)  # stands where the last table has it
@@ -161,27 +231,36 @@ def _remembered(
 
 
 def _combinations(
-    template: dict[str, Any], grid: Mapping[str, Any], layers: Callable[[str], list[str]], place: str
+    study: Study, grid: Mapping[str, Any], layers: Callable[[str], list[str]], place: str
 ) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
     """Labels and recipe of every cell. Regions come last, for they depend on the model."""
+    template, settings = study.recipe, study.settings
     used = placeholders(template)
-    for name in sorted(used ^ set(grid)):
-        found = f"${name} without an axis" if name in used else f"an axis {name} that no ${name} stands for"
+    for name in sorted(used ^ {*grid, *settings}):
+        kind = "a setting" if name in settings else "an axis"
+        found = f"${name} without an axis" if name in used else f"{kind} {name} that no ${name} stands for"
         raise RecipeError(
-            f"{place}: found {found}, expected one placeholder at least for every axis of every grid; "
-            "correct the recipe or the grid ($$ is a dollar sign)"
+            f"{place}: found {found}, expected one placeholder at least for every axis of every grid and for "
+            "every setting; correct the recipe or the grid ($$ is a dollar sign)"
         )
+    for name in sorted(set(grid) & set(settings)):
+        raise RecipeError(f"{place}: found {name} as axis and as setting, expected one of them; rename one")
     plain = {name: values_of(axis) for name, axis in grid.items() if not isinstance(axis, Regions)}
     for chosen in _product(plain):
         regions = {
-            name: _regions(template, axis, chosen, layers, f"{place}: grid.{name}")
+            name: _regions(template, axis, settings | _values(chosen), layers, f"{place}: grid.{name}")
             for name, axis in grid.items()
             if isinstance(axis, Regions)
         }
         for parts in _product(regions):
             picked = {**chosen, **parts}
             labels = {name: picked[name][0] for name in grid}
-            yield labels, fill(template, {name: value for name, (_, value) in picked.items()})
+            yield labels, fill(template, settings | _values(picked))
+
+
+def _values(picked: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
+    """Axis -> value, without the labels."""
+    return {name: value for name, (_, value) in picked.items()}
 
 
 def _product(axes: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, tuple[str, Any]]]:
@@ -193,12 +272,11 @@ def _product(axes: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, tuple[
 def _regions(
     template: dict[str, Any],
     axis: Regions,
-    chosen: Mapping[str, tuple[str, Any]],
+    values: Mapping[str, Any],
     layers: Callable[[str], list[str]],
     place: str,
 ) -> dict[str, list[str]]:
-    model = template.get("model")
-    model = fill(model, {name: value for name, (_, value) in chosen.items()})
+    model = fill(template.get("model"), values)
     if not isinstance(model, str):
         raise RecipeError(f"{place}: found no model, expected one to take blocks from; add `model:`")
     return regions(blocks_of(layers(model), axis.blocks, place), axis)

@@ -12,36 +12,50 @@ from graphcomp.measure import largest_confusions
 from graphcomp.report import measure_of, render, score_text
 from graphcomp.study.grid import Cell
 from graphcomp.study.plots import chosen_rates, distinct_rates, draw
-from graphcomp.study.run import Outcome, in_order
-from graphcomp.study.table import Findings, as_csv, by_measure, table, write_parquet
+from graphcomp.study.reading import Reading, Value
+from graphcomp.study.repeats import collapsed, with_spreads
+from graphcomp.study.run import Outcome
+from graphcomp.study.table import (
+    Findings,
+    as_csv,
+    by_measure,
+    findings,
+    measured,
+    table,
+    write_parquet,
+)
 
 MOST_CLASSES = 20
 """For which tables have a column a class; with more of them, only the largest confusions are listed."""
 
 
-def write_results(cells: Sequence[Cell], outcome: Outcome, out: Path, names: Sequence[str] | None) -> None:
+def write_results(cells: Sequence[Cell], outcome: Outcome, out: Path, reading: Reading) -> None:
     """Write `results.csv`, `study.html`, and `results.parquet` where pyarrow is installed.
 
     Raises:
         OutputError: naming the file that cannot be written.
     """
-    rows = table(cells, outcome, names)
+    found = list(findings(cells, outcome, reading).values())
+    spreads = [spread for _, spread in collapsed(found, reading.repeats)]
+    rows = with_spreads(table(cells, outcome, reading), spreads)
     write_text(out / "results.csv", as_csv(rows))
-    write_text(out / "study.html", render_html(cells, outcome, names))
+    write_text(out / "study.html", render_html(cells, outcome, reading))
     if find_spec("pyarrow") is not None:
         write_parquet(rows, out / "results.parquet")
 
 
-def render_html(cells: Sequence[Cell], outcome: Outcome, names: Sequence[str] | None) -> str:
+def render_html(cells: Sequence[Cell], outcome: Outcome, reading: Reading) -> str:
     """The study as one HTML document that makes no request and runs no script."""
-    found = [Findings(result, names) for result in in_order(cells, outcome.results)]
+    found = list(findings(cells, outcome, reading).values())
+    means = collapsed(found, reading.repeats)
     failed = [(c, outcome.failures[c.name]) for c in cells if c.name in outcome.failures]
-    plots, layers = draw(found)
+    plots, layers = draw(found, means)
     distinct = distinct_rates(found)
     filters = {
         "count": lambda n: f"{n:,}",
         "percent": lambda x: f"{100 * x:.2f}",
         "score": score_text,
+        "number": number_text,
     }
     return render(
         "graphcomp.study",
@@ -50,6 +64,10 @@ def render_html(cells: Sequence[Cell], outcome: Outcome, names: Sequence[str] | 
         axes=list(dict.fromkeys(axis for cell in cells for axis in cell.labels)),
         cells=cells,
         found=found,
+        means=means,
+        repeats=reading.repeats,
+        source=reading.source,
+        beside=beside([cell for cell, _ in means]),
         failed=failed,
         missing=len(cells) - len(found) - len(failed),
         models=list(dict.fromkeys(cell.job.model for cell in cells)),
@@ -66,6 +84,24 @@ def render_html(cells: Sequence[Cell], outcome: Outcome, names: Sequence[str] | 
         largest=largest_confusions,
         timed=any(cell.result.bench for cell in found),
     )
+
+
+def beside(found: Sequence[Findings]) -> list[tuple[Findings, list[tuple[str, Value, Value]]]]:
+    """Cells that the source says something of: column, what was found here, what the source has."""
+    return [
+        (cell, [(column, measured(cell).get(column), said) for column, said in cell.expected.items()])
+        for cell in found
+        if cell.expected
+    ]
+
+
+def number_text(value: Value) -> str:
+    """A number of the table as people read it, with what they need of its digits."""
+    if value is None:
+        return "not measured"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else value
 
 
 def _by_layers(found: Sequence[Findings]) -> list[tuple[list[str], list[Findings]]]:

@@ -21,9 +21,9 @@ from pydantic import Field
 
 from graphcomp.base import LOCK, Engine, Failure, Tell, Told, read_record, run_tasks, write_text
 from graphcomp.compiler import build
-from graphcomp.data import load_data
+from graphcomp.data import Data, load_data
 from graphcomp.errors import GraphcompWarning, OutputError, RecipeError
-from graphcomp.ir import load, numbers_of
+from graphcomp.ir import Program, load, numbers_of
 from graphcomp.measure import confusion, count_outputs
 from graphcomp.records import Bench, Record, Report, Snapshot
 from graphcomp.runtime import cores
@@ -96,21 +96,28 @@ def run_cell(cell: Cell, out: Path, tell: Tell) -> CellResult:
     return result
 
 
-def _confusion(report: Report, place: Path) -> tuple[list[list[int]] | None, list[str] | None]:
-    """Of the network that the run left, and what its classes are called."""
+def left_by(report: Report, place: Path) -> tuple[Program, Data]:
+    """The network that a run left, read back, and its data.
+
+    Raises:
+        LoadError, DataError: what is there no more, or damaged.
+    """
     program = load(place / "program")
     shape = tuple(program.example_inputs[0].shape[1:])
     some = report.recipe.get("classes") is not None
-    outputs = None if some else count_outputs(program)
     data = load_data(
         report.recipe["data"],
         input_shape=shape,
         seed=report.seed,
-        outputs=outputs,
+        outputs=None if some else count_outputs(program),
         numbers=numbers_of(program)[0],
     )
-    if some:
-        data = data.only(data.ids_of(report.recipe["classes"]))
+    return program, data.only(data.ids_of(report.recipe["classes"])) if some else data
+
+
+def _confusion(report: Report, place: Path) -> tuple[list[list[int]] | None, list[str] | None]:
+    """Of the network that the run left, and what its classes are called."""
+    program, data = left_by(report, place)
     matrix = confusion(program, data.eval)
     if matrix is None:
         return None, None

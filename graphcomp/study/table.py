@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -14,17 +14,17 @@ from graphcomp.records import Score, Snapshot
 from graphcomp.report import Verdict, change_text, judge, judge_speed, measure_of, owner
 from graphcomp.study.axes import number
 from graphcomp.study.grid import Cell
-from graphcomp.study.run import CellResult, Outcome
-
-Value = str | int | float | None
+from graphcomp.study.reading import Reading, Value
+from graphcomp.study.run import CellResult, Outcome, in_order
 
 
 @dataclass(frozen=True)
 class Findings:
-    """A result with what it says about classes and layers."""
+    """A result with what it says about classes and layers, and what the source of the study says of it."""
 
     result: CellResult
     class_names: Sequence[str] | None
+    expected: Mapping[str, Value] = field(default_factory=dict)
 
     @cached_property
     def classes(self) -> ClassStatistics | None:
@@ -102,30 +102,47 @@ def _rate(before: int, after: int) -> float:
 # ---------------------------------------------------------------------- the table
 
 
-def table(cells: Sequence[Cell], outcome: Outcome, names: Sequence[str] | None) -> list[dict[str, Value]]:
+def findings(cells: Sequence[Cell], outcome: Outcome, reading: Reading) -> dict[str, Findings]:
+    """What came out of the cells that have a result, by name, in the order of the grid."""
+    names, said = reading.class_names, reading.expected
+    results = in_order(cells, outcome.results)
+    return {result.name: Findings(result, names, said.get(result.name, {})) for result in results}
+
+
+def table(cells: Sequence[Cell], outcome: Outcome, reading: Reading) -> list[dict[str, Value]]:
     """One row a cell, in the order of the grid, all with the same columns; None where there is no number."""
-    rows = [_row(cell, outcome, names) for cell in cells]
+    found = findings(cells, outcome, reading)
+    rows = [_row(cell, outcome, found.get(cell.name), reading) for cell in cells]
     columns = dict.fromkeys(column for row in rows for column in row)
     return [{column: row.get(column) for column in columns} for row in rows]
 
 
-def _row(cell: Cell, outcome: Outcome, names: Sequence[str] | None) -> dict[str, Value]:
+def _row(cell: Cell, outcome: Outcome, found: Findings | None, reading: Reading) -> dict[str, Value]:
     row: dict[str, Value] = {"cell": cell.name}
     row |= {axis: label if (n := number(label)) is None else n for axis, label in cell.labels.items()}
-    result, failure = outcome.results.get(cell.name), outcome.failures.get(cell.name)
-    row |= {"status": "done" if result else "failed" if failure else "not run"}
-    if result is None:
-        return row | {"error": failure.message if failure else None}
-    old, new = result.baseline, result.final
-    row |= {
-        "error": None,
+    failure = outcome.failures.get(cell.name)
+    row |= {"status": "done" if found else "failed" if failure else "not run"}
+    said = {f"paper[{column}]": value for column, value in reading.expected.get(cell.name, {}).items()}
+    if found is None:
+        return row | {"error": failure.message if failure else None} | said
+    return row | {"error": None} | measured(found) | said
+
+
+def measured(found: Findings) -> dict[str, Value]:
+    """The numbers of one cell, by column."""
+    old, new = found.result.baseline, found.result.final
+    row: dict[str, Value] = {
         "params_before": old.params_trainable,
         "params": new.params_trainable,
+        "params_left": 1 - _rate(old.params_trainable, new.params_trainable),
+        "params_state": new.params_state,
+        "params_order": new.params_order,
         "macs_before": old.macs,
         "macs": new.macs,
+        "macs_left": 1 - _rate(old.macs, new.macs),
         "mac_rate": _rate(old.macs, new.macs),
     }
-    return row | _score_columns(result) | _class_columns(Findings(result, names)) | _other(result)
+    return row | _score_columns(found.result) | _class_columns(found) | _other(found.result)
 
 
 def _score_columns(result: CellResult) -> dict[str, Value]:
@@ -137,6 +154,7 @@ def _score_columns(result: CellResult) -> dict[str, Value]:
     return {
         f"{name}_before": before.value,
         name: after.value,
+        f"{name}_change": after.value - before.value,
         f"{name}_low": after.low,
         f"{name}_high": after.high,
         "samples": after.samples,

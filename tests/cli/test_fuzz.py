@@ -171,7 +171,10 @@ STUDIES = st.fixed_dictionaries(
         "recipe": RECIPES | VALUES,
         "grid": st.dictionaries(st.sampled_from(["a", "b", "$"]), VALUES, max_size=2),
     },
-    optional={"input_shape": VALUES, "workers": VALUES, "class_names": VALUES, "engine": VALUES},
+    optional={
+        **dict.fromkeys(["input_shape", "workers", "class_names", "engine"], VALUES),
+        **dict.fromkeys(["settings", "repeats", "paper", "quick"], VALUES),
+    },
 )
 
 

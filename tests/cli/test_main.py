@@ -885,6 +885,8 @@ EFFECTS: dict[str, dict[str, tuple[list[str], str] | None]] = {
     },
     "study": {
         **dict.fromkeys("--weights --data --input-shape --list".split()),
+        "--quick": (["s.yaml", "--quick"], "s.yaml: found no `quick`, expected one for --quick"),
+        "--check": (["s.yaml", "--list", "--check"], "--check: found it with --list"),
         "--resume": (["s.yaml", "--list", "--resume"], "--resume: found it with --list"),
         "--workers": (["s.yaml", "--list", "--workers", "2"], "--workers: found it with --list"),
         "--out": (["s.yaml", "--list", "-o", "o"], "--out: found it with --list"),

@@ -10,6 +10,7 @@ import pytest
 
 from graphcomp.base.workers import Failure
 from graphcomp.study.page import render_html, shade, write_results
+from graphcomp.study.reading import Reading
 from graphcomp.study.run import Outcome
 from tests.report.test_report import bench, timing
 from tests.studying import NAMES, cells, result, with_error
@@ -24,7 +25,7 @@ def page() -> str:
         update={"bench": bench(timing(1, 1.1, 1.5, 1.9)), "warnings": ["cache: it is <full>"]}
     )
     outcome = Outcome({r.name: r for r in results}, {found[3].name: Failure("l1: found <b>, expected b")})
-    return render_html(found, outcome, NAMES)
+    return render_html(found, outcome, Reading(NAMES))
 
 
 @pytest.mark.slow
@@ -57,7 +58,7 @@ def test_errors_of_values() -> None:
 
     def shown(*cells_and_results: Any) -> str:
         results = {r.name: r for _, r in cells_and_results}
-        page = render_html([cell for cell, _ in cells_and_results], Outcome(results), None)
+        page = render_html([cell for cell, _ in cells_and_results], Outcome(results), Reading())
         return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
 
     first, second = cells(rate=[0.5, 1])
@@ -82,17 +83,19 @@ def test_many_classes() -> None:
     """No tables of hundreds of columns: the largest mistakes, in words."""
     (cell,) = cells(rate=[0.5])
     matrix = [[10 * (i == j) + (i == 3) * (j == 7) * 6 for j in range(30)] for i in range(30)]
-    page = render_html([cell], Outcome({cell.name: result(cell, {"a": 1, "b": 1}, confusion=matrix)}), None)
+    page = render_html(
+        [cell], Outcome({cell.name: result(cell, {"a": 1, "b": 1}, confusion=matrix)}), Reading()
+    )
     assert "<li>3 taken for 7: 6</li>" in page and 'class="matrix"' not in page
 
 
 def test_nothing_to_show() -> None:
     """Without accuracy, without layers that changed, without any result."""
     (cell,) = cells(rate=[0.5])
-    page = render_html([cell], Outcome({cell.name: result(cell, {"a": 600, "b": 400}, None)}), None)
+    page = render_html([cell], Outcome({cell.name: result(cell, {"a": 600, "b": 400}, None)}), Reading())
     for said in ("not measured", "There is nothing to draw", "No cell has changed", "no labelled evaluation"):
         assert said in page
-    assert "0 of 1 cells, 1 not run" in render_html([cell], Outcome(), None)
+    assert "0 of 1 cells, 1 not run" in render_html([cell], Outcome(), Reading())
 
 
 def test_shade() -> None:
@@ -105,7 +108,7 @@ def test_shade() -> None:
 @pytest.mark.slow
 def test_files(tmp_path: Path) -> None:
     (cell,) = cells(rate=[0.5])
-    write_results([cell], Outcome({cell.name: result(cell, {"a": 1, "b": 1})}), tmp_path, NAMES)
+    write_results([cell], Outcome({cell.name: result(cell, {"a": 1, "b": 1})}), tmp_path, Reading(NAMES))
     with (tmp_path / "results.csv").open(newline="") as file:
         assert [row["cell"] for row in csv.DictReader(file)] == [cell.name]
     assert (tmp_path / "study.html").read_text().startswith("<!DOCTYPE html>")

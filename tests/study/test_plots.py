@@ -4,13 +4,28 @@ from typing import Any
 
 import pytest
 
-from graphcomp.study.plots import MOST_LINES, chosen_rates, distinct_rates, draw, lines_along, plotted_axes
+from graphcomp.study.plots import (
+    MOST_LINES,
+    chosen_rates,
+    distinct_rates,
+    draw,
+    lines_along,
+    params_left,
+    params_lines,
+    plotted_axes,
+    source_score,
+)
+from graphcomp.study.repeats import collapsed
 from graphcomp.study.table import Findings
 from tests.studying import cells, result, with_error
 
 
 def findings(**grid: Any) -> list[Findings]:
     return [Findings(result(cell, {"a": 300, "b": 400}), None) for cell in cells(**grid)]
+
+
+def drawn(found: list[Findings], *repeats: str) -> Any:
+    return draw(found, collapsed(found, repeats))
 
 
 def test_lines() -> None:
@@ -39,7 +54,7 @@ def test_without_accuracy_there_is_no_line() -> None:
 def test_mean_errors_have_plots_of_their_own() -> None:
     """Without classes below them; kinds of scores share no plot."""
     values = [Findings(r, None) for r in map(with_error, cells(rate=[0, 1]), (0.25, 0.5))]
-    plots, _ = draw([*findings(rate=[0, 1], width=[2]), *values])
+    plots, _ = drawn([*findings(rate=[0, 1], width=[2]), *values])
     assert [(plot["title"], plot["classes"]) for plot in plots] == [
         ("Accuracy (top-1) against rate", True),
         ("Mean absolute error against rate", False),
@@ -72,7 +87,7 @@ def test_rates() -> None:
 @pytest.mark.slow
 def test_draw() -> None:
     """What does not fit on a plot is counted; a study without results has none."""
-    accuracy, layers = draw(findings(rate=[0, 1], width=list(range(10))))
+    accuracy, layers = drawn(findings(rate=[0, 1], width=list(range(10))))
     assert [(plot["title"], plot["left_out"]) for plot in accuracy] == [
         ("Accuracy (top-1) against rate", 2),
         ("Accuracy (top-1) against width", 0),
@@ -80,4 +95,42 @@ def test_draw() -> None:
     assert all(plot["svg"].count("<svg") == 2 for plot in accuracy)
     assert "width 7" in accuracy[0]["svg"] and "width 8" not in accuracy[0]["svg"]
     assert layers is not None and "MACs that went" in layers
-    assert draw([]) == ([], None)
+    assert drawn([]) == ([], None)
+
+
+def test_parameters_by_region_in_steps() -> None:
+    """The same course is one line; what nothing changes along is none."""
+    grid = cells(region={"none": 0, "1-3": 1, "all": 2}, recovery={"raw": 1, "tuned": 2})
+    macs = {"none": 600, "1-3": 500, "all": 200}
+    found = [Findings(result(c, {"a": macs[c.labels["region"]], "b": 400}), None) for c in grid]
+    (line,) = params_lines("region", found)
+    assert [params_left(cell) for cell in line.cells] == [1.0, 0.9, 0.6]
+    assert params_lines("recovery", found) == []
+    unscored = [Findings(result(c, {"a": macs[c.labels["region"]], "b": 400}, None), None) for c in grid]
+    assert len(params_lines("region", unscored)) == 1
+
+
+@pytest.mark.slow
+def test_repetitions_are_one_point() -> None:
+    """With the deviation as bar and the best beside it; the axis of seeds is none to draw along."""
+    grid = cells(rate=[0, 1], seed=[1, 2, 3])
+    found = [Findings(result(c, {"a": 300, "b": 400}, 0.5 + int(c.labels["seed"]) / 10), None) for c in grid]
+    (plot,), _ = drawn(found, "seed")
+    assert plot["title"] == "Accuracy (top-1) against rate" and plot["best"]
+    assert "bars: standard deviation" in plot["svg"]
+    (plot, _other), _ = drawn(found)
+    assert "bars: 95 % interval" in plot["svg"] and not plot["best"]
+
+
+def test_what_the_source_says_of_a_score() -> None:
+    (cell,) = cells(rate=[0.5])
+    made = result(cell, {"a": 300, "b": 400})
+    for said, expected in (
+        ({"top1": 0.8}, 0.8),
+        ({"top1_before": 0.9, "top1_change": -0.25}, 0.65),
+        ({"top1_change": 0.1}, None),
+        ({"mae": 0.1}, None),
+        ({}, None),
+    ):
+        assert source_score(Findings(made, None, said)) == (expected and pytest.approx(expected))  # type: ignore[arg-type]
+    assert source_score(Findings(with_error(cell, 0.3), None, {"mae": 4.22})) == 4.22

@@ -20,8 +20,10 @@ from graphcomp.measure import gradients
 from graphcomp.passes import PASSES
 from graphcomp.records import Export
 from graphcomp.study import run
+from graphcomp.study.check import check_cells
 from graphcomp.study.grid import Cell, Study, expand
 from graphcomp.study.page import write_results
+from graphcomp.study.reading import Reading
 from graphcomp.study.run import CellResult, Outcome, finished, in_order, prepare, run_study, workers_for
 from tests.learnable import arrays
 from tests.tiny import SPEC
@@ -107,7 +109,7 @@ def test_values() -> None:
     assert raw.final.score is not None and tuned.final.score is not None
     assert raw.final.score.measure == tuned.final.score.measure == "error"
     assert tuned.final.score.value < raw.final.score.value
-    write_results(found, outcome, OUT, None)
+    write_results(found, outcome, OUT, Reading())
     with (OUT / "results.csv").open(newline="") as table:
         rows = list(csv.DictReader(table))
     assert [float(row["mae"]) for row in rows] == [r.final.score.value for r in (raw, tuned) if r.final.score]
@@ -316,3 +318,27 @@ def test_threads_of_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "run_tasks", run_tasks)
     assert run_study(removals(0.1, 0.2, 0.3, 0.4, 0.5), OUT, workers=3) == Outcome()
     assert seen == [(1, 8), (4, 2)]
+
+
+# ---------------------------------------------------------------------- saved programs, in other processes
+
+
+def test_saved_programs_are_what_the_table_says() -> None:
+    """Also of some classes by name; a table that says something else is found."""
+    found = removals(0.25, 0.5)
+    run_study(found, OUT)
+    assert check_cells(found, OUT) == {cell.name: None for cell in found}
+    record = OUT / "cells" / f"{found[0].name}.json"
+    wrong = CellResult.model_validate_json(record.read_text())
+    assert wrong.confusion is not None
+    wrong.confusion[0].reverse()
+    record.write_text(wrong.model_dump_json())
+    (OUT / "cells" / found[1].name / "program" / "program.json").write_text("{}")
+    said = check_cells(found, OUT)
+    assert "another confusion matrix" in str(said[found[0].name])
+    assert "program.json" in str(said[found[1].name])
+
+
+def test_only_finished_cells_are_checked() -> None:
+    found = removals(0.25, 0.5)
+    assert check_cells(found, OUT) == {}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from graphcomp.base.workers import Failure
+from graphcomp.study.reading import Reading
 from graphcomp.study.run import Outcome
 from graphcomp.study.table import Findings, as_csv, layer_rates, table, write_parquet
 from tests.report.test_report import bench, timing
@@ -45,7 +46,7 @@ def test_table() -> None:
     done, failed, missing = cells(rate=[0.25, 0.5, 0.75])
     timed = result(done, {"a": 300, "b": 400}, bench=bench(timing(8, 1.1, 1.5, 1.9)))
     outcome = Outcome({done.name: timed}, {failed.name: Failure("l1: found, expected")})
-    rows = table([done, failed, missing], outcome, NAMES)
+    rows = table([done, failed, missing], outcome, Reading(NAMES))
     assert [row["status"] for row in rows] == ["done", "failed", "not run"]
     assert [row["rate"] for row in rows] == [0.25, 0.5, 0.75]
     assert rows[1]["error"] == "l1: found, expected" and rows[2]["top1"] is None
@@ -67,11 +68,11 @@ def test_table_of_values() -> None:
     """The error in place of accuracy; nothing about classes."""
     first, second = cells(rate=[0.25, 0.5])
     outcome = Outcome({first.name: with_error(first, 0.25), second.name: result(second, {"a": 1, "b": 1})})
-    alone = table([first], outcome, NAMES)[0]
+    alone = table([first], outcome, Reading(NAMES))[0]
     expected = {"mae_before": 0.2, "mae": 0.25, "mae_low": 0.24, "mae_high": 0.26, "samples": 50}
     assert {name: alone[name] for name in expected} == pytest.approx(expected)
     assert not {name for name in alone if name.startswith(("top1", "class", "accuracy"))}
-    both = table([first, second], outcome, NAMES)
+    both = table([first, second], outcome, Reading(NAMES))
     assert [(row["mae"], row["top1"]) for row in both] == [(0.25, None), (None, 0.7)]
 
 
@@ -79,7 +80,7 @@ def test_csv() -> None:
     """Read back, it is the table; commas and line ends inside of fields do not matter."""
     found = cells(region={"all": 1, "a, b": 2})
     outcome = Outcome({found[0].name: result(found[0], {"a": 1, "b": 1})}, {found[1].name: Failure("a\nb")})
-    rows = table(found, outcome, None)
+    rows = table(found, outcome, Reading())
     back = list(csv.DictReader(io.StringIO(as_csv(rows))))
     assert back == [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
     assert back[1]["region"] == "a, b" and back[0]["accuracy[2]"] == str(MATRIX[2][2] / 10)
@@ -91,7 +92,7 @@ def test_parquet(tmp_path: Path) -> None:
 
     found = cells(rate=[0.5], region={"1": 1, "all": 2})
     outcome = Outcome({found[0].name: result(found[0], {"a": 1, "b": 1})})
-    rows = table(found, outcome, NAMES)
+    rows = table(found, outcome, Reading(NAMES))
     write_parquet(rows, tmp_path / "t.parquet")
     back = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist()
     assert [row["region"] for row in back] == ["1.0", "all"]
