@@ -7,7 +7,7 @@
 The columns of the study's Tables I and II: regions of three blocks, and of nine, no block (x) and all. One
 analysis of the whole network serves all regions (it is kept by content). Rows are saved as they are known
 and measured once: every row is one `graphcomp.compile`, its confusion matrix on the test images, and its file
-timed against the original's, interleaved, one thread, batch 1. `models/study-resnet56.yaml` is the whole
+timed against the original's, interleaved, one thread, batch 1. `recipes/cc-resnet56.yaml` is the whole
 study.
 """
 

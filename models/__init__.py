@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
+from torchvision.models import resnet50
 
 from graphcomp.models.densenet_cifar import densenet_cifar
 from graphcomp.models.mobilenet_cifar import mobilenet_v2_cifar
 from graphcomp.models.preact_resnet import PreActResNet
+from graphcomp.models.quick import QuickNet
 from graphcomp.models.resnet_cifar import ResNet
 from graphcomp.models.simple_cnn import SimpleCNN
 from graphcomp.models.vgg_cifar import VGG16
@@ -52,6 +54,9 @@ MODELS: dict[str, ModelSpec] = {
     "simple-cnn-cifar100": _cifar(SimpleCNN, 100),
     "mobilenet-v2-cifar": _cifar(mobilenet_v2_cifar),
     "densenet-cifar": _cifar(densenet_cifar),
+    "quick": _cifar(QuickNet),
+    "quick-pose": _cifar(QuickNet, 3),
+    "resnet50-pose": ModelSpec(functools.partial(resnet50, num_classes=3), (3, 224, 224)),
     "resnet20-digits": ModelSpec(
         functools.partial(ResNet, 20, "A"),
         (3, 32, 32),

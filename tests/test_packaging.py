@@ -21,11 +21,13 @@ from graphcomp.runtime import doctor, machine
 
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+ON_TOP = ("passes", "models", "recipes")
+"""Rooms that lie at the top of the repository."""
 PACKAGE_FILES = sorted(
     p
-    for folder in ("graphcomp", "passes", "models")
+    for folder in ("graphcomp", *ON_TOP)
     for p in (ROOT / folder).rglob("*.py")
-    if not p.is_relative_to(ROOT / "graphcomp/passes") and not p.is_relative_to(ROOT / "graphcomp/models")
+    if not any(p.is_relative_to(ROOT / "graphcomp" / name) for name in ON_TOP)
 )
 FRONTS = {
     "graphcomp.api",
@@ -71,7 +73,7 @@ def test_every_package_is_declared() -> None:
     assert folders == set(PROJECT["tool"]["setuptools"]["packages"])
 
 
-@pytest.mark.parametrize("name", ["passes", "models"])
+@pytest.mark.parametrize("name", ON_TOP)
 def test_links_for_tools_that_read_the_disk(name: str) -> None:
     link = ROOT / "graphcomp" / name
     assert link.is_symlink() and link.readlink() == Path("..") / name

@@ -1,5 +1,6 @@
 """Recipes as the command line names them."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,14 @@ def recipe_of(path: Path | None, passes: str | None) -> tuple[Any, list[Any]]:
     return recipe, make_passes(recipe, PASSES)
 
 
-def or_bundled(path: Path) -> Path:
-    """`models/demo.yaml` is there in every folder."""
-    if is_file(path) or path.parts[:1] != ("models",):
-        return path
-    import graphcomp.models
+BUNDLED = ("models", "recipes")
+"""Rooms with recipes and studies; `recipes/pfa-table1.yaml` is there in every folder."""
 
-    return Path(graphcomp.models.__file__).parent / path.relative_to("models")
+
+def or_bundled(path: Path) -> Path:
+    """The file itself, or that of the package where there is none."""
+    room = path.parts[0] if path.parts else ""
+    if is_file(path) or room not in BUNDLED:
+        return path
+    package = import_module(f"graphcomp.{room}")
+    return Path(str(package.__file__)).parent / path.relative_to(room)

@@ -11,6 +11,7 @@ from graphcomp.report.scores import (
     draw_scores,
     judge,
     judge_speed,
+    label_scores,
     measure_of,
     score_text,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "evaluation_table",
     "judge",
     "judge_speed",
+    "label_scores",
     "layer_table",
     "measure_of",
     "owner",

@@ -124,18 +124,20 @@ def spread(values: Sequence[float], low: Sequence[float], high: Sequence[float])
     return [below, [max(end - value, 0.0) for value, end in zip(values, high, strict=True)]]
 
 
-def draw_scores(
-    ax: Axes, x: Sequence[float], scores: Sequence[Score], bars: str = "95 % interval", **look: Any
-) -> None:
+def draw_scores(ax: Axes, x: Sequence[float], scores: Sequence[Score], **look: Any) -> None:
     """A line of scores of one kind with their intervals, and the label of the axis.
 
     Args:
         ax: to draw on.
         x, scores: aligned, at least one.
-        bars: what the intervals are.
         look: of matplotlib's `errorbar`.
     """
     values, low, high = zip(*map(plotted, scores), strict=True)
     ax.errorbar(x, values, yerr=spread(values, low, high), **look)
-    what = "mean absolute error" if scores[0].measure == "error" else "top-1 accuracy, %"
+    label_scores(ax, scores[0])
+
+
+def label_scores(ax: Axes, score: Score, bars: str = "95 % interval") -> None:
+    """Say on the axis what is drawn, and what its bars are."""
+    what = "mean absolute error" if score.measure == "error" else "top-1 accuracy, %"
     ax.set_ylabel(f"{what}\n(bars: {bars})")

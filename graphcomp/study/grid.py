@@ -145,6 +145,13 @@ def load_study(
     """
     fields, lines = read_yaml(path)
     study = validated(Study, fields, str(path), lines)
+    for name in sorted(
+        set(study.settings) - placeholders(study.recipe)
+    ):  # `changes` may replace its only use
+        raise RecipeError(
+            f"{path}: found a setting {name} that no ${name} stands for, expected one placeholder at least; "
+            "correct the recipe or remove it"
+        )
     if quick:
         study = _quick(study, path)
     given = {name: value for name, value in changes.items() if value is not None}
@@ -236,12 +243,11 @@ def _combinations(
     """Labels and recipe of every cell. Regions come last, for they depend on the model."""
     template, settings = study.recipe, study.settings
     used = placeholders(template)
-    for name in sorted(used ^ {*grid, *settings}):
-        kind = "a setting" if name in settings else "an axis"
-        found = f"${name} without an axis" if name in used else f"{kind} {name} that no ${name} stands for"
+    for name in sorted(used - {*grid, *settings} | set(grid) - used):
+        found = f"${name} without an axis" if name in used else f"an axis {name} that no ${name} stands for"
         raise RecipeError(
-            f"{place}: found {found}, expected one placeholder at least for every axis of every grid and for "
-            "every setting; correct the recipe or the grid ($$ is a dollar sign)"
+            f"{place}: found {found}, expected one placeholder at least for every axis of every grid; "
+            "correct the recipe or the grid ($$ is a dollar sign)"
         )
     for name in sorted(set(grid) & set(settings)):
         raise RecipeError(f"{place}: found {name} as axis and as setting, expected one of them; rename one")
@@ -339,9 +345,11 @@ def _samples(job: Job) -> dict[str, str]:
 
 
 def _what_chooses_samples(job: Job) -> tuple[Any, ...]:
-    """Jobs that differ in nothing else have the same samples."""
+    """Jobs that differ in nothing else have the same samples; the seed counts where it draws some."""
     recipe = job.recipe
-    return job.model, job.weights, job.input_shape, recipe.region, recipe.data, recipe.seed, recipe.classes
+    whole = recipe.data is not None and "limit=" not in recipe.data and not recipe.data.startswith("random")
+    seed = None if whole else recipe.seed
+    return job.model, job.weights, job.input_shape, recipe.region, recipe.data, seed, recipe.classes
 
 
 def waves(cells: Sequence[Cell]) -> list[list[Cell]]:

@@ -3,9 +3,10 @@
 Everything is derived from the cells' results; nothing is measured here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from graphcomp.base import write_text
 from graphcomp.measure import largest_confusions
@@ -51,7 +52,7 @@ def render_html(cells: Sequence[Cell], outcome: Outcome, reading: Reading) -> st
     failed = [(c, outcome.failures[c.name]) for c in cells if c.name in outcome.failures]
     plots, layers = draw(found, means)
     distinct = distinct_rates(found)
-    filters = {
+    filters: dict[str, Callable[[Any], str]] = {
         "count": lambda n: f"{n:,}",
         "percent": lambda x: f"{100 * x:.2f}",
         "score": score_text,
@@ -83,6 +84,7 @@ def render_html(cells: Sequence[Cell], outcome: Outcome, reading: Reading) -> st
         shade=shade,
         largest=largest_confusions,
         timed=any(cell.result.bench for cell in found),
+        ordered=any(cell.result.final.params_order for cell in found),
     )
 
 

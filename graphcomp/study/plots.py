@@ -20,6 +20,7 @@ from graphcomp.report import (
     WIDE,
     draw_scores,
     elide,
+    label_scores,
     responsive,
     style,
 )
@@ -97,7 +98,9 @@ def score_figure(axis: str, lines: Sequence[Line], spreads: Spreads, inches: flo
         x = [places[cell.result.labels[axis]] for cell in line.cells]
         scores = [cell.score for cell in line.cells if cell.score]
         bars = {"linewidth": 1.4, "elinewidth": 0.8, "capsize": 2, "label": elide(line.label)}
-        draw_scores(top, x, scores, "standard deviation" if spreads else "95 % interval", **bars, **look)
+        draw_scores(top, x, scores, **bars, **look)
+        if spreads:
+            label_scores(top, scores[0], "standard deviation")
         _draw_others(top, x, line, spreads, look["color"])
         if judged:
             variances = [cell.classes.variance if cell.classes else float("nan") for cell in line.cells]

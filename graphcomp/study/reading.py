@@ -18,7 +18,7 @@ EXPECTABLE = (
     *("class_variance", "hardest_class"),
 )
 """Columns of `results.csv` that a source may have numbers for; and those of `PATTERN`."""
-PATTERN = re.compile(r"(accuracy|mislabel)\[.+\]|speedup_batch\d+")
+PATTERN = re.compile(r"(accuracy|mislabel|(top1|mae)(_before)?)\[.+\]|speedup_batch\d+")
 
 
 class Paper(BaseModel):

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
-import numpy as np
-
 from graphcomp.study.reading import Value
 from graphcomp.study.table import Findings
 
@@ -49,9 +47,10 @@ def collapsed(found: Sequence[Findings], repeats: Sequence[str]) -> list[tuple[F
 
 def _one(labels: dict[str, str], cells: Sequence[Findings]) -> tuple[Findings, Spread | None]:
     first = cells[0].result.model_copy(update={"labels": labels})
-    matrices = [cell.result.confusion for cell in cells]
-    if all(m is not None and np.shape(m) == np.shape(matrices[0]) for m in matrices):
-        first = first.model_copy(update={"confusion": np.sum(np.array(matrices), 0).tolist()})
+    matrices = [cell.result.confusion for cell in cells if cell.result.confusion is not None]
+    if len(matrices) == len(cells) and len({len(matrix) for matrix in matrices}) == 1:
+        added = [[sum(counts) for counts in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
+        first = first.model_copy(update={"confusion": added})
     scored = [cell for cell in cells if cell.score is not None]
     spread = _spread(scored)
     score = scored[0].score if scored else None
@@ -84,9 +83,11 @@ def with_spreads(rows: Sequence[Row], spreads: Sequence[Spread | None]) -> list[
 
 
 def _columns(spread: Spread | None) -> Row:
+    if spread is None:
+        return dict.fromkeys(("repeats", "mean", "std", "best"))
     return {
-        "repeats": spread and spread.cells,
-        "mean": spread and spread.mean,
-        "std": spread and spread.deviation,
-        "best": spread and spread.best,
+        "repeats": spread.cells,
+        "mean": spread.mean,
+        "std": spread.deviation,
+        "best": spread.best,
     }

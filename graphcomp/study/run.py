@@ -25,7 +25,7 @@ from graphcomp.data import Data, load_data
 from graphcomp.errors import GraphcompWarning, OutputError, RecipeError
 from graphcomp.ir import Program, load, numbers_of
 from graphcomp.measure import confusion, count_outputs
-from graphcomp.records import Bench, Record, Report, Snapshot
+from graphcomp.records import Bench, Record, Report, Robustness, Snapshot
 from graphcomp.runtime import cores
 from graphcomp.study.grid import Cell, waves
 
@@ -52,6 +52,7 @@ class CellResult(Record):
         default=None, description="of the rows of `confusion`, where the data have names for all of them"
     )
     bench: Bench | None
+    robustness: Robustness | None = Field(default=None, description="scores on damaged images, if asked for")
     warnings: list[str]
     seconds: float = Field(description="of the run; if it was resumed, of its last part")
 
@@ -88,6 +89,7 @@ def run_cell(cell: Cell, out: Path, tell: Tell) -> CellResult:
         confusion=matrix,
         class_names=names,
         bench=report.bench,
+        robustness=report.robustness,
         warnings=list(dict.fromkeys(str(w.message) for w in caught)),
         seconds=report.seconds,
     )

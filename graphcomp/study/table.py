@@ -176,6 +176,11 @@ def _other(result: CellResult) -> dict[str, Value]:
     for timing in result.bench.batches if result.bench else []:
         speedup, column = timing.quoted, f"speedup_batch{timing.batch}"
         row |= {column: speedup.value, f"{column}_low": speedup.low, f"{column}_high": speedup.high}
+    damaged = result.robustness
+    for part, scores in (("_before", damaged.baseline), ("", damaged.final)) if damaged else ():
+        for score in scores:
+            name = "mae" if score.score.measure == "error" else "top1"
+            row[f"{name}{part}[{score.corruption} {score.amount:g}]"] = score.score.value
     return row | {"seconds": result.seconds}
 
 

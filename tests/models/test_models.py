@@ -16,6 +16,9 @@ from graphcomp.models.train_digits import SHIFT, accuracy, shifted
 from graphcomp.models.vgg_cifar import VGG16
 
 PARAMETERS = {
+    "quick": 75_290,
+    "quick-pose": 74_835,
+    "resnet50-pose": 23_514_179,
     "resnet20": 269_722,
     "resnet32": 464_154,
     "resnet44": 658_586,

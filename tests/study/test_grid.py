@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-import graphcomp.models
+import graphcomp.recipes
 from graphcomp.errors import RecipeError
 from graphcomp.passes import CC, PASSES, Finetune
 from graphcomp.study.axes import Regions, blocks_of, fill, placeholders, regions, values_of
@@ -151,7 +151,7 @@ def test_equal_cells_of_two_grids_run_once() -> None:
 
 def test_the_study_of_the_source() -> None:
     """20 rates, and at one half 9 + 3 regions and none; raw and tuned (METHODS 1.6)."""
-    path = Path(graphcomp.models.__file__).parent / "study-resnet56.yaml"
+    path = Path(graphcomp.recipes.__file__).parent / "cc-resnet56.yaml"
     found = expand(load_study(path, data="random", weights="w.safetensors"), PASSES)
     assert len(found) == len({cell.name for cell in found}) == 2 * (20 + 13)
     (cell,) = (c for c in found if c.labels["region"] == "25-27" and c.labels["recovery"] == "raw")

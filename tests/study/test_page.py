@@ -113,3 +113,13 @@ def test_files(tmp_path: Path) -> None:
         assert [row["cell"] for row in csv.DictReader(file)] == [cell.name]
     assert (tmp_path / "study.html").read_text().startswith("<!DOCTYPE html>")
     assert (tmp_path / "results.parquet").exists() == (find_spec("pyarrow") is not None)
+
+
+@pytest.mark.slow
+def test_orders_have_a_column_where_there_are_some() -> None:
+    (cell,) = cells(rate=[0.5])
+    made = result(cell, {"a": 1, "b": 1})
+    plain = render_html([cell], Outcome({cell.name: made}), Reading())
+    ordered = made.model_copy(update={"final": made.final.model_copy(update={"params_order": 12_345})})
+    page = render_html([cell], Outcome({cell.name: ordered}), Reading())
+    assert "Length of orders" not in plain and "Length of orders" in page and "12,345" in page

@@ -42,6 +42,11 @@ def test_settings_are_values_of_all_cells(tmp_path: Path) -> None:
     assert [c.job.recipe.data for c in expand(read(tmp_path), PASSES)] == ["any:here"] * 4
 
 
+def test_data_of_the_command_line_take_the_place_of_a_setting(tmp_path: Path) -> None:
+    study = read(tmp_path, data="any:given")
+    assert {c.job.recipe.data for c in expand(study, PASSES)} == {"any:given"}
+
+
 def test_quick_replaces_settings_fields_and_grid(tmp_path: Path) -> None:
     (cell,) = expand(read(tmp_path, quick=True), PASSES)
     assert (cell.job.model, cell.job.recipe.data, cell.labels) == (
