@@ -179,6 +179,14 @@ def test_demo_recipe_is_found_from_anywhere(cli: Cli) -> None:
     assert found.code == 1 and "models:absent" in found.err and "demo.yaml" not in found.err
 
 
+def test_the_studies_of_the_sources_are_there_in_every_folder(cli: Cli) -> None:
+    """So is one in a quick size: its cells, on data that come with graphcomp."""
+    found = cli("study", "recipes/pfa-table1.yaml", "--quick", "--list")
+    assert found.code == 0 and re.fullmatch(r"energy=0.8-\w{8}\n", found.out), found.err
+    found = cli("study", "recipes/absent.yaml", "--list")
+    assert found.code == 1 and "absent.yaml: No such file" in found.err
+
+
 def test_passes(cli: Cli) -> None:
     found = cli("passes")
     assert found.code == 0
