@@ -90,7 +90,7 @@ def with_sparsity(loss: Loss, program: Program, strength: float) -> Loss:
     if not scales:
         raise PassError(
             "sparsity: found no batch normalisation with scales, expected at least one; fold-bn removes "
-            "them: run it later"
+            "them: run it later; files have them folded mostly: refit, and l1 with ratio, work without"
         )
 
     def penalised(seen: Seen) -> Tensor:

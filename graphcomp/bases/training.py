@@ -20,7 +20,7 @@ from graphcomp.data import Augmentation, Data, Split, find_augmentation
 from graphcomp.errors import DataError, PassError
 from graphcomp.ir import Program
 from graphcomp.measure import is_classifier, values_like
-from graphcomp.pipeline import Concern, Context, Outlook
+from graphcomp.pipeline import NEED_NO_LABELS, Concern, Context, Outlook
 from graphcomp.records import Plan, Training
 from graphcomp.train import (
     OPTIONS,
@@ -149,7 +149,7 @@ class Recovery(Learning, TrainOptions):
         if not data.labelled:
             raise DataError(
                 f"{self.name}: found data without labels, expected a class for every sample; give labelled "
-                "--data (epochs=0 with bn_reestimate needs none, nor does refit)"
+                f"--data (epochs=0 with bn_reestimate needs none; {NEED_NO_LABELS})"
             )
         if metric_of(program, data) is None:
             raise PassError(

@@ -3,6 +3,7 @@
 from graphcomp.pipeline import verify
 from graphcomp.pipeline.accounting import Concern
 from graphcomp.pipeline.contract import (
+    NEED_NO_LABELS,
     Context,
     Course,
     Earlier,
@@ -28,6 +29,7 @@ __all__ = [
     "Earlier",
     "ExportingPass",
     "KeepingRows",
+    "NEED_NO_LABELS",
     "Outlook",
     "Pass",
     "Pipeline",

@@ -315,6 +315,10 @@ class IterativePass(Pass, Protocol):
         ...
 
 
+NEED_NO_LABELS = "l1, pfa, apoz, obs, low-rank, dct and refit need none"
+"""What can be done with data that say nothing of what is right; `tests/pipeline/test_order.py` runs them."""
+
+
 def require_data(name: str, context: Context, *, labels: bool = False) -> Data:
     """The data of a pass; DataError if it has none, or none with classes as labels if it needs these."""
     data = context.data
@@ -322,7 +326,10 @@ def require_data(name: str, context: Context, *, labels: bool = False) -> Data:
         raise DataError(f"{name}: found no data, expected samples; give --data")
     if labels and (not data.labelled or data.regression):
         found = "data without labels" if not data.labelled else "values as labels"
-        raise DataError(f"{name}: found {found}, expected a class for every sample; give labelled --data")
+        raise DataError(
+            f"{name}: found {found}, expected a class for every sample; give labelled --data "
+            f"({NEED_NO_LABELS})"
+        )
     return data
 
 

@@ -24,7 +24,16 @@ from graphcomp.base import cache, distributed, load_state, read_record, save_sta
 from graphcomp.data import Data, Split
 from graphcomp.errors import DataError, GraphcompError, LoadError, PassError
 from graphcomp.ir import Program, is_same, load, save
-from graphcomp.pipeline.contract import Context, Course, Pass, Strategy, TrainingPass, within, work_name
+from graphcomp.pipeline.contract import (
+    NEED_NO_LABELS,
+    Context,
+    Course,
+    Pass,
+    Strategy,
+    TrainingPass,
+    within,
+    work_name,
+)
 from graphcomp.pipeline.momenta import cut_momenta
 from graphcomp.pipeline.once import run_once
 from graphcomp.records import LayerRow, Plan, Record, Snapshot, Step
@@ -96,7 +105,7 @@ def held_out_samples(name: str, data: Data | None, fraction: float) -> Split:
         found = "no data" if data is None else "data without labels"
         raise DataError(
             f"{name}: found {found}, expected samples with labels to judge every round by; give labelled "
-            "--data"
+            f"--data ({NEED_NO_LABELS})"
         )
     learned, judges = data.train.hold_out(fraction)
     if not len(judges) or not len(learned):

@@ -84,7 +84,7 @@ class PFA(ChannelRemoval):
         if self.response == "bn" and not any(normalisation_behind(program, n) for n in program.graph.nodes):
             raise PassError(
                 "response=bn: found no batch normalisation behind a layer, expected at least one; fold-bn "
-                "removes them: run it later, or use response=conv"
+                "removes them: run it later, or use response=conv, which needs none"
             )
 
     @property

@@ -197,6 +197,8 @@ EXAMPLES: list[Example] = [
     E("Gather", i={"x": (N, 5), "i": (N,)}, axis=1, kinds={"i": I64}, low=0, high=4), E("Gather", i={"x": (N, 5), "i": (N, 2)}, axis=1, kinds={"i": I64}, low=0, high=4),
     *(E("ScatterElements", i={"x": X2, "i": X2, "u": X2}, axis=1, kinds={"i": I64}, low=-5, high=5, reduction=how) for how in ("none", "add", "max")),
     E("Scatter", opset=9, i={"x": X2, "i": X2, "u": X2}, axis=1, kinds={"i": I64}, low=0, high=5),
+    E("LpPool", kernel_shape=[2, 2]), E("LpPool", kernel_shape=[2, 3], strides=[2, 1], pads=[0, 1, 1, 1], p=3), E("LpPool", X3, kernel_shape=[3], p=1),
+    E("LpPool", opset=11, kernel_shape=[3, 3], auto_pad="SAME_UPPER", strides=[2, 2]), E("GlobalLpPool"), E("GlobalLpPool", p=3),
     E("Col2Im", (N, 8, 12), c={"a": ints(5, 4), "b": ints(2, 2)}), E("Col2Im", (N, 12, 4), c={"a": ints(4, 6), "b": ints(2, 3)}, strides=[2, 3]),
     E("Col2Im", (N, 4, 9), c={"a": ints(4, 4), "b": ints(2, 2)}, pads=[1, 1, 1, 1], strides=[2, 2]),
     E("GatherElements", i={"x": X2, "i": X2}, axis=1, kinds={"i": I64}, low=-5, high=5), E("Gather", c={"i": ints(0, 0, 1)}, axis=2),

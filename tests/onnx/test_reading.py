@@ -446,3 +446,29 @@ def test_rounding_that_a_network_amplifies_is_no_wrong_row(
     else:
         with pytest.raises(LoadError, match="relative error"):
             read_onnx(path)
+
+
+@pytest.mark.parametrize("wrong", [None, 5e-5, 2e-3])
+def test_a_wrong_row_cannot_hide_behind_rounding(
+    wrong: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row is held to the runtime's own values where the outputs alone would not tell."""
+    nodes = [node("Tanh", ["x"], ["t"]), node("Add", ["t", "l"], ["s"]), node("Sub", ["s", "l"], ["y"])]
+    path = write(make(nodes, {"x": (OPEN, 64)}, {"l": np.array([1e4] * 64, F32)}), tmp_path)
+    if wrong is None:
+        read_onnx(path)
+        return
+    monkeypatch.setattr("graphcomp.onnx.rows.activations._PLAIN", {"Tanh": _STRETCHED[wrong]})
+    with pytest.raises(LoadError, match=r"relative error of .* \(alone: .* from 't'\)"):
+        read_onnx(path)
+
+
+def _a_little(x: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(x) * (1 + 5e-5)
+
+
+def _more(x: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(x) * (1 + 2e-3)
+
+
+_STRETCHED = {5e-5: _a_little, 2e-3: _more}

@@ -13,7 +13,7 @@ from graphcomp.data.split import Data
 from graphcomp.errors import GraphcompError, PassError
 from graphcomp.ir.program import Program
 from graphcomp.passes import PASSES
-from graphcomp.pipeline import check_order
+from graphcomp.pipeline import NEED_NO_LABELS, check_order
 from graphcomp.pipeline.contract import Demanding, Foreseen
 from tests.tiny import SHAPE, context, random_data, tiny_program
 
@@ -51,7 +51,7 @@ CANNOT: list[tuple[str, str, str]] = [
     ("fold-bn, finetune{sparsity=1e-4, keep=last}", "classes", "sparsity: found no batch normalisation"),
     ("fold-bn, slimming{ratio=0.5}", "unlabelled", "scales: found no batch normalisation behind a layer"),
     ("fold-bn, pfa{energy=0.9, response=bn}", "unlabelled", "response=bn: found no batch normalisation"),
-    ("fold-bn, finetune", "unlabelled", "found data without labels"),
+    ("fold-bn, finetune", "unlabelled", "found data without labels.*need none"),
     ("fold-bn, finetune{loss=cross-entropy}", "values", "found values as labels, expected classes"),
     ("fold-bn, finetune{loss=l1}", "classes", "found classes as labels, expected values"),
     ("finetune{held_out=0.001}", "classes", "expected enough to hold out"),
@@ -60,11 +60,19 @@ CANNOT: list[tuple[str, str, str]] = [
     ("distil{teacher=student}, student", "unlabelled", "did not find 'student'"),
     ("student, distil{teacher=5}", "unlabelled", "did not find 5"),
     ("fold-bn, distil{teacher=/nowhere}", "unlabelled", "did not find '/nowhere'"),
-    ("fold-bn, distil{teacher=input, loss=kl, alpha=0.5}", "unlabelled", "found data without labels"),
-    ("fold-bn, cc{rate=0.3}", "unlabelled", "gradients: found data without labels, expected a class"),
+    (
+        "fold-bn, distil{teacher=input, loss=kl, alpha=0.5}",
+        "unlabelled",
+        "found data without labels.*need none",
+    ),
+    (
+        "fold-bn, cc{rate=0.3}",
+        "unlabelled",
+        "gradients: found data without labels, expected a class.*need none",
+    ),
     ("fold-bn, cc{rate=0.3}", "values", "gradients: found values as labels"),
-    ("fold-bn, play-and-prune", "unlabelled", "found data without labels"),
-    ("fold-bn, apoz{steps=2}", "unlabelled", "found data without labels"),
+    ("fold-bn, play-and-prune", "unlabelled", "found data without labels.*need none"),
+    ("fold-bn, apoz{steps=2}", "unlabelled", "found data without labels.*need none"),
     *(
         (f"fold-bn, {p}", "none", "found no data")
         for p in ("pfa{energy=0.9}", "apoz", "cc{rate=0.3}", "finetune")
@@ -88,6 +96,26 @@ def test_what_cannot_work_is_refused_before_any_work(
         monkeypatch.setattr(type(pass_), "simulate", None)  # would fail another way
     with pytest.raises(PassError, match=f"cannot work after trace.*{message}"):
         compile_program(program, made, data=data[kind], target="cpu-avx2")
+
+
+WITHOUT_LABELS = {
+    "l1": "l1{ratio=0.3}",
+    "pfa": "pfa{energy=0.9}",
+    "apoz": "apoz",
+    "obs": "obs{ratio=0.3}",
+    "low-rank": "low-rank{ratio=0.3}",
+    "dct": "dct{rate=1.2, min_weights=9}",
+    "refit": "l1{ratio=0.3}, refit",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITHOUT_LABELS)
+def test_what_is_advised_without_labels_works_without(name: str, program: Program, data: Any) -> None:
+    """And without normalisations, which files have folded."""
+    assert f"{', '.join([*WITHOUT_LABELS][:-1])} and {[*WITHOUT_LABELS][-1]} need none" == NEED_NO_LABELS
+    passes = parse_passes(f"fold-bn, {WITHOUT_LABELS[name]}", PASSES)
+    assert compile_program(program, passes, data=data["unlabelled"], target="cpu-avx2", allow_nothing=True)
 
 
 FIRST = (

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphcomp.ir import eliminate_dead_nodes
+from graphcomp.onnx.rows import VALUE_KEY
 
 
 def tidy(root: nn.Module, graph: fx.Graph) -> None:
@@ -51,6 +52,7 @@ def merge_biases(root: nn.Module, graph: fx.Graph) -> None:
         bias = _as_bias(module, _tensor(root, cast(str, constant.target)))
         if bias is not None:
             module.bias = nn.Parameter(bias)
+            layer.meta[VALUE_KEY] = node.meta[VALUE_KEY]
             node.replace_all_uses_with(layer)
             graph.erase_node(node)
 

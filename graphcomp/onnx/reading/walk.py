@@ -9,7 +9,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 from graphcomp.errors import GraphcompError, LoadError, first_line
 from graphcomp.onnx.reading.file import array_of
 from graphcomp.onnx.reading.known import RANDOM, constant_of, evaluate
-from graphcomp.onnx.rows import READS, Array, Known, Made, Node, Reading, Value
+from graphcomp.onnx.rows import READS, VALUE_KEY, Array, Known, Made, Node, Reading, Value
 
 _MOST_HELD = 1 << 32
 """Bytes of all constants that were computed and are still read."""
@@ -70,6 +70,8 @@ class Walk:
                         place, f"a second {name!r:.120}", "a name for each value", "it is not valid ONNX"
                     )
                 self.values[name] = value
+                if isinstance(value, Made):
+                    value.node.meta.setdefault(VALUE_KEY, name)
         for name in set(proto.input):
             self._release(name, list(proto.input).count(name))
 

@@ -19,7 +19,7 @@ from graphcomp.onnx.rows import (
     shapes,
 )
 from graphcomp.onnx.rows.node import Node
-from graphcomp.onnx.rows.reading import ORIGIN_KEY, Reading
+from graphcomp.onnx.rows.reading import ORIGIN_KEY, VALUE_KEY, Reading
 from graphcomp.onnx.rows.registry import READS, WRITES
 from graphcomp.onnx.rows.values import Array, Known, Made, Value
 from graphcomp.onnx.rows.wires import DTYPES, NoRow, Op, Size, Wire, identity
@@ -58,6 +58,7 @@ __all__ = [
     "READS",
     "Reading",
     "Size",
+    "VALUE_KEY",
     "Value",
     "WRITES",
     "Wire",

@@ -24,6 +24,9 @@ _GLOBAL: dict[str, dict[int, Callable[..., Any]]] = {
     "GlobalMaxPool": {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d},
 }
 
+_NORMS: dict[int, Callable[..., Any]] = {1: F.lp_pool1d, 2: F.lp_pool2d, 3: F.lp_pool3d}
+_MOST_POWER = 64
+
 # ---- reading
 
 
@@ -116,6 +119,31 @@ def _shares(node: Node, x: Made, window: Window, before: list[int], after: list[
         shape[axis] = -1
         shares = shares * (np.float32(kernel) / inside.astype(np.float32)).reshape(shape)
     return Known((shares,))
+
+
+@reads("LpPool")
+def read_lp_pool(node: Node, reading: Reading) -> Made:
+    """A norm over windows: of sizes, because torch's keeps the signs of odd powers."""
+    x, order = reading.tensor(node.input(0)), node.integer("p", 2)
+    window = window_of(node, x, node.integers("kernel_shape"))
+    if set(window.dilations) != {1} or node.integer("ceil_mode", 0) or not 0 < order <= _MOST_POWER:
+        raise node.refusal(f"p={order}, dilations or ceil_mode", "neither", "torch has no such pooling")
+    x = padded(reading, x, *pads_of(node, x, window), 0.0)
+    if order % 2:
+        x = reading.call(torch.abs, x)
+    kernel, strides = (n if window.rank > 1 else n[0] for n in (window.kernel, window.strides))
+    return reading.call(_NORMS[window.rank], x, order, kernel, strides)
+
+
+@reads("GlobalLpPool")
+def read_global_lp_pool(node: Node, reading: Reading) -> Made:
+    """A norm over all of a plane."""
+    x = reading.tensor(node.input(0))
+    if x.rank < 3:
+        raise node.refusal(f"{x.rank} axes", "at least 3", "the file is not valid ONNX")
+    return reading.call(
+        torch.linalg.vector_norm, x, node.integer("p", 2), tuple(range(2, x.rank)), keepdim=True
+    )
 
 
 @reads("LRN")

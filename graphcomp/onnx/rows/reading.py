@@ -17,6 +17,9 @@ from graphcomp.onnx.rows.values import Array, Known, Made, Value, map_made
 ORIGIN_KEY = "graphcomp_onnx"
 """`node.meta` key: the first output of the file's node that a node of the program was read from."""
 
+VALUE_KEY = "graphcomp_onnx_value"
+"""`node.meta` key: the value of the file that a node of the program yields."""
+
 
 class Reading:
     """A graph that grows, with the modules that it calls.
@@ -125,7 +128,7 @@ class Reading:
 
     def operand(self, value: Value, beside: Made) -> Any:
         """A value for arithmetic with `beside`: single numbers as literals or sizes, others as nodes."""
-        if isinstance(value, Made) or value.array.size != 1 or value.array.ndim > beside.rank:
+        if isinstance(value, Made) or {v.size for v in value.values} != {1} or value.array.ndim > beside.rank:
             return self.tensor(value)
         if not value.is_constant:
             numbers = [v.reshape(()).item() for v in value.values]
@@ -145,9 +148,9 @@ class Reading:
         thin = [
             v[tuple(slice(0, 1) if d in open_ else slice(None) for d in range(v.ndim))] for v in value.values
         ]
-        same = all(np.array_equal(t, thin[0]) for t in thin) and all(
-            (v == t).all() for v, t in zip(value.values, thin, strict=True)
-        )
+        same = all(_equal(v, thin[0]) for v in value.values)
+        if not same and _counts(value.values):
+            return self.call(torch.arange, self.size([v.size for v in value.values]))
         if not open_ or not same:
             raise LoadError.at(
                 what,
@@ -256,6 +259,18 @@ def as_tensor(array: Array) -> Tensor:
         raise LoadError.at(
             "constant", f"numbers of type {array.dtype}", "one that torch has", "convert the file"
         ) from error
+
+
+def _equal(numbers: Array, one: Array) -> bool:
+    """Whether every sample has the numbers of `one`, but for the rounding of sums of more or fewer."""
+    if numbers.dtype.kind == "f":
+        return bool(np.allclose(numbers, one, rtol=1e-6, atol=1e-7 * float(np.abs(one).max(initial=0))))
+    return bool((numbers == one).all())
+
+
+def _counts(values: Sequence[Array]) -> bool:
+    """Whether it is 0, 1, 2, … in every case."""
+    return all(v.ndim == 1 and v.dtype == np.int64 and np.array_equal(v, np.arange(v.size)) for v in values)
 
 
 def _is_float(array: Array) -> bool:
