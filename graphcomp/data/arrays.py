@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graphcomp.base import Buffer, is_file
+from graphcomp.data.layout import as_taken, in_front
 from graphcomp.data.request import Request, either, read_limit, sizes
 from graphcomp.data.split import (
     READ,
@@ -33,7 +34,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def statistics(request: Request) -> tuple[Tensor, Tensor]:
     """Mean and std as `[C, 1, 1]`; ImageNet's by default."""
     mean, std = request.mean or IMAGENET_MEAN, request.std or IMAGENET_STD
-    channels = request.shape[0]
+    channels = in_front(request.shape)[0]
     if not len(mean) == len(std) == channels:
         raise DataError.at(
             request.spec,
@@ -45,20 +46,21 @@ def statistics(request: Request) -> tuple[Tensor, Tensor]:
 
 
 def fetch_bytes(images: NDArray[np.uint8], request: Request) -> Fetch:
-    """Fetch from uint8 `[N, H, W, C]`."""
-    _require_sample(request, images.shape[3:] + images.shape[1:3])
+    """Fetch from uint8 `[N, H, W, C]`, for networks that take `[N, C, H, W]` or the same order."""
+    _require_sample(request, images.shape[3:] + images.shape[1:3], in_front(request.shape))
     mean, std = statistics(request)
 
     def fetch(indices: Indices) -> Tensor:
         batch = np.ascontiguousarray(images[indices].transpose(0, 3, 1, 2))
-        return torch.from_numpy(batch).float().div_(255).sub_(mean).div_(std)
+        return as_taken(torch.from_numpy(batch).float().div_(255).sub_(mean).div_(std), request.shape)
 
-    return Source(fetch, lambda indices: identity(images, indices, request), (mean, std))
+    pixels = as_taken(mean, request.shape), as_taken(std, request.shape)
+    return Source(fetch, lambda indices: identity(images, indices, request), pixels)
 
 
 def fetch_floats(samples: NDArray[np.float32], request: Request) -> Fetch:
-    """Fetch from float32 `[N, C, H, W]`, or any shape if there is nothing to normalise."""
-    _require_sample(request, samples.shape[1:])
+    """Fetch from float32 in the order that the network takes; images if there is something to normalise."""
+    _require_sample(request, samples.shape[1:], request.shape)
 
     def identify(indices: Indices) -> Iterator[Buffer]:
         return identity(samples, indices, request)
@@ -69,7 +71,7 @@ def fetch_floats(samples: NDArray[np.float32], request: Request) -> Fetch:
         raise DataError.at(
             request.spec, f"mean and std for samples of shape {samples.shape[1:]}", "CxHxW", "leave them out"
         )
-    mean, std = statistics(request)
+    mean, std = (as_taken(n, request.shape) for n in statistics(request))
     return Source(lambda indices: torch.from_numpy(samples[indices]).sub_(mean).div_(std), identify)
 
 
@@ -80,12 +82,12 @@ def identity(samples: NDArray[Any], indices: Indices, request: Request) -> Itera
         yield np.ascontiguousarray(samples[indices[start : start + READ]]).data
 
 
-def _require_sample(request: Request, found: tuple[int, ...]) -> None:
-    if found != request.shape:
+def _require_sample(request: Request, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
         raise DataError.at(
             request.spec,
             f"samples of shape {sizes(found)}",
-            f"{sizes(request.shape)} as the model takes them",
+            f"{sizes(expected)} as the model takes them",
             "convert the data, or give the input shape that it has",
         )
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transform
 
+from graphcomp.data.layout import as_planes, as_taken, in_front, is_channels_last
 from graphcomp.errors import DataError
 
 Numbers = NDArray[np.float64]
@@ -45,6 +46,23 @@ class Augmentation(Protocol):
     def __call__(self, images: Tensor, random: Numbers) -> Tensor:
         """New images of the same shape, given `random` of shape (N, numbers)."""
         ...
+
+
+@dataclass(frozen=True)
+class ChannelsLast:
+    """Another augmentation, of images `[N, H, W, C]`."""
+
+    planes: Augmentation
+    sample: tuple[int, ...]
+
+    @property
+    def numbers(self) -> int:
+        """See `Augmentation`."""
+        return self.planes.numbers
+
+    def __call__(self, images: Tensor, random: Numbers) -> Tensor:
+        """See `Augmentation`."""
+        return as_taken(self.planes(as_planes(images, self.sample), random), self.sample)
 
 
 @dataclass(frozen=True)
@@ -130,11 +148,12 @@ def find_augmentation(name: Name, source: str, sample: tuple[int, ...], padding:
     if name == "auto":
         kind = source.partition("?")[0].partition(":")[0]
         name = AUTO.get(kind, "none") if len(sample) == 3 else "none"
-        name = "cifar" if name == "imagenet" and max(sample[1:]) <= SMALL_SIDE else name
+        name = "cifar" if name == "imagenet" and max(in_front(sample)[1:]) <= SMALL_SIDE else name
     if name == "none":
         return Unchanged()
     if len(sample) != 3:
         raise DataError(
             f"augment={name}: found samples of shape {sample}, expected images (C, H, W); use augment=none"
         )
-    return CropAndFlip(padding) if name == "cifar" else ResizedCropAndFlip()
+    found = CropAndFlip(padding) if name == "cifar" else ResizedCropAndFlip()
+    return ChannelsLast(found, sample) if is_channels_last(sample) else found

@@ -13,6 +13,7 @@ from graphcomp.base import is_dir
 from graphcomp.data.arrays import statistics
 from graphcomp.data.classes import Folders, folder_classes
 from graphcomp.data.images import CROP_FRACTION, DECODED, SUFFIXES, decode, is_image
+from graphcomp.data.layout import COLOURS, as_taken, in_front
 from graphcomp.data.request import Request, either, sizes
 from graphcomp.data.split import Data, Fetch, Indices, Source, Split, describe, split_in_two, whole_split
 from graphcomp.errors import DataError
@@ -23,11 +24,11 @@ def load_imagefolder(request: Request) -> Data:
     root = Path(request.where)
     if not is_dir(root):
         raise DataError.at(root, "no such directory", "class folders of images", "correct the path")
-    if len(request.shape) != 3 or request.shape[0] not in (1, 3):
+    if len(request.shape) != 3 or in_front(request.shape)[0] not in COLOURS:
         raise DataError.at(
             request.spec,
             f"a model that takes {sizes(request.shape)}",
-            "1xHxW or 3xHxW for images",
+            "1xHxW or 3xHxW for images (or HxWx1, HxWx3)",
             "use npz",
         )
     parts = {name for name in ("train", "val", "test") if is_dir(root / name)}
@@ -153,8 +154,8 @@ def _file_fetch(paths: list[Path], request: Request) -> Fetch:
     real = cache(lambda i: paths[i].resolve())
 
     def fetch(indices: Indices) -> Tensor:
-        batch = torch.stack([decode(paths[i], request.shape) for i in indices])
-        return batch.float().div_(255).sub_(mean).div_(std)
+        batch = torch.stack([decode(paths[i], in_front(request.shape)) for i in indices])
+        return as_taken(batch.float().div_(255).sub_(mean).div_(std), request.shape)
 
     def identify(indices: Indices) -> Iterator[bytes]:
         yield f"{request.shape} {request.mean} {request.std} {CROP_FRACTION} {DECODED}\n".encode()
@@ -167,4 +168,5 @@ def _file_fetch(paths: list[Path], request: Request) -> Fetch:
                 ) from error
             yield f"{real(i)} {status.st_size} {status.st_mtime_ns}\n".encode()
 
-    return Source(fetch, identify, (mean, std), held=False)
+    pixels = as_taken(mean, request.shape), as_taken(std, request.shape)
+    return Source(fetch, identify, pixels, held=False)

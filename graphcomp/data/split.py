@@ -83,7 +83,10 @@ class Split:
 
     @property
     def pixels(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and std, `[C, 1, 1]`, that pixels in [0, 1] are normalised by; None for other samples."""
+        """Mean and std that pixels in [0, 1] are normalised by; None for other samples.
+
+        `[C, 1, 1]`, or `[1, 1, C]` where samples have their channels last.
+        """
         return self.fetch.pixels if isinstance(self.fetch, Source) else None
 
     def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graphcomp.base import Progress, quiet
-from graphcomp.data import Indices, Split
+from graphcomp.data import Indices, Split, as_planes, as_taken
 from graphcomp.errors import DataError
 from graphcomp.ir import Program
 from graphcomp.measure.evaluate import score
@@ -141,6 +141,8 @@ def corrupted(split: Split, corruption: Corruption, scale: tuple[Tensor, Tensor]
 
     def fetch(indices: Indices) -> Tensor:
         pixels = (split.fetch(indices) - black) / (white - black)
-        return corruption(pixels, random[indices]) * (white - black) + black
+        sample = tuple(pixels.shape[1:])
+        damaged = corruption(as_planes(pixels, sample), random[indices])
+        return as_taken(damaged, sample) * (white - black) + black
 
     return replace(split, fetch=fetch)
