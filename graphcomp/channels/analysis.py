@@ -100,11 +100,16 @@ def _channels(found: Tracker) -> Channels:
 
 def _components(found: Tracker) -> tuple[Ints, list[tuple[str, Ints]]]:
     edges = [(node, a.numpy(), b.numpy()) for node, a, b in found.edges]
+    staying = np.zeros(found.count, bool)
+    for _, _, labels in found.pins:
+        staying[labels.numpy()] = True
+    whole = [(node, labels.numpy()) for node, labels in found.rectangular]
+    whole = [(node, labels) for node, labels in whole if not staying[labels].all()]  # tables of positions
     while True:
         a = np.concatenate([e[1] for e in edges] or [np.zeros(0, np.int64)])
         b = np.concatenate([e[2] for e in edges] or [np.zeros(0, np.int64)])
         channel_of = components(found.count, a, b)
-        more = [e for node, labels in found.rectangular for e in _ties(node, channel_of[labels.numpy()])]
+        more = [e for node, labels in whole for e in _ties(node, channel_of[labels])]
         if not more:
             return channel_of, [(node, channel_of[ends]) for node, ends, _ in edges]
         edges += more
@@ -122,10 +127,19 @@ def _pinned(found: Tracker, channel_of: Ints) -> dict[int, tuple[str, str]]:
             site = found.sites[index]
             found.pins.append((site.node, WEIGHT_AS_TENSOR, site.labels.flatten()))
     for node, reason, labels in found.pins:
-        for channel in np.unique(channel_of[labels.numpy()]).tolist():
+        for channel in _different(channel_of[labels.numpy()], len(channel_of)).tolist():
             if channel:
                 pinned.setdefault(channel, (node, reason))
     return pinned
+
+
+def _different(channels: Ints, size: int) -> Ints:
+    """The channels among these, ascending: a table of positions has more elements than there are channels."""
+    if channels.size < size:
+        return np.unique(channels)
+    seen = np.zeros(size, bool)
+    seen[channels] = True
+    return np.flatnonzero(seen)
 
 
 def _pin_unproduced(

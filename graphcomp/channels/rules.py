@@ -184,6 +184,7 @@ def _couple(tracker: Tracker, node: fx.Node) -> Any:
         return compact(lead).flatten()[:1].reshape([1] * len(shape)).expand(shape)
     lead = min(carrying, key=lambda x: len(varying(x)))
     axes = {d - lead.ndim for d in varying(lead)}
+    whole = False
     for x in operands:
         if x is lead:
             continue
@@ -193,10 +194,10 @@ def _couple(tracker: Tracker, node: fx.Node) -> Any:
                 continue
             tracker.pin(node, lead, "meets what was computed of all channels, laid out along them")
             if all(-d <= x.ndim and x.size(d) > 1 for d in axes):
-                lead = unlabelled(lead.shape)
+                whole = True
         elif bool(compact(x).any()):
             tracker.pin(node, x, "is broadcast over other channels")
-    return lead.expand(shape)
+    return unlabelled(shape) if whole else lead.expand(shape)  # none of it is a channel's
 
 
 def _mask(tracker: Tracker, node: fx.Node) -> Any:
