@@ -100,11 +100,13 @@ def _channels(found: Tracker) -> Channels:
 
 def _components(found: Tracker) -> tuple[Ints, list[tuple[str, Ints]]]:
     edges = [(node, a.numpy(), b.numpy()) for node, a, b in found.edges]
-    staying = np.zeros(found.count, bool)
+    loose = np.ones(found.count, bool)  # what may go, or is of a layer: all but tables of positions
     for _, _, labels in found.pins:
-        staying[labels.numpy()] = True
+        loose[labels.numpy()] = False
+    for site in found.sites:
+        loose[site.labels.numpy()] |= site.role != "tensor"
     whole = [(node, labels.numpy()) for node, labels in found.rectangular]
-    whole = [(node, labels) for node, labels in whole if not staying[labels].all()]  # tables of positions
+    whole = [(node, labels) for node, labels in whole if loose[labels].any()]
     while True:
         a = np.concatenate([e[1] for e in edges] or [np.zeros(0, np.int64)])
         b = np.concatenate([e[2] for e in edges] or [np.zeros(0, np.int64)])
