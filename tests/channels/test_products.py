@@ -18,7 +18,7 @@ from tests.nets import scramble
 from tests.removing import ByRows, half, random_scores
 
 WIDTH, HEADS = 24, 3
-KINDS = ("sdpa", "matmul", "bmm", "masked", "cross")
+KINDS = ("sdpa", "matmul", "bmm", "masked", "cross", "table")
 PACKINGS = ("reshape", "chunk", "apart")
 
 
@@ -35,6 +35,8 @@ class Attention(nn.Module):
             self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
         self.out = nn.Linear(WIDTH, WIDTH)
         self.register_buffer("mask", torch.randn(16, 16))
+        self.table = nn.Parameter(torch.randn(31, HEADS))
+        self.register_buffer("places", torch.arange(16)[:, None] - torch.arange(16) + 15)
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         batch, tokens, width = x.shape
@@ -56,6 +58,9 @@ class Attention(nn.Module):
             flat = [t.reshape(-1, t.shape[2], t.shape[3]) for t in (q, k, v)]
             scores = torch.bmm(flat[0] * self.scale, flat[1].transpose(1, 2)).softmax(-1)
             y = torch.bmm(scores, flat[2]).reshape(v.shape)
+        elif self.kind == "table":
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+            y = (scores + self.table[self.places].permute(2, 0, 1)).softmax(-1) @ v
         else:
             y = ((q * self.scale) @ k.transpose(-2, -1)).softmax(-1) @ v
         return self.out(y.transpose(1, 2).flatten(2))
