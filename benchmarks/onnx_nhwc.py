@@ -61,6 +61,11 @@ class _Rewriting:
             case "GlobalAveragePool":
                 self._add("ReduceMean", [node.input[0]], node.output[0], axes=[1, 2], keepdims=1)
                 self.images.add(node.output[0])
+            case "ReduceMean" if image and _over_plane(node):
+                keepdims = helper.get_node_attr_value(node, "keepdims")
+                self._copy(node, node.input, node.output, axes=[1, 2])
+                if keepdims:
+                    self.images.add(node.output[0])
             case "Concat" if image:
                 self._copy(
                     node, node.input, node.output, axis={1: 3}[helper.get_node_attr_value(node, "axis")]
@@ -101,6 +106,12 @@ class _Rewriting:
         made.attribute.extend([*kept, *(helper.make_attribute(k, v) for k, v in attributes.items())])
         self.nodes.append(made)
         return made
+
+
+def _over_plane(node: NodeProto) -> bool:
+    """Whether it is a mean over height and width, which the attribute says in these operator sets."""
+    axes = next((list(a.ints) for a in node.attribute if a.name == "axes"), [])
+    return sorted(a % 4 for a in axes) == [2, 3]
 
 
 def _image(value: Any) -> Any:

@@ -23,19 +23,23 @@ Every split of a source into halves is fixed; `seed` only chooses random samples
 All random numbers come from numpy's RandomState, whose streams never change from version to version.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from graphcomp.data.arrays import fetch_bytes, fetch_floats, how_to_count, identity, load_npz
+from graphcomp.base import Buffer
+from graphcomp.data.arrays import fetch_bytes, how_to_count, load_npz
 from graphcomp.data.cifar import load_cifar10, load_cifar100
 from graphcomp.data.classes import how_to_map
 from graphcomp.data.imagefolder import load_imagefolder
 from graphcomp.data.request import Request, read_options, sizes
 from graphcomp.data.split import (
     Data,
+    Indices,
     Source,
     Split,
     choose_others,
@@ -148,18 +152,22 @@ def _random(request: Request) -> Data:
 
 
 def _noise(request: Request, part: int) -> Split:
-    rng, shape = np.random.RandomState([request.seed, part]), (RANDOM_SAMPLES, *request.shape)
-    labels = np.zeros(RANDOM_SAMPLES, np.int64)
-    if request.numbers is None:
-        fetch = fetch_floats(rng.standard_normal(shape).astype(np.float32), request)
-        return replace(whole_split(labels, fetch), labelled=False)
-    low, high, dtype = request.numbers.low, request.numbers.high, request.numbers.dtype
-    whole = torch.from_numpy(rng.randint(low, high + 1, shape)).to(dtype)
-    fetch = Source(
-        lambda indices: whole[torch.from_numpy(indices)],
-        lambda indices: identity(whole.numpy(), indices, request),
-    )
-    return replace(whole_split(labels, fetch), labelled=False)
+    """Drawn when it is first asked for: without labels nothing reads what would be evaluated on."""
+    shape, numbers = (RANDOM_SAMPLES, *request.shape), request.numbers
+
+    @cache
+    def drawn() -> Tensor:
+        rng = np.random.RandomState([request.seed, part])
+        if numbers is None:
+            return torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
+        return torch.from_numpy(rng.randint(numbers.low, numbers.high + 1, shape)).to(numbers.dtype)
+
+    def identify(indices: Indices) -> Iterator[Buffer]:
+        yield f"random {[request.seed, part]} {shape} {numbers}\n".encode()
+        yield np.ascontiguousarray(indices).data
+
+    fetch = Source(lambda indices: drawn()[torch.from_numpy(indices)], identify)
+    return replace(whole_split(np.zeros(RANDOM_SAMPLES, np.int64), fetch), labelled=False)
 
 
 _KINDS: dict[str, _Kind] = {

@@ -106,6 +106,10 @@ def svg(figure: Figure, name: str, title: str, description: str, *, themed: bool
         # The browser draws the text with its own fonts, so what matplotlib's font lacks does not matter.
         warnings.filterwarnings("ignore", message="Glyph")
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        layout = figure.get_layout_engine()
+        if layout is not None:  # once: `savefig` draws all of it twice to lay it out
+            layout.execute(figure)
+            figure.set_layout_engine("none")
         figure.savefig(buffer, format="svg", metadata=metadata, transparent=themed)
     root = ET.fromstring(buffer.getvalue())
     _strip_namespaces(root)
