@@ -746,3 +746,20 @@ def names_of_functions() -> ModelProto:
     model.functions.append(helper.make_function("pkg", "Swish_of_mine", ["a"], ["c"], body, known))
     model.opset_import.append(helper.make_opsetid("pkg", 1))
     return model
+
+
+@imitation
+def lists_of_tensors() -> ModelProto:
+    """Pieces of a channel axis as a list, as newer exporters have them, and a list that is joined."""
+    g = Graph(18)
+    x = g.add("Relu", g.conv("x", 3, 16))
+    pieces = g.add("SplitToSequence", x, g.const(np.int64(8)), axis=1)
+    a, b = (g.add("SequenceAt", pieces, g.const(np.int64(i))) for i in (0, -1))
+    b = g.add("Relu", g.conv(b, 8, 8))
+    uneven = g.add("SplitToSequence", b, g.numbers(3, 5), axis=1)
+    c = g.add("SequenceAt", uneven, g.const(np.int64(1)))
+    x = g.add("ConcatFromSequence", g.add("SequenceConstruct", a, c, b), axis=1)
+    rows = g.add("SplitToSequence", g.conv(x, 21, 6, 1), axis=2, keepdims=0)
+    g.add("ConcatFromSequence", rows, axis=2, new_axis=1)
+    g.nodes[-1].output[0] = "y"
+    return g.model({"x": [OPEN, 3, 4, 4]}, {"y": [OPEN, 6, 4, 4]})

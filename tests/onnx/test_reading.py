@@ -16,7 +16,7 @@ from graphcomp.errors import LoadError
 from graphcomp.ir import LstmLayer, Program, load, save
 from graphcomp.onnx import read_onnx
 from graphcomp.onnx.reading.comparison import _File
-from tests.onnx.onnx_files import OPEN, Array, make, run
+from tests.onnx.onnx_files import OPEN, Array, make, read_unchecked, run
 from tests.onnx.onnx_files import save as write
 from tests.onnx.read_examples import ints, weight
 
@@ -472,3 +472,30 @@ def _more(x: torch.Tensor) -> torch.Tensor:
 
 
 _STRETCHED = {5e-5: _a_little, 2e-3: _more}
+
+
+# ---- lists of tensors
+
+LISTS: dict[str, list[onnx.NodeProto]] = {
+    "a list of tensors": [node("SplitToSequence", ["x"], ["s"]), node("Relu", ["s"], ["y"])],
+    "a tensor": [node("SequenceAt", ["x", "one"], ["y"])],
+    "item 1 of 1": [node("SequenceConstruct", ["x"], ["s"]), node("SequenceAt", ["s", "one"], ["y"])],
+    "no position": [node("SequenceConstruct", ["x"], ["s"]), node("SequenceAt", ["s"], ["y"])],
+    "an axis of an open size": [
+        node("SplitToSequence", ["x"], ["s"]),
+        node("ConcatFromSequence", ["s"], ["y"]),
+    ],
+    "pieces": [
+        node("SplitToSequence", ["x", "one"], ["s"], axis=1),
+        node("SequenceAt", ["s", "many"], ["y"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("flaw", LISTS)
+def test_lists_that_are_none_are_refused(flaw: str) -> None:
+    constants = {"one": np.array(1), "many": np.array(1 << 40)}
+    with pytest.raises(
+        LoadError, match=r"found (a list of tensors|a tensor|item|an axis of an open|'|NoneType)"
+    ):
+        read_unchecked(make(LISTS[flaw], {"x": (OPEN, 4)}, constants))

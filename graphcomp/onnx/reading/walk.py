@@ -1,7 +1,8 @@
 """The nodes of a file, one after another: evaluated where all is known, else handed to the row of each."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
@@ -9,7 +10,10 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 from graphcomp.errors import GraphcompError, LoadError, first_line
 from graphcomp.onnx.reading.file import array_of
 from graphcomp.onnx.reading.known import RANDOM, constant_of, evaluate
+from graphcomp.onnx.reading.sequences import MAKE, TAKE, Items
 from graphcomp.onnx.rows import READS, VALUE_KEY, Array, Known, Made, Node, Reading, Value
+
+_Result = TypeVar("_Result")
 
 _MOST_HELD = 1 << 32
 """Bytes of all constants that were computed and are still read."""
@@ -35,6 +39,7 @@ class Walk:
         self.held = 0
         self.arrays: dict[str, TensorProto] = {t.name: t for t in graph.initializer}
         self.values: dict[str, Value] = dict(inputs)
+        self.lists: dict[str, Items] = {}
         self.uses = Counter(name for node in _needed(graph) for name in _read(node))
         self.uses.update(o.name for o in graph.output)
 
@@ -62,7 +67,15 @@ class Walk:
 
     def _read_node(self, proto: NodeProto, depth: int) -> None:
         place = f"{proto.op_type} {proto.name!r:.120}"
-        inputs = [self._value(name, place) if name else None for name in _trimmed(proto.input)]
+        names = _trimmed(proto.input)
+        inputs = [self._value(n, place) if n and n not in self.lists else None for n in names]
+        if any(n in self.lists for n in names) and proto.op_type not in TAKE:
+            raise LoadError.at(place, "a list of tensors", "tensors", _CUT)
+        if proto.op_type in MAKE:
+            node = Node(proto, self.opset, inputs)
+            made = self._called(node, lambda: MAKE[proto.op_type](node, self.reading, ()))
+            self.lists |= dict.fromkeys(node.outputs[:1], made)
+            return
         for name, value in zip(proto.output, self._outputs(proto, inputs, depth), strict=False):
             if name:
                 if name in self.values or name in self.arrays:
@@ -84,6 +97,11 @@ class Walk:
 
     def _outputs(self, proto: NodeProto, inputs: Sequence[Value | None], depth: int) -> Sequence[Value]:
         cases = len(self.reading.batches)
+        if proto.op_type in TAKE:
+            node = Node(proto, self.opset, inputs)
+            node.optional(0)
+            lists = [self.lists.get(name) for name in proto.input]
+            return [self._called(node, lambda: TAKE[proto.op_type](node, self.reading, lists))]
         if proto.op_type == "Constant":
             array = constant_of(proto)
             weight = array.ndim >= 2 and array.size >= _WEIGHT and array.dtype.kind == "f"
@@ -111,9 +129,24 @@ class Walk:
         row = READS.get(proto.op_type)
         if row is None or not _exists(proto.op_type, self.opset):
             raise _refusal(node, self.opset, row is not None)
+        result = self._called(node, lambda: row(node, self.reading))
+        results = result if isinstance(result, tuple) else (result,)
+        wanted = [i for i, name in enumerate(node.outputs) if self.uses[name] > 0]
+        if max(wanted, default=0) >= len(results):
+            raise node.refusal(
+                f"output {max(wanted)}, which something reads",
+                f"the first {len(results)} only",
+                "the others cannot be computed; remove what reads them",
+            )
+        return results
+
+    def _called(self, node: Node, row: Callable[[], _Result]) -> _Result:
+        """What a row makes of a node; LoadError, naming the node, if it fails or something was overlooked."""
+        if not _exists(node.operator, self.opset):
+            raise _refusal(node, self.opset, True)
         self.reading.begin(node)
         try:
-            result = row(node, self.reading)
+            result = row()
         except LoadError as error:
             place = f"{node.operator} {node.name!r:.120}"
             if str(error).startswith(place):
@@ -128,19 +161,11 @@ class Walk:
                 "a node of a valid file",
                 "check it with onnx.checker",
             ) from error
-        results = result if isinstance(result, tuple) else (result,)
         if node.unread():
             raise node.refusal(
                 node.unread()[0], "only what is known of this operator", "export it with another opset"
             )
-        wanted = [i for i, name in enumerate(node.outputs) if self.uses[name] > 0]
-        if max(wanted, default=0) >= len(results):
-            raise node.refusal(
-                f"output {max(wanted)}, which something reads",
-                f"the first {len(results)} only",
-                "the others cannot be computed; remove what reads them",
-            )
-        return results
+        return result
 
     def _branch(self, proto: NodeProto, inputs: Sequence[Value | None], depth: int) -> Sequence[Value]:
         """The branch of an If whose condition is known; its nodes are read in place."""
