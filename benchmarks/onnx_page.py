@@ -29,9 +29,8 @@ def _counts(rows: Mapping[str, Row]) -> list[str]:
     files = {k: r for k, r in rows.items() if "no file" not in r}
     read = {k: r for k, r in files.items() if "agreement" in r}
     refused = Counter(r["refused"] for r in files.values() if "refused" in r)
-    wrong = [
-        k for k, r in files.items() if "wrong" in r or r.get("agreement", 0) > PARITY and r.get("alone", "?")
-    ]
+    apart = [k for k, r in files.items() if r.get("agreement", 0) > PARITY and r.get("alone", "?")]
+    wrong = [*apart, *(k for k, r in files.items() if "wrong" in r)]
     rounded = [k for k, r in read.items() if r.get("alone") == ""]
     equal = [k for k, r in read.items() if r["removable"] == r["removable_traced"]]
     more = [k for k, r in read.items() if r["removable"] > r["removable_traced"]]
@@ -44,8 +43,8 @@ def _counts(rows: Mapping[str, Row]) -> list[str]:
     lines = [
         f"- {len(files)} files of {len(networks)} networks ({len(rows) - len(files)} that no exporter "
         f"wrote): {len(read)} read, {sum(refused.values())} refused, {len(wrong)} wrong{_named(wrong)}.",
-        f"- Further than 1e-4 from ONNX Runtime, though every row alone is within 1e-5 of it, so that rounding "
-        f"is amplified: {len(rounded)}{_named(rounded)}.",
+        "- Further than 1e-4 from ONNX Runtime, though every row alone is within 1e-5 of it, so that "
+        f"rounding is amplified: {len(rounded)}{_named(rounded)}.",
         f"- As many channels removable as from the traced network: {len(equal)} of {len(read)}; more: "
         f"{len(more)}{_named(more)}; fewer: {len(read) - len(equal) - len(more)}"
         f"{_named([k for k in read if k not in equal and k not in more])}.",

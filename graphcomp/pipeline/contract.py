@@ -19,6 +19,8 @@ from graphcomp.records import Drift, Fit, Plan, Quantized, Score, Snapshot, Step
 from graphcomp.runtime import Target, Timer, memory
 
 DRIFT_SAMPLES = 250
+DRIFT_OF_NOISE = 16
+"""Samples that tell how far outputs moved; of noise one sample says what the others do."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,10 @@ class Context:
         """How far outputs moved on calibration data; None if nothing changed, or there is no data."""
         if after is before or self.data is None:
             return None
-        return drift(before, after, first_inputs(self.data.train, DRIFT_SAMPLES))
+        random = self.data.spec.partition("?")[0] == "random"
+        return drift(
+            before, after, first_inputs(self.data.train, DRIFT_OF_NOISE if random else DRIFT_SAMPLES)
+        )
 
     def collect(
         self, program: Program, requests: Iterable[Request], samples: int | None = None

@@ -104,6 +104,14 @@ def test_drift_is_that_of_the_first_250_samples() -> None:
     assert found not in [drift(before, after, first_inputs(split, n)) for n in (25, 2500)]
 
 
+def test_drift_of_noise_is_that_of_16_samples() -> None:
+    data = random_data(*SHAPE[1:])
+    before, after = tiny_program(), run_pass(L1(ratio=0.5), tiny_program(), context())[2]
+    found = context(data).drift(before, after)
+    assert found == drift(before, after, first_inputs(data.train, 16))
+    assert found not in [drift(before, after, first_inputs(data.train, n)) for n in (4, 64)]
+
+
 def test_accuracy_after_every_step() -> None:
     """Labels are what the program says: right everywhere, until a pass turns the outputs round."""
     program = tiny_program()
