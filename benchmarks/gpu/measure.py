@@ -86,15 +86,31 @@ def tests(asked: Asked, tell: Tell) -> None:
     tell({**counts, "seconds": float(suite.attrib["time"]), "tail": ran.stdout[-2000:]})
 
 
-def pairs(asked: Asked) -> Iterator[tuple[str, Any, Any]]:
-    """Name, dense and compressed program of every network."""
+def pairs(asked: Asked) -> dict[str, tuple[Any, Any]]:
+    """Dense and compressed program of every network; made by the part that needs them first."""
     import graphcomp
     from graphcomp.compiler import load_source
 
+    found = {}
     for name, (model, target) in asked.networks.items():
-        dense = graphcomp.compile(load_source(model).program, "fold-bn", allow_nothing=True).program
-        small = graphcomp.compile(dense, f"l1{{target={target}, multiple=8}}").program
-        yield name, dense, small
+        places = [asked.out / "programs" / f"{name}-{kind}" for kind in ("dense", "small")]
+        if not all(place.exists() for place in places):
+            dense = graphcomp.compile(load_source(model).program, "fold-bn", allow_nothing=True).program
+            small = graphcomp.compile(dense, f"l1{{target={target}, multiple=8}}").program
+            for program, place in zip((dense, small), places, strict=True):
+                graphcomp.save(program, place)
+        dense, small = map(graphcomp.load, places)
+        found[name] = dense, small
+    return found
+
+
+def jobs(asked: Asked, programs: Mapping[str, tuple[Any, Any]]) -> list[tuple[str, int]]:
+    """Networks and batches, the cheapest first: what does not fit into the time are the largest."""
+    from graphcomp.measure import macs
+
+    cost = {name: macs(dense) for name, (dense, _) in programs.items()}
+    every = [(name, batch) for name in programs for batch in asked.batches]
+    return sorted(every, key=lambda job: cost[job[0]] * job[1])
 
 
 def theory(dense: Any, small: Any) -> float:
@@ -110,23 +126,23 @@ def by_torch(asked: Asked, tell: Tell) -> None:
 
     device = torch.device("cpu" if asked.dry and not torch.cuda.is_available() else "cuda")
     modes = [("fp32", torch.float32, False), ("tf32", torch.float32, True), ("fp16", torch.float16, True)]
-    for name, dense, small in pairs(asked):
+    programs = pairs(asked)
+    for name, batch in jobs(asked, programs):
         for precision, dtype, tf32 in modes:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-            for batch in asked.batches:
-                for graphs in (False, True):
-                    row = {"network": name, "precision": precision, "batch": batch, "graphs": graphs}
-                    row["theory"] = theory(dense, small)
-                    with told(tell, row):
-                        runs = [_runner(p, dtype, device, batch, graphs) for p in (dense, small)]
-                        row |= _in_turn(*runs, 0.05 if asked.dry else 0.4)
+            for graphs in (False, True):
+                row = {"network": name, "precision": precision, "batch": batch, "graphs": graphs}
+                row["theory"] = theory(*programs[name])
+                with told(tell, row):
+                    runs = [_runner(p, dtype, device, batch, graphs) for p in programs[name]]
+                    row |= _in_turn(*runs, 0.05 if asked.dry else 0.4)
 
 
 def _runner(program: Any, dtype: Any, device: Any, batch: int, graphs: bool) -> Callable[[], float]:
     """A function that runs a network once and says how many milliseconds that took."""
     import torch
 
-    module = program.module.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval()
+    module = program.to(dtype).module.to(device=device, memory_format=torch.channels_last).eval()
     shape = (batch, *program.example_inputs[0].shape[1:])
     x = torch.randn(shape, device=device).to(dtype=dtype, memory_format=torch.channels_last)
     if device.type == "cpu":
@@ -135,9 +151,11 @@ def _runner(program: Any, dtype: Any, device: Any, batch: int, graphs: bool) -> 
         return lambda: _clocked(lambda: module(x))
     with torch.inference_mode():
         side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
                 module(x)
+        torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
         if graphs:
             graph = torch.cuda.CUDAGraph()
@@ -166,12 +184,12 @@ def _clocked(work: Callable[[], Any]) -> float:
 
 
 def _in_turn(base: Callable[[], float], new: Callable[[], float], seconds: float) -> dict[str, Any]:
-    """Medians of both and their ratio, A B B A until the time is over, five rounds at least."""
+    """Medians of both and their ratio, A B B A until the time is over, three rounds at least."""
     for _ in range(3):
         base(), new()
     times: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + seconds
-    while len(times[0]) < 10 or time.perf_counter() < end:
+    while len(times[0]) < 6 or time.perf_counter() < end:
         for which, run in ((0, base), (1, new), (1, new), (0, base)):
             times[which].append(run())
     old, fresh = map(statistics.median, times)
@@ -186,51 +204,46 @@ def by_runtime(provider: str) -> Callable[[Asked, Tell], None]:
 
         from graphcomp import benchmark, export_onnx
         from graphcomp.runtime import probe
+        from graphcomp.runtime.providers import OPTIONS
 
         if not (asked.dry and provider == "cuda"):
             probe(provider)  # type: ignore[arg-type]  # fails now, in words, where the runtime has no such provider
         used = "cpu" if asked.dry else provider
         types = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16}
-        precisions = list(types) if provider == "cuda" else ["fp32"]
-        files: dict[tuple[str, Any, str], Path] = {}
-        for name, dense, small in pairs(asked):
-            for precision in precisions:
-                dtype = types[precision]
-                for kind, program in (("dense", dense), ("small", small)):
-                    if (name, dtype, kind) not in files:
-                        file = asked.out / f"{name}-{kind}-{precision}.onnx"
-                        with told(
-                            tell, {"network": name, "precision": precision, "file": file.name}, quiet=True
-                        ):
-                            export_onnx(program.to(dtype) if dtype != torch.float32 else program, file)
-                            files[name, dtype, kind] = file
-                if (
-                    precision == "tf32"
-                ):  # said by the provider's options; fp32 switches it off for the process
-                    os.environ.pop("NVIDIA_TF32_OVERRIDE", None)
-                elif precision == "fp32":
-                    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+        programs, files = pairs(asked), dict[tuple[str, Any], tuple[Path, Path]]()
+
+        def exported(name: str, dtype: Any) -> tuple[Path, Path]:
+            if (name, dtype) not in files:
+                kind = "fp16" if dtype == torch.float16 else "fp32"
+                made = tuple(asked.out / f"{name}-{which}-{kind}.onnx" for which in ("dense", "small"))
+                for program, file in zip(programs[name], made, strict=True):
+                    export_onnx(program.to(dtype), file)
+                files[name, dtype] = made  # type: ignore[assignment]
+            return files[name, dtype]
+
+        for name, batch in jobs(asked, programs):
+            for precision in types if provider == "cuda" else ("fp32",):
                 for graphs in (False, True) if provider == "cuda" else (False,):
-                    for batch in asked.batches:
-                        row: dict[str, Any] = {"network": name, "precision": precision, "batch": batch}
-                        row |= {"graphs": graphs, "theory": theory(dense, small)}
-                        with told(tell, row):
-                            found = benchmark(
-                                files[name, dtype, "dense"],
-                                files[name, dtype, "small"],
-                                provider=used,  # type: ignore[arg-type]
-                                batches=[batch],
-                                threads=1 if used == "cuda" or asked.dry else os.cpu_count() or 1,
-                                runs=12 if asked.dry else 60,
-                                seconds=0.1 if asked.dry else 1.0,
-                                warmup_seconds=0.02 if asked.dry else 0.3,
-                                cuda_graphs=graphs and used == "cuda",
-                            )
-                            (timing,) = found.batches
-                            dense_ms, small_ms = timing.quoted_ms
-                            row |= {"dense_ms": dense_ms, "small_ms": small_ms, "runs": timing.base.runs}
-                            row |= {"speedup": timing.quoted.value, "tf32": found.tf32}
-                            row |= {"low": timing.quoted.low, "high": timing.quoted.high}
+                    row: dict[str, Any] = {"network": name, "precision": precision, "batch": batch}
+                    row |= {"graphs": graphs, "theory": theory(*programs[name])}
+                    with told(tell, row):
+                        OPTIONS["cuda"]["use_tf32"] = str(int(precision != "fp32"))
+                        found = benchmark(
+                            *exported(name, types[precision]),
+                            provider=used,  # type: ignore[arg-type]
+                            batches=[batch],
+                            threads=1 if used == "cuda" or asked.dry else os.cpu_count() or 1,
+                            runs=12 if asked.dry else 60,
+                            seconds=0.1 if asked.dry else 1.0,
+                            warmup_runs=2,
+                            warmup_seconds=0.02 if asked.dry else 0.3,
+                            cuda_graphs=graphs and used == "cuda",
+                        )
+                        (timing,) = found.batches
+                        dense_ms, small_ms = timing.quoted_ms
+                        row |= {"dense_ms": dense_ms, "small_ms": small_ms, "runs": timing.base.runs}
+                        row |= {"speedup": timing.quoted.value, "tf32": found.tf32}
+                        row |= {"low": timing.quoted.low, "high": timing.quoted.high}
 
     return part
 
@@ -289,16 +302,13 @@ def accuracy(program: Any, split: Any) -> float:
 
 
 @contextlib.contextmanager
-def told(tell: Tell, row: dict[str, Any], quiet: bool = False) -> Iterator[None]:
-    """Keep a row with what was measured, or with why nothing was; `quiet` ones only if they failed."""
+def told(tell: Tell, row: dict[str, Any]) -> Iterator[None]:
+    """Keep a row with what was measured, or with why nothing was."""
     try:
         yield
     except Exception as error:
         row["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-        tell(row)
-        return
-    if not quiet:
-        tell(row)
+    tell(row)
 
 
 RUN: dict[str, Callable[[Asked, Tell], None]] = {

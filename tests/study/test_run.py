@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors import safe_open
 
 from graphcomp.base.stopping import KEY
@@ -25,6 +26,7 @@ from graphcomp.study.grid import Cell, Study, expand
 from graphcomp.study.page import write_results
 from graphcomp.study.reading import Reading
 from graphcomp.study.run import CellResult, Outcome, finished, in_order, prepare, run_study, workers_for
+from graphcomp.study.table import table
 from tests.learnable import arrays
 from tests.tiny import SPEC
 
@@ -342,3 +344,25 @@ def test_saved_programs_are_what_the_table_says() -> None:
 def test_only_finished_cells_are_checked() -> None:
     found = removals(0.25, 0.5)
     assert check_cells(found, OUT) == {}
+
+
+def test_classes_by_name() -> None:
+    """As the data call them: so do results and the table, and the check finds them again."""
+    x, y = arrays(64, 0)
+    pixels = np.clip(127 + 60 * x, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    for i, (image, label) in enumerate(zip(pixels, y, strict=True)):
+        folder = Path("animals") / ("ant", "bee", "cat", "dog")[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{i}.png")
+    passes = [{"l1": {"ratio": "$ratio", "multiple": 1}}]
+    found = cells(passes, {"ratio": [0.5]}, data="imagefolder:animals", classes=["dog", "bee"])
+    outcome = run_study(found, OUT)
+    (made,) = outcome.results.values()
+    assert made.class_names == ["bee", "dog"] and np.shape(made.confusion) == (2, 2)
+    assert made.data.endswith("classes bee (1), dog (3) only")
+    assert check_cells(found, OUT) == {found[0].name: None}
+    (row,) = table(found, outcome, Reading())
+    assert {"accuracy[bee]", "mislabel[dog]"} <= row.keys() and row["hardest_class"] in ("bee", "dog")
+    wrong = cells(passes, {"ratio": [0.5]}, data="imagefolder:animals", classes=["dog", "bea"])
+    (failure,) = run_study(wrong, Path("other")).failures.values()
+    assert "found the name 'bea', expected one of the 4 names" in failure.message
