@@ -101,8 +101,9 @@ def _channels(found: Tracker) -> Channels:
 def _components(found: Tracker) -> tuple[Ints, list[tuple[str, Ints]]]:
     edges = [(node, a.numpy(), b.numpy()) for node, a, b in found.edges]
     loose = np.ones(found.count, bool)  # what may go, or is of a layer: all but tables of positions
-    for _, _, labels in found.pins:
-        loose[labels.numpy()] = False
+    for _, _, labels, axis in found.pins:
+        if axis is None:
+            loose[labels.numpy()] = False
     for site in found.sites:
         loose[site.labels.numpy()] |= site.role != "tensor"
     whole = [(node, labels.numpy()) for node, labels in found.rectangular]
@@ -123,13 +124,16 @@ def _pinned(found: Tracker, channel_of: Ints) -> dict[int, tuple[str, str]]:
     for (tensor, _), index in found.site_of.items():
         if tensor in whole and len([k for k in found.site_of if k[0] == tensor]) > 1:
             site = found.sites[index]
-            found.pins.append((site.node, WEIGHT_AS_TENSOR, site.labels.flatten()))
+            found.pins.append((site.node, WEIGHT_AS_TENSOR, site.labels.flatten(), None))
     for (tensor, _), index in found.site_of.items():
         if tensor in found.frozen:
             site = found.sites[index]
-            found.pins.append((site.node, WEIGHT_AS_TENSOR, site.labels.flatten()))
-    for node, reason, labels in found.pins:
-        for channel in _different(channel_of[labels.numpy()], len(channel_of)).tolist():
+            found.pins.append((site.node, WEIGHT_AS_TENSOR, site.labels.flatten(), None))
+    for node, reason, labels, axis in found.pins:
+        ids = channel_of[labels.numpy()]
+        if axis is not None and (ids == ids[:1]).all():
+            continue  # a number that no removal changes
+        for channel in _different(ids, len(channel_of)).tolist():
             if channel:
                 pinned.setdefault(channel, (node, reason))
     return pinned

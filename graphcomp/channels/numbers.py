@@ -6,7 +6,7 @@ from torch import Tensor, fx
 
 from graphcomp.channels.labels import varying
 from graphcomp.channels.opaque import pin_value
-from graphcomp.channels.tracker import Tracker, Unread
+from graphcomp.channels.tracker import Count, Tracker, Unread
 from graphcomp.ir import op_name
 
 
@@ -32,21 +32,19 @@ def plain(tracker: Tracker, node: fx.Node, value: Any) -> Any:
     entries = _entries(tracker, node, value)
     if entries is not None:
         tracker.entries[node] = entries
-        counted = list({id(t): t for entry in entries for t in entry}.values())
+        counted = list({(id(t), axis): (t, axis) for entry in entries for t, axis in entry}.values())
     elif name in ("numel", "stride") and sources:
-        counted += [x for s in sources if varying(x := cast(Tensor, tracker.values[s]))]
+        counted += [(x, None) for s in sources if varying(x := cast(Tensor, tracker.values[s]))]
     elif name in ("size", "len") and sources:
         tensor = cast(Tensor, tracker.values[sources[0]])
         index = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         axes = varying(tensor)
-        counted += (
-            [tensor] if any(not isinstance(index, int) or index % tensor.ndim == a for a in axes) else []
-        )
+        counted += [(tensor, a) for a in axes if not isinstance(index, int) or index % tensor.ndim == a]
     elif name == "getitem" and isinstance(index := node.args[1], int) and node.args[0] in tracker.entries:
         counted = tracker.entries[cast(fx.Node, node.args[0])][index]
     elif name == "_assert":
-        for labels_ in counted:
-            tracker.pin(node, labels_, "the number of channels is asserted")
+        for count in counted:
+            tracker.pin_count(node, count, "the number of channels is asserted")
     elif node.op == "call_module" or sources and name not in QUERIES:
         for source in node.all_input_nodes:
             pin_value(tracker, node, source, f"no rule for {name}")
@@ -54,10 +52,10 @@ def plain(tracker: Tracker, node: fx.Node, value: Any) -> Any:
     return value
 
 
-def _entries(tracker: Tracker, node: fx.Node, value: Any) -> tuple[list[Tensor], ...] | None:
+def _entries(tracker: Tracker, node: fx.Node, value: Any) -> tuple[list[Count], ...] | None:
     """What each number of a shape, of a part of one, or of two put together counts; None for all else."""
 
-    def known(arg: Any) -> tuple[list[Tensor], ...] | None:
+    def known(arg: Any) -> tuple[list[Count], ...] | None:
         if isinstance(arg, tuple | list):
             return tuple(list(tracker.counts.get(a, ())) if isinstance(a, fx.Node) else [] for a in arg)
         return tracker.entries.get(arg) if isinstance(arg, fx.Node) else None
@@ -67,7 +65,7 @@ def _entries(tracker: Tracker, node: fx.Node, value: Any) -> tuple[list[Tensor],
     name, first = op_name(tracker.program, node), node.args[0]
     tensor = tracker.values.get(first) if isinstance(first, fx.Node) else None
     if isinstance(tensor, Tensor) and (name == "size" or name == "getattr" and node.args[1] == "shape"):
-        return tuple([tensor] if d in varying(tensor) else [] for d in range(tensor.ndim))
+        return tuple([(tensor, d)] if d in varying(tensor) else [] for d in range(tensor.ndim))
     whole = known(first)
     if name == "getitem" and whole is not None and isinstance(node.args[1], slice):
         return whole[fx.node.map_arg(node.args[1], lambda n: tracker.program.values[n])]

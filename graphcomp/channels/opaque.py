@@ -23,8 +23,8 @@ def pin_value(tracker: Tracker, node: fx.Node, source: fx.Node, reason: str) -> 
     for labels in value if isinstance(value, tuple | list) else (value,):
         if isinstance(labels, Tensor):
             tracker.pin(node, labels, reason)
-    for labels in tracker.counts.get(source, ()):
-        tracker.pin(node, labels, "the number of channels is used as a number")
+    for count in tracker.counts.get(source, ()):
+        tracker.pin_count(node, count, "the number of channels is used as a number")
 
 
 def why_opaque(program: Program, node: fx.Node) -> str:

@@ -63,8 +63,8 @@ def apply_rule(tracker: Tracker, node: fx.Node) -> Any:
         return opaque(tracker, node)
     if rule is not _move:
         for source in node.all_input_nodes:
-            for labels in tracker.counts.get(source, ()):
-                tracker.pin(node, labels, "the number of channels is used as a number")
+            for count in tracker.counts.get(source, ()):
+                tracker.pin_count(node, count, "the number of channels is used as a number")
             if isinstance(tracker.values[source], Tensor):
                 tracker.needs_rectangle(node, tracker.values[source])
     return rule(tracker, node)

