@@ -379,6 +379,16 @@ def is_slow(node: ast.AST) -> bool:
     return "pytest.mark.slow" in ast.unparse(node)
 
 
+LONGEST = 400
+"""Lines of a file: what one reads at a sitting, and can say in one sentence what it is."""
+
+
+def test_no_file_is_longer_than_one_reads() -> None:
+    files = [f for room in ("graphcomp", "passes", "models") for f in (ROOT / room).rglob("*.py")]
+    long = {str(f.relative_to(ROOT)): n for f in files if (n := len(f.read_text().splitlines())) > LONGEST}
+    assert not long
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda p: p.stem)
 def test_what_starts_processes_is_slow(path: Path) -> None:
     """So that `make quick` is quick."""
