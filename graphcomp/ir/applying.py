@@ -162,8 +162,8 @@ def _refusal(program: Program, name: str, error: Exception) -> SurgeryError:
     if added:
         return SurgeryError(
             f"{name}: found {', '.join(added[:3])}{more} between layers, which passes have added or changed "
-            "and its own code does not do so, expected changed layers only; use join=couple, or the program "
-            "itself"
+            "and its own code does not do so, expected changed layers only; use join=couple, leave layers "
+            "around them alone (exclude), or use the program itself"
         )
     return SurgeryError(
         f"{name}: found {first_line(error)} with the program's layers in it, expected the program's result; "

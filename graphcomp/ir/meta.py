@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from graphcomp.errors import TraceError
 from graphcomp.ir.frozen import FrozenBatchNorm2d
+from graphcomp.ir.operators import function_name
 
 if TYPE_CHECKING:
     pass
@@ -128,6 +129,31 @@ def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.empty(tuple(shape), dtype=like.dtype, device="meta")
 
 
+_FILLED = {"full": 1, "full_like": 1, "new_full": 2}
+"""Where the value is among the arguments with which these fill a tensor."""
+
+
+def _filled_with_zero(
+    node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """They ask a tensor for its number, which has none here; shapes do not depend on it."""
+    at = _FILLED[function_name(node.target)]
+    new = tuple(_zero(x) if i == at else x for i, x in enumerate(args))
+    return new, {k: _zero(x) if k == "fill_value" else x for k, x in kwargs.items()}
+
+
+def _zero(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return (
+        0j
+        if value.is_complex()
+        else 0.0
+        if value.is_floating_point()
+        else value.dtype is not torch.bool and 0
+    )
+
+
 def _run_node(
     node: fx.Node,
     args: tuple[Any, ...],
@@ -147,6 +173,8 @@ def _run_node(
         module = modules[cast(str, node.target)]
         quick = _quick_module(module, args[0]) if len(args) == 1 else None
         return module(*args, **kwargs) if quick is None else quick
+    if node.op in ("call_function", "call_method") and function_name(node.target) in _FILLED:
+        args, kwargs = _filled_with_zero(node, args, kwargs)
     if node.op == "call_function":
         quick = _quick_function(node.target, args, kwargs)
         if quick is not None:

@@ -201,9 +201,18 @@ def acts_in_place(module: nn.Module, node: fx.Node) -> bool:
     """Whether a node writes into its operand."""
     if node.op == "call_module":
         return bool(getattr(module.get_submodule(cast(str, node.target)), "inplace", False))
+    if is_foreign(node):  # one whose result nobody reads is called for what it does
+        return not node.users
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     writes = name.endswith("_") and name not in ALIASES  # `and_` does not
     return writes or node.target in OUT_OF_PLACE or bool(node.kwargs.get("inplace")) or name == "_assert"
+
+
+def is_foreign(node: fx.Node) -> bool:
+    """Whether a node calls a function of the user's own (torch.fx.wrap), of which nothing is known."""
+    owner = str(getattr(node.target, "__module__", None) or "")
+    torchs = owner.partition(".")[0] == "torch" or owner.startswith("torchvision.ops.")
+    return node.op == "call_function" and inspect.isfunction(node.target) and not torchs
 
 
 def same_memory(a: Any, b: Any) -> bool:

@@ -169,7 +169,7 @@ class RegionTracer(ShapedTracer):
         return region, args
 
     def _placeholder(self, name: str) -> fx.Proxy:
-        return self.create_proxy("placeholder", name, (), {})
+        return cast(fx.Proxy, self.create_proxy("placeholder", name, (), {}))
 
 
 def _names_of(module: nn.Module, call: Call) -> Iterator[str]:

@@ -4,7 +4,7 @@ import builtins
 import dataclasses
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -16,8 +16,9 @@ from torch import Tensor, fx, nn
 
 from graphcomp.ir.attention import TRANSFORMERS
 from graphcomp.ir.coefficients import DctLayer
-from graphcomp.ir.concrete import Values
+from graphcomp.ir.concrete import Unknown, Values
 from graphcomp.ir.frozen import FrozenBatchNorm2d
+from graphcomp.ir.program import is_foreign
 from graphcomp.ir.proxies import Proxies, ShapedProxy
 from graphcomp.ir.recurrent import RecurrentLayer
 
@@ -55,6 +56,37 @@ class ShapedTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """What stands for a node."""
         return ShapedProxy(node, self)
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any = None,
+        proxy_factory_fn: Any = None,
+    ) -> Any:
+        """Functions of the user's own that take sizes alone are called: a record of them would hand out its
+        own lists, which nobody may write into.
+        """
+        node = fx.Node(self.graph, "", kind, target, (), {})  # for what it says of its target
+        if is_foreign(node):
+            with suppress(Unknown):
+                return target(*self._numbers(args), **self._numbers(kwargs))
+        return super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
+
+    def _numbers(self, value: Any) -> Any:
+        """Proxies as the numbers that they stand for. Raises Unknown: one is a tensor or the batch."""
+        if isinstance(value, fx.Proxy):
+            return self.number(value)
+        if isinstance(value, Tensor):
+            raise Unknown("it is a tensor")
+        if isinstance(value, tuple | list):
+            return type(value)(map(self._numbers, value))
+        if isinstance(value, dict):
+            return {key: self._numbers(item) for key, item in value.items()}
+        return value
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

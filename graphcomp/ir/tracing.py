@@ -31,6 +31,7 @@ from graphcomp.ir.program import (
     eliminate_dead_nodes,
     evaluating,
     graph_module,
+    is_foreign,
     is_read_later,
     output_tensors,
     with_tensors,
@@ -116,7 +117,9 @@ _AGREES = 1e-4
 
 
 def _compare(program: Program, captured: "_Captured") -> None:
-    """torch.export picks a side of `if x.shape[0] == 1` in silence, and a row may be wrong: run both."""
+    """torch.export picks a side of `if x.shape[0] == 1` in silence, a row may be wrong, and nobody knows what
+    functions of the user's own do beside returning something: run both.
+    """
     original = cast(Callable[..., Any], captured.original)
     for batch in captured.batches:
         inputs = fresh_inputs(program, batch, seed=batch)
@@ -126,9 +129,10 @@ def _compare(program: Program, captured: "_Captured") -> None:
         for x, y in zip(found, wanted, strict=True):
             peak = float(y.abs().max()) if y.numel() else 0.0
             if x.shape != y.shape or not torch.allclose(x, y, rtol=0.0, atol=_AGREES * peak, equal_nan=True):
+                calls = "; ".join(captured.remarks) or "it calls functions wrapped by torch.fx.wrap"
                 raise TraceError(
-                    f"{captured.name}: found another result than the network's at batch {batch} from what "
-                    f"torch.export made of it, expected the same; {'; '.join(captured.remarks)}"
+                    f"{captured.name}: found another result than the network's at batch {batch} from its "
+                    f"trace, expected the same; {calls}"
                 )
 
 
@@ -139,7 +143,7 @@ class _Captured:
     Attributes:
         inputs: one sample of each.
         folded, specialised: see `ir.folding` and `Interface`. remarks: what has to be said of how it came.
-        original: what it is compared with, at `batches`, for a graph that was not recorded by us.
+        original: what it is compared with, at `batches`, for a graph that is not all ours.
     """
 
     name: str
@@ -199,7 +203,9 @@ def _of_module(
         root = with_tensors(model, lambda t: t)
         folded = fold_weights(root, graph, tracer.values) if fold else []
         remarks = (f"the part of {name} from {region}",) if region else ()
-        return _Captured(name, root, graph, inputs, folded, tuple(tracer.specialised), remarks)
+        own = any(map(is_foreign, graph.nodes)) and not region
+        checked = partial(_evaluated, model) if own else None
+        return _Captured(name, root, graph, inputs, folded, tuple(tracer.specialised), remarks, checked)
     except Exception as error:
         if isinstance(error, TraceError):
             raise
