@@ -8,6 +8,7 @@ import pytest
 import graphcomp.recipes
 from graphcomp.errors import RecipeError
 from graphcomp.passes import CC, PASSES, Finetune
+from graphcomp.study import grid as grids
 from graphcomp.study.axes import Regions, blocks_of, fill, placeholders, regions, values_of
 from graphcomp.study.grid import Cell, Study, expand, load_study, waves
 from tests.tiny import SPEC
@@ -226,3 +227,15 @@ def test_errors_in_a_file(line: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(f"recipe: {{passes: [apoz]}}\n{line}\n")
     with pytest.raises(RecipeError, match=message):
         load_study(tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize(("data", "times"), [("cifar10:DIR", 1), ("cifar10:DIR?limit=5", 3), ("random", 3)])
+def test_samples_are_looked_at_once_unless_the_seed_draws_them(
+    data: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three hundred seeds of one data set are three hundred trainings, not as many hashes of it."""
+    looked: list[int] = []
+    monkeypatch.setattr(grids, "_samples", lambda job: looked.append(job.recipe.seed) or {})
+    recipe = {"model": "models:x", "data": data, "seed": "$seed", "passes": ["l1{ratio=0.5}"]}
+    assert len(cells(recipe, {"seed": [0, 1, 2]})) == 3
+    assert len(looked) == times
