@@ -1,16 +1,20 @@
 """8 bit files side by side: ONNX Runtime's own quantizer, with and without `reduce_range`, and graphcomp's.
 
     graphcomp compile models:resnet20 --weights W --passes fold-bn --data "$DATA" --out dense
+    graphcomp compile models:resnet20 --weights W --passes "obs{target=macs:0.5}, refit" --data "$DATA" --out small
     python benchmarks/int8.py dense/model.onnx --data "$DATA" --limit 2000
+    python benchmarks/int8.py small/model.onnx --dense dense/model.onnx --data "$DATA" --limit 2000
 
-Every file is made of the same float file and the same 256 calibration samples. Accuracy is a paired
-difference to the float file on the same images; signal to noise is that of the logits on them; speed is the
-ratio of median times, files loaded in turn, at batch 1, one thread. `worst layer` is how far a fused layer
-is from itself as written, in steps of its output, on samples and on inputs of 0 and 255: more than 1 is
-saturation.
+Every file is made of the same float file and the same 256 calibration samples. Accuracy is a paired difference
+to the float file on the same images; signal to noise is that of the logits on them; speed is the ratio of median
+times, files loaded in turn, one thread, against the float file and, with `--dense`, against that of the dense
+network; with OpenVINO installed, there as well. `wrong` counts fused layers that are more than one step of their
+output from themselves as written, on samples and on inputs of 0 and 255: that is saturation. `in float` are layers
+with constant weights that the runtime did not fuse.
 """
 
 import argparse
+import importlib.util
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,11 +28,13 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 
 from graphcomp import load_data, quantize_onnx
 from graphcomp.data import Split
+from graphcomp.errors import GraphcompError
 from graphcomp.measure import paired_difference
 from graphcomp.onnx.quantization import checks
+from graphcomp.onnx.quantization.grids import GRIDS
 from graphcomp.onnx.quantization.layers import find_layers
 from graphcomp.onnx.quantization.quantize import SAMPLES
-from graphcomp.runtime import onnxfile
+from graphcomp.runtime import Provider, onnxfile, open_session
 from graphcomp.runtime.bench import ratio_interval
 from graphcomp.runtime.turns import in_turn, is_busy
 
@@ -57,43 +63,41 @@ def batches_of(split: Split, name: str) -> list[Feeds]:
     return [{name: x.numpy()} for x, _ in split.batches(BATCH)]
 
 
-def measure(file: Path, data: str, limit: int, seconds: float, folder: Path) -> list[dict[str, Any]]:
+def measure(asked: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """One row a file."""
+    file: Path = asked.file
     read = onnxfile.read(file)
     (source,) = read.inputs
     shape = tuple(int(n or 0) for n in source.shape[1:])
-    samples = load_data(data, input_shape=shape, seed=0)
-    calibration, test = samples.train.spread(SAMPLES), samples.eval.spread(limit)
+    samples = load_data(asked.data, input_shape=shape, seed=0)
+    calibration, test = samples.train.spread(SAMPLES), samples.eval.spread(asked.limit)
     files = {"float32": file}
     for form, options in FORMS.items():
         files[form] = folder / f"{form.replace(' ', '-')}.onnx"
         reader = Reader(batches_of(calibration, source.name))
         quantize_static(file, files[form], reader, weight_type=QuantType.QInt8, **options)
     files["graphcomp"] = folder / "graphcomp.onnx"
-    ours = quantize_onnx(file, files["graphcomp"], samples.train, faster_only=False)
-    print(ours.model_dump_json(indent=1))
+    ours = quantize_onnx(file, files["graphcomp"], samples.train, grid=asked.grid)
+    if ours.path is None:  # it lost, and is shown all the same
+        quantize_onnx(file, files["graphcomp"], samples.train, grid=asked.grid, faster_only=False)
+    print(ours.model_dump_json(indent=1, exclude={"bench"}))
     feeds = batches_of(test, source.name)
     logits = {
         name: np.concatenate([y[0] for y in checks.run_all(path.read_bytes(), feeds)])
         for name, path in files.items()
     }
-    times = in_turn(list(files.values()), runs=2000, seconds=seconds)
     layers, _ = find_layers(onnx.load(file))
-    labels, busy = test.labels.numpy(), is_busy(times)
+    labels = test.labels.numpy()
     rows = []
-    for (name, path), taken in zip(files.items(), times, strict=True):
+    for name, path in files.items():
         right = logits[name].argmax(1) == labels
-        base, new = ((t.cpu if busy else t.wall) for t in (times[0], taken))
-        speed = ratio_interval(base, new)
         row: dict[str, Any] = {
             "file": name,
             "kB": path.stat().st_size / 1e3,
+            "load ms": load_ms(path),
             "accuracy": float(right.mean()),
             "difference": paired_difference(logits["float32"].argmax(1) == labels, right).model_dump(),
             "snr_db": checks.snr([logits["float32"]], [logits[name]]),
-            "ms": float(np.median(new)),
-            "speed": speed.model_dump(),
-            "clock": "CPU" if busy else "wall",
         }
         if name != "float32":
             quantised = onnx.load(path)
@@ -102,7 +106,40 @@ def measure(file: Path, data: str, limit: int, seconds: float, folder: Path) -> 
             row |= {"worst layer": max(steps.values()), "checked": len(steps), "in float": len(left)}
             row["wrong layers"] = sum(s > 1 for s in steps.values())
         rows.append(row)
+    add_times(rows, [*files.values(), *([asked.dense] if asked.dense else [])], asked)
     return rows
+
+
+def load_ms(path: Path) -> float:
+    """The median of five."""
+    return float(np.median([open_session(path).load_seconds for _ in range(5)])) * 1e3
+
+
+def add_times(rows: list[dict[str, Any]], files: list[Path], asked: argparse.Namespace) -> None:
+    """Speeds of every file against the first and, where there is one more, the last."""
+    providers: list[Provider] = ["cpu"]
+    if importlib.util.find_spec("openvino") is not None:
+        providers.append("openvino")
+    for provider in providers:
+        for batch in asked.batch:
+            try:
+                times = in_turn(files, provider=provider, batch=batch, runs=2000, seconds=asked.seconds)
+            except GraphcompError as error:  # what computes something else there is not timed
+                print(f"{provider}, batch {batch}: {error}")
+                continue
+            busy = is_busy(times)
+            taken = [t.cpu if busy else t.wall for t in times]
+            for row, one in zip(rows, taken, strict=False):
+                row[f"{provider} {batch}"] = ratio_interval(taken[0], one).model_dump()
+                row[f"{provider} {batch} ms"] = float(np.median(one))
+                if len(taken) > len(rows):
+                    row[f"{provider} {batch} of dense"] = ratio_interval(taken[-1], one).model_dump()
+            rows[0]["clock"] = "CPU" if busy else "wall"
+
+
+def interval(found: dict[str, float] | None) -> str:
+    """`1.42 (1.36 to 1.51)`."""
+    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})" if found else ""
 
 
 def main() -> None:
@@ -111,25 +148,36 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", type=Path)
+    parser.add_argument("--dense", type=Path, help="float file of the network before it was compressed")
     parser.add_argument("--data", required=True, help="as of `graphcomp compile`")
+    parser.add_argument("--grid", choices=GRIDS, help="of graphcomp's file; default: of this machine")
     parser.add_argument("--limit", type=int, default=2000, help="test images")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of timing, for all files together")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="batch sizes")
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, help="of timing a batch size, for all files together"
+    )
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(asked.file, asked.data, asked.limit, asked.seconds, Path(folder))
-    print(
-        f"{asked.limit} images:\n\n| file | kB | top-1 | difference | logits SNR | speed | wrong | in float |"
-    )
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+        rows = measure(asked, Path(folder))
+    speeds = [k for k in rows[0] if k.split()[0] in ("cpu", "openvino") and not k.endswith("ms")]
+    columns = ["file", "kB", "load ms", "top-1", "difference", "logits SNR", *speeds, "wrong", "in float"]
+    print(f"{asked.limit} images:\n\n| {' | '.join(columns)} |")
+    print(f"| --- |{' ---: |' * (len(columns) - 1)}")
     for row in rows:
-        d, s = row["difference"], row["speed"]
-        print(
-            f"| {row['file']} | {row['kB']:.0f} | {row['accuracy']:.2%} "
-            f"| {100 * d['value']:+.2f} ({100 * d['low']:+.2f} to {100 * d['high']:+.2f}) "
-            f"| {row['snr_db']:.1f} dB | {s['value']:.2f} ({s['low']:.2f} to {s['high']:.2f}) "
-            f"| {row.get('wrong layers', 0)} of {row.get('checked', 0)} | {row.get('in float', 0)} |"
-        )
+        d = row["difference"]
+        cells = [
+            row["file"],
+            f"{row['kB']:.0f}",
+            f"{row['load ms']:.0f}",
+            f"{row['accuracy']:.2%}",
+            f"{100 * d['value']:+.2f} ({100 * d['low']:+.2f} to {100 * d['high']:+.2f})",
+            f"{row['snr_db']:.1f} dB",
+            *(interval(row.get(name)) for name in speeds),
+            f"{row.get('wrong layers', 0)} of {row.get('checked', 0)}",
+            str(row.get("in float", 0)),
+        ]
+        print(f"| {' | '.join(cells)} |")
     if asked.json:
         asked.json.write_text(json.dumps(rows, indent=1))
 

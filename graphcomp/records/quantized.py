@@ -18,7 +18,8 @@ class QuantizedLayer(Record):
     )
     steps: int | None = Field(
         description="how far the fused kernel is from the layer as written, in steps of its output, on "
-        "samples and on inputs of 0 and 255; null where the output is not rounded"
+        "samples and on inputs of 0 and 255 (of numbers at the end: a 255th of what they span); null where "
+        "the output is not rounded"
     )
 
 

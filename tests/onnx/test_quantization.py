@@ -569,3 +569,43 @@ def test_what_stays_in_float_is_computed_in_float(
     written = [y for fed in feeds for y in plain(fed).values()]
     fused = [y for batch in checks.run_all(out.read_bytes(), feeds) for y in batch]
     assert checks.snr(written, fused) > 45
+
+
+@pytest.mark.slow
+def test_the_last_layer_yields_numbers_and_no_bytes(tmp_path: Path) -> None:
+    """And is compared with itself all the same; a convolution at the end, which cannot, yields bytes."""
+    path, out = exported(tmp_path), tmp_path / "model-int8.onnx"
+    made = quantize_onnx(path, out, split_of(64), faster_only=False)
+    model = onnx.load(out)
+    assert model.graph.output[0].name == "output"
+    last = next(n for n in model.graph.node if "output" in n.output)
+    assert last.op_type == "Gemm" and made.operators["QGemm"] == 1
+    assert {layer.name: layer.steps for layer in made.layers}["last"] == 0
+    feeds = feeds_of(model, split_of(16, seed=5))
+    values = np.concatenate([y[0] for y in checks.run_all(out.read_bytes(), feeds)])
+    assert len(np.unique(values)) > 0.9 * values.size  # of at most 256 bytes there would be fewer
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    made = quantize_onnx(exported(tmp_path, net), out, split_of(64), faster_only=False)
+    assert made.operators["QLinearConv"] == 2 and "Conv" not in made.operators
+
+
+def test_a_wrong_last_layer_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for a kernel that saturates: half of the numbers that it should yield."""
+    path = exported(tmp_path)
+    quantize_file(path, tmp_path / "a.onnx", split_of(64), timing=None)
+    model, layers = onnx.load(tmp_path / "a.onnx"), find_layers(onnx.load(path))[0]
+    feeds = feeds_of(onnx.load(path), split_of(8))[0]
+    real = checks.open_session
+
+    class Halved:
+        def __init__(self, content: bytes) -> None:
+            self.session = self
+            self.inner = real(content).session
+
+        def run(self, *arguments: Any) -> Any:
+            return [y / 2 if y.dtype == np.float32 else y for y in self.inner.run(*arguments)]
+
+    assert checks.errors_by_layer(model, layers, feeds)["last"] == 0
+    monkeypatch.setattr(checks, "open_session", Halved)
+    steps = checks.errors_by_layer(model, layers, feeds)
+    assert steps["last"] > 50 and max(steps[name] for name in ("first", "second")) <= 1

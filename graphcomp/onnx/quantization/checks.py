@@ -77,7 +77,8 @@ def errors_by_layer(
     The definition is the layer as it stands in the file: dequantise, compute in float, quantise. Both get
     the same
     bytes: those of the unfused network on `feeds`, and as many that are 0 or 255 by chance, all 0 and all
-    255. A layer whose output is not quantised (nothing fuses there) is not among them.
+    255. Of a Gemm that yields numbers and no bytes a step is a 255th of what they span. Any other layer whose
+    output is not quantised (nothing fuses there) is not among them.
 
     Args:
         quantised: a QDQ model.
@@ -115,7 +116,7 @@ def census(quantised: ModelProto, layers: Sequence[Layer]) -> tuple[dict[str, in
 
 @dataclass(frozen=True)
 class _Unit:
-    """A layer between two borders of bytes: their names, and the nodes from one to the other."""
+    """A layer from bytes to bytes, or to numbers at the end: their names, and the nodes between."""
 
     x: str
     y: str
@@ -140,6 +141,8 @@ def _unit(model: ModelProto, name: str) -> _Unit | None:
         inner.append(after[0])
         after = readers.get(after[0].output[0], [])
     last = [node for node in after if node.op_type == _QUANTIZE]
+    if not after and layer.op_type == "Gemm":  # at the end
+        return _Unit(before[0].input[0], layer.output[0], (*before, layer))
     if len(last) != 1:
         return None
     return _Unit(before[0].input[0], last[0].output[0], (*before, *inner, last[0]))
@@ -149,21 +152,23 @@ def _error(model: ModelProto, unit: _Unit, inputs: Sequence[NDArray[Any]]) -> in
     stored = {i.name: i for i in model.graph.initializer}
     used = {name for node in unit.nodes for name in node.input if name in stored}
     shape = ["batch", *inputs[0].shape[1:]]
+    rounds = unit.nodes[-1].op_type == _QUANTIZE
     kind = helper.np_dtype_to_tensor_dtype(inputs[0].dtype)
     graph = helper.make_graph(
         unit.nodes,
         "unit",
         [helper.make_tensor_value_info(unit.x, kind, shape)],
-        [helper.make_tensor_value_info(unit.y, kind, None)],
+        [helper.make_tensor_value_info(unit.y, kind if rounds else onnx.TensorProto.FLOAT, None)],
         [stored[name] for name in sorted(used)],
     )
     alone = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     reference = plain_session(alone, [unit.y])
     fused = open_session(alone.SerializeToString()).session
-    differences = [
-        reference({unit.x: x})[unit.y].astype(np.int32) - fused.run(None, {unit.x: x})[0] for x in inputs
-    ]
-    return max(int(np.abs(d).max()) for d in differences)
+    pairs = [(reference({unit.x: x})[unit.y], fused.run(None, {unit.x: x})[0]) for x in inputs]
+    if rounds:
+        return max(int(np.abs(a.astype(np.int32) - b).max()) for a, b in pairs)
+    span = max(float(np.ptp(a)) for a, _ in pairs) or 1.0
+    return max(int(np.abs(a - b).max() * 255 / span) for a, b in pairs)
 
 
 def _bytes(seen: NDArray[Any], rng: np.random.Generator) -> list[NDArray[Any]]:

@@ -18,7 +18,7 @@ from graphcomp.errors import ExportError, first_line
 from graphcomp.onnx.quantization import grids
 from graphcomp.onnx.quantization.grids import Grid
 from graphcomp.onnx.quantization.layers import Layer
-from graphcomp.onnx.quantization.shield import keep_in_float
+from graphcomp.onnx.quantization.shield import keep_in_float, leave_outputs
 from graphcomp.records import Plan, QuantizedChoice
 
 # The runtime widens scales at which a bias leaves int32; half of its range leaves room for the products.
@@ -225,6 +225,7 @@ def _quantize(
     del made.metadata_props[:]
     made.metadata_props.extend(model.metadata_props)
     made.producer_name, made.producer_version = model.producer_name, model.producer_version
+    leave_outputs(made)
     keep_in_float(made, {layer.name for layer in layers})
     return made
 

@@ -15,6 +15,37 @@ ROUNDED = frozenset({"Conv", "ConvTranspose", "Gemm"})
 """Operators whose weights the runtime would round."""
 
 
+def leave_outputs(model: ModelProto) -> None:
+    """What a Gemm at the end yields is not rounded to bytes on its way out, in place: nobody reads the bytes.
+
+    The runtime's 8 bit Gemm writes float numbers as well as bytes; its convolutions only bytes.
+    """
+    makers = {output: node for node in model.graph.node for output in node.output}
+    readers: dict[str, int] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers[name] = readers.get(name, 0) + 1
+    gone: list[NodeProto] = []
+    for output in model.graph.output:
+        last = makers.get(output.name)
+        before = (
+            makers.get(last.input[0]) if last is not None and last.op_type == "DequantizeLinear" else None
+        )
+        maker = (
+            makers.get(before.input[0]) if before is not None and before.op_type == "QuantizeLinear" else None
+        )
+        if last is None or before is None or maker is None or readers.get(output.name):
+            continue
+        if maker.op_type != "Gemm":
+            continue
+        if readers[before.output[0]] == readers[before.input[0]] == 1:
+            index = list(maker.output).index(before.input[0])
+            maker.output[index] = output.name
+            gone += [before, last]
+    for node in gone:
+        model.graph.node.remove(node)
+
+
 def keep_in_float(model: ModelProto, quantised: Collection[str]) -> None:
     """Give every layer that is not among the names of `quantised` an input that is dequantised by channel.
 
