@@ -74,6 +74,7 @@ def open_session(
     cuda_graphs: bool = False,
     dump: Path | None = None,
     profile: Path | None = None,
+    plain: bool = False,
 ) -> OpenSession:
     """Open `model` (an ONNX file or its bytes) on `provider` with `threads` intra-op threads.
 
@@ -82,7 +83,8 @@ def open_session(
     `cuda_graphs` records the launches of one run and replays them, which takes bound inputs and outputs that
     stay where they are, and a graph that never leaves the GPU; CPUs have none. `dump` receives the graph that
     the runtime made of the model; with `profile` (how the trace's path begins) every operator of every run is
-    timed, until the session's `end_profiling`: never the runs that are quoted.
+    timed, until the session's `end_profiling`: never the runs that are quoted. `plain` computes every node as
+    it is written, and fuses nothing.
 
     Raises ProviderError if the provider does not work here, does not take every heavy node, copies between
     host and device inside a recorded graph, or two runtimes are installed; BenchError if the runtime refuses
@@ -106,7 +108,7 @@ def open_session(
     with _quiet(ort, provider):
         start, cpu_start = time.perf_counter(), time.process_time()
         try:
-            session = _create(ort, model, provider, threads, options, dump=dump, profile=profile)
+            session = _create(ort, model, provider, threads, options, dump=dump, profile=profile, plain=plain)
         except run_errors() as error:
             raise _refusal(ort, model, place, provider, options, error) from error
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
@@ -174,11 +176,13 @@ def _create(
     strict: bool = True,
     dump: Path | None = None,
     profile: Path | None = None,
+    plain: bool = False,
 ) -> Any:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
-    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    levels = ort.GraphOptimizationLevel
+    settings.graph_optimization_level = levels.ORT_DISABLE_ALL if plain else levels.ORT_ENABLE_ALL
     settings.log_severity_level = 4  # what matters is raised
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     # Two sessions take turns: the threads of the idle one must not spin on the cores of the other.

@@ -139,8 +139,9 @@ def give_back(work: Work, found: Attempt, race: Race) -> Attempt:
         attempt = _without(work, best, name)
         if attempt.wrong:
             continue
-        times = race([every, attempt.model.SerializeToString()])
-        time = times[1] / times[0]
+        time = _time(race, every, attempt)
+        if time <= SLOWER:  # chance alone says so now and then: it has to say it twice
+            time = max(time, _time(race, every, attempt))
         kept = attempt.decibels > best.decibels and time <= SLOWER
         tried.append(
             GivenBack(name=name, alone_db=alone[name], snr_db=attempt.decibels, time=time, kept=kept)
@@ -149,6 +150,11 @@ def give_back(work: Work, found: Attempt, race: Race) -> Attempt:
         if refused == MOST_REFUSED:
             break
     return replace(best, given_back=tried)
+
+
+def _time(race: Race, every: bytes, attempt: Attempt) -> float:
+    times = race([every, attempt.model.SerializeToString()])
+    return times[1] / times[0]
 
 
 def _without(work: Work, found: Attempt, name: str) -> Attempt:
