@@ -26,9 +26,14 @@ class Holder:
     def __init__(self, path: str, layer: nn.Module) -> None:
         self.path, self.layer, self.w = path, layer, matrix(layer)
 
-    def change(self, normal: Normal, ridge: float) -> Tensor:
+    def factor(self, normal: Normal, ridge: float) -> Tensor | None:
+        """What `change` can be given where targets alone differ; None if nothing can be kept."""
+        return normal.factor(ridge)
+
+    def change(self, normal: Normal, ridge: float, factor: Tensor | None = None) -> Tensor:
         """What is best added to W."""
-        return normal.solve(torch.zeros_like(self.w), normal.factor(ridge))
+        factor = normal.factor(ridge) if factor is None else factor
+        return normal.solve(torch.zeros_like(self.w), factor)
 
     def nearest(self, w: Tensor, gram: Tensor, scale: Tensor) -> Tensor:
         """What comes closest to W and can be held.
@@ -48,7 +53,11 @@ class Holder:
 class Coefficients(Holder):
     """A layer that stores cosine coefficients: W lies in their space, and what is fitted does."""
 
-    def change(self, normal: Normal, ridge: float) -> Tensor:
+    def factor(self, normal: Normal, ridge: float) -> Tensor | None:
+        """None: conjugate gradients have none."""
+        return None
+
+    def change(self, normal: Normal, ridge: float, factor: Tensor | None = None) -> Tensor:
         """What is best added to W and can be said."""
         return normal.solve_within(torch.zeros_like(self.w), ridge, self._projected)
 

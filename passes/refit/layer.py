@@ -130,9 +130,10 @@ class _Fit:
         if chosen is None and self.note is None and not self.choice.bias_only:
             self.note = "no weights fit better samples that were held out: only its bias was fitted"
         start, after = (self.w, self.b), errors[chosen]
-        self.apply(normal, chosen)
+        factor = None if chosen is None else self.holder.factor(normal, chosen)
+        self.apply(normal, chosen, factor)
         for _ in range(BENDS if chosen is not None and self.is_bent else 0):
-            self.apply(comparison.bent(everything, self.w, self.b).centred(intercept), chosen)
+            self.apply(comparison.bent(everything, self.w, self.b).centred(intercept), chosen, factor)
         if chosen is not None and self.holder.is_limited:
             after = self.error(jury, (self.w - start[0], self.b - start[1])) / power
             if after >= before:
@@ -151,16 +152,16 @@ class _Fit:
             return [self.choice.ridge]
         return [None, *RIDGES] if self.comparison.judging else [FEW]
 
-    def change(self, normal: Normal, ridge: float | None) -> Change:
+    def change(self, normal: Normal, ridge: float | None, factor: Tensor | None = None) -> Change:
         """What is best added."""
         if ridge is None:
             zeros = torch.zeros_like(self.w)
             return zeros, normal.bias(zeros[:, :, : normal.gram.shape[2]])
-        found = self.holder.change(normal, ridge)
+        found = self.holder.change(normal, ridge, factor)
         return found, normal.bias(found)
 
-    def apply(self, normal: Normal, ridge: float | None) -> None:
-        w, b = self.change(normal, ridge)
+    def apply(self, normal: Normal, ridge: float | None, factor: Tensor | None) -> None:
+        w, b = self.change(normal, ridge, factor)
         self.w, self.b = self.w + w, self.b + b
         if ridge is not None and self.holder.is_limited:
             new = self.holder.nearest(self.w, normal.gram, self.comparison.scale)
