@@ -63,6 +63,11 @@ def _behind(module: fx.GraphModule, unit: Unit, width: int, like: Tensor) -> _Af
     return _Affine(scale, shift, scale.abs() > WEAK * scale.abs().max())
 
 
+def scale_behind(module: fx.GraphModule, unit: Unit, width: int, like: Tensor) -> Tensor:
+    """s, `[channels]`: by what a normalisation behind a layer multiplies; 1 if there is none."""
+    return _behind(module, unit, width, like).scale
+
+
 class Comparison:
     """All rows of a layer.
 

@@ -4,7 +4,8 @@ A layer whose outputs nothing reads but the next one need not yield what the ori
 of a line lacks behind its activation is lowered by Gauss-Newton steps of all its layers (`curvature`). How
 far to go held-out samples say, for which the error is taken to be linear in the steps: one number a layer,
 from as many runs of the line, so that what only the samples of the fit gain is not gone after. The whole of
-it, or a half, or a quarter is taken, where that lowers their error.
+it, or a half, or a quarter is taken, where that lowers their error. Other than regressions, which know each
+output by itself, such a step weighs one output against another: by how much it moves those of the network.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,10 +85,16 @@ class Sample:
 
 
 class LineRun(fx.Interpreter):
-    """Runs a line; where gradients are asked for, keeps what its layers read and yield, by layer."""
+    """Runs a line; where gradients are asked for, keeps what its layers read and yield, by layer.
 
-    def __init__(self, module: fx.GraphModule, line: Line) -> None:
+    Args:
+        module, line: see there.
+        weights: of errors by channel of the last layer; None: all alike.
+    """
+
+    def __init__(self, module: fx.GraphModule, line: Line, weights: Tensor | None = None) -> None:
         super().__init__(module)
+        self.weights = weights
         names = {node.name: node for node in module.graph.nodes}
         self.line, self.entry = line, names[line.entry.name]
         self.nodes = [names[node.name] for node in line.nodes]
@@ -105,7 +112,7 @@ class LineRun(fx.Interpreter):
         return value
 
     def error(self, sample: Sample) -> Tensor:
-        """z - D behind the activation, `[rows, channels]`."""
+        """z - D behind the activation, weighted, `[rows, channels]`."""
         unit = self.line.unit
         layer = cast(nn.Module, self.fetch_attr(unit.layer))
         z = outputs_at(layer, self.over(sample.x), sample.at)
@@ -113,7 +120,7 @@ class LineRun(fx.Interpreter):
         d, now = sample.target.to(z.dtype), z.detach()
         d = torch.where(d < unit.low, now.clamp(max=unit.low), d)
         d = torch.where(d > unit.high, now.clamp(min=unit.high), d)
-        return z - d
+        return z - d if self.weights is None else (z - d) * self.weights.to(z)
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What is changed in place behind a layer is not what it yields."""
@@ -129,14 +136,22 @@ class Together:
 
     Args:
         module, line: see there.
+        weights: see `LineRun`.
         ridges: of those that may be changed, in order; see `Curvature`.
         seed: of positions and signs.
     """
 
-    def __init__(self, module: fx.GraphModule, line: Line, ridges: Mapping[str, float], seed: int) -> None:
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        line: Line,
+        weights: Tensor | None,
+        ridges: Mapping[str, float],
+        seed: int,
+    ) -> None:
         self.layers = {name: module.get_submodule(name) for name in ridges}
         self.ridges = ridges
-        self.run = LineRun(module, line)
+        self.run = LineRun(module, line, weights)
         self.drawn = Positions(POSITIONS, seed)
 
     def improve(self, samples: Sequence[Sample]) -> float:

@@ -77,6 +77,23 @@ def fit_layer(
     return _Fit(module, unit, rows, choice).run()
 
 
+def obstacle(shape: Sequence[int], rows: int, is_judged: bool, choice: Choice) -> str | None:
+    """Why no weights of a layer can be fitted.
+
+    Args:
+        shape: of W, (g, o, K).
+        rows: of all processes together.
+        is_judged: whether some of them are held out.
+        choice: how it may be fitted.
+    """
+    groups, _, columns = shape
+    if rows < ENOUGH * columns and (not is_judged or choice.ridge is not None):
+        return f"{rows} rows for {columns} columns are too few: only its bias was fitted"
+    if COPIES * 8 * groups * columns**2 > max(choice.memory, SOLVER):
+        return f"no memory for {columns} columns: only its bias was fitted"
+    return None
+
+
 Change = tuple[Tensor, Tensor]
 """dW `[g, o, K]` and db `[g, o]`."""
 
@@ -91,18 +108,8 @@ class _Fit:
         zeros = self.w.new_zeros(self.w.shape[:2])
         # the mean of a normalisation takes the place of a bias: there it counts from zero
         self.b = zeros if self.bias is None else self.bias.double().reshape(zeros.shape)
-        self.note = self.obstacle()
+        self.note = obstacle(self.w.shape, self.comparison.count, self.comparison.judging > 0, choice)
         self.comparison.has_columns = self.note is None and not choice.bias_only
-
-    def obstacle(self) -> str | None:
-        """Why no weights are fitted."""
-        groups, _, columns = self.w.shape
-        count, judged = self.comparison.count, self.comparison.judging
-        if count < ENOUGH * columns and (not judged or self.choice.ridge is not None):
-            return f"{count} rows for {columns} columns are too few: only its bias was fitted"
-        if COPIES * 8 * groups * columns**2 > max(self.choice.memory, SOLVER):
-            return f"no memory for {columns} columns: only its bias was fitted"
-        return None
 
     def run(self) -> tuple[FittedLayer, dict[str, Tensor]]:
         comparison, intercept = self.comparison, self.comparison.has_intercept

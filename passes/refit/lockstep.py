@@ -16,16 +16,19 @@ from torch import Tensor, fx
 from graphcomp.base import Progress, distributed
 from graphcomp.data import Split
 from graphcomp.ir import Program, editable, evaluating
-from graphcomp.measure import Positions, layer_row
+from graphcomp.measure import Positions, layer_row, matrix_shape, output_weights
 from graphcomp.passes.refit.chunks import Chunk, draw
-from graphcomp.passes.refit.comparison import Rows
+from graphcomp.passes.refit.comparison import WEAK, Rows, scale_behind
 from graphcomp.passes.refit.joint import LineRun, Sample, Together
-from graphcomp.passes.refit.layer import EXACT, Choice, fit_layer
+from graphcomp.passes.refit.layer import EXACT, RIDGES, Choice, fit_layer, obstacle
 from graphcomp.passes.refit.lines import Line, find_lines
 from graphcomp.passes.refit.rows import rows_of, watch
 from graphcomp.passes.refit.shelf import Shelf
 from graphcomp.passes.refit.units import Unit
 from graphcomp.records import FittedLayer
+
+WEIGHED = 64
+"""Samples by which outputs are weighed against each other."""
 
 Fitted = tuple[FittedLayer, dict[str, Tensor]]
 """What came of a layer, and the tensors that changed by name."""
@@ -81,6 +84,7 @@ def fit(
     lines = find_lines(program, units) if limits.together and not limits.bias_only else {}
     starts = {line.nodes[0].name for line in lines.values()}
     records: dict[str, FittedLayer] = {}
+    moved = _moved(original, [unit for unit in units if unit.layer in lines], split, limits.seed)
     with tempfile.TemporaryDirectory(prefix="graphcomp-refit-") as folder, evaluating(module):
         shelf = Shelf(Path(folder), limits.memory)
         drawn = draw(original, split, limits.seed)
@@ -104,7 +108,10 @@ def fit(
                     rows = rows_of(program, module, unit, chunks, places, shelf)
                     records[unit.layer], changed = fit_layer(module, unit, rows, choice)
                     if line is not None:
-                        changed |= _together(module, line, records, rows, chunks, limits.seed)
+                        weights = _weights(module, unit, moved)
+                        changed |= _together(
+                            module, line, weights, records, rows, chunks, choice, limits.seed
+                        )
                     done(records[unit.layer], changed)
                     for later in rows[len(chunks) :]:
                         shelf.release(later.x)
@@ -127,18 +134,47 @@ def _put(module: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
         own[name].copy_(value)
 
 
+def _moved(original: Program, ends: Sequence[Unit], split: Split, seed: int) -> dict[str, Tensor]:
+    """How much each output of layers moves those of the network, squared (METHODS 9.2); by layer.
+
+    Empty for a network that cannot be differentiated as it is written (it changes in place what a gradient
+    needs): there all outputs weigh alike.
+    """
+    layers = [unit.origin.layer for unit in ends]
+    try:
+        return output_weights(original, split.spread(WEIGHED), layers, seed=seed) if layers else {}
+    except RuntimeError:
+        return {}
+
+
+def _weights(module: fx.GraphModule, unit: Unit, moved: Mapping[str, Tensor]) -> Tensor | None:
+    """Of errors by channel at the end of a line, of mean square 1; None: all alike."""
+    if unit.origin.layer not in moved:
+        return None
+    squares = moved[unit.origin.layer][torch.from_numpy(unit.origin.rows)].to(distributed.device())
+    scale = scale_behind(module, unit, len(squares), squares).square()
+    of_errors = squares / scale.clamp(min=float(scale.max()) * WEAK**2)
+    return (of_errors / of_errors.mean().clamp(min=1e-300)).sqrt()
+
+
 def _together(
     module: fx.GraphModule,
     line: Line,
+    weights: Tensor | None,
     records: dict[str, FittedLayer],
     rows: Sequence[Rows],
     chunks: Sequence[Chunk],
+    choice: Choice,
     seed: int,
 ) -> dict[str, Tensor]:
     """Improve those layers of a line that can be fitted: all their tensors by name, if that helped."""
     last = records[line.unit.layer]
-    fitted = {name: records[line.fitted_with(name)] for name in line.layers}
-    ridges = {name: row.ridge or 0.0 for name, row in fitted.items() if row.note is None}
+    ridges = {}
+    for name in line.layers:
+        row, shape = records[line.fitted_with(name)], matrix_shape(module.get_submodule(name))
+        if obstacle(shape, row.rows, True, choice) is None:
+            # where no ridge was good enough for held-out samples the largest is taken
+            ridges[name] = row.ridge or (0.0 if row.note is None else RIDGES[-1])
     read = [chunk.held_back(line.nodes[0]) for chunk in chunks]
     samples = [
         Sample(x, row.at, row.target, row.other, row.is_held_out, chunk.is_scout, chunk.first, chunk.count)
@@ -147,7 +183,7 @@ def _together(
     ]
     if last.after < EXACT or line.unit.layer not in ridges or len(ridges) < 2 or len(samples) < len(chunks):
         return {}
-    joint = Together(module, line, ridges, seed)
+    joint = Together(module, line, weights, ridges, seed)
     left = joint.improve([piece for sample in samples for piece in sample.pieces(line.at_once)])
     records[last.layer] = last.model_copy(update={"together": list(ridges)[:-1], "left": left})
     return joint.tensors() if left < 1 else {}

@@ -179,7 +179,8 @@ def test_one_layer_alone_takes_the_regression(kind: str) -> None:
     assert DAMPING < 0.1 and RIDGE < 0.1
 
 
-def test_two_layers_find_the_best_product_of_their_rank() -> None:
+@pytest.mark.parametrize("is_weighed", [False, True])
+def test_two_layers_find_the_best_product_of_their_rank(is_weighed: bool) -> None:
     """Without an activation between them the optimum is known: the leading directions of the responses."""
     torch.manual_seed(2)
     x = torch.randn(4000, 12, dtype=torch.float64) @ torch.randn(12, 12, dtype=torch.float64)
@@ -193,10 +194,11 @@ def test_two_layers_find_the_best_product_of_their_rank() -> None:
     judge = Sample(x, at, goal, None, is_held_out=True, is_scout=False, first=0, count=len(x))
     w, mean = torch.linalg.lstsq(x - x.mean(0), goal - goal.mean(0)).solution, goal.mean(0)
     yielded = (x - x.mean(0)) @ w
-    values = torch.linalg.svdvals(yielded)
+    weights = torch.linspace(0.2, 2, 8, dtype=torch.float64) if is_weighed else None
+    values = torch.linalg.svdvals(yielded if weights is None else yielded * weights)
     least = float(values[3:].square().sum()) / goal.numel()
     with torch.no_grad():
-        joint = Together(cast(fx.GraphModule, module), line, {"0": 0.0, "1": 0.0}, 0)
+        joint = Together(cast(fx.GraphModule, module), line, weights, {"0": 0.0, "1": 0.0}, 0)
         start = joint.loss([judge])
         for _ in range(12):
             joint.improve([whole, judge])
