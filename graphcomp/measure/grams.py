@@ -233,7 +233,8 @@ def _squares(
         for at in range(0, len(mine), batch):
             positions = mine[at : at + batch]
             x, _ = next(split.subset(positions).batches(len(positions)))
-            z = torch.cat([t.flatten(1) for t in output_tensors(run.run(x.to(device).requires_grad_()))], 1)
+            x = x.to(device).requires_grad_().clone()  # a network may change its input, but no leaf, in place
+            z = torch.cat([t.flatten(1) for t in output_tensors(run.run(x))], 1)
             signs = []
             for number in positions.tolist():
                 generator = torch.Generator().manual_seed(hash((seed, number)) % (1 << 63))
