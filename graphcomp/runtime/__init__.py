@@ -3,6 +3,7 @@
 from graphcomp.runtime import onnxfile
 from graphcomp.runtime.bench import benchmark
 from graphcomp.runtime.doctor import diagnose, render
+from graphcomp.runtime.inputs import check_inputs, random_inputs
 from graphcomp.runtime.kernel import ACTIVATIONS, Kernel, Timer, measure, race_timer
 from graphcomp.runtime.machine import adds_in_int16, cores, environment, memory
 from graphcomp.runtime.onnxfile import NodeWork, OnnxFile, node_work
@@ -10,7 +11,7 @@ from graphcomp.runtime.providers import HEAVY, PROVIDERS, Provider, run_errors
 from graphcomp.runtime.session import OpenSession, open_session, probe
 from graphcomp.runtime.tables import format_table, sweep_table
 from graphcomp.runtime.targets import TARGETS, Target, find_target
-from graphcomp.runtime.turns import BUSY, RACE_LOADS, check_inputs, race, random_inputs
+from graphcomp.runtime.turns import BUSY, RACE_LOADS, race
 
 __all__ = [
     "ACTIVATIONS",

@@ -25,6 +25,7 @@ from graphcomp.base import Progress
 from graphcomp.errors import BenchError
 from graphcomp.ir import Shape
 from graphcomp.runtime import machine, onnxfile
+from graphcomp.runtime.inputs import check_inputs, mismatch, random_inputs
 from graphcomp.runtime.onnxfile import OnnxFile
 from graphcomp.runtime.providers import Provider
 from graphcomp.runtime.session import OpenSession, probe
@@ -33,10 +34,7 @@ from graphcomp.runtime.turns import (
     Timed,
     Times,
     TimingBudget,
-    check_inputs,
     is_busy,
-    mismatch,
-    random_inputs,
     time_files,
 )
 

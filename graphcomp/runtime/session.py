@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from graphcomp.base import muted
 from graphcomp.errors import BenchError, ProviderError
 from graphcomp.runtime import openvino
+from graphcomp.runtime.onnxfile import OnnxFile
 from graphcomp.runtime.providers import (
     ADVICE,
     HEAVY,
@@ -143,6 +145,14 @@ def _open_openvino(
     return OpenSession(
         compiled, "openvino", threads, told, None, {openvino.NAME: operators}, 0, seconds, cpu_seconds
     )
+
+
+def compare(file: OnnxFile, opened: OpenSession, feeds: Mapping[str, NDArray[Any]]) -> None:
+    """BenchError if another runtime's session computes another network than ONNX Runtime's of the file."""
+    expected = open_session(file.path).session.run(None, dict(feeds))
+    rounds = any(node.op_type == "QuantizeLinear" for node in file.model.graph.node)
+    written = open_session(file.path, plain=True).session.run(None, dict(feeds)) if rounds else None
+    openvino.require_agreement(str(file.path), opened.session.run(None, feeds), expected, written)
 
 
 def probe(provider: Provider, threads: int = 1, *, cuda_graphs: bool = False) -> OpenSession:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from graphcomp.base import Progress, part, quiet
 from graphcomp.errors import BenchError
 from graphcomp.runtime import onnxfile
+from graphcomp.runtime.inputs import check_inputs, random_inputs
 from graphcomp.runtime.onnxfile import OnnxFile
-from graphcomp.runtime.openvino import Requested, require_agreement
+from graphcomp.runtime.openvino import Requested
 from graphcomp.runtime.providers import Provider, run_errors
-from graphcomp.runtime.session import OpenSession, open_session, probe
+from graphcomp.runtime.session import OpenSession, compare, open_session, probe
 
 BUSY = 1.1
 # With n loads that all point one way, chance alone does so with 2^(1-n): 6 is the least that supports 95 %.
@@ -27,17 +28,6 @@ LOADS = 6
 
 RACE_RUNS, RACE_SECONDS, RACE_LOADS, LEAST_RACE = 100, 10.0, 4, 3
 """Runs of each model in a race, or seconds for all; and rounds at least."""
-
-DTYPES: dict[str, type[np.generic]] = {
-    "FLOAT": np.float32,
-    "FLOAT16": np.float16,
-    "DOUBLE": np.float64,
-    "INT64": np.int64,
-    "INT32": np.int32,
-    "INT8": np.int8,
-    "UINT8": np.uint8,
-    "BOOL": np.bool_,
-}
 
 Times = NDArray[np.float64]
 
@@ -98,41 +88,6 @@ class Timed:
     firsts: list[float]
     copied: Samples | None
     opened: list[OpenSession]
-
-
-def check_inputs(base: OnnxFile, new: OnnxFile) -> None:
-    """Both files must take the same inputs; a batch fixed on one side only is for `_macs` to judge."""
-    left, right = (
-        {item.name: (item.dtype, item.shape[1:], len(item.shape)) for item in file.inputs}
-        for file in (base, new)
-    )
-    if left != right:
-        raise mismatch(base, new)
-
-
-def mismatch(base: OnnxFile, new: OnnxFile) -> BenchError:
-    """The error that two files are not of the same task."""
-    left, right = (", ".join(map(str, file.inputs)) for file in (base, new))
-    return BenchError(
-        f"inputs: found {left} in {base.path} and {right} in {new.path}, expected the same names, types and "
-        "sizes; compare exports of the same task"
-    )
-
-
-def random_inputs(file: OnnxFile, batch: int, seed: int) -> dict[str, NDArray[Any]]:
-    """Standard normal floats, and zeros and ones for other types, which are valid indices and masks."""
-    rng = np.random.default_rng(seed)
-    shapes = onnxfile.feed_shapes(file.inputs, batch, str(file.path))
-    feeds: dict[str, NDArray[Any]] = {}
-    for item in file.inputs:
-        if item.dtype not in DTYPES:
-            raise BenchError(
-                f"{file.path}: input {item} cannot be generated, expected one of {', '.join(DTYPES)}"
-            )
-        dtype, shape = DTYPES[item.dtype], shapes[item.name]
-        real = np.issubdtype(dtype, np.floating)
-        feeds[item.name] = (rng.standard_normal(shape) if real else rng.integers(2, size=shape)).astype(dtype)
-    return feeds
 
 
 def _open(file: OnnxFile, setup: Setup, batch: int, feeds: Mapping[str, NDArray[Any]]) -> OpenSession:
@@ -300,7 +255,8 @@ def _time_load(
     opened = {index: _open(files[index], setup, batch, feeds) for index in order}
     runners = [_runner(setup.provider, opened[i], feeds, file.path) for i, file in enumerate(files)]
     if setup.provider == "openvino" and number == 0:
-        _compare(files, opened, feeds)
+        for index, file in enumerate(files):
+            compare(file, opened[index], feeds)
     firsts = {index: runners[index].first() for index in order}
     _warm_up([runners[index] for index in order], budget, report)
 
@@ -378,17 +334,6 @@ def _take_turns(
 def _in_rounds(times: Sequence[int]) -> Times:
     """Nanoseconds as ms, (rounds, 2)."""
     return np.asarray(times, np.float64).reshape(-1, 2) / 1e6
-
-
-def _compare(
-    files: Sequence[OnnxFile], opened: Mapping[int, OpenSession], feeds: Mapping[str, NDArray[Any]]
-) -> None:
-    """Times of another runtime are those of the same network."""
-    for index, file in enumerate(files):
-        expected = open_session(file.path).session.run(None, dict(feeds))
-        rounds = any(node.op_type == "QuantizeLinear" for node in file.model.graph.node)
-        written = open_session(file.path, plain=True).session.run(None, dict(feeds)) if rounds else None
-        require_agreement(str(file.path), opened[index].session.run(None, feeds), expected, written)
 
 
 def _warm_up(runners: Sequence["_Runner | Requested"], budget: TimingBudget, report: Progress) -> None:

@@ -9,7 +9,7 @@ import pytest
 from graphcomp.errors import BenchError, ProviderError
 from graphcomp.explanation import profiling
 from graphcomp.explanation.profiling import Node, read_trace, trace_cost, trace_pair
-from graphcomp.runtime import onnxfile
+from graphcomp.runtime import Provider, onnxfile
 from graphcomp.runtime.turns import random_inputs
 from tests.explaining import TRACES, base, pruned, recorded
 
@@ -158,10 +158,13 @@ def test_the_cost_of_tracing_is_a_small_time() -> None:
     assert 0 <= trace_cost(runs=12) < 1
 
 
-def test_tensorrt_has_no_time_for_an_operator(tmp_path: Path) -> None:
+@pytest.mark.parametrize("provider", ["tensorrt", "openvino"])
+def test_providers_without_a_time_for_an_operator(provider: Provider, tmp_path: Path) -> None:
     files = (onnxfile.read(base(tmp_path / "a.onnx")),) * 2
-    with pytest.raises(BenchError, match=r"a\.onnx: found provider 'tensorrt', which runs a network as one"):
-        trace_pair(files, random_inputs(files[0], 1, 0), "tensorrt")
+    with pytest.raises(
+        BenchError, match=rf"a\.onnx: found provider '{provider}', which tells no time of each"
+    ):
+        trace_pair(files, random_inputs(files[0], 1, 0), provider)
 
 
 def test_a_provider_that_does_not_work_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
