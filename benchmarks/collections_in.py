@@ -3,11 +3,11 @@
     pip install --target DIR --no-deps timm segmentation_models_pytorch huggingface_hub tqdm
     PYTHONPATH=DIR python benchmarks/collections_in.py               # every family; saves after each, resumes
     PYTHONPATH=DIR python benchmarks/collections_in.py --only 'swin*'
-    PYTHONPATH=DIR python benchmarks/collections_in.py --of smp      # or torchvision: detectors, videos, flow
+    PYTHONPATH=DIR python benchmarks/collections_in.py --of smp      # or torchvision: detectors, videos
     python benchmarks/collections_in.py --of smp --render            # write the section of docs/results.md
 
 Of each family of timm the smallest by its name; of segmentation_models_pytorch every architecture; of
-torchvision detectors, as parts between two modules, and networks of videos and of optical flow. Weights are
+torchvision detectors, as parts between two modules, and networks of videos. Weights are
 random, in float64. The program is compared with the module on two samples (of a part: with what its last
 module returns in a run of the whole network); then half of all channels that may go are removed, and the
 smaller program is compared with the one that has zeros in their place. A removal that changes nothing
@@ -44,7 +44,7 @@ from graphcomp.ir import output_tensors
 TITLES = {
     "timm": "Networks of timm, one a family",
     "smp": "Networks of segmentation_models_pytorch",
-    "torchvision": "Detectors, networks of videos and of optical flow of torchvision",
+    "torchvision": "Detectors, networks of videos of torchvision",
 }
 SMALL = "atto femto pico nano tiny xxs _xs extra_small small mini _b0 _m0 _t0 18 _s 26 50".split()
 LARGEST = 60e6
@@ -130,13 +130,9 @@ def _of_torchvision() -> dict[str, tuple[str, Callable[[], Network]]]:
     def clips(name: str) -> Network:
         return Network(models.get_model(name, weights=None), (_image(2, 3, 16, CLIPS[name], CLIPS[name]),))
 
-    def flow(name: str) -> Network:
-        pair = (_image(2, 3, 128, 128), _image(2, 3, 128, 128).flip(3))
-        return Network(models.get_model(name, weights=None), pair)
-
     found = {name: ("detection", partial(detector, name)) for name in DETECTORS}
     found |= {name: ("video", partial(clips, name)) for name in CLIPS}
-    return found | {"raft_small": ("flow", partial(flow, "raft_small"))}
+    return found
 
 
 COLLECTIONS = {"timm": _of_timm, "smp": _of_smp, "torchvision": _of_torchvision}

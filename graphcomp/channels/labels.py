@@ -59,7 +59,7 @@ def concatenate(parts: Sequence[Tensor], axis: int) -> Tensor:
     free = [
         d
         for d in range(parts[0].ndim)
-        if d != axis and all(p.size(d) == 1 or p.stride(d) == 0 for p in parts)
+        if d != axis and all(p.size(d) == 1 or (p.size(d) and p.stride(d) == 0) for p in parts)
     ]
     shape = list(parts[0].shape)
     shape[axis] = sum(p.size(axis) for p in parts)

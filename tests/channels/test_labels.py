@@ -1,5 +1,7 @@
 """Arithmetic on label tensors: the same numbers as on full tensors, without materialising them."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -87,3 +89,19 @@ def test_components_of_a_long_chain() -> None:
     count = 100_000
     shuffled = np.random.default_rng(0).permutation(count)
     assert not components(count, shuffled[:-1], shuffled[1:]).any()
+
+
+@given(
+    shape=st.lists(st.integers(0, 3), min_size=1, max_size=3),
+    sizes=st.lists(st.integers(0, 3), min_size=1, max_size=3),
+    data=st.data(),
+)
+def test_concatenated_labels_are_torchs(shape: list[int], sizes: list[int], data: st.DataObject) -> None:
+    """Broadcast along any axes or none, of any sizes, nothing among them."""
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    parts = []
+    for i, size in enumerate(sizes):
+        whole = [*shape[:axis], size, *shape[axis + 1 :]]
+        thin = [min(n, 1) if data.draw(st.booleans()) else n for n in whole]
+        parts.append(torch.arange(1, math.prod(thin) + 1).reshape(thin).mul(i + 1).expand(whole))
+    assert torch.equal(concatenate(parts, axis), torch.cat(parts, axis))
