@@ -21,6 +21,19 @@ class Unread:
     """A parameter or buffer, or what is computed from some, that no operator has used as labels yet."""
 
 
+MANY = 1 << 16
+"""Pairs of labels among which most are found again and again: of tokens, everywhere the same channels."""
+
+
+def _once(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The pairs, of many each once."""
+    if a.numel() <= MANY:
+        return a, b
+    beyond = int(b.max()) + 1
+    pairs = torch.from_numpy(np.unique(a.numpy() * beyond + b.numpy()))
+    return pairs // beyond, pairs % beyond
+
+
 @dataclass
 class Site:
     """Where labels sit: an axis in the making."""
@@ -81,7 +94,7 @@ class Tracker:
         shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
         a, b = a.expand(shape), b.expand(shape)
         if a.data_ptr() != b.data_ptr() or a.shape != b.shape or a.stride() != b.stride():
-            self.edges.append((node.name, a.flatten(), b.flatten()))
+            self.edges.append((node.name, *_once(a.flatten(), b.flatten())))
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Shape of the node's output; for tensors only."""
