@@ -44,7 +44,7 @@ from graphcomp.ir import output_tensors
 TITLES = {
     "timm": "Networks of timm, one a family",
     "smp": "Networks of segmentation_models_pytorch",
-    "torchvision": "Detectors, networks of videos of torchvision",
+    "torchvision": "Detectors and networks of videos of torchvision",
 }
 SMALL = "atto femto pico nano tiny xxs _xs extra_small small mini _b0 _m0 _t0 18 _s 26 50".split()
 LARGEST = 60e6
