@@ -56,7 +56,7 @@ def rewrite(program: Program, factors: Sequence[Factor], pass_name: str, multipl
 
 
 def unread(channels: Channels, factors: Mapping[str, Factor]) -> Marks:
-    """The channels that some layer stops reading and that no other layer reads."""
+    """The channels that some layer stops reading and that nothing else reads: no layer, no statistics."""
     read, touched = channels.marks(), channels.marks()
     for axis in channels.axes:
         if axis.reads:
@@ -64,6 +64,8 @@ def unread(channels: Channels, factors: Mapping[str, Factor]) -> Marks:
             kept = _kept(len(axis.channels), factor)
             read[axis.channels[kept]] = True
             touched[axis.channels[~kept]] = True
+    for mixing in channels.mixings:
+        read[mixing.channels] = True
     return touched & ~read
 
 

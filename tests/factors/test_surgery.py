@@ -288,6 +288,27 @@ def test_what_nobody_reads_is_not_made() -> None:
     assert [picked_from(n)[0] for n in gathers(result)] == ["act", "act"]
 
 
+STATISTICS = {
+    "group_norm": lambda m, y: m.norm(y),
+    "layer_norm": lambda m, y: nn.functional.layer_norm(y.movedim(1, -1), (16,)).movedim(-1, 1),
+    "softmax": lambda m, y: y.softmax(1),
+    "mean": lambda m, y: y - y.mean(1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("how", STATISTICS)
+def test_statistics_over_channels_read_all_of_them(how: str) -> None:
+    """What the layer behind them does not read is in the statistics all the same."""
+    net = Net(
+        lambda m, x: m.a(STATISTICS[how](m, m.stem(x))),
+        stem=nn.Conv2d(3, 16, 1),
+        norm=nn.GroupNorm(4, 16),
+        a=nn.Conv2d(16, 4, 3),
+    )
+    result = rewritten(plain_program(net, 1, 3, 6, 6), Factor(layer="a", keep=[0, 3, 5]))
+    assert (width(result, "stem"), width(result, "a")) == ((16, 3), (4, 3))
+
+
 def test_readers_that_read_the_same_share_one_gather() -> None:
     net = Net(
         lambda m, x: (m.a(y := m.stem(x)), m.b(y), m.c(y)),
