@@ -19,8 +19,9 @@ from graphcomp.ir import Program, editable, evaluating
 from graphcomp.measure import Positions, layer_row, matrix_shape, output_weights
 from graphcomp.passes.refit.chunks import Chunk, draw
 from graphcomp.passes.refit.comparison import WEAK, Rows, scale_behind
-from graphcomp.passes.refit.joint import LineRun, Sample, Together
+from graphcomp.passes.refit.joint import Together
 from graphcomp.passes.refit.layer import EXACT, RIDGES, Choice, fit_layer, obstacle
+from graphcomp.passes.refit.line_run import LineRun, Sample
 from graphcomp.passes.refit.lines import Line, find_lines
 from graphcomp.passes.refit.rows import rows_of, watch
 from graphcomp.passes.refit.shelf import Shelf

@@ -12,7 +12,8 @@ from graphcomp.ir import Program
 from graphcomp.measure import Positions, is_linear, matrix, outputs_at, patches_at
 from graphcomp.passes import Refit
 from graphcomp.passes.refit.curvature import DAMPING, RIDGE, Curvature, Pulls
-from graphcomp.passes.refit.joint import LineRun, Sample, Together
+from graphcomp.passes.refit.joint import Together
+from graphcomp.passes.refit.line_run import LineRun, Sample
 from graphcomp.passes.refit.lineage import origins
 from graphcomp.passes.refit.lines import Line, find_lines
 from graphcomp.passes.refit.units import Unit, find_units
