@@ -1,9 +1,12 @@
 """Parameters and multiply-accumulates after a removal, as a function of it: nothing is built."""
 
 from collections.abc import Callable
+from math import prod
 from typing import Literal
 
-from graphcomp.channels import Channels, Removal
+from torch import Tensor, fx
+
+from graphcomp.channels import Channels, Ints, Removal, varying
 from graphcomp.measure import layer_row, layer_weight, params_trainable
 
 Counter = Literal["macs", "params"]
@@ -25,15 +28,22 @@ class CostModel:
                 self.sizes[name] = tensor.numel(), tensor.requires_grad
                 name_of[id(tensor)] = name
         self.layers: list[tuple[int, str, int]] = []  # node by number, its weight, its MACs
+        self.positions: dict[int, list[Ints]] = {}  # node by number, channels along axes that it runs over
         for number, node in enumerate(program.graph.nodes):
             row = layer_row(program, node)
             if row is not None:
-                self.layers.append((number, name_of.get(id(layer_weight(program, node)), ""), row.macs))
+                weight = layer_weight(program, node)
+                self.layers.append((number, name_of.get(id(weight), ""), row.macs))
+                self.positions[number] = _positions(channels, node, weight)
 
     def macs(self, removal: Removal) -> float:
         """Multiply-accumulates after the removal."""
         left, idle = self._left(removal), removal.idle.nodes
-        return sum(m * left.get(weight, 1.0) for number, weight, m in self.layers if not idle[number])
+        return sum(
+            m * left.get(weight, 1.0) * prod(_share(removal, ids) for ids in self.positions[number])
+            for number, weight, m in self.layers
+            if not idle[number]
+        )
 
     def params(self, removal: Removal) -> float:
         """Trainable parameters after the removal."""
@@ -46,10 +56,24 @@ class CostModel:
         """The fraction of every tensor that stays."""
         left = dict.fromkeys(self.sizes, 1.0)
         for axis in self.axes:
-            fraction = 1 - float(removal.gone[axis.channels].mean())
+            fraction = _share(removal, axis.channels)
             for name, _ in axis.tensors:
                 left[name] *= fraction
         return {**left, **{name: 0.0 for name in removal.idle.tensors if name in left}}
+
+
+def _share(removal: Removal, ids: Ints) -> float:
+    return 1 - float(removal.gone[ids].mean())
+
+
+def _positions(channels: Channels, node: fx.Node, weight: Tensor | None) -> list[Ints]:
+    """The channels along axes that a layer runs over, as the layers of tokens of a mixer do."""
+    labels = channels.values.get(node)
+    if not isinstance(labels, Tensor) or weight is None:
+        return []
+    own = labels.ndim - 1 if weight.ndim == 2 else 1
+    over = [d for d in varying(labels) if d not in (0, own)]
+    return [channels.channel_of[labels.movedim(d, 0).reshape(labels.size(d), -1)[:, 0].numpy()] for d in over]
 
 
 def cost_of(counter: Counter, channels: Channels) -> Cost:

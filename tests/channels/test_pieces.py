@@ -94,7 +94,7 @@ def test_what_goes_from_a_random_network_of_pieces_is_what_the_original_does_wit
     masked, smaller = drop.mask(), drop.apply("test")
     check(smaller)
     assert difference(masked, smaller) <= TOLERANCE
-    if join == "couple":
+    if join == "couple" and not drop.restated:  # what is computed of what stays is not a matter of weights
         check_original(build(spec), masked, smaller)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from graphcomp.channels import analyse
-from graphcomp.errors import LoadError
+from graphcomp.errors import LoadError, VerifyError
 from graphcomp.onnx import export_onnx, read_onnx
 from graphcomp.pipeline.verify import verify_pass
 from tests.onnx.onnx_files import run, truth, typed
@@ -277,7 +277,10 @@ def test_a_drawn_file_is_equal_or_refused(model: onnx.ModelProto) -> None:
         double = program.to(program.example_inputs[0].double().dtype)
         removal, _ = half(analyse(double)).feasible(random_scores(analyse(double)))
         if len(removal):
-            verify_pass(ByRows(), double, removal.rows)
+            try:
+                verify_pass(ByRows(), double, removal.rows)
+            except VerifyError as error:  # so says the check of a network that a removal makes constant
+                assert "hardly depend on the inputs" in str(error)
         written = Path(folder) / "written.onnx"
         export_onnx(program, written, batches=(1,) if fixed else (1, 3))
         assert len(onnx.load(written).graph.node) > 0
