@@ -20,7 +20,15 @@ Messages read `place: found, expected`, followed by what to do next. What goes o
 word is a GraphcompWarning; the command line shows it and hides everybody else's.
 """
 
+from collections.abc import Sequence
 from typing import Self
+
+
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
 
 LONGEST_LINE = 400
 """Characters of a foreign error's message that ours repeats."""
@@ -29,11 +37,13 @@ LONGEST_LINE = 400
 def first_line(error: BaseException) -> str:
     """Of its message, to which torch and fx append graphs and call stacks; its type if it says nothing.
 
-    Cut where it is longer than anyone reads: torch writes whole formulas of sizes into one line.
+    Cut where it is longer than anyone reads: torch writes whole formulas of sizes into one line. Our own
+    errors end with what to do next, and stay whole.
     """
     lines = str(error).strip().splitlines()
     line = lines[0].strip() if lines else type(error).__name__
-    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 2]} …"
+    short = len(line) <= LONGEST_LINE or isinstance(error, GraphcompError)
+    return line if short else f"{line[: LONGEST_LINE - 2]} …"
 
 
 class GraphcompError(Exception):

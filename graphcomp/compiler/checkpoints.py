@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from graphcomp.base import is_dir, is_file
-from graphcomp.errors import LoadError, first_line
+from graphcomp.errors import LoadError, first_line, some_of
 from graphcomp.train import negative_variances
 
 __all__ = ["load_weights"]
@@ -217,7 +217,7 @@ def _found(prefix: str, places: Places, own: State) -> Found:
 def _said(found: Found) -> str | None:
     if not found.prefix:
         return None
-    left = f"; left out: {_some(list(found.beside), 3)}" if found.beside else ""
+    left = f"; left out: {some_of(list(found.beside))}" if found.beside else ""
     return f"weights read from what the file calls {found.prefix}*{left}"
 
 
@@ -244,7 +244,7 @@ def _require_same_keys(path: Path, module: nn.Module, state: State, own: State) 
     unexpected = [k for k in state if k not in own]
     different = [_difference(k, state[k], own[k]) for k in own if k in state and not _fits(state[k], own[k])]
     problems = {"missing": missing, "unexpected": unexpected, "wrong shape": different}
-    lines = [f"\n  {len(keys)} {what}: {_some(keys)}" for what, keys in problems.items() if keys]
+    lines = [f"\n  {len(keys)} {what}: {some_of(keys, LISTED)}" for what, keys in problems.items() if keys]
     if lines:
         raise LoadError.at(
             path,
@@ -263,24 +263,19 @@ def _difference(key: str, found: Tensor, expected: Tensor) -> str:
     return f"{key} (found {texts[0]}, expected {texts[1]})"
 
 
-def _some(keys: list[str], most: int = LISTED) -> str:
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(keys[:most]) + more
-
-
 def _require_numbers(path: Path, module: nn.Module, state: State) -> None:
     bad = [k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())]
     if bad:
         raise LoadError.at(
             path,
-            f"NaN or infinite values in {_some(bad)}",
+            f"NaN or infinite values in {some_of(bad, LISTED)}",
             "finite weights",
             "use a checkpoint that did not diverge",
         )
     if negative := negative_variances(module, state):
         raise LoadError.at(
             path,
-            f"negative variances in {_some(negative)}",
+            f"negative variances in {some_of(negative, LISTED)}",
             "variances of 0 or more",
             "use a checkpoint that was not damaged",
         )

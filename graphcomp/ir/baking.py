@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from graphcomp.errors import GraphcompWarning
+from graphcomp.errors import GraphcompWarning, some_of
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -48,9 +48,8 @@ def bake_parametrizations(model: nn.Module) -> None:
             else:
                 nn.utils.remove_weight_norm(module, hook.name)
     for what, paths in lost.items():
-        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
         warnings.warn(
-            f"{', '.join(paths[:3])}{more}: found {what}; the weights that they yield are baked in, and "
+            f"{some_of(paths)}: found {what}; the weights that they yield are baked in, and "
             "training on moves these freely",
             GraphcompWarning,
             stacklevel=3,

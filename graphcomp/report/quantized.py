@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from graphcomp.errors import some_of
 from graphcomp.records import Quantized, Report
 from graphcomp.report.words import Row, bytes_text, interval_text, ms_text, percent_text, ratio_text
 
@@ -104,5 +105,4 @@ def _checked(made: Quantized) -> str:
             f"at most {max(steps)} step{'s' if max(steps) != 1 else ''} of their output apart"
         )
     left = [f"{name} ({why})" for name, why in made.in_float.items()]
-    more = f" and {len(left) - 5} more" if len(left) > 5 else ""
-    return f"{said}. In float: {', '.join(left[:5])}{more}." if left else f"{said}. Nothing is left in float."
+    return f"{said}. In float: {some_of(left, 5)}." if left else f"{said}. Nothing is left in float."

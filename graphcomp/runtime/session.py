@@ -25,7 +25,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphcomp.base import muted
-from graphcomp.errors import BenchError, ProviderError
+from graphcomp.errors import BenchError, ProviderError, some_of
 from graphcomp.runtime import openvino
 from graphcomp.runtime.onnxfile import OnnxFile
 from graphcomp.runtime.providers import (
@@ -233,7 +233,7 @@ def _check_placement(ort: Any, session: Any, place: str, provider: Provider) -> 
     stray = [f"{op} {name!r} on {where}" for where, op, name in placed if op in HEAVY and where != wanted]
     if stray:
         raise ProviderError(
-            f"{place}: found {_first(stray)}, expected every {', '.join(sorted(HEAVY))} on {wanted}; "
+            f"{place}: found {some_of(stray)}, expected every {', '.join(sorted(HEAVY))} on {wanted}; "
             "use another provider or change these layers"
         )
     return dict(Counter(where for where, _, _ in placed))
@@ -272,7 +272,7 @@ def _refusal(
         return _unusable(provider, "its libraries load but no usable device was found")
     stray = [f"{op} {name!r}" for where, op, name in _placement(loose) if where != PROVIDERS[provider]]
     return ProviderError(
-        f"{place}: {PROVIDERS[provider]} does not take {_first(stray)}, expected the whole model on it; "
+        f"{place}: {PROVIDERS[provider]} does not take {some_of(stray)}, expected the whole model on it; "
         "use another provider or change these nodes"
     )
 
@@ -283,11 +283,6 @@ def _unusable(provider: Provider, why: str) -> ProviderError:
         f"{ADVICE[provider]}; "
         "`graphcomp doctor` lists what works"
     )
-
-
-def _first(items: Sequence[str], limit: int = 3) -> str:
-    rest = len(items) - limit
-    return ", ".join(items[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _library_fault(ort: Any, provider: Provider) -> str | None:
