@@ -210,7 +210,7 @@ def expand(study: Study, table: PassTable, place: str = "study") -> list[Cell]:
         LoadError, TraceError: a network whose blocks were to be found.
     """
     shape = study.input_shape
-    part = Region(study.recipe.get("start") or "", study.recipe.get("until") or "")
+    part = Region(*(str(study.recipe.get(end) or "") for end in ("start", "until")))
     layers = _remembered(lambda model: list(candidates(load_source(model, None, shape, part).program)))
     digest, samples = _remembered(_digest), _remembered(_samples, _what_chooses_samples)
     cells: dict[str, Cell] = {}

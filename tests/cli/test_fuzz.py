@@ -164,6 +164,7 @@ RECIPES = st.fixed_dictionaries(
     optional={
         "model": MODELS, "data": DATA, "weights": NAMES, "seed": VALUES, "classes": VALUES, "bench": VALUES,
         "export": VALUES, "robustness": VALUES, "target": VALUES, "head": VALUES, "x": VALUES,
+        "start": VALUES, "until": VALUES,
     },
 )  # fmt: skip
 STUDIES = st.fixed_dictionaries(
