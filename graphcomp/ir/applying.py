@@ -6,15 +6,19 @@ So the result is traced again and compared with the program: there is no rule he
 """
 
 import copy
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from graphcomp.errors import GraphcompError, SurgeryError, TraceError, first_line
+from graphcomp.errors import GraphcompError, GraphcompWarning, SurgeryError, TraceError, first_line, some_of
 from graphcomp.ir.baking import copied
 from graphcomp.ir.inputs import fresh_inputs
-from graphcomp.ir.program import PASS_KEY, Program, evaluating, output_tensors
+from graphcomp.ir.program import PASS_KEY, Program, disagrees, evaluating, output_tensors
 from graphcomp.ir.region import Region
 from graphcomp.ir.tracing import trace, unwrapped
 
@@ -50,25 +54,36 @@ def apply(
             f"{type(module).__name__} takes"
         )
     inputs = program.example_inputs if example_inputs is None else example_inputs
-    before = trace(module, inputs, start=start, until=until)
-    result, refusal = module, None
-    for own in (True, False):
-        result = copied(module)
-        _put_in(program, before, result, own)
-        try:
-            _compare(program, trace(result, inputs, start=start, until=until, copy_weights=False))
-            break
-        except (GraphcompError, RuntimeError) as error:
-            refusal = refusal or error
-    else:
-        if not start or start != until:
-            raise _refusal(program, type(module).__name__, cast(Exception, refusal)) from refusal
-        result = copied(module)
-        _set(result, start, _in_its_place(program))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GraphcompWarning)  # said when the program was traced
+        result = _substituted(program, module, inputs, Region(start, until))
+    known = {path: m.training for path, m in module.named_modules(remove_duplicate=False)}
     for path, new in result.named_modules():
-        new.training = _is_training(module, path)
+        while path not in known:  # as the innermost module around it that there was
+            path = path.rpartition(".")[0]
+        new.training = known[path]
     if start or until:
         _run(result, inputs, str(Region(start, until)))
+    return result
+
+
+def _substituted(program: Program, module: nn.Module, inputs: Any, region: Region) -> nn.Module:
+    """A copy with the layers, or with the program, in their place."""
+    traced = partial(trace, example_inputs=inputs, start=region.start, until=region.until)
+    layers = traced(module).called_modules()
+    refusals: list[Exception] = []
+    for own in (True, False):
+        result = copied(module)
+        _put_in(program, layers, result, own)
+        try:
+            _compare(program, traced(result, copy_weights=False))
+            return result
+        except (GraphcompError, RuntimeError) as error:
+            refusals.append(error)
+    if not region.start or region.start != region.until:
+        raise _refusal(program, type(module).__name__, refusals[0]) from refusals[0]
+    result = copied(module)
+    _set(result, region.start, _InPlace(program))
     return result
 
 
@@ -85,26 +100,29 @@ def _run(result: nn.Module, inputs: Tensor | tuple[Any, ...], region: str) -> No
         ) from error
 
 
-def _put_in(program: Program, before: Program, result: nn.Module, own: bool) -> None:
+def _put_in(program: Program, layers: Iterable[str], result: nn.Module, own: bool) -> None:
     """Layers and tensors by path; what the program does not call any more becomes nothing.
 
     Args:
+        layers: paths of those that there were.
         own: classes of the user's own stay, since they may do more than the layers that they are for the
             program, and get tensors and widths. Else the layers take their place, since they may compute
             their weights from what they hold.
     """
-    layers = before.called_modules()
+    names: dict[int, list[str]] = {}  # one module may have several
     named = dict(result.named_modules(remove_duplicate=False))
-    again = {path: [p for p, m in named.items() if m is named.get(path)] for path in layers}
-    for path in layers.keys() - program.called_modules().keys():
-        factors = list(program.modules.get(path, nn.Identity()).children())
-        new = nn.Sequential(*map(copy.deepcopy, factors)) if factors else nn.Identity()
-        for name in again[path] or [path]:
-            _set(result, name, new)
-    for path, layer in program.called_modules().items():
-        if path in layers:
-            for name in again[path] or [path]:  # one module may have several names
-                _renew(result, name, layer, own)
+    for path, old in named.items():
+        names.setdefault(id(old), []).append(path)
+    called = program.called_modules()
+    for path in layers:
+        old = named.get(path)
+        for name in [path] if old is None else names[id(old)]:
+            if path in called:
+                _renew(result, name, called[path], own)
+            else:  # factors lie where the layer was
+                factors = list(program.modules.get(path, nn.Identity()).children())
+                new = nn.Sequential(*map(copy.deepcopy, factors)) if factors else nn.Identity()
+                _set(result, name, new)
     for node in program.graph.nodes:
         if node.op == "get_attr":
             owner, _, leaf = cast(str, node.target).rpartition(".")
@@ -112,7 +130,7 @@ def _put_in(program: Program, before: Program, result: nn.Module, own: bool) -> 
 
 
 def _renew(result: nn.Module, path: str, layer: nn.Module, own: bool) -> None:
-    old = dict(result.named_modules(remove_duplicate=False)).get(path)
+    old = _module(result, path)
     if not own or old is None or type(old) is type(layer) or type(old).__module__.startswith("torch.nn"):
         _set(result, path, copy.deepcopy(layer))
         return
@@ -134,13 +152,17 @@ def _set(result: nn.Module, path: str, new: nn.Module) -> None:
 
 
 def _set_tensor(result: nn.Module, owner: str, leaf: str, tensor: Tensor) -> None:
-    module = dict(result.named_modules(remove_duplicate=False)).get(owner)
-    if module is None:
-        return
-    if leaf in module._parameters:
+    module = _module(result, owner)
+    if module is not None and leaf in module._parameters:
         module._parameters[leaf] = nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
-    elif leaf in module._buffers:
+    elif module is not None and leaf in module._buffers:
         module._buffers[leaf] = tensor.detach().clone()
+
+
+def _module(result: nn.Module, path: str) -> nn.Module | None:
+    with suppress(AttributeError):
+        return result.get_submodule(path)
+    return None
 
 
 def _compare(program: Program, made: Program) -> None:
@@ -149,19 +171,17 @@ def _compare(program: Program, made: Program) -> None:
     for batch in (1, 2):
         inputs = fresh_inputs(wanted, batch, seed=batch, dtype=torch.float64)
         with torch.no_grad():
-            pairs = [output_tensors(p(*(x.clone() for x in inputs))) for p in (found, wanted)]
-        for index, (x, y) in enumerate(zip(*pairs, strict=True)):
-            peak = float(y.abs().max()) if y.numel() else 0.0
-            if x.shape != y.shape or not torch.allclose(x, y, rtol=0.0, atol=_AGREES * peak, equal_nan=True):
-                raise SurgeryError(f"output {index}: found another result than the program's")
+            outputs = [p(*(x.clone() for x in inputs)) for p in (found, wanted)]
+        index = disagrees(outputs[0], outputs[1], _AGREES)
+        if index is not None:
+            raise SurgeryError(f"output {index}: found another result than the program's")
 
 
 def _refusal(program: Program, name: str, error: Exception) -> SurgeryError:
-    added = [n.name for n in program.graph.nodes if _is_added(program, n)]
-    more = f" and {len(added) - 3} more" if len(added) > 3 else ""
+    added = [n.name for n in program.graph.nodes if _is_added(n)]
     if added:
         return SurgeryError(
-            f"{name}: found {', '.join(added[:3])}{more} between layers, which passes have added or changed "
+            f"{name}: found {some_of(added)} between layers, which passes have added or changed "
             "and its own code does not do so, expected changed layers only; use join=couple, leave layers "
             "around them alone (exclude), or use the program itself"
         )
@@ -171,31 +191,19 @@ def _refusal(program: Program, name: str, error: Exception) -> SurgeryError:
     )
 
 
-def _is_added(program: Program, node: fx.Node) -> bool:
-    return node.op != "call_module" and node.meta.get(PASS_KEY) != "trace" and node.op != "output"
+def _is_added(node: fx.Node) -> bool:
+    return node.op not in ("call_module", "output") and node.meta.get(PASS_KEY) != "trace"
 
 
 class _InPlace(nn.Module):
     """A program that is called as the module was whose place it takes."""
 
-    def __init__(self, program: Program, names: tuple[str, ...]) -> None:
+    def __init__(self, program: Program) -> None:
         super().__init__()
-        self.program, self._names = program.clone().module, names
+        self.program = program.clone().module
+        self._names = [str(n.target) for n in program.graph.nodes if n.op == "placeholder"]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Tensors by position or name, nested ones in order."""
         given = [*args, *(kwargs[name] for name in self._names if name in kwargs)]
         return self.program(*output_tensors(given))
-
-
-def _in_its_place(program: Program) -> nn.Module:
-    names = tuple(str(n.target) for n in program.graph.nodes if n.op == "placeholder")
-    return _InPlace(program, names)
-
-
-def _is_training(module: nn.Module, path: str) -> bool:
-    """As the module there was, or the innermost one around it that there was."""
-    known: dict[str, bool] = {name: m.training for name, m in module.named_modules(remove_duplicate=False)}
-    while path not in known:
-        path = path.rpartition(".")[0]
-    return known[path]

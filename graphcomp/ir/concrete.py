@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from graphcomp.ir.lifting import tensor_at
 from graphcomp.ir.operators import RESHAPES_IN_PLACE
-from graphcomp.ir.program import with_tensors
+from graphcomp.ir.program import map_leaves, with_tensors
 
 BATCHES = (1, 2, 3)
 """Batch sizes at which an answer must be the same."""
@@ -102,7 +102,7 @@ class Values:
             return self._input(node, batch, grown)
         given = list(_tensors((args, kwargs)))
         if any(t.is_meta for t in given) or node.op == "call_module":
-            args, kwargs = _on_meta(args), _on_meta(kwargs)
+            args, kwargs = map_leaves((args, kwargs), _on_meta)
         self.running = True
         try:
             with torch.no_grad():
@@ -159,14 +159,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _on_meta(value: Any) -> Any:
-    """Tensors and devices, in containers of the same kinds: named results of torch are tuples."""
     if isinstance(value, torch.device):
         return torch.device("meta")
-    if isinstance(value, dict):
-        return {key: _on_meta(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [_on_meta(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value.to("meta") if isinstance(value, Tensor) else value
 
 

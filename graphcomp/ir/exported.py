@@ -8,6 +8,7 @@ Heights and widths are numbers in such a graph: it is for those of the example.
 
 import inspect
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -66,11 +67,8 @@ def of_script(model: torch.jit.ScriptModule, inputs: tuple[Tensor, ...]) -> Expo
 
 def classes_of_script(model: torch.jit.ScriptModule) -> dict[str, str]:
     """Of every module by path the class that it was made from, with the module that defines it."""
-    found = {}
-    for path, part in model.named_modules():
-        words = str(part._c._type().qualified_name()).split(".")  # __torch__.package.___torch_mangle_7.Class
-        found[path] = ".".join(w for w in words if w != "__torch__" and not w.startswith("___torch_mangle"))
-    return found
+    names = {path: str(part._c._type().qualified_name()) for path, part in model.named_modules()}
+    return {path: re.sub(r"__torch__\.|___torch_mangle_\d+\.", "", name) for path, name in names.items()}
 
 
 def lifted(
@@ -145,12 +143,14 @@ def _modules(program: ExportedProgram, script: Mapping[str, str]) -> nn.Module:
             owner.register_parameter(leaf, tensor)
         else:
             owner.register_buffer(leaf, tensor)
-    stacks = (list((n.meta.get("nn_module_stack") or {}).values()) for n in program.graph.nodes)
-    kinds = {**script, **{path: str(kind) for stack in stacks if stack for path, kind, *_ in stack[-1:]}}
-    for path, name in kinds.items():
-        kind = _NORMS.get(name)
-        if kind is not None and path in dict(root.named_modules()):
-            _retype(root.get_submodule(path), kind)
+    kinds = dict(script)
+    for node in program.graph.nodes:
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        if stack:
+            kinds[stack[-1][0]] = str(stack[-1][1])
+    for path, module in root.named_modules():
+        if path and (kind := _NORMS.get(kinds.get(path, ""))):
+            _retype(module, kind)
     return root
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,6 @@ from torch import Tensor, fx, nn
 from graphcomp.errors import TraceError
 from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.operators import function_name
-
-if TYPE_CHECKING:
-    pass
 from graphcomp.ir.program import Program, with_tensors
 
 

@@ -201,18 +201,18 @@ def acts_in_place(module: nn.Module, node: fx.Node) -> bool:
     """Whether a node writes into its operand."""
     if node.op == "call_module":
         return bool(getattr(module.get_submodule(cast(str, node.target)), "inplace", False))
-    if is_foreign(node):  # one whose result nobody reads is called for what it does
+    if is_foreign(node.target):  # one whose result nobody reads is called for what it does
         return not node.users
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     writes = name.endswith("_") and name not in ALIASES  # `and_` does not
     return writes or node.target in OUT_OF_PLACE or bool(node.kwargs.get("inplace")) or name == "_assert"
 
 
-def is_foreign(node: fx.Node) -> bool:
-    """Whether a node calls a function of the user's own (torch.fx.wrap), of which nothing is known."""
-    owner = str(getattr(node.target, "__module__", None) or "")
-    torchs = owner.partition(".")[0] == "torch" or owner.startswith("torchvision.ops.")
-    return node.op == "call_function" and inspect.isfunction(node.target) and not torchs
+def is_foreign(target: Any) -> bool:
+    """Whether a node's target is a function of the user's own (torch.fx.wrap), of which nothing is known."""
+    owner = str(getattr(target, "__module__", None) or "")
+    known = owner.partition(".")[0] in ("torch", "graphcomp") or owner.startswith("torchvision.ops.")
+    return inspect.isfunction(target) and not known
 
 
 def same_memory(a: Any, b: Any) -> bool:
@@ -358,6 +358,29 @@ def _as_type(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Ten
     """Those that are floating point, converted; tied ones once."""
     unlike = {id(t): (n, t) for n, t in tensors.items() if t.is_floating_point() and t.dtype != dtype}
     return {name: tensor.detach().to(dtype) for name, tensor in unlike.values()}
+
+
+def map_leaves(value: Any, f: Callable[[Any], Any]) -> Any:
+    """The same containers (mappings, lists, tuples, named ones too) with all that is none mapped by `f`."""
+    if isinstance(value, Mapping):
+        made = {key: map_leaves(item, f) for key, item in value.items()}
+        return made if type(value) is dict else type(value)(made)  # type: ignore[call-arg]
+    if isinstance(value, tuple | list):
+        items = [map_leaves(item, f) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return f(value)
+
+
+def disagrees(found: Any, wanted: Any, tolerance: float) -> int | None:
+    """The first tensor of two outputs, by number, that differs by more than a share of its largest value.
+
+    None: there is none. Raises ValueError: there are more tensors in one of them.
+    """
+    for index, (x, y) in enumerate(zip(output_tensors(found), output_tensors(wanted), strict=True)):
+        peak = float(y.abs().max()) if y.numel() else 0.0
+        if x.shape != y.shape or not torch.allclose(x, y, rtol=0.0, atol=tolerance * peak, equal_nan=True):
+            return index
+    return None
 
 
 def output_tensors(output: Any) -> list[Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphcomp.errors import TraceError, first_line
-from graphcomp.ir.program import evaluating, output_tensors
+from graphcomp.ir.program import evaluating, map_leaves
 from graphcomp.ir.tracer import ShapedTracer, plain_output
 
 
@@ -93,33 +93,41 @@ def one_sample(call: Call) -> Call:
     """The same with the first sample of every tensor; random ones where there is none (boxes found)."""
     generator = torch.Generator().manual_seed(0)
 
-    def first(x: Tensor) -> Tensor:
+    def first(x: Any) -> Any:
+        if not _has_samples(x):
+            return x
         if len(x):
             return x[:1].detach().clone()
         return torch.randn(1, *x.shape[1:], generator=generator).to(x.dtype)
 
-    return cast(Call, _mapped(call, first))
+    return cast(Call, map_leaves(call, first))
 
 
 def inputs_in(call: Any) -> tuple[Tensor, ...]:
     """The tensors of a call that have samples, in order."""
-    return tuple(x for x in output_tensors(call) if x.ndim)
+    found: list[Any] = []
+    map_leaves(call, found.append)
+    return tuple(filter(_has_samples, found))
+
+
+def _has_samples(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
 
 
 class RegionTracer(ShapedTracer):
     """Records what happens between two modules only.
 
-    Attributes:
-        region: which ones; of the network `model`.
-        inputs: the network's own, with which it runs up to the region.
+    Args:
+        model, region: the network, and between which of its modules.
+        given: what the network takes, with which it runs up to the region.
         call: what `start` is called with, of one sample.
     """
 
-    def __init__(self, model: nn.Module, region: Region, inputs: tuple[Any, ...], call: Call) -> None:
+    def __init__(self, model: nn.Module, region: Region, given: tuple[Any, ...], call: Call) -> None:
         super().__init__(model, inputs_in(call))
         self.region = region
         self._start, self._until = (model.get_submodule(path) for path in (region.start, region.until))
-        self._given, self._call = inputs, call
+        self._given, self._call = given, call
         self._entered = not region.start
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -151,7 +159,9 @@ class RegionTracer(ShapedTracer):
             for node in list(self.graph.nodes):
                 self.graph.erase_node(node)
             names = _names_of(self._start, self._call)
-            self._call = _mapped(self._call, lambda _: self._placeholder(next(names)))
+            self._call = map_leaves(
+                self._call, lambda x: self._placeholder(next(names)) if _has_samples(x) else x
+            )
             run, args = root_fn, [args[0], *self._given]
 
         def region(*given: Any) -> Any:
@@ -182,15 +192,3 @@ def _names_of(module: nn.Module, call: Call) -> Iterator[str]:
     for name, value in bound.items():
         for index, _ in enumerate(inputs_in(value)):
             yield f"{name}_{index}" if index else name
-
-
-def _mapped(value: Any, f: Callable[[Tensor], Any]) -> Any:
-    """Tensors with samples mapped; containers of torch's and Python's own kinds are gone through."""
-    if isinstance(value, Tensor):
-        return f(value) if value.ndim else value
-    if isinstance(value, Mapping):
-        made = {key: _mapped(item, f) for key, item in value.items()}
-        return made if type(value) is dict else type(value)(made)  # type: ignore[call-arg]
-    if type(value) in (tuple, list):
-        return type(value)(_mapped(item, f) for item in value)
-    return value

@@ -18,7 +18,7 @@ from graphcomp.ir.attention import TRANSFORMERS
 from graphcomp.ir.coefficients import DctLayer
 from graphcomp.ir.concrete import Unknown, Values
 from graphcomp.ir.frozen import FrozenBatchNorm2d
-from graphcomp.ir.program import is_foreign
+from graphcomp.ir.program import is_foreign, map_leaves
 from graphcomp.ir.proxies import Proxies, ShapedProxy
 from graphcomp.ir.recurrent import RecurrentLayer
 
@@ -70,23 +70,30 @@ class ShapedTracer(fx.Tracer):
         """Functions of the user's own that take sizes alone are called: a record of them would hand out its
         own lists, which nobody may write into.
         """
-        node = fx.Node(self.graph, "", kind, target, (), {})  # for what it says of its target
-        if is_foreign(node):
+        if is_foreign(target):
             with suppress(Unknown):
-                return target(*self._numbers(args), **self._numbers(kwargs))
+                given, named = self._numbers((args, kwargs))
+                return target(*given, **named)
         return super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
 
-    def _numbers(self, value: Any) -> Any:
+    def _numbers(self, arguments: Any) -> Any:
         """Proxies as the numbers that they stand for. Raises Unknown: one is a tensor or the batch."""
-        if isinstance(value, fx.Proxy):
-            return self.number(value)
-        if isinstance(value, Tensor):
-            raise Unknown("it is a tensor")
-        if isinstance(value, tuple | list):
-            return type(value)(map(self._numbers, value))
-        if isinstance(value, dict):
-            return {key: self._numbers(item) for key, item in value.items()}
-        return value
+        special = False
+
+        def number(value: Any) -> Any:
+            nonlocal special
+            if isinstance(value, Tensor | slice):
+                raise Unknown("it is a tensor, or may hold one")
+            if not isinstance(value, fx.Proxy):
+                return value
+            found, follows_size = self.values.number(value.node)
+            special |= follows_size
+            return found
+
+        numbers = map_leaves(arguments, number)
+        if special:  # not before all are known: else nothing is decided by them
+            self.specialise()
+        return numbers
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

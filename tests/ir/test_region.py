@@ -1,7 +1,8 @@
 """A part of a network, and the network with the smaller part in it, on a detector with both of its ends."""
 
 import re
-from typing import Any
+import warnings
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -124,6 +125,28 @@ def test_tensors_of_a_call_are_inputs_in_its_order_and_names() -> None:
     assert [n.name for n in program.graph.nodes if n.op == "placeholder"] == ["pair", "pair_1", "extra"]
     a, b, c = torch.randn(3, 2, 4).unbind()
     torch.testing.assert_close(program(a, b, c), (a - b) * 0.5 + c)
+
+
+def test_named_tuples_are_gone_through() -> None:
+    class Pyramid(NamedTuple):
+        large: Tensor
+        small: Tensor
+
+    class Sum(nn.Module):
+        def forward(self, maps: Pyramid) -> Tensor:
+            return maps.large + maps.small
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sum = Sum()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.sum(Pyramid(x, 2 * x))
+
+    program = graphcomp.trace(Net(), torch.randn(1, 4), start="sum", until="sum")
+    a, b = torch.randn(2, 3, 4).unbind()
+    torch.testing.assert_close(program(a, b), a + b)
 
 
 def test_a_call_without_samples_is_traced_for_one(detector: Detector) -> None:
@@ -279,31 +302,34 @@ class Activated(nn.BatchNorm2d):
         return super().forward(x).relu()
 
 
-def test_layers_of_the_users_own_classes() -> None:
-    """One whose class must stay (it does more than its layer), and one whose class must go (it would compute
-    its weight again)."""
-    model = nn.Sequential(
-        Standardised(3, 8, 3), Activated(8), nn.Conv2d(8, 8, 3), Activated(8), nn.Conv2d(8, 2, 1)
-    ).eval()
-    x = torch.randn(2, 3, 10, 10)
-    for part in (model[1:], model):
-        example = torch.randn(1, 3 if part is model else 8, 10, 10)
-        with pytest.warns() if part is model else pytest.MonkeyPatch.context():
-            program = graphcomp.trace(part, example)
-        small = graphcomp.compile(program, "l1{ratio=0.5, multiple=1}").program
-        if part is model:
-            with pytest.raises(SurgeryError):  # both at once: neither way does
-                graphcomp.apply(small, part)
-            continue
-        made = graphcomp.apply(small, part)
-        assert type(made[0]) is Activated  # type: ignore[index]
-        y = torch.randn(2, 8, 10, 10)
-        torch.testing.assert_close(made(y), small(y))
-    plain = nn.Sequential(Standardised(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
-    with pytest.warns(match="parameters alone"):
-        small = graphcomp.compile(graphcomp.trace(plain, x[:1]), "l1{ratio=0.5, multiple=1}").program
-        made = graphcomp.apply(small, plain)
+def test_a_class_that_does_more_than_its_layer_stays() -> None:
+    model = nn.Sequential(Activated(8), nn.Conv2d(8, 8, 3), Activated(8), nn.Conv2d(8, 2, 1)).eval()
+    x = torch.randn(2, 8, 10, 10)
+    small = graphcomp.compile(graphcomp.trace(model, x[:1]), "l1{ratio=0.5, multiple=1}").program
+    made = graphcomp.apply(small, model)
+    assert type(made[0]) is Activated  # type: ignore[index]
     torch.testing.assert_close(made(x), small(x))
+
+
+def test_a_class_that_would_compute_its_weight_again_goes() -> None:
+    model = nn.Sequential(Standardised(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    x = torch.randn(2, 3, 10, 10)
+    with pytest.warns(match="parameters alone"):
+        program = graphcomp.trace(model, x[:1])
+    small = graphcomp.compile(program, "l1{ratio=0.5, multiple=1}").program
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it was said when it was traced
+        made = graphcomp.apply(small, model)
+    torch.testing.assert_close(made(x), small(x))
+
+
+def test_both_at_once_are_refused() -> None:
+    model = nn.Sequential(Standardised(3, 8, 3), Activated(8), nn.Conv2d(8, 2, 1)).eval()
+    with pytest.warns(match="parameters alone"):
+        program = graphcomp.trace(model, torch.randn(1, 3, 10, 10))
+    small = graphcomp.compile(program, "l1{ratio=0.5, multiple=1}").program
+    with pytest.raises(SurgeryError):
+        graphcomp.apply(small, model)
 
 
 def test_one_module_under_two_names() -> None:
