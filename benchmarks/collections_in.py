@@ -21,7 +21,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ import graphcomp
 from graphcomp.channels import Removal, analyse
 from graphcomp.errors import GraphcompError
 from graphcomp.ir import output_tensors
+from graphcomp.pipeline import relative_error
 
 TITLES = {
     "timm": "Networks of timm, one a family",
@@ -164,14 +165,6 @@ def _reference(network: Network) -> tuple[tuple[Tensor, ...], list[Tensor]]:
     return seen["inputs"], seen["outputs"]
 
 
-def _distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """The largest difference of an output, relative to the largest value of the wanted one."""
-    return max(
-        float((a - b).abs().max() / b.abs().max().clamp(min=1e-300))
-        for a, b in zip(found, wanted, strict=True)
-    )
-
-
 @torch.no_grad()
 def measure(build: Callable[[], Network]) -> Row:
     """One network."""
@@ -211,10 +204,10 @@ def measure(build: Callable[[], Network]) -> Row:
         "specialised": len(program.interface.specialised),
         "trace_s": traced - begin,
         "analyse_s": analysed - traced,
-        "program": _distance(wanted, whole),
+        "program": max(map(relative_error, wanted, whole)),
         "share": sum(len(g.channels) for g in channels.groups if g.pinned is None) / every,
-        "error": _distance(found, masked),
-        "moved": _distance(wanted, masked),
+        "error": max(map(relative_error, found, masked)),
+        "moved": max(map(relative_error, wanted, masked)),
         "params": sum(p.numel() for p in smaller.module.parameters()) / count,
         "refusals": len(kept),
         "pins": [reason for reason, _ in pins.most_common(2)],
