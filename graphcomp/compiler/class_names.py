@@ -43,6 +43,17 @@ def with_class_names(source: Source, file: Path, classes: Sequence[int] | None) 
     return replace(source, program=program)
 
 
+def without_class_names(source: Source) -> Source:
+    """The source without names that its file gave to outputs of which some are left out now."""
+    told = source.program.interface
+    if KEY not in told.metadata:
+        return source
+    metadata = {key: value for key, value in told.metadata.items() if key != KEY}
+    program = replace(source.program, interface=told.model_copy(update={"metadata": metadata}))
+    said = f"metadata {KEY!r} named all classes of the original and is left out; --class-names writes others"
+    return replace(source, program=program, remarks=(*source.remarks, said))
+
+
 def _read(file: Path) -> list[str]:
     try:
         size = file.stat().st_size

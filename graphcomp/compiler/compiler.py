@@ -22,7 +22,7 @@ from typing import Any
 
 from graphcomp.base import Progress, distributed, locked, quiet, write_record
 from graphcomp.bases import options_of
-from graphcomp.compiler.class_names import with_class_names
+from graphcomp.compiler.class_names import with_class_names, without_class_names
 from graphcomp.compiler.folder import (
     State,
     checkpointing,
@@ -93,6 +93,8 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
         source = restricted(source, classes, job.recipe)
     if job.recipe.export.class_names is not None:
         source = with_class_names(source, Path(job.recipe.export.class_names), classes)
+    elif classes is not None:
+        source = without_class_names(source)
     if job.recipe.robustness is not False:
         require_images(data.eval, source.program.example_inputs[0].shape[1:])  # fails now, as `probe` does
     threads = job.recipe.bench.threads if job.recipe.bench is not False else 1

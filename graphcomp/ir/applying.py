@@ -43,7 +43,7 @@ def apply(
 
     Raises:
         SurgeryError: naming what the network's own code does not do, or where the two differ.
-        TraceError: the program was not traced from this network.
+        TraceError: no example inputs for a part that has a `start`, or a network that has no such part.
     """
     told = program.interface
     module = unwrapped(module)

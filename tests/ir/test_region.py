@@ -348,6 +348,28 @@ def test_one_module_under_two_names() -> None:
     torch.testing.assert_close(made(x), small(x))
 
 
+def test_opened_attention_leaves_nothing_behind() -> None:
+    """Its layers are the program's alone: the network keeps torch's module and no other tensors."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+            self.hidden, self.head = nn.Linear(16, 32), nn.Linear(32, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.attention(x, x, x, need_weights=False)[0]
+            return self.head(self.hidden(x).relu())
+
+    model, x = Net().eval(), torch.randn(2, 5, 16)
+    program = graphcomp.trace(model, x[:1])
+    small = graphcomp.compile(program, "l1{ratio=0.5, multiple=1, exclude='attention*'}").program
+    made = graphcomp.apply(small, model)
+    torch.testing.assert_close(made(x), small(x))
+    assert made.state_dict().keys() == model.state_dict().keys()
+    assert made.hidden.out_features == 16  # type: ignore[union-attr]
+
+
 def test_another_network_is_refused(detector: Detector) -> None:
     with pytest.raises(
         TraceError, match="start: found 'backbone', expected the path of a module of Sequential"
