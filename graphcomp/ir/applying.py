@@ -115,8 +115,9 @@ def _put_in(program: Program, layers: Iterable[str], result: nn.Module, own: boo
         names.setdefault(id(old), []).append(path)
     called = program.called_modules()
     for path in layers:
-        old = named.get(path)
-        for name in [path] if old is None else names[id(old)]:
+        # None for layers that tracing has made of functions or of an opened module: the network has no place
+        # for them, and whether its own code says the same is compared afterwards.
+        for name in names[id(named[path])] if path in named else ():
             if path in called:
                 _renew(result, name, called[path], own)
             else:  # factors lie where the layer was
