@@ -1,6 +1,7 @@
 """Names of classes in the metadata of every file of a run."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -78,3 +79,25 @@ def test_files_that_do_not_name_the_outputs(content: bytes, message: str, file: 
 def test_files_that_are_none(name: str, tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="expected a text file"):
         with_class_names(Source(tiny_program(), None, None), tmp_path / name, None)
+
+
+@pytest.mark.slow
+def test_names_of_a_file_whose_classes_are_cut_are_left_out(file: Path, tmp_path: Path) -> None:
+    """Else the smaller file names outputs that it has not, and the ones it has wrongly."""
+    import numpy as np
+
+    named = with_class_names(Source(tiny_program(), None, None), file, None).program
+    told = named.interface
+    named = replace(named, interface=told.model_copy(update={"metadata": {**told.metadata, "author": "x"}}))
+    export_onnx(named, tmp_path / "named.onnx", batches=(1,))
+    data = tmp_path / "d.npz"
+    rng = np.random.default_rng(0)
+    np.savez(data, x=rng.integers(0, 256, (240, 8, 8, 3), dtype=np.uint8), y=rng.integers(0, 4, 240))
+    recipe = Recipe.model_validate(
+        {"passes": ["l1{ratio=0.5, multiple=1}"], "data": f"npz:{data}", "bench": False, "classes": (3, 1)}
+    )
+    job = Job(str(tmp_path / "named.onnx"), recipe, make_passes(recipe, PASSES), None, None)
+    report = build(job, tmp_path / "out")
+    found = {p.key: p.value for p in onnx.load(tmp_path / "out" / "model.onnx").metadata_props}
+    assert KEY not in found and found["author"] == "x"
+    assert any("--class-names writes others" in said for said in report.remarks)
