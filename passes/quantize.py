@@ -12,6 +12,7 @@ See docs/onnx.md for the ranges, the grids and the checks.
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
@@ -50,6 +51,12 @@ class Quantize:
     def require(self, outlook: Outlook) -> None:
         """Samples of the network's own kind, labelled or not, and something to quantise."""
         data = require_data(self.name, outlook.context)
+        read = outlook.program.example_inputs[0].dtype
+        if read != torch.float32:
+            raise PassError(
+                f"{self.name}: found a network that reads {read}, expected torch.float32, whose range is "
+                "that of samples; leave it out"
+            )
         _check_samples(self.name, data)
         if outlook.plain and not any(
             isinstance(m, LAYERS) for m in outlook.program.called_modules().values()
@@ -117,7 +124,8 @@ def _check_samples(name: str, data: Data) -> None:
 
 
 def _summary(made: Quantized) -> str:
-    layers = len(made.layers)
-    of = layers + len(made.in_float)
-    said = f"{layers} of {of} layers in 8 bits, {made.snr_db:.1f} dB of the outputs"
-    return f"{said}, {made.float_bytes / made.int8_bytes:.2f} times smaller; ships {made.shipped}"
+    named = {layer.name for layer in made.layers}
+    count, of = len(named - made.in_float.keys()), len(named | made.in_float.keys())
+    said = f"{count} of {of} layers in 8 bits, {made.snr_db:.1f} dB of the outputs"
+    ships = f"ships {made.shipped}" if made.bench is not None else "no race was run"
+    return f"{said}, {made.int8_bytes:,} bytes for {made.float_bytes:,}; {ships}"

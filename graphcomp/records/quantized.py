@@ -50,7 +50,7 @@ class Quantized(Record):
 
     path: str | None = Field(description="the 8 bit file; null if it lost against the float file")
     source: str = Field(description="the float file")
-    shipped: Literal["int8", "float32"] = Field(description="the faster file")
+    shipped: Literal["int8", "float32"] = Field(description="the faster file; without a race that in 8 bits")
     why: str = Field(description="one sentence")
     float_bytes: int = Field(description="size of the float file")
     int8_bytes: int = Field(description="size of the 8 bit file")
@@ -64,6 +64,11 @@ class Quantized(Record):
     in_float: dict[str, str] = Field(description="convolutions and products left in float, and why")
     given_back: list[GivenBack] = Field(
         default_factory=list, description="layers that were tried in float; empty without a race"
+    )
+    saturating: list[str] | None = Field(
+        default=None,
+        description="layers whose sums can leave int16 on x86 without VNNI, where they saturate without a "
+        "word; null in older reports",
     )
     operators: dict[str, int] = Field(description="what the runtime made of the 8 bit file, by number")
     bench: Bench | None = Field(description="the float file (base) against the 8 bit file; null: no race")

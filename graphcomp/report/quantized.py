@@ -104,5 +104,10 @@ def _checked(made: Quantized) -> str:
             f"; {len(steps)} were compared with themselves as written, on samples and on 0 and 255: "
             f"at most {max(steps)} step{'s' if max(steps) != 1 else ''} of their output apart"
         )
+    if made.saturating:
+        said += (
+            f"; on x86 without VNNI sums of {len(made.saturating)} of them can saturate without a word: for "
+            "such machines quantise with the target cpu-avx2-int8 (grid=pairs)"
+        )
     left = [f"{name} ({why})" for name, why in made.in_float.items()]
     return f"{said}. In float: {some_of(left, 5)}." if left else f"{said}. Nothing is left in float."

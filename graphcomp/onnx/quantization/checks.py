@@ -4,6 +4,7 @@ An 8 bit network cannot equal its float network. Each of its layers can equal it
 measured.
 """
 
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,11 +22,16 @@ from graphcomp.onnx.quantization.sessions import Feeds, float_tensors, plain_ses
 from graphcomp.runtime import open_session
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+EQUAL = 1e-2
+"""Of a step: float sums in another order are no difference."""
 _SUFFIX = "_DequantizeLinear_Output"  # how ONNX Runtime's quantizer calls what stands for a float tensor
 
 
 def snr(expected: Iterable[NDArray[Any]], found: Iterable[NDArray[Any]]) -> float:
-    """Signal to noise in dB, 10 log10(sum e^2 / sum (e - f)^2); inf where nothing differs."""
+    """Signal to noise in dB, 10 log10(sum e^2 / sum (e - f)^2).
+
+    inf where nothing differs, -inf where there is no signal, or what was found is infinite or no number.
+    """
     signal = noise = 0.0
     for e, f in zip(expected, found, strict=True):
         wide = e.astype(np.float64)
@@ -33,7 +39,7 @@ def snr(expected: Iterable[NDArray[Any]], found: Iterable[NDArray[Any]]) -> floa
         noise += float(((wide - f) ** 2).sum())
     if noise == 0:
         return float("inf")
-    return float(10 * np.log10(signal / noise)) if signal else float("-inf")
+    return float(10 * np.log10(signal / noise)) if signal and math.isfinite(noise) else float("-inf")
 
 
 def run_all(model: bytes, batches: Iterable[Feeds]) -> list[list[NDArray[Any]]]:
@@ -77,8 +83,9 @@ def errors_by_layer(
     The definition is the layer as it stands in the file: dequantise, compute in float, quantise. Both get
     the same
     bytes: those of the unfused network on `feeds`, and as many that are 0 or 255 by chance, all 0 and all
-    255. Of a Gemm that yields numbers and no bytes a step is a 255th of what they span. Any other layer whose
-    output is not quantised (nothing fuses there) is not among them.
+    255. Of a Gemm that yields numbers and no bytes a step is a 255th of what they span on `feeds`, and part
+    of a step counts as one. Any other layer whose output is not quantised (nothing fuses there) is not among
+    them.
 
     Args:
         quantised: a QDQ model.
@@ -167,8 +174,8 @@ def _error(model: ModelProto, unit: _Unit, inputs: Sequence[NDArray[Any]]) -> in
     pairs = [(reference({unit.x: x})[unit.y], fused.run(None, {unit.x: x})[0]) for x in inputs]
     if rounds:
         return max(int(np.abs(a.astype(np.int32) - b).max()) for a, b in pairs)
-    span = max(float(np.ptp(a)) for a, _ in pairs) or 1.0
-    return max(int(np.abs(a - b).max() * 255 / span) for a, b in pairs)
+    span = float(np.ptp(pairs[0][0])) or 1.0
+    return max(math.ceil(np.abs(a - b).max() * 255 / span - EQUAL) for a, b in pairs)
 
 
 def _bytes(seen: NDArray[Any], rng: np.random.Generator) -> list[NDArray[Any]]:

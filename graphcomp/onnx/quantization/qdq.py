@@ -137,6 +137,13 @@ def scales_of(
     return found
 
 
+def saturating(layers: Sequence[Layer], choice: Choice) -> list[str]:
+    """Those of the chosen layers whose sums can leave int16 on x86 without VNNI, whatever runs here."""
+    taken = [layer for layer in layers if layer.name in choice.layers and not layer.depthwise]
+    scales = scales_of(taken, choice.ranges, choice.grid)
+    return [x.name for x in taken if grids.saturates(grids.quantised(x.taps(), scales[x.weight])).any()]
+
+
 def correct_biases(
     model: ModelProto,
     layers: Sequence[Layer],

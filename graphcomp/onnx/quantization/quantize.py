@@ -22,7 +22,7 @@ from graphcomp.onnx.quantization import checks
 from graphcomp.onnx.quantization.attempts import Work, checked, give_back
 from graphcomp.onnx.quantization.grids import GRIDS, Grid
 from graphcomp.onnx.quantization.layers import Layer, find_layers
-from graphcomp.onnx.quantization.qdq import Choice, write_qdq
+from graphcomp.onnx.quantization.qdq import Choice, saturating, write_qdq
 from graphcomp.onnx.quantization.ranges import collect
 from graphcomp.onnx.quantization.samples import calibration, compare, counted, outputs, require_classes
 from graphcomp.onnx.quantization.sessions import Feeds
@@ -123,7 +123,8 @@ def quantize_file(
     """As `quantize_onnx`, with what it decided.
 
     `own`: the grid of the machine that the file is for, which is tried first where `grid` does not say; None:
-    of this one. `timing`: None for no race, and the file in any case.
+    of this one. Where it is `pairs` no other one may saturate there, whatever this machine does. `timing`:
+    None for no race, and the file in any case.
     """
     _check_request(path, out, grid)
     if evaluate is not None:
@@ -133,9 +134,22 @@ def quantize_file(
     fitted, held = calibration(model, samples, count, batch)
     progress("look at ranges", 0.1)
     before = model.SerializeToString()
-    work = Work(model, layers, left, collect(model, layers, fitted), held, outputs(before, held))
+    expected = outputs(before, held)
+    if not expected:
+        raise ExportError(
+            f"{path}: found no float32 output, expected one, by which ranges are chosen and the loss is "
+            "judged; export what the last layer yields as well"
+        )
+    work = Work(model, layers, left, collect(model, layers, fitted), held, expected)
     progress("choose ranges and check layers", 0.3)
     found = checked(work, grid, own or ("pairs" if adds_in_int16() else "plain"))
+    unsafe = saturating(found.layers, found.choice)
+    if unsafe and own == "pairs":
+        raise ExportError(
+            f"{unsafe[0]}: found weights whose sums can saturate on x86 without VNNI, which the target is "
+            f"(and {len(unsafe) - 1} more), expected none; no check on a machine with VNNI sees it; use "
+            f"another grid than {found.choice.grid}, pairs or reduced, or a target with VNNI"
+        )
     bench = None
     if timing is not None:
         progress("try layers in float", 0.5)
@@ -175,6 +189,7 @@ def quantize_file(
         in_float=dict.fromkeys(unfused, "the runtime fused nothing there") | dict(found.left),
         given_back=found.given_back,
         operators=operators,
+        saturating=saturating(found.layers, found.choice),
         bench=bench,
         score=score,
         accuracy=accuracy,

@@ -43,7 +43,8 @@ def batches(model: ModelProto, split: Split, size: int) -> list[Feeds]:
     """All whole batches: a file may take no other."""
     name = input_name(model)
     found = [x.numpy() for x, _ in split.batches(size) if len(x) == size]
-    dims = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    (value,) = (i for i in model.graph.input if i.name == name)  # files may list stored weights before it
+    dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
     shape = found[0].shape
     if len(shape) != len(dims) or any(d and d != n for d, n in zip(dims[1:], shape[1:], strict=True)):
         raise DataError.at("samples", "x".join(map(str, shape[1:])), f"{name} of {dims[1:]}", "give others")
@@ -76,13 +77,29 @@ def require_classes(split: Split) -> None:
 def compare(
     before: bytes, after: bytes, model: ModelProto, split: Split, batch: int | None
 ) -> tuple[Score, Interval]:
-    """How good `after` is, and how many more, or fewer, of the same samples it gets right than `before`."""
+    """How good `after` is, and how many more, or fewer, of the same samples it gets right than `before`.
+
+    Raises DataError unless the first output is a number for each of the classes that labels name.
+    """
     size = batch or math.gcd(len(split), 16)  # open batches leave no sample out
     fed = batches(model, split, size)
     labels = split.labels.numpy()[: len(fed) * size]
     was, now = (
-        np.concatenate([y[0].argmax(1) for y in run_all(each, fed)]) == labels for each in (before, after)
+        np.concatenate([_logits(y[0], labels).argmax(1) for y in run_all(each, fed)]) == labels
+        for each in (before, after)
     )
     low, high = wilson(int(now.sum()), len(now))
     score = Score(measure="accuracy", value=float(now.mean()), samples=len(now), low=low, high=high)
     return score, paired_difference(was, now)
+
+
+def _logits(output: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+    """The output, if classes can be told by it."""
+    if output.ndim != 2 or output.shape[1] <= max(1, int(labels.max())):
+        raise DataError.at(
+            "evaluate",
+            f"a first output of {'x'.join(map(str, output.shape))} and labels up to {int(labels.max())}",
+            "(samples, classes) with a number for each label",
+            "leave evaluate out, or give the file whose first output is the classifier's",
+        )
+    return output
