@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 import typer
 
 from graphcomp.cli.console import interrupted, out_console, progress_shown, warn
-from graphcomp.cli.options import InputShapes, Start, Until, Weights, refuse_idle, shapes_of
+from graphcomp.cli.options import (
+    Inputs,
+    InputShapes,
+    Start,
+    Until,
+    Weights,
+    inputs_of,
+    refuse_idle,
+    shapes_of,
+)
 from graphcomp.cli.recipes import recipe_of
 from graphcomp.errors import RecipeError
 
@@ -49,6 +58,7 @@ def compile_command(
     input_shape: InputShapes = None,
     start: Start = None,
     until: Until = None,
+    inputs: Inputs = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on after the last finished pass")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run's results")] = False,
     allow_nothing: Annotated[
@@ -89,6 +99,7 @@ def compile_command(
     plan, made = recipe_of(recipe, passes)
     changes: dict[str, Any] = {"data": data, "target": target, "seed": seed, "head": _head(head)}
     changes |= {"start": start, "until": until}
+    changes["arguments"] = inputs_of(inputs) or None
     changes["allow_nothing"] = allow_nothing or None
     changes["classes"] = None if classes is None else _classes(classes)
     if memory is not None:

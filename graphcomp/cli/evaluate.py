@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from graphcomp.cli.console import out_console, progress_shown
-from graphcomp.cli.options import InputShapes, Model, Weights, refuse_idle, shapes_of
+from graphcomp.cli.options import Inputs, InputShapes, Model, Weights, inputs_of, refuse_idle, shapes_of
 from graphcomp.errors import RecipeError
 
 
@@ -18,6 +18,7 @@ def evaluate_command(
     ] = None,
     weights: Weights = None,
     input_shape: InputShapes = None,
+    inputs: Inputs = None,
     robustness: Annotated[
         bool, typer.Option("--robustness", help="also on images that are blurred, hidden, dark or bright")
     ] = False,
@@ -29,7 +30,7 @@ def evaluate_command(
     from graphcomp.compiler import RobustnessOptions, evaluate_source, load_source, open_data
     from graphcomp.report import evaluation_table
 
-    source = load_source(model, weights, shapes_of(input_shape))
+    source = load_source(model, weights, shapes_of(input_shape), arguments=inputs_of(inputs))
     spec = data or source.data
     if spec is None:
         raise RecipeError("--data: found none, expected labelled data such as cifar10:DIR to evaluate on")

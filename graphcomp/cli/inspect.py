@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from graphcomp.cli.console import out_console, warn
-from graphcomp.cli.options import InputShapes, Model, Start, Until, Weights, shapes_of
+from graphcomp.cli.options import Inputs, InputShapes, Model, Start, Until, Weights, inputs_of, shapes_of
 
 
 def inspect_command(
@@ -15,6 +15,7 @@ def inspect_command(
     input_shape: InputShapes = None,
     start: Start = None,
     until: Until = None,
+    inputs: Inputs = None,
     join: Annotated[Literal["couple", "pad"], typer.Option("--join", help="policy at additions")] = "couple",
     json_file: Annotated[Path | None, typer.Option("--json", help="write everything as JSON")] = None,
     svg_file: Annotated[Path | None, typer.Option("--svg", help="draw the groups on the network")] = None,
@@ -30,7 +31,9 @@ def inspect_command(
     from graphcomp.ir import Region
 
     region = Region(start or "", until or "")
-    program = load_source(model, weights, shapes_of(input_shape), region, rounding=False).program
+    program = load_source(
+        model, weights, shapes_of(input_shape), region, inputs_of(inputs), rounding=False
+    ).program
     for remark in program.interface.remarks:
         warn(f"{remark[0].upper()}{remark[1:]}.")
     inspection = inspect(program, join)

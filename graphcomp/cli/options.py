@@ -1,7 +1,8 @@
 """Arguments that several commands have, and what is read from them."""
 
+import ast
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +20,10 @@ Start = Annotated[
 ]
 Until = Annotated[
     str | None, typer.Option("--until", help="module whose return ends it, e.g. head (the outputs)")
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option("--input", help="value of an argument that is no tensor, e.g. mask=none; once for each"),
 ]
 InputShape = Annotated[str | None, typer.Option("--input-shape", help="with the batch, e.g. 1,3,224,224")]
 InputShapes = Annotated[
@@ -60,6 +65,38 @@ def shapes_of(texts: list[str] | None) -> dict[str, tuple[int, ...]] | None:
             )
         shapes[name] = shape
     return shapes or None
+
+
+def inputs_of(texts: list[str] | None) -> dict[str, Any]:
+    """Values by argument; RecipeError if a text is no NAME=VALUE."""
+    found: dict[str, Any] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not (name.isidentifier() and equals):
+            raise RecipeError(f"--input: found {text!r:.100}, expected NAME=VALUE, e.g. flag=true")
+        if name in found:
+            raise RecipeError(f"--input: found {text!r:.100} beside another {name}, expected each name once")
+        found[name] = _value(name, value)
+    return found
+
+
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
+
+
+def _value(name: str, text: str) -> Any:
+    """As Python writes numbers, texts in quotes and lists of these; else one of our words, or a text."""
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    # Whatever it raises: of what is no literal, too deep, or too long.
+    except Exception as error:
+        if text.isprintable() and (text[:1].isalpha() or text[:1] == "_"):
+            return text
+        raise RecipeError(
+            f"--input: {name}: found {text!r:.100}, expected true, false, none, a number, a list or a text, "
+            "in quotes where it begins with anything but a letter"
+        ) from error
 
 
 def _given(context: typer.Context, name: str) -> bool:

@@ -87,7 +87,7 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
         # Fails now rather than after the passes.
         distributed.on_first(partial(_prove, options.provider or target.provider, options.cuda_graphs))
     progress("load the model", 0.0)
-    source = load_source(job.model, job.weights, job.input_shape, job.recipe.region)
+    source = load_source(job.model, job.weights, job.input_shape, job.recipe.region, job.recipe.arguments)
     spec, data, classes = data_of(job, source)
     if classes is not None:
         source = restricted(source, classes, job.recipe)

@@ -31,7 +31,7 @@ from graphcomp.compiler.classes import Head
 from graphcomp.compiler.pass_lines import split_passes
 from graphcomp.compiler.reading import Lines, dotted, read_yaml
 from graphcomp.errors import RecipeError
-from graphcomp.ir import Region
+from graphcomp.ir import Region, Value, plain_argument
 from graphcomp.measure import Corruption, Kind
 from graphcomp.onnx import Dynamic, Weights
 from graphcomp.pipeline import Pass
@@ -50,6 +50,10 @@ def _parse_class(value: Any) -> int | str:
 
 ClassId = Annotated[int | str, PlainValidator(_parse_class, json_schema_input_type=int | str)]
 """Of one class: its number, or its name where the data has names."""
+
+
+Argument = Annotated[Value, PlainValidator(plain_argument)]
+"""Of forward, that is no tensor."""
 
 
 class BenchOptions(BaseModel):
@@ -110,6 +114,7 @@ class Recipe(BaseModel):
     `allow_nothing`: a run in which no pass changes anything is no error. `memory`: GiB of activations and
     statistics that passes hold at once, by default a quarter of the machine's; what is found does not depend
     on it. `start`, `until`: modules between which the network is compressed, see `ir.trace`.
+    `arguments`: what forward is called with beside tensors, by name.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -119,6 +124,7 @@ class Recipe(BaseModel):
     weights: str | None = None
     start: str | None = None
     until: str | None = None
+    arguments: dict[str, Argument] = {}
     data: str | None = None
     classes: Annotated[tuple[ClassId, ...], Field(min_length=2)] | None = None
     head: Head = "slice"

@@ -148,7 +148,9 @@ def _asked(job: Job) -> dict[str, tuple[int, ...]]:
 
 def _effective(job: Job, data: str, target: str) -> dict[str, Any]:
     """The recipe as it ran, valid as a recipe file."""
-    recipe = job.recipe.model_dump(mode="json", exclude_none=True, exclude={"weights"})
+    recipe = job.recipe.model_dump(mode="json", exclude_none=True, exclude={"weights", "arguments"})
+    if job.recipe.arguments:  # None is a value there
+        recipe |= job.recipe.model_dump(mode="json", include={"arguments"})
     passes = [{p.name: _plain(options_of(p))} for p in job.passes]
     weights = {"weights": str(job.weights)} if job.weights else {}
     recipe["allow_nothing"] = job.recipe.allows_nothing

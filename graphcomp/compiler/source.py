@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -73,18 +74,24 @@ def load_source(
     weights: Path | None = None,
     input_shape: InputShape = None,
     region: Region = WHOLE,
+    arguments: Mapping[str, Any] | None = None,
     *,
     rounding: bool = True,
 ) -> Source:
     """Load and trace a model, or a part of it, or read it from an ONNX file.
 
-    For ONNX files, and `rounding`, see `onnx.read_onnx`.
+    For ONNX files, and `rounding`, see `onnx.read_onnx`; for `region` and `arguments`, see `ir.trace`.
 
     Raises:
         LoadError: unknown model, unreadable or unfitting weights, NaN weights, no input shape.
         TraceError: a model that cannot be traced, or an input shape that it does not take.
         VerifyError: weights that no result could be exported with, naming the tensor.
     """
+    if arguments and (is_program_dir(model) or is_onnx(model)):
+        raise LoadError(
+            f"{model}: found values for {', '.join(arguments):.100}, expected a network with its own code: "
+            "a file has taken all of its decisions; leave --input (`arguments:` in a recipe) out"
+        )
     if region and (is_program_dir(model) or is_onnx(model)):
         raise LoadError(
             f"{model}: found a part asked for ({region}), expected a module that is called: a file has no "
@@ -116,7 +123,14 @@ def load_source(
     _check_memory(shape)
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(shape, generator=generator)
-    program = trace(loaded.module, example, copy_weights=False, start=region.start, until=region.until)
+    program = trace(
+        loaded.module,
+        example,
+        copy_weights=False,
+        start=region.start,
+        until=region.until,
+        arguments=arguments,
+    )
     untrained = weights is None and loaded.untrained is not None
     return _checked(Source(program, weights, loaded.default_data, (said,) if said else (), not untrained))
 

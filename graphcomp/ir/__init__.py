@@ -1,6 +1,7 @@
 """What a program is: a traced network as a value, its operators, its text, its files."""
 
 from graphcomp.ir.applying import apply
+from graphcomp.ir.arguments import plain_argument
 from graphcomp.ir.coefficients import (
     LAYERS,
     Basis,
@@ -15,7 +16,7 @@ from graphcomp.ir.coefficients import (
 )
 from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.inputs import fresh_inputs, numbers_of
-from graphcomp.ir.interface import Interface, Port
+from graphcomp.ir.interface import Interface, Port, Value
 from graphcomp.ir.masked import MASKS, masked_norm, masked_spread
 from graphcomp.ir.meta import run_on_meta
 from graphcomp.ir.operators import CASTS, MODULE_NAMES, function_name
@@ -64,6 +65,7 @@ __all__ = [
     "Program",
     "Region",
     "Shape",
+    "Value",
     "WHOLE",
     "acts_in_place",
     "apply",
@@ -91,6 +93,7 @@ __all__ = [
     "op_name",
     "output_tensors",
     "parts",
+    "plain_argument",
     "run_on_meta",
     "same_memory",
     "save",

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphcomp.errors import GraphcompError, GraphcompWarning, SurgeryError, TraceError, first_line, some_of
+from graphcomp.ir.arguments import call_with
 from graphcomp.ir.baking import copied
 from graphcomp.ir.inputs import fresh_inputs
+from graphcomp.ir.interface import Arguments
 from graphcomp.ir.program import PASS_KEY, Program, disagrees, evaluating, output_tensors
 from graphcomp.ir.region import Region
 from graphcomp.ir.tracing import trace, unwrapped
@@ -56,20 +58,24 @@ def apply(
     inputs = program.example_inputs if example_inputs is None else example_inputs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GraphcompWarning)  # said when the program was traced
-        result = _substituted(program, module, inputs, Region(start, until))
+        result = _substituted(program, module, inputs, Region(start, until), told.arguments)
     known = {path: m.training for path, m in module.named_modules(remove_duplicate=False)}
     for path, new in result.named_modules():
         while path not in known:  # as the innermost module around it that there was
             path = path.rpartition(".")[0]
         new.training = known[path]
     if start or until:
-        _run(result, inputs, str(Region(start, until)))
+        _run(result, inputs, told.arguments, str(Region(start, until)))
     return result
 
 
-def _substituted(program: Program, module: nn.Module, inputs: Any, region: Region) -> nn.Module:
+def _substituted(
+    program: Program, module: nn.Module, inputs: Any, region: Region, arguments: Arguments
+) -> nn.Module:
     """A copy with the layers, or with the program, in their place."""
-    traced = partial(trace, example_inputs=inputs, start=region.start, until=region.until)
+    traced = partial(
+        trace, example_inputs=inputs, start=region.start, until=region.until, arguments=arguments
+    )
     layers = traced(module).called_modules()
     refusals: list[Exception] = []
     for own in (True, False):
@@ -87,11 +93,13 @@ def _substituted(program: Program, module: nn.Module, inputs: Any, region: Regio
     return result
 
 
-def _run(result: nn.Module, inputs: Tensor | tuple[Any, ...], region: str) -> None:
+def _run(result: nn.Module, inputs: Tensor | tuple[Any, ...], arguments: Arguments, region: str) -> None:
     """What is behind the part may read more of it than what the last module returns."""
+    given = (inputs,) if isinstance(inputs, Tensor) else inputs
+    args, kwargs = call_with(result.forward, given, arguments)
     try:
         with evaluating(result), torch.no_grad():
-            result(*((inputs,) if isinstance(inputs, Tensor) else inputs))
+            result(*args, **kwargs)
     # Whatever a network raises when its parts do not fit.
     except Exception as error:
         raise SurgeryError(

@@ -22,6 +22,8 @@ from torch.utils import _pytree as pytree
 
 from graphcomp.base import muted
 from graphcomp.errors import first_line
+from graphcomp.ir.arguments import call_with
+from graphcomp.ir.interface import Arguments
 from graphcomp.ir.program import with_tensors
 from graphcomp.ir.tracer import plain_output
 
@@ -33,20 +35,14 @@ class NotLiftedError(Exception):
     """A node that has no form in plain torch; the message names it."""
 
 
-def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
-    """Capture a network with an open batch.
-
-    Args:
-        model: in eval mode.
-        inputs: one sample each.
-    """
+def export(model: nn.Module, inputs: tuple[Tensor, ...], arguments: Arguments) -> ExportedProgram:
+    """Capture a network, in eval mode, with an open batch; from one sample of each input."""
     pairs = tuple(torch.cat([x, x]) for x in inputs)  # a batch of one would be taken for a constant
-    shapes = tuple({0: Dim.DYNAMIC} if x.ndim else None for x in inputs)
-    parameters = inspect.signature(model.forward).parameters
-    listed = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
-    named = (shapes,) if listed else dict(zip(parameters, shapes, strict=False))
+    args, kwargs = call_with(model.forward, pairs, arguments)
+    given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    shapes = pytree.tree_map(lambda x: {0: Dim.DYNAMIC} if isinstance(x, Tensor) and x.ndim else None, given)
     with muted():  # what stops it is logged with the whole graph, and raised
-        return torch.export.export(model, pairs, dynamic_shapes=named, strict=False)
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
 def of_script(model: torch.jit.ScriptModule, inputs: tuple[Tensor, ...]) -> ExportedProgram:

@@ -19,6 +19,16 @@ Text = Annotated[str, Field(max_length=1 << 20)]
 MOST_PORTS, MOST_ENTRIES, MOST_AXES = 1 << 10, 1 << 12, 8
 
 
+Flag = Annotated[bool, Field(strict=True)]
+Whole = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Word = Annotated[str, Field(strict=True, max_length=1 << 20)]
+Plain = Flag | Whole | Number | Word | None
+Value = Plain | tuple[Plain, ...]
+Arguments = dict[Name, Value]
+"""What forward is called with beside tensors."""
+
+
 class Port(Record):
     """One input or output."""
 
@@ -61,6 +71,10 @@ class Interface(Record):
         default=(),
         description="places in the network's code where height or width decided what it does: it is for "
         "those of the example inputs only; empty: for any",
+    )
+    arguments: Annotated[Arguments, Field(max_length=MOST_ENTRIES)] = Field(
+        default_factory=dict,
+        description="values of forward's arguments that the network was traced with beside its inputs",
     )
     start: Name | None = Field(
         default=None, description="module whose call the program begins with, of a part of a network (trace)"

@@ -9,12 +9,15 @@ call's tensors as inputs, and with what the module `until` returns it ends.
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from graphcomp.errors import TraceError, first_line
+from graphcomp.ir.arguments import Call
+from graphcomp.ir.interface import Arguments
 from graphcomp.ir.program import evaluating, map_leaves
 from graphcomp.ir.tracer import ShapedTracer, plain_output
 
@@ -56,12 +59,8 @@ class _Left(BaseException):
         self.value = value
 
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments."""
-
-
-def call_of(model: nn.Module, path: str, inputs: tuple[Any, ...]) -> Call:
-    """What a network calls one of its modules with, the first time, for these inputs.
+def call_of(model: nn.Module, path: str, given: Call) -> Call:
+    """What a network calls one of its modules with, the first time, for this call of its own.
 
     Raises:
         TraceError: it is never called, or the network does not run.
@@ -73,7 +72,7 @@ def call_of(model: nn.Module, path: str, inputs: tuple[Any, ...]) -> Call:
     hook = model.get_submodule(path).register_forward_pre_hook(seen, with_kwargs=True)
     try:
         with evaluating(model), torch.no_grad():
-            model(*inputs)
+            model(*given[0], **given[1])
     except _Left as left:
         return cast(Call, left.value)
     # Whatever a network raises for inputs that it does not take.
@@ -119,12 +118,15 @@ class RegionTracer(ShapedTracer):
 
     Args:
         model, region: the network, and between which of its modules.
-        given: what the network takes, with which it runs up to the region.
-        call: what `start` is called with, of one sample.
+        given: the call of the network with which it runs up to the region.
+        call: what `start` is called with, of one sample; without a start that is the network itself.
+        arguments: see `ShapedTracer`.
     """
 
-    def __init__(self, model: nn.Module, region: Region, given: tuple[Any, ...], call: Call) -> None:
-        super().__init__(model, inputs_in(call))
+    def __init__(
+        self, model: nn.Module, region: Region, given: Call, call: Call, arguments: Arguments
+    ) -> None:
+        super().__init__(model, inputs_in(call), arguments)
         self.region = region
         self._start, self._until = (model.get_submodule(path) for path in (region.start, region.until))
         self._given, self._call = given, call
@@ -162,7 +164,8 @@ class RegionTracer(ShapedTracer):
             self._call = map_leaves(
                 self._call, lambda x: self._placeholder(next(names)) if _has_samples(x) else x
             )
-            run, args = root_fn, [args[0], *self._given]
+            args = [args[0], *self._given[0]]
+            run = partial(root_fn, **self._given[1])
 
         def region(*given: Any) -> Any:
             try:

@@ -18,6 +18,7 @@ from graphcomp.ir.attention import TRANSFORMERS
 from graphcomp.ir.coefficients import DctLayer
 from graphcomp.ir.concrete import Unknown, Values
 from graphcomp.ir.frozen import FrozenBatchNorm2d
+from graphcomp.ir.interface import Arguments
 from graphcomp.ir.program import is_foreign, map_leaves
 from graphcomp.ir.proxies import Proxies, ShapedProxy
 from graphcomp.ir.recurrent import RecurrentLayer
@@ -29,17 +30,21 @@ class ShapedTracer(fx.Tracer):
     Attributes:
         values: what nodes yield (`ir.concrete`). proxies: those that are in use.
         inputs: of one sample, for the placeholders in order.
+        arguments: values of other arguments of forward (`ir.arguments`).
         path: the module that runs, for error messages.
         specialised: where answers were given that hold at the example's height and width only.
     """
 
-    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: tuple[Tensor, ...], arguments: Arguments | None = None
+    ) -> None:
         super().__init__(autowrap_functions=_LEAVES)
         self.values = Values(model, inputs)
         self.proxies = Proxies()
         self.path = ""
         self.specialised: dict[str, None] = {}
         self.inputs = inputs
+        self.arguments = dict(arguments or {})
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters are recorded."""
@@ -109,15 +114,25 @@ class ShapedTracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        """Arguments without an example input are what they are by default."""
+        """Arguments without an example input are what they are told to be, or by default."""
         fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        waiting, told = len(self.inputs), dict(self.arguments)
         for at, proxy in enumerate(args):
-            if not isinstance(proxy, fx.Proxy) or at <= len(self.inputs):
+            if not isinstance(proxy, fx.Proxy):
                 continue
             node, name = proxy.node, str(proxy.node.target)
-            if node.args or name.startswith("*"):
-                args[at] = {"*": (), "**": {}}[name[: name.count("*")]] if name[0] == "*" else node.args[0]
-                self.graph.erase_node(node)
+            if name in told:
+                args[at] = told.pop(name)
+            elif name.startswith("**"):
+                args[at] = told
+            elif waiting:
+                waiting -= 1
+                continue
+            elif node.args or name.startswith("*"):
+                args[at] = () if name.startswith("*") else node.args[0]
+            else:
+                continue
+            self.graph.erase_node(node)
         return lambda *given: plain_output(fn(*given)), args
 
     def to_bool(self, obj: fx.Proxy) -> bool:

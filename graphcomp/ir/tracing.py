@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
 from graphcomp.errors import GraphcompWarning, TraceError, first_line, some_of
+from graphcomp.ir.arguments import arguments_of, call_with
 from graphcomp.ir.attention import holds_attention, open_attention
 from graphcomp.ir.baking import bake_parametrizations, copied, is_parametrized
 from graphcomp.ir.concrete import Unknown, Values
@@ -22,7 +21,7 @@ from graphcomp.ir.exported import NotLiftedError, classes_of_script, export, has
 from graphcomp.ir.folding import fold_weights
 from graphcomp.ir.frozen import as_layers, holds_frozen
 from graphcomp.ir.inputs import fresh_inputs
-from graphcomp.ir.interface import Interface
+from graphcomp.ir.interface import Arguments, Interface
 from graphcomp.ir.lifting import lift_layers
 from graphcomp.ir.literals import state_numbers
 from graphcomp.ir.operators import OUT_OF_PLACE, name_types, reshape_out_of_place
@@ -37,6 +36,7 @@ from graphcomp.ir.program import (
     is_read_later,
     with_tensors,
 )
+from graphcomp.ir.refusals import refuse_exported, require_names
 from graphcomp.ir.region import Region, RegionTracer, call_of, one_sample
 from graphcomp.ir.tracer import ShapedTracer, open_functions, own_frames, plain_output, recording_factories
 
@@ -49,6 +49,7 @@ def trace(
     fold: bool = True,
     start: str = "",
     until: str = "",
+    arguments: Mapping[str, Any] | None = None,
 ) -> Program:
     """Trace `model` in eval mode with torch.fx into a Program.
 
@@ -62,8 +63,7 @@ def trace(
             taken out. Programs of torch.export and TorchScript modules get layers again. Computed
             weights (`torch.nn.utils.parametrize`, and the hooks of pruning, spectral norm and weight
             norm) are baked in; with a GraphcompWarning if training on would differ. Frozen batch
-            normalisations become layers (`ir.frozen`). Arguments of forward without an example input
-            have their defaults.
+            normalisations become layers (`ir.frozen`).
         example_inputs: one tensor an input; only the first sample of each is kept.
         copy_weights: False shares the tensors with `model`, for callers that drop the model.
         fold: whether weights that forward computes from parameters alone (standardised, rescaled) become
@@ -73,21 +73,25 @@ def trace(
             of a network whose ends cannot be traced, as a detector's (`ir.region`). With `start` the example
             inputs are whatever the network takes (a list of images), and that call's tensors are the
             program's inputs. `apply` puts the program back.
+        arguments: values of arguments of forward that are no inputs, by name: None, truth values, numbers,
+            texts, and lists of these (which it gets as tuples). Example inputs are those of the others, in
+            order; what then is left has its default. The program is for these values, and keeps them.
 
     Raises:
         TraceError: naming the module and source line that neither torch.fx nor torch.export can follow, or
             the node whose shape cannot be derived from the example inputs; hooks on the network itself; no
-            call of `start` or `until`.
+            call of `start` or `until`; arguments that forward does not take.
     """
     model = unwrapped(model)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     region = Region(start, until)
+    told = arguments_of(model, arguments or {})
     if isinstance(model, ExportedProgram):
         captured = _of_exported(model, _firsts(inputs), fold, region)
     elif isinstance(model, torch.jit.ScriptModule):
         captured = _of_script(model, _firsts(inputs), fold, region)
     else:
-        captured = _of_module(model, inputs, copy_weights, fold, region)
+        captured = _of_module(model, inputs, copy_weights, fold, region, told)
     graph, root = captured.graph, captured.root
     eliminate_dead_nodes(graph, root)
     augmented = {n.name for n in graph.nodes if n.target in OUT_OF_PLACE}
@@ -101,10 +105,14 @@ def trace(
         node.meta = {PASS_KEY: "trace"}
         _place_operand(node)
     _say_folded(captured.folded)
-    told = Interface(
-        specialised=captured.specialised, remarks=captured.remarks, start=start or None, until=until or None
+    interface = Interface(
+        specialised=captured.specialised,
+        remarks=(*captured.remarks, *_said_of(told)),
+        arguments=told,
+        start=start or None,
+        until=until or None,
     )
-    program = Program(module, captured.inputs, interface=told)
+    program = Program(module, captured.inputs, interface=interface)
     # shapes are derived now, so that a wrong input shape fails here
     program = _without_seen_writes(program, [n for n in module.graph.nodes if n.name in augmented])
     state_numbers(program)
@@ -171,19 +179,30 @@ def _firsts(inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
     return tuple(x[:1].detach().clone() for x in inputs)
 
 
-def _tracer(model: nn.Module, inputs: tuple[Any, ...], region: Region) -> ShapedTracer:
+def _said_of(arguments: Arguments) -> tuple[str, ...]:
+    given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return (f"traced with {given}, which it is for",) if given else ()
+
+
+def _tracer(model: nn.Module, inputs: tuple[Any, ...], region: Region, arguments: Arguments) -> ShapedTracer:
+    whole = call_with(model.forward, inputs, arguments)
     if not region:
-        return ShapedTracer(model, _firsts(inputs))
+        return ShapedTracer(model, _firsts(inputs), arguments)
     region.require(model)
-    call = call_of(model, region.start, inputs) if region.start else (_firsts(inputs), {})
-    return RegionTracer(model, region, inputs, one_sample(call))
+    call = call_of(model, region.start, whole) if region.start else (_firsts(inputs), {})
+    return RegionTracer(model, region, whole, one_sample(call), arguments)
 
 
 def _of_module(
-    model: nn.Module, given: tuple[Any, ...], copy_weights: bool, fold: bool, region: Region
+    model: nn.Module,
+    given: tuple[Any, ...],
+    copy_weights: bool,
+    fold: bool,
+    region: Region,
+    arguments: Arguments,
 ) -> _Captured:
     """By torch.fx; where that fails, by torch.export."""
-    _refuse_exported(model)
+    refuse_exported(model)
     changes = holds_frozen(model) or holds_attention(model)
     if copy_weights or changes or any(is_parametrized(m) for m in model.modules()):
         model = copied(model)
@@ -195,9 +214,10 @@ def _of_module(
             f"{type(model).__name__}: found forward hooks on the network itself, which no trace sees, "
             "expected none; move what they do into forward, or remove them"
         )
-    _check_names(model)
-    tracer = _tracer(model, given, region)
+    require_names(model)
+    tracer = _tracer(model, given, region, arguments)
     name, inputs = type(model).__name__, tracer.inputs
+    original = partial(_evaluated, model, arguments)
     try:
         with _left_as_it_is(model):
             with evaluating(model), recording_factories(), open_functions():
@@ -209,7 +229,7 @@ def _of_module(
             folded = fold_weights(root, graph, tracer.values) if fold else []
         remarks = (f"the part of {name} from {region}",) if region else ()
         own = any(is_foreign(n.target) for n in graph.nodes) and not region
-        checked = partial(_evaluated, model) if own else None
+        checked = original if own else None
         return _Captured(name, root, graph, inputs, folded, tuple(tracer.specialised), remarks, checked)
     except Exception as error:
         refusal = _trace_error(model, tracer.path, error)
@@ -217,7 +237,7 @@ def _of_module(
             raise (error if isinstance(error, TraceError) else refusal) from error
         try:
             with evaluating(model):
-                exported = export(model, inputs)
+                exported = export(model, inputs, arguments)
             captured = _lifted(exported, model, inputs, fold, name)
         # Whatever torch.export finds.
         except Exception as second:
@@ -226,7 +246,7 @@ def _of_module(
             ) from error
         where = str(refusal).partition("; expected")[0]
         why = f"captured by torch.export, since torch.fx could not follow {where}"
-        return replace(captured, remarks=(why,), original=partial(_evaluated, model))
+        return replace(captured, remarks=(why,), original=original)
 
 
 @contextmanager
@@ -241,9 +261,10 @@ def _left_as_it_is(model: nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
 
 
-def _evaluated(model: nn.Module, *inputs: Tensor) -> Any:
+def _evaluated(model: nn.Module, arguments: Arguments, *inputs: Tensor) -> Any:
+    args, kwargs = call_with(model.forward, inputs, arguments)
     with evaluating(model):
-        return model(*inputs)
+        return model(*args, **kwargs)
 
 
 def _of_exported(
@@ -285,7 +306,7 @@ def _of_script(
             "give the module that it was made from"
         ) from error
     remarks = ("converted from TorchScript, which has no layers: their settings are those of the operators",)
-    return replace(captured, remarks=remarks, original=partial(_evaluated, model))
+    return replace(captured, remarks=remarks, original=partial(_evaluated, model, {}))
 
 
 def _lifted(
@@ -325,16 +346,6 @@ def _say_folded(names: Sequence[str]) -> None:
         )
 
 
-def _check_names(model: nn.Module) -> None:
-    """torch.fx writes names between quotes into the source that it compiles."""
-    for path, _ in chain(model.named_modules(), model.named_parameters(), model.named_buffers()):
-        if not path.isprintable() or set(path) & set('"\\'):
-            raise TraceError(
-                f"{type(model).__name__}: found a module or tensor called {path!r}, expected names "
-                "without double quotes, backslashes and control characters; rename it"
-            )
-
-
 def _without_seen_writes(program: Program, augmented: Sequence[fx.Node]) -> Program:
     """Turn `x + y` back into `x += y` where something else sees the change of x."""
     while True:
@@ -362,24 +373,6 @@ def _place_operand(node: fx.Node) -> None:
     if name is not None:
         node.args = (node.kwargs[name],)
         node.kwargs = {k: v for k, v in node.kwargs.items() if k != name}
-
-
-def _refuse_exported(model: Any) -> None:
-    """TraceError for what holds operators of ATen instead of layers: nothing in it could be compressed."""
-    found = None if isinstance(model, nn.Module) else type(model).__name__
-    if isinstance(model, nn.Module) and any(map(_is_exported, model.modules())):
-        found = "a program of torch.export"
-    if found is not None:
-        raise TraceError(
-            f"{type(model).__name__}: found {found}, which has no layers any more, expected a "
-            "torch.nn.Module; give the module that it was made from"
-        )
-
-
-def _is_exported(module: nn.Module) -> bool:
-    graph = getattr(module, "graph", None)
-    nodes = graph.nodes if isinstance(graph, fx.Graph) else ()
-    return any(isinstance(n.target, OpOverload) and n.target.namespace == "aten" for n in nodes)
 
 
 def _trace_error(model: nn.Module, path: str, error: Exception) -> TraceError:

@@ -211,7 +211,9 @@ def expand(study: Study, table: PassTable, place: str = "study") -> list[Cell]:
     """
     shape = study.input_shape
     part = Region(*(str(study.recipe.get(end) or "") for end in ("start", "until")))
-    layers = _remembered(lambda model: list(candidates(load_source(model, None, shape, part).program)))
+    given = study.recipe.get("arguments")
+    told = given if isinstance(given, dict) else {}  # what it is else, every cell's recipe says
+    layers = _remembered(lambda model: list(candidates(load_source(model, None, shape, part, told).program)))
     digest, samples = _remembered(_digest), _remembered(_samples, _what_chooses_samples)
     cells: dict[str, Cell] = {}
     for grid in study.grid:
@@ -338,7 +340,9 @@ def _samples(job: Job) -> dict[str, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GraphcompWarning)  # the run says it again
         try:
-            source = load_source(job.model, job.weights, job.input_shape, job.recipe.region)
+            source = load_source(
+                job.model, job.weights, job.input_shape, job.recipe.region, job.recipe.arguments
+            )
             return digests(data_of(job, source)[1])
         except GraphcompError:
             return {}
@@ -349,7 +353,8 @@ def _what_chooses_samples(job: Job) -> tuple[Any, ...]:
     recipe = job.recipe
     whole = recipe.data is not None and "limit=" not in recipe.data and not recipe.data.startswith("random")
     seed = None if whole else recipe.seed
-    return job.model, job.weights, job.input_shape, recipe.region, recipe.data, seed, recipe.classes
+    network = job.model, job.weights, job.input_shape, recipe.region, repr(recipe.arguments)
+    return *network, recipe.data, seed, recipe.classes
 
 
 def waves(cells: Sequence[Cell]) -> list[list[Cell]]:

@@ -115,6 +115,7 @@ BY_NAME: dict[str, SearchStrategy[str]] = {
     "provider": st.sampled_from(["cpu", "cpu,cpu", "x", ","]),
     "batch": st.lists(NUMBERS, max_size=3).map(",".join),
     **dict.fromkeys(["start", "until"], st.sampled_from(["0", "layer1", "fc", "", "x", "."])),
+    "inputs": st.sampled_from("x=1 mask=none mask=[1,(2 mask=[[1]] mask= =1 mask=1e999 mask=x a-b=1".split()),
     "networks": st.sampled_from(["", ",", "x"]),
     "out": st.sampled_from(["out", "a/b", "folder", "program", "empty", "empty/below", "absent"]),
     "json_file": st.sampled_from(["o.json", "a/o.json", "folder", "empty/below"]),
@@ -164,7 +165,7 @@ RECIPES = st.fixed_dictionaries(
     optional={
         "model": MODELS, "data": DATA, "weights": NAMES, "seed": VALUES, "classes": VALUES, "bench": VALUES,
         "export": VALUES, "robustness": VALUES, "target": VALUES, "head": VALUES, "x": VALUES,
-        "start": VALUES, "until": VALUES,
+        "start": VALUES, "until": VALUES, "arguments": VALUES,
     },
 )  # fmt: skip
 STUDIES = st.fixed_dictionaries(

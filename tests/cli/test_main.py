@@ -24,7 +24,7 @@ from graphcomp.cli import console, passes
 from graphcomp.cli import main as command_line
 from graphcomp.compiler import Job, results
 from graphcomp.errors import GraphcompWarning, ProviderError
-from graphcomp.ir import Program
+from graphcomp.ir import Program, load
 from graphcomp.onnx import export_onnx
 from graphcomp.passes import L1, PASSES, FoldBN
 from graphcomp.pipeline import Context, Pipeline
@@ -870,6 +870,76 @@ def test_where_weights_were_found_is_said(cli: Cli) -> None:
     assert found.code == 0 and "Weights read from what the file calls net.*" in " ".join(found.out.split())
 
 
+CHOOSY = """
+from torch import nn
+class Choosy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+    def forward(self, x, flag=False, *, way=None):
+        x = self.body(x).relu().mean((2, 3)) if way == "mean" else self.body(x).relu().amax((2, 3))
+        return self.head(x).sigmoid() if flag else self.head(x)
+"""
+
+
+@pytest.mark.slow
+def test_arguments_of_forward_are_given_by_name(cli: Cli) -> None:
+    Path("m.py").write_text(CHOOSY)
+    shape = ("--input-shape", "1,3,8,8")
+    chosen = ("--input", "flag=true", "--input", "way=mean")
+    found = cli("inspect", "m.py:Choosy", *shape, *chosen, "--nodes")
+    assert "sigmoid" in found.out and "mean" in found.out and "amax" not in found.out
+    assert "Traced with flag=True, way='mean', which it is for." in found.err
+    assert "amax" in cli("inspect", "m.py:Choosy", *shape, "--input", "way=null", "--nodes").out
+    run = ("--passes", "l1{ratio=0.5, multiple=1}", "--data", "random?limit=8", "--no-bench", "-o")
+    cli("compile", "m.py:Choosy", *shape, *chosen, *run, "a")
+    told = {"flag": True, "way": "mean"}
+    report = json.loads(Path("a/report.json").read_text())
+    assert report["recipe"]["arguments"] == told and load(Path("a/program")).interface.arguments == told
+    Path("r.yaml").write_text(f"model: m.py:Choosy\npasses: [fold-bn]\narguments: {told}\n")
+    cli("compile", "--recipe", "r.yaml", *shape, "--input", "way=none", *run[2:], "b", "--allow-nothing")
+    report = json.loads(Path("b/report.json").read_text())
+    assert report["recipe"]["arguments"] == {"way": None}  # the command line's, as of any other field
+    spec = cli("evaluate", "m.py:Choosy", *shape, *chosen, "--data", labelled_file())
+    assert spec.code == 0 and "which it is for" in " ".join((spec.out + spec.err).split())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("flag", "--input: found 'flag', expected NAME=VALUE, e.g. flag=true"),
+        ("=1", "--input: found '=1', expected NAME=VALUE"),
+        ("a-b=1", "--input: found 'a-b=1', expected NAME=VALUE"),
+        (
+            "flag=",
+            "--input: flag: found '', expected true, false, none, a number, a list or a text, in quotes",
+        ),
+        ("flag=[1,(2", "--input: flag: found '[1,(2', expected true"),
+        (f"flag={'[' * 9000}", "--input: flag: found '[[["),
+        (f"flag={'9' * 5000}", "--input: flag: found '999"),
+        ("flag=x\x1b[31m", "--input: flag: found 'x\\x1b[31m', expected true"),
+        ("flag=1e999", "arguments.flag: found inf, expected None, true or false, a finite number"),
+        ("flag={1: 2}", "arguments.flag: found {1: 2}, expected None"),
+        ("flags=1", "arguments: found 'flags', expected arguments of Choosy.forward, which are x, flag, way"),
+    ],
+)
+def test_what_no_argument_of_forward_is(text: str, said: str, cli: Cli) -> None:
+    Path("m.py").write_text(CHOOSY)
+    message = failing(cli, "inspect", "m.py:Choosy", "--input-shape", "1,3,8,8", "--input", text)
+    assert message.startswith(f"error: {said}")
+
+
+def test_arguments_are_given_once_and_to_code(cli: Cli) -> None:
+    Path("m.py").write_text(CHOOSY)
+    twice = failing(cli, "inspect", "m.py:Choosy", "--input", "flag=1", "--input", "flag=2")
+    assert twice.startswith("error: --input: found 'flag=2' beside another flag, expected each name once")
+    message = failing(cli, "inspect", "net.onnx", "--input", "flag=1")
+    assert message.startswith("error: net.onnx: found values for flag, expected a network with its own code")
+    Path("r.yaml").write_text("model: m.py:Choosy\npasses: [fold-bn]\narguments:\n  flag: {a: 1}\n")
+    message = failing(cli, "compile", "--recipe", "r.yaml")
+    assert message.startswith("error: r.yaml:4: arguments.flag: found {'a': 1}, expected None, true or false")
+
+
 RECIPE = f"model: {SPEC}\npasses: [fold-bn]\ndata: random\n"
 ONE_CELL = "recipe: {model: models:resnet20, passes: [{l1: {ratio: $r}}], data: random}\ngrid: {r: [0.5]}\n"
 
@@ -878,7 +948,7 @@ EFFECTS: dict[str, dict[str, tuple[list[str], str] | None]] = {
         **dict.fromkeys("--weights --recipe --data --classes --target --seed --input-shape --out".split()),
         "--class-names": None,
         **dict.fromkeys(
-            "--allow-nothing --bench --dynamic --memory --robustness --dct --start --until".split()
+            "--allow-nothing --bench --dynamic --memory --robustness --dct --start --until --input".split()
         ),
         "--passes": (
             ["--passes", "fold-bn", "--recipe", "r.yaml"],
@@ -900,10 +970,10 @@ EFFECTS: dict[str, dict[str, tuple[list[str], str] | None]] = {
         "--out": (["s.yaml", "--list", "-o", "o"], "--out: found it with --list"),
     },
     "inspect": dict.fromkeys(
-        "--weights --input-shape --start --until --join --json --svg --graphml --dot --nodes".split()
+        "--weights --input-shape --start --until --input --join --json --svg --graphml --dot --nodes".split()
     ),
     "evaluate": {
-        **dict.fromkeys("--data --weights --input-shape --robustness --json".split()),
+        **dict.fromkeys("--data --weights --input-shape --input --robustness --json".split()),
         "--seed": (["models:resnet20-digits", "--seed", "1"], "--seed: found it with digits, all of which"),
     },
     "bench": dict.fromkeys(
