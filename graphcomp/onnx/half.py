@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from graphcomp.onnx.subgraphs import reads
 from graphcomp.records import HalfWeights
 
 LEAST = 64
@@ -73,7 +74,7 @@ def with_full_weights(model: ModelProto) -> None:
             continue
         full = numpy_helper.to_array(source).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(full, node.output[0]))
-    read = {name for node in kept for name in node.input} | {o.name for o in model.graph.output}
+    read = {name for node in kept for name in reads(node)} | {o.name for o in model.graph.output}
     tensors = [i for i in model.graph.initializer if i.name in read or i.data_type != TensorProto.FLOAT16]
     copies = [TensorProto.FromString(t.SerializeToString()) for t in tensors]
     del model.graph.node[:], model.graph.initializer[:]

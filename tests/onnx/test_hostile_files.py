@@ -101,6 +101,16 @@ def recursive() -> ModelProto:
     return model
 
 
+def nameless() -> ModelProto:
+    """A choice of which one result is left out; ONNX Runtime ends the process when it loads it."""
+    made = [node("Relu", ["x"], ["a"]), node("Neg", ["x"], ["b"])]
+    body = onnx.helper.make_graph(
+        made, "body", [], [onnx.helper.make_empty_tensor_value_info(n) for n in "ab"]
+    )
+    choice = node("If", ["c"], ["y", ""], then_branch=body, else_branch=body)
+    return make([choice], {"x": (OPEN, 4)}, {"c": np.array([True])})
+
+
 INVALID: dict[str, Callable[[], ModelProto | bytes]] = {
     "cycle": lambda: make([node("Add", ["x", "b"], ["a"]), node("Relu", ["a"], ["b"]), node("Relu", ["b"], ["y"])], {"x": (OPEN, 4)}),
     "unknown": lambda: make([node("Add", ["x", "nobody"], ["y"])], {"x": (OPEN, 4)}),
@@ -124,6 +134,8 @@ INVALID: dict[str, Callable[[], ModelProto | bytes]] = {
     "no-groups": lambda: make([node("Conv", ["x", "w"], ["y"], group=0)], {"x": (OPEN, 3, 8, 8)}, {"w": weight(4, 3, 3, 3)}),
     "no-stride": lambda: make([node("Conv", ["x", "w"], ["y"], strides=[0, 0])], {"x": (OPEN, 3, 8, 8)}, {"w": weight(4, 3, 3, 3)}),
     "no-axes": lambda: make([node("Unsqueeze", ["x"], ["y"])], {"x": (OPEN, 4)}),
+    "nameless-piece": lambda: make([node("Split", ["x"], ["y", ""], axis=1)], {"x": (OPEN, 4)}, opset=13),
+    "nameless-result": nameless,
     "scalar": lambda: make([node("Relu", ["x"], ["y"])], {"x": ()}),
 }  # fmt: skip
 

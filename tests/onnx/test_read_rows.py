@@ -75,11 +75,39 @@ def test_writes_into_places(places: str, how: str) -> None:
     assert_equal(around(node, {"i": PLACES[places]}))
 
 
-def test_places_that_are_no_box_are_refused() -> None:
-    node = onnx.helper.make_node("ScatterND", ["t", "i", "w"], ["z"])
-    constants = {"i": np.array([[0, 0], [1, 1]]), "w": np.ones((2, 1), np.float32)}
-    with pytest.raises(LoadError, match=r"found places that are no box, expected those of slices"):
-        read_unchecked(around(node, constants))
+def scattered(places: list[list[int]], how: str, last: bool) -> onnx.ModelProto:
+    """Numbers for two places of every sample; samples are the last axis, or the first coordinate."""
+    node = onnx.helper.make_node
+    if last:
+        model = around(node("ScatterND", ["t", "i", "w"], ["z"], reduction=how), {"i": np.array(places)})
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.int64(1), "first"))
+        model.graph.node.insert(4, node("Gather", ["v", "first"], ["w"], axis=1))
+        return model
+    nodes = [
+        node("Shape", ["x"], ["n"], start=0, end=1), node("Squeeze", ["n"], ["count"]),
+        node("Range", ["zero", "count", "first"], ["r"]), node("Reshape", ["r", "column"], ["samples"]),
+        node("Concat", ["n", "two"], ["all"], axis=0), node("Expand", ["samples", "all"], ["s"]),
+        node("Concat", ["n", "shape"], ["whole"], axis=0), node("Expand", ["places", "whole"], ["p"]),
+        node("Concat", ["s", "p"], ["i"], axis=2), node("Gather", ["u", "first"], ["w"], axis=2),
+        node("ScatterND", ["x", "i", "w"], ["y"], reduction=how),
+    ]  # fmt: skip
+    constants = {
+        "zero": np.int64(0), "first": np.int64(1), "column": np.array([-1, 1, 1]), "two": np.array([2, 1]),
+        "shape": np.array([2, 2]), "places": np.array([places]),
+    }  # fmt: skip
+    return make(nodes, {"x": (OPEN, 4, 3), "u": (OPEN, 2, 3)}, constants)
+
+
+@pytest.mark.parametrize("how", ["none", "add", "mul"])
+@pytest.mark.parametrize("places", [[[0, 0], [2, 1]], [[-1, 2], [1, -1]]], ids=["down", "from the end"])
+@pytest.mark.parametrize("last", [True, False], ids=["samples last", "samples first"])
+def test_writes_into_places_that_are_no_box(places: list[list[int]], how: str, last: bool) -> None:
+    assert_equal(scattered(places, how, last))
+
+
+def test_places_that_are_written_twice_are_refused() -> None:
+    with pytest.raises(LoadError, match="found a place that is written twice, expected each once"):
+        read_unchecked(scattered([[2, 1], [2, -2]], "add", True))
 
 
 @pytest.mark.parametrize(

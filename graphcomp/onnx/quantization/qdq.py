@@ -19,6 +19,7 @@ from graphcomp.onnx.quantization import grids
 from graphcomp.onnx.quantization.grids import Grid
 from graphcomp.onnx.quantization.layers import Layer
 from graphcomp.onnx.quantization.shield import keep_in_float, leave_outputs
+from graphcomp.onnx.subgraphs import reads
 from graphcomp.records import Plan, QuantizedChoice
 
 # The runtime widens scales at which a bias leaves int32; half of its range leaves room for the products.
@@ -174,7 +175,7 @@ def correct_biases(
         node = nodes[layer.name]
         del node.input[2:]
         node.input.append(name)
-    used = {name for node in model.graph.node for name in node.input}
+    used = {name for node in model.graph.node for name in reads(node)}
     used |= {o.name for o in model.graph.output} | {i.name for i in model.graph.input}
     kept = [i for i in model.graph.initializer if i.name in used]
     del model.graph.initializer[:]

@@ -11,6 +11,8 @@ from collections.abc import Collection
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from graphcomp.onnx.subgraphs import reads
+
 ROUNDED = frozenset({"Conv", "ConvTranspose", "Gemm"})
 """Operators whose weights the runtime would round."""
 
@@ -23,7 +25,7 @@ def leave_outputs(model: ModelProto) -> None:
     makers = {output: node for node in model.graph.node for output in node.output}
     readers: dict[str, int] = {}
     for node in model.graph.node:
-        for name in node.input:
+        for name in reads(node):
             readers[name] = readers.get(name, 0) + 1
     gone: list[NodeProto] = []
     for output in model.graph.output:

@@ -5,12 +5,15 @@ file is read only by those who ask for the float network that it stands for. Ope
 are left as they are, and refused by name like any other without a row.
 """
 
+import operator
+
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from graphcomp.errors import LoadError
 from graphcomp.onnx.reading.file import OnnxSource, array_of
 from graphcomp.onnx.rows import Array
+from graphcomp.onnx.subgraphs import reads, rename_reads
 
 WEIGHTS = "stored weights of 8 bits were read as float32"
 ROUNDING = "the file rounds between layers, which is left out"
@@ -72,7 +75,7 @@ def without_rounding(model: ModelProto) -> bool:
         a is not b for a, b in zip(kept, model.graph.node, strict=True)
     )
     _rewrite(model, kept, same)
-    read = {name for node in model.graph.node for name in node.input} | outputs
+    read = {name for node in model.graph.node for name in reads(node)} | outputs
     idle = [n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.output[0] not in read]
     for node in idle:
         model.graph.node.remove(node)
@@ -101,14 +104,17 @@ def read_in_float(source: OnnxSource, *, rounding: bool) -> tuple[str, ...]:
 
 def _rewrite(model: ModelProto, nodes: list[NodeProto], renamed: dict[str, str]) -> None:
     """The graph with these nodes, which read tensors by their new names; chains of names are followed."""
+    if len(nodes) == len(model.graph.node) and all(map(operator.is_, nodes, model.graph.node)):
+        return
+    last = dict(renamed)
+    for old in renamed:
+        seen = {old}
+        while (name := last[old]) in renamed and name not in seen:
+            seen.add(name)
+            last[old] = renamed[name]
     copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     for node in copies:
-        for index, name in enumerate(node.input):
-            seen = set[str]()
-            while name in renamed and name not in seen:
-                seen.add(name)
-                name = renamed[name]
-            node.input[index] = name
+        rename_reads(node, last)
     del model.graph.node[:]
     model.graph.node.extend(copies)
 

@@ -59,6 +59,7 @@ def open_file(path: Path) -> OnnxSource:
     _refuse_foreign(path, model)
     if model.functions:
         model = _expanded(path, model)
+    _refuse_nameless(path, model)
     if len(model.graph.node) > MOST_NODES:
         raise LoadError.at(
             path.name, f"{len(model.graph.node)} nodes", f"at most {MOST_NODES}", "this is no network"
@@ -138,6 +139,18 @@ def _refuse_foreign(path: Path, model: ModelProto) -> None:
                 "an operator that ONNX does not have",
                 "those of the default domain",
                 _ADVICE.get(node.domain, "export the network without custom operators"),
+            )
+
+
+def _refuse_nameless(path: Path, model: ModelProto) -> None:
+    """Refuse outputs that are left out among any number of them, on which ONNX Runtime ends the process."""
+    for node in _nodes(model.graph):
+        if node.op_type in ("Split", "If", "Loop", "Scan") and not all(node.output):
+            raise LoadError.at(
+                f"{path.name}: {node.op_type} {node.name!r:.120}",
+                "an output without a name",
+                "a name for each",
+                "give it one",
             )
 
 

@@ -1,18 +1,21 @@
 """Nodes whose inputs are all known are computed when the file is read, by ONNX's own reference.
 
-Whatever they are: arithmetic on shapes, weights that are prepared. How large a result will be is inferred
-before it is computed, so that a file cannot ask for more memory than a network takes.
+Whatever they are: arithmetic on shapes, weights that are prepared. What the reference has wrong, or has not
+got, ONNX Runtime computes. How large a result will be is inferred before it is computed, so that a file
+cannot ask for more memory than a network takes.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 from onnx.reference import ReferenceEvaluator
 
-from graphcomp.errors import LoadError, first_line
+from graphcomp.errors import BenchError, LoadError, first_line
 from graphcomp.onnx.rows import Array, Known
+from graphcomp.runtime import open_session, run_errors
 
 MOST_ELEMENTS = 1 << 25
 """Of one result; those that a node only copies may be as large as their input."""
@@ -72,19 +75,54 @@ def _run(place: str, node: NodeProto, opset: int, inputs: Sequence[Array | None]
             [onnx.helper.make_empty_tensor_value_info(name) for name in outputs],
         )
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-        with np.errstate(all="ignore"):
-            found = ReferenceEvaluator(model).run(None, feeds)
     except LoadError:
         raise
-    # The reference is Python and raises whatever its operators do.
+    # The inference is C++, and what cannot be told has a type that it does not have.
     except Exception as error:
-        raise LoadError.at(
-            place, f"{first_line(error)!r:.200}", "constants that it can be computed from", ADVICE
-        ) from error
+        raise _refusal(place, error) from error
+    found = None if _is_mistaken(node, opset) else _by_reference(model, feeds)
+    if found is None:
+        try:
+            found = open_session(_readable(model), "cpu", 1).session.run(None, feeds)
+        except BenchError as error:
+            raise _refusal(place, error) from error
+        except run_errors() as error:
+            raise _refusal(place, error) from error
     arrays = [np.asarray(x) for x in found]
     if any(x.dtype == object for x in arrays):
         raise LoadError.at(place, "a result that is no tensor", "tensors", ADVICE)
     return arrays
+
+
+def _refusal(place: str, error: BaseException) -> LoadError:
+    return LoadError.at(
+        place, f"{first_line(error)!r:.200}", "constants that it can be computed from", ADVICE
+    )
+
+
+def _is_mistaken(node: NodeProto, opset: int) -> bool:
+    """Whether ONNX 1.x's reference computes something else than the operator's definition says."""
+    return (
+        opset < 13
+        and node.op_type in ("Softmax", "LogSoftmax", "Hardmax")  # along one axis, where it is all behind it
+        or node.op_type == "LpNormalization"  # with p=1: by the sum, not by that of sizes
+    )
+
+
+def _by_reference(model: ModelProto, feeds: dict[str, Array]) -> Any:
+    """None where it cannot: it is Python and raises whatever its operators do."""
+    try:
+        with np.errstate(all="ignore"):
+            return ReferenceEvaluator(model).run(None, feeds)
+    except Exception:
+        return None
+
+
+def _readable(model: ModelProto) -> bytes:
+    """In the oldest form that has its operators: a runtime may be older than this version of onnx."""
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def _told(name: str, x: Array) -> onnx.ValueInfoProto:

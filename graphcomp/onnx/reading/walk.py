@@ -12,6 +12,7 @@ from graphcomp.onnx.reading.file import array_of
 from graphcomp.onnx.reading.known import RANDOM, constant_of, evaluate
 from graphcomp.onnx.reading.sequences import MAKE, TAKE, Items
 from graphcomp.onnx.rows import READS, VALUE_KEY, Array, Known, Made, Node, Reading, Value
+from graphcomp.onnx.subgraphs import reads
 
 _Result = TypeVar("_Result")
 
@@ -40,7 +41,7 @@ class Walk:
         self.arrays: dict[str, TensorProto] = {t.name: t for t in graph.initializer}
         self.values: dict[str, Value] = dict(inputs)
         self.lists: dict[str, Items] = {}
-        self.uses = Counter(name for node in _needed(graph) for name in _read(node))
+        self.uses = Counter(name for node in _needed(graph) for name in reads(node))
         self.uses.update(o.name for o in graph.output)
 
     def run(self) -> list[Value]:
@@ -83,7 +84,7 @@ class Walk:
                         place, f"a second {name!r:.120}", "a name for each value", "it is not valid ONNX"
                     )
                 self.values[name] = value
-                if isinstance(value, Made):
+                if isinstance(value, Made) and not depth:  # no runtime tells what a body computes
                     value.node.meta.setdefault(VALUE_KEY, name)
         for name in set(proto.input):
             self._release(name, list(proto.input).count(name))
@@ -183,12 +184,24 @@ class Walk:
         if len(found) != 1:
             raise node.refusal(f"no {wanted}", "one", "the file is not valid ONNX")
         (graph,) = found
-        self.arrays.update({t.name: t for t in graph.initializer})
-        self.uses.update(name for inner in graph.node for name in _read(inner))
+        inside = {t.name: t for t in graph.initializer}
+        taken = inside.keys() & (self.arrays.keys() | self.values.keys())
+        if taken:
+            raise node.refusal(
+                f"a second {min(taken)!r:.120}", "a name for each value", "it is not valid ONNX"
+            )
+        self.arrays |= inside
+        self.uses.update(name for inner in graph.node for name in reads(inner))
         self.uses.update(o.name for o in graph.output)
         for inner in graph.node:
             self._read_node(inner, depth + 1)
-        return [self._value(o.name, f"If {proto.name!r:.120}") for o in graph.output]
+        results = [self._value(o.name, f"If {proto.name!r:.120}") for o in graph.output]
+        # Another body may have the same names for other values.
+        for name in (*inside, *(name for inner in graph.node for name in inner.output)):
+            self.arrays.pop(name, None)
+            self.values.pop(name, None)
+            self.lists.pop(name, None)
+        return results
 
 
 _QUIET = frozenset(READS) & {"Dropout"}
@@ -238,17 +251,6 @@ def _bytes(arrays: Sequence[Array]) -> int:
     return sum({id(a): a.nbytes for a in arrays}.values())
 
 
-def _read(node: NodeProto) -> list[str]:
-    """The values that a node reads, those that its subgraphs take from around it with them."""
-    names = list(filter(None, node.input))
-    stack = [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
-    while stack:
-        for inner in stack.pop().node:
-            names += filter(None, inner.input)
-            stack += [a.g for a in inner.attribute if a.type == AttributeProto.GRAPH]
-    return names
-
-
 def _needed(graph: GraphProto) -> list[NodeProto]:
     """The nodes that an output depends on, in the file's order."""
     wanted = {o.name for o in graph.output}
@@ -256,5 +258,5 @@ def _needed(graph: GraphProto) -> list[NodeProto]:
     for node in reversed(graph.node):
         if wanted.intersection(node.output):
             needed.append(node)
-            wanted.update(_read(node))
+            wanted.update(reads(node))
     return needed[::-1]

@@ -85,6 +85,11 @@ def read_slice(node: Node, reading: Reading) -> Made:
         if step == 0:
             raise node.refusal("a step of 0", "another", "the file is not valid ONNX")
         sizes = [s[axis] for s in x.shapes]
+        said = {(a[i], b[i]) for a, b in zip(starts, ends, strict=True)}
+        if len(set(sizes)) > 1 and len(said) == 1:
+            items[axis] = _as_said(*said.pop(), step)
+            flipped += [axis] if step < 0 else []
+            continue
         bounds = [_bounds(a[i], b[i], step, n) for a, b, n in zip(starts, ends, sizes, strict=True)]
         if step < 0:
             flipped.append(axis)
@@ -107,6 +112,20 @@ def _bounds(start: int, end: int, step: int, size: int) -> tuple[int, int]:
     """(first, one behind the last) as positions, both within the axis."""
     first, last, _ = slice(start, end, step).indices(size)
     return first, max(last, first) if step > 0 else min(last, first)
+
+
+def _as_said(start: int, end: int, step: int) -> slice:
+    """The slice that holds for every size: bounds behind the axis are cut off as Python does.
+
+    Behind a flip the position p is -1 - p, from the other end.
+    """
+    if step < 0:
+        start, end = -1 - start, -1 - end
+    return slice(start or None, None if end >= _BEHIND else end, None if abs(step) == 1 else abs(step))
+
+
+_BEHIND = (1 << 31) - 1
+"""Behind every axis: what files say for no end."""
 
 
 def _item(reading: Reading, x: Made, axis: int, bounds: list[tuple[int, int]], step: int) -> slice:
@@ -164,9 +183,12 @@ def read_gather(node: Node, reading: Reading) -> Made:
     found = strided(reading, x, index) if axis == 0 and x.rank == 1 else None
     if found is not None:
         return found
-    if not index.is_constant:
+    if index.is_constant:
+        return picked(node, reading, x, axis, index.array)
+    behind = Known(tuple(v - s[axis] for v, s in zip(index.values, x.shapes, strict=True)))
+    if not behind.is_constant or (behind.array >= 0).any():
         raise node.refusal("positions that follow from a size", "constant ones", "give --input-shape")
-    return picked(node, reading, x, axis, index.array)
+    return picked(node, reading, x, axis, behind.array)
 
 
 def _looked_up(node: Node, reading: Reading, data: Value, index: Made, axis: int) -> Made:
@@ -196,18 +218,18 @@ def picked(node: Node, reading: Reading, x: Made, axis: int, positions: Array) -
     sizes = {s[axis] for s in x.shapes}
     size = min(sizes)
     whole = positions.astype(np.int64)
-    if (
-        whole.size
-        and (whole.min() < -size or whole.max() >= size)
-        or len(sizes) > 1
-        and (whole < 0).any()
-        and positions.ndim
-    ):
+    if whole.size and (whole.min() < -size or whole.max() >= size):
         raise node.refusal(
             f"positions {whole.min()} to {whole.max()} of {size}", "those there are", "it is not valid"
         )
     if positions.ndim == 0:
         return reading.call(torch.select, x, axis, int(whole))
+    if len(sizes) > 1 and (whole < 0).any():
+        if (whole >= 0).any():
+            raise node.refusal("positions from both ends of an open axis", "from one", "give --input-shape")
+        size = -int(whole.min())
+        sizes = {size}
+        x = reading.call(operator.getitem, x, (*(slice(None),) * axis, slice(-size, None)))
     flat = np.where(whole < 0, whole + size, whole).reshape(-1)
     steps = np.diff(flat)
     if flat.size and (steps == 1).all():
@@ -218,20 +240,6 @@ def picked(node: Node, reading: Reading, x: Made, axis: int, positions: Array) -
     if positions.ndim == 1:
         return result
     return reading.call(torch.unflatten, result, axis, tuple(positions.shape))
-
-
-@reads("GatherElements")
-def read_gather_elements(node: Node, reading: Reading) -> Made:
-    """An element for every element of the index."""
-    x, index = reading.tensor(node.input(0)), reading.tensor(node.input(1))
-    index = index if index.dtype == torch.int64 else reading.method("to", index, torch.int64)
-    axis = node.axis("axis", 0, x.rank)
-    if any(
-        a[d] != b[d] for a, b in zip(x.shapes, index.shapes, strict=True) for d in range(x.rank) if d != axis
-    ):
-        raise node.refusal("an index of another shape", "that of the data", "torch takes no other")
-    negative, wrapped = reading.call(torch.lt, index, 0), reading.call(operator.add, index, x.shape[axis])
-    return reading.call(torch.gather, x, axis, reading.call(torch.where, negative, wrapped, index))
 
 
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class Reading:
         self._names = Names()
         self._layers: dict[tuple[Any, ...], str] = {}
         self._meta: dict[str, nn.Module] = {}
-        self._held: dict[str, Made] = {}
+        self._held: WeakKeyDictionary[Known, Made] = WeakKeyDictionary()
 
     def begin(self, node: Node) -> None:
         """The next nodes of the program are made for this one of the file."""
@@ -106,14 +107,15 @@ class Reading:
         Floating point initialisers become parameters; numbers that were computed, or stand in a node, are
         buffers: they are not weights that somebody trained. What is the same for every sample is held once
         and expanded to the batch. Infinite numbers (masks) are written into a finite tensor: a program holds
-        finite ones only.
+        finite ones only. What is read again is held once, but for vectors: exporters merge equal ones, and
+        one tensor would couple the channels of unrelated layers.
         """
         if isinstance(value, Made):
             return value
         if not value.is_constant:
             return self._expanded(value, what)
-        if value.name and value.name in self._held:
-            return self._held[value.name]
+        if value in self._held:
+            return self._held[value]
         held = as_tensor(value.array)
         infinite = {n: held == n for n in (float("inf"), float("-inf")) if bool((held == n).any())}
         for mask in infinite.values():
@@ -122,8 +124,8 @@ class Reading:
         made = self._hold(value.name or what, nn.Parameter(held) if trained else held)
         for number, mask in infinite.items():
             made = self.call(torch.where, self._hold("mask", mask), number, made)
-        if value.name:
-            self._held[value.name] = made
+        if sum(n > 1 for n in held.shape) > 1:
+            self._held[value] = made
         return made
 
     def operand(self, value: Value, beside: Made) -> Any:

@@ -31,7 +31,17 @@ def read_scatter_nd(node: Node, reading: Reading) -> Made:
     depth = indices.values[0].shape[-1]
     if not 0 < depth <= x.rank:
         raise node.refusal(f"{depth} coordinates for {x.rank} axes", "at most as many", "it is not valid")
-    boxes = [_box(node, v.reshape(-1, depth), s) for v, s in zip(indices.values, x.shapes, strict=True)]
+    places = [_from_start(node, v, s) for v, s in zip(indices.values, x.shapes, strict=True)]
+    found = [_box(p) for p in places]
+    boxes = [box for box in found if box is not None]
+    if len(boxes) < len(found):
+        whole = x.shapes
+        x, boxes = _in_one_axis(node, reading, x, places)
+        shapes = _shapes(boxes, x)
+        if _counts(shapes) != _counts(updates.shapes):
+            raise node.refusal("values of another shape", "one for each place", "it is not valid ONNX")
+        flat = _written(node, reading, x, place(reading, updates, shapes), boxes, 0, combine)
+        return place(reading, flat, whole)
     shapes = _shapes(boxes, x)
     if (
         _counts(shapes) != _counts(updates.shapes)
@@ -69,17 +79,48 @@ def _combination(node: Node) -> Any:
     return _COMBINED.get(said)
 
 
-def _box(node: Node, places: Array, shape: tuple[int, ...]) -> list[Array]:
-    """The positions along every axis, if places are all that these make, in order."""
+def _from_start(node: Node, indices: Array, shape: tuple[int, ...]) -> Array:
+    """A row of coordinates for every place, none of them counted from the end."""
+    places = indices.reshape(-1, indices.shape[-1])
     sizes = np.array(shape[: places.shape[1]])
     if (places < -sizes).any() or (places >= sizes).any():
         raise node.refusal("places outside", "those there are", "the file is not valid ONNX")
-    places = np.where(places < 0, places + sizes, places)
+    return np.where(places < 0, places + sizes, places)
+
+
+def _box(places: Array) -> list[Array] | None:
+    """The positions along every axis, if places are all that these make, in order; None if they are not."""
     axes = [p[np.sort(np.unique(p, return_index=True)[1])] for p in places.T]
     made = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, places.shape[1])
-    if made.shape != places.shape or not (made == places).all():
-        raise node.refusal("places that are no box", "those of slices", _CUT)
-    return axes
+    return axes if made.shape == places.shape and (made == places).all() else None
+
+
+def _in_one_axis(
+    node: Node, reading: Reading, x: Made, places: Sequence[Array]
+) -> tuple[Made, list[list[Array]]]:
+    """`x` with the axes that are indexed as one, and positions along it: the same places in every sample."""
+    depth, open_ = places[0].shape[1], len({s[0] for s in x.shapes}) > 1
+    positions = []
+    for each, shape in zip(places, x.shapes, strict=True):
+        if open_:
+            # A file that was written for one sample has the places of that one.
+            samples = 1 if reading.freed == 1 and not each[:, 0].any() else shape[0]
+            own = each.reshape(samples, -1, depth) if len(each) % samples == 0 else each[:, None]
+            numbers = np.arange(len(own))[:, None]
+            if (own[:, :, 0] != numbers).any() or (own[:, :, 1:] != own[:1, :, 1:]).any():
+                raise node.refusal("other places in every sample", "the same", _CUT)
+            each = own[0, :, 1:]
+        positions.append(np.ravel_multi_index(tuple(each.T), shape[open_:depth]))
+    if (
+        any(not np.array_equal(p, positions[0]) for p in positions)
+        or len({s[open_:depth] for s in x.shapes}) > 1
+    ):
+        raise node.refusal("places that follow from a size", "constant ones", "give --input-shape")
+    if len(np.unique(positions[0])) < len(positions[0]):
+        raise node.refusal("a place that is written twice", "each once", _CUT)
+    flat = [(*s[:open_], math.prod(s[open_:depth]), *s[depth:]) for s in x.shapes]
+    boxes = [[*([np.arange(s[0])] if open_ else []), np.asarray(positions[0])] for s in x.shapes]
+    return place(reading, x, flat), boxes
 
 
 def _written(
@@ -129,15 +170,33 @@ def read_scatter_elements(node: Node, reading: Reading) -> Made:
     index = reading.tensor(node.input(1))
     if index.shapes != updates.shapes or index.rank != x.rank:
         raise node.refusal("values of another shape", "one for each place", "it is not valid ONNX")
-    index = index if index.dtype == torch.int64 else reading.method("to", index, torch.int64)
-    negative, wrapped = reading.call(torch.lt, index, 0), reading.call(operator.add, index, x.shape[axis])
-    index = reading.call(torch.where, negative, wrapped, index)
+    index = _from_front(reading, index, x, axis)
     if said == "none":
         return reading.call(torch.scatter, x, axis, index, updates)
     kinds = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
     if said not in kinds:
         raise node.refusal(f"reduction={said!r}", "a known one", "the file is not valid ONNX")
     return reading.call(torch.scatter_reduce, x, axis, index, updates, kinds[said])
+
+
+def _from_front(reading: Reading, index: Made, x: Made, axis: int) -> Made:
+    """Positions along an axis of `x`, none of them counted from its end."""
+    index = index if index.dtype == torch.int64 else reading.method("to", index, torch.int64)
+    size = reading.size([s[axis] for s in x.shapes], [x])
+    negative, wrapped = reading.call(torch.lt, index, 0), reading.call(operator.add, index, size)
+    return reading.call(torch.where, negative, wrapped, index)
+
+
+@reads("GatherElements")
+def read_gather_elements(node: Node, reading: Reading) -> Made:
+    """An element for every element of the index."""
+    x, index = reading.tensor(node.input(0)), reading.tensor(node.input(1))
+    axis = node.axis("axis", 0, x.rank)
+    if any(
+        a[d] != b[d] for a, b in zip(x.shapes, index.shapes, strict=True) for d in range(x.rank) if d != axis
+    ):
+        raise node.refusal("an index of another shape", "that of the data", "torch takes no other")
+    return reading.call(torch.gather, x, axis, _from_front(reading, index, x, axis))
 
 
 @reads("GatherND")
