@@ -196,12 +196,17 @@ def class_ids(place: str, y: NDArray[Any], samples: tuple[int, ...], classes: in
             f"integers of shape {samples}",
             "one class id a sample",
         )
-    low, high = (int(y.min()), int(y.max())) if y.size else (0, 0)
+    if y.size:
+        require_ids(place, int(y.min()), int(y.max()), classes)
+    return y.astype(np.int64)
+
+
+def require_ids(place: str, low: int, high: int, classes: int | None = None) -> None:
+    """DataError unless labels from `low` to `high` are ids of `classes`, or of as many as int64 counts."""
     top = np.iinfo(np.int64).max if classes is None else classes - 1
     if low < 0 or high > top:
-        limits = f"0 to {top}" if classes else "0 or larger"
+        limits = "0 or larger, below 2**63" if classes is None else f"0 to {top}"
         raise DataError.at(place, f"labels from {low} to {high}", limits, "correct the class ids")
-    return y.astype(np.int64)
 
 
 def how_to_count(outputs: int) -> str:

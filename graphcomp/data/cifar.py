@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphcomp.base import is_dir, is_file
-from graphcomp.data.arrays import class_ids, fetch_bytes
+from graphcomp.data.arrays import class_ids, fetch_bytes, require_ids
 from graphcomp.data.request import Request, either
 from graphcomp.data.split import Data, Fetch, Indices, describe, whole_split
 from graphcomp.errors import DataError
@@ -157,11 +157,12 @@ def _batch(path: Path, title: str, labels: _Labels) -> tuple[NDArray[np.uint8], 
 
 
 def _integers(path: Path, labels: list[Any], classes: int) -> NDArray[Any]:
-    low = np.iinfo(np.int64).min
-    if not all(isinstance(v, int) and low <= v <= -low - 1 for v in labels):
+    if not all(type(v) is int for v in labels):
         raise DataError.at(
             path, "labels that are not integers", f"0 to {classes - 1}", "unpack the archive again"
         )
+    if labels:
+        require_ids(str(path), min(labels), max(labels), classes)
     return np.array(labels, dtype=np.int64)
 
 

@@ -244,6 +244,7 @@ WITH_NAN[0, 0, 0, 0] = np.nan
         ({"x": images(), "y": np.zeros(5)}, "found float64 of shape (5,), expected (12,) or (12, k)"),
         ({"x": images(), "y": np.full(12, np.inf)}, "found 12 NaN or infinite values"),
         ({"x": images(), "y": LABELS - 1}, "found labels from -1 to 1, expected 0 or larger"),
+        ({"x": images(), "y": LABELS.astype(np.uint64) + 2**63}, "expected 0 or larger, below 2**63"),
         ({"x": images(12, (3, 4, 6)), "y": LABELS}, "found samples of shape 6x3x4, expected 3x4x6"),
         ({"x": images(12, (4, 6)), "y": LABELS}, "found uint8 of shape (12, 4, 6)"),
         ({"x": LABELS, "y": LABELS}, "found int64, expected uint8 (N, H, W, C) or float"),
@@ -361,7 +362,17 @@ def python_2_pickle(rows: np.ndarray, labels: list[int]) -> bytes:
             "found labels from 10 to 10, expected 0 to 9",
         ),
         ({"data": np.zeros((1, 3072), np.uint8), "labels": [1, 2]}, "labels of shape (2,)"),
+        (
+            {"data": np.zeros((1, 3072), np.uint8), "labels": [2**70]},
+            f"found labels from {2**70} to {2**70}, exp",
+        ),
+        (
+            {"data": np.zeros((1, 3072), np.uint8), "labels": np.array([2**63], np.uint64)},
+            f"to {2**63}, expec",
+        ),
+        ({"data": np.zeros((1, 3072), np.uint8), "labels": [-(2**63)]}, f"found labels from {-(2**63)} to "),
         ({"data": np.zeros((1, 3072), np.uint8), "labels": ["cat"]}, "labels that are not integers"),
+        ({"data": np.zeros((1, 3072), np.uint8), "labels": [True]}, "labels that are not integers"),
         ({"data": np.zeros((1, 3072), np.uint8)}, "found no data and labels"),
         ([1], "found a list"),
     ],
@@ -514,7 +525,7 @@ def test_bad_cifar100(tmp_path):
     with pytest.raises(DataError, match="found labels from 100 to 100, expected 0 to 99"):
         load(f"cifar100:{tmp_path / 'c'}")
     (tmp_path / "c" / "test").write_bytes(pickle.dumps({**wrong, "fine_labels": [2**70]}))
-    with pytest.raises(DataError, match="labels that are not integers"):
+    with pytest.raises(DataError, match=f"found labels from {2**70} to {2**70}, expected 0 to 99"):
         load(f"cifar100:{tmp_path / 'c'}")
     (tmp_path / "c" / "meta").write_bytes(pickle.dumps({"fine_label_names": Exploit(tmp_path / "ran")}))
     write_cifar100(tmp_path / "d", meta={"fine_label_names": Exploit(tmp_path / "ran")})
