@@ -63,7 +63,8 @@ def run_tasks(
         tasks: by name; for more than one worker, and for Ray, they have to be picklable.
         engine: `local`, or `ray`: a running cluster that `RAY_ADDRESS` names, else a local one.
         workers: tasks at a time. One on `local`: in this process. Ray counts cores instead.
-        threads: of each task; on Ray no more than the largest node has cores, or it would never begin.
+        threads: of each task, at most; on Ray no more than the largest node has cores, or it would never
+            begin.
         told: how far a task is; not called by Ray.
 
     Raises:
@@ -81,12 +82,19 @@ def _in_turn(
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    _limit(threads)
     try:
         for name, task in tasks.items():
             yield name, _attempt(task, partial(told, name))
     finally:
         torch.set_num_threads(before)
+
+
+def _limit(threads: int) -> None:
+    """No more threads for torch than these, nor than its user lets it have (`OMP_NUM_THREADS`)."""
+    import torch
+
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
 
 
 def _attempt(task: Task[Result], tell: Tell) -> Result | Failure:
@@ -203,12 +211,11 @@ def _dismiss(crew: list[_Worker]) -> None:
 
 def _serve(connection: Connection, threads: int, environment: Mapping[str, str], folder: Path) -> None:
     """What a process does: tasks, until nobody gives it another one."""
-    import torch
 
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    torch.set_num_threads(threads)
+    _limit(threads)
     with suppress(EOFError, OSError, KeyboardInterrupt), connection:
         while True:
             task = connection.recv()
@@ -280,8 +287,7 @@ def _largest(ray: Any) -> int:
 
 def _far(task: Task[Result], threads: int, folder: Path) -> Result | Failure:
     """A task in a process of Ray, which starts elsewhere."""
-    import torch
 
     os.chdir(folder)
-    torch.set_num_threads(threads)
+    _limit(threads)
     return _attempt(task, lambda message, fraction: None)

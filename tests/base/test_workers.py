@@ -92,7 +92,13 @@ def test_in_turn() -> None:
 
 
 def test_threads_of_a_task() -> None:
-    assert done({"a": partial(double, 1)}, threads=2)[0]["a"][1] == 2
+    """Its share, and no more than torch may have: a user says so by OMP_NUM_THREADS."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert [done({"a": partial(double, 1)}, threads=n)[0]["a"][1] for n in (2, 8)] == [2, 3]
+    finally:
+        torch.set_num_threads(before)
 
 
 # ---------------------------------------------------------------------- processes
