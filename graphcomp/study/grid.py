@@ -210,10 +210,7 @@ def expand(study: Study, table: PassTable, place: str = "study") -> list[Cell]:
         LoadError, TraceError: a network whose blocks were to be found.
     """
     shape = study.input_shape
-    part = Region(*(str(study.recipe.get(end) or "") for end in ("start", "until")))
-    given = study.recipe.get("arguments")
-    told = given if isinstance(given, dict) else {}  # what it is else, every cell's recipe says
-    layers = _remembered(lambda model: list(candidates(load_source(model, None, shape, part, told).program)))
+    layers = _remembered(lambda network: _layers(network, shape), repr)
     digest, samples = _remembered(_digest), _remembered(_samples, _what_chooses_samples)
     cells: dict[str, Cell] = {}
     for grid in study.grid:
@@ -240,7 +237,7 @@ def _remembered(
 
 
 def _combinations(
-    study: Study, grid: Mapping[str, Any], layers: Callable[[str], list[str]], place: str
+    study: Study, grid: Mapping[str, Any], layers: Callable[[dict[str, Any]], list[str]], place: str
 ) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
     """Labels and recipe of every cell. Regions come last, for they depend on the model."""
     template, settings = study.recipe, study.settings
@@ -281,13 +278,21 @@ def _regions(
     template: dict[str, Any],
     axis: Regions,
     values: Mapping[str, Any],
-    layers: Callable[[str], list[str]],
+    layers: Callable[[dict[str, Any]], list[str]],
     place: str,
 ) -> dict[str, list[str]]:
-    model = fill(template.get("model"), values)
-    if not isinstance(model, str):
+    network = {name: fill(template.get(name), values) for name in ("model", "start", "until", "arguments")}
+    if not isinstance(network["model"], str):
         raise RecipeError(f"{place}: found no model, expected one to take blocks from; add `model:`")
-    return regions(blocks_of(layers(model), axis.blocks, place), axis)
+    return regions(blocks_of(layers(network), axis.blocks, place), axis)
+
+
+def _layers(network: dict[str, Any], shape: tuple[int, ...] | None) -> list[str]:
+    """Of what a recipe's fields say is to be compressed; those of another type every cell's recipe says."""
+    part = Region(*(str(network[end] or "") for end in ("start", "until")))
+    given = network["arguments"]
+    told = given if isinstance(given, dict) else {}
+    return list(candidates(load_source(network["model"], None, shape, part, told).program))
 
 
 def _job(

@@ -145,6 +145,16 @@ def test_regions_of_a_network() -> None:
     assert [p.only for p in passes if isinstance(p, CC)] == [(), ("inner",), ("outer",), ("*",)]
 
 
+@pytest.mark.parametrize("values", [{"settings": {"end": "outer"}}, {}], ids=["setting", "axis"])
+def test_regions_of_a_part_of_a_network(values: dict[str, Any]) -> None:
+    """Blocks are looked for in the part that is compressed, whatever says where it ends."""
+    recipe = {"model": SPEC, "until": "$end", "passes": [{"cc": {"rate": 0.5, "only": "$where"}}]}
+    grid = {"where": {"strides": [1], "blocks": ["*"], "all": False, "none": False}}
+    found = cells(recipe, grid if values else {"end": ["outer"], **grid}, **values)
+    passes = [cell.job.passes[0] for cell in found]
+    assert [p.only for p in passes if isinstance(p, CC)] == [("stem",), ("inner",), ("outer",)]
+
+
 def test_equal_cells_of_two_grids_run_once() -> None:
     found = cells(RECIPE, {"rate": [0.25, 0.5]}, {"rate": [0.75, 0.25]})
     assert labels(found) == [("0.5",), ("0.75",), ("0.25",)]
