@@ -166,7 +166,7 @@ def params_figure(axis: str, lines: Sequence[Line], inches: float = WIDE) -> Fig
     for index, line in enumerate(lines):
         x = [places[cell.result.labels[axis]] for cell in line.cells]
         look: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 4}
-        gone = [100 * (1 - params_left(cell)) for cell in line.cells]
+        gone = [100 * (1 - cell.params_left) for cell in line.cells]
         ax.plot(x, gone, drawstyle="steps-mid", linewidth=1.4, label=elide(line.label), **look)
     ax.set_ylabel("parameters that went, %")
     label_axis(ax, axis, lines, inches)
@@ -174,12 +174,6 @@ def params_figure(axis: str, lines: Sequence[Line], inches: float = WIDE) -> Fig
     if len(lines) > 1:
         ax.legend(frameon=False, fontsize=9, ncols=int(inches // 3), loc="lower left", bbox_to_anchor=(0, 1))
     return figure
-
-
-def params_left(cell: Findings) -> float:
-    """Of the network's trainable parameters."""
-    before = cell.result.baseline.params_trainable
-    return cell.result.final.params_trainable / before if before else 1.0
 
 
 def params_lines(axis: str, found: Sequence[Findings]) -> list[Line]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import nan
 from statistics import fmean, stdev
 
 from graphcomp.study.reading import Value
@@ -32,9 +33,9 @@ class Spread:
 def collapsed(found: Sequence[Findings], repeats: Sequence[str]) -> list[tuple[Findings, Spread | None]]:
     """One for all cells that differ only along the axes of `repeats`, in the order of the first ones.
 
-    Its score is the mean, with the deviation as interval; its confusion matrix is the sum; of what is left of
-    the network the first one's counts stand for all. Without such axes, the cells themselves. A cell without
-    a score has no spread.
+    Its score is the mean, with the deviation as interval (NaN of one cell); its confusion matrix is the sum;
+    of what is left of the network the first one's counts stand for all. Without such axes, the cells
+    themselves. A cell without a score has no spread.
     """
     if not repeats:
         return [(cell, None) for cell in found]
@@ -55,7 +56,7 @@ def _one(labels: dict[str, str], cells: Sequence[Findings]) -> tuple[Findings, S
     spread = _spread(scored)
     score = scored[0].score if scored else None
     if spread is not None and score is not None:
-        bar = spread.deviation or 0.0
+        bar = nan if spread.deviation is None else spread.deviation  # of one cell it is unknown: no bar
         changed = {"value": spread.mean, "low": spread.mean - bar, "high": spread.mean + bar}
         final = first.final.model_copy(update={"score": score.model_copy(update=changed)})
         first = first.model_copy(update={"final": final})

@@ -58,9 +58,19 @@ class Findings:
         return ", ".join(f"{axis} {label}" for axis, label in self.result.labels.items())
 
     @property
+    def params_left(self) -> float:
+        """Of the network's trainable parameters."""
+        return left(self.result.baseline.params_trainable, self.result.final.params_trainable)
+
+    @property
+    def macs_left(self) -> float:
+        """Of the network's MACs."""
+        return left(self.result.baseline.macs, self.result.final.macs)
+
+    @property
     def rate(self) -> float:
         """Of the network's MACs, the part that went."""
-        return _rate(self.result.baseline.macs, self.result.final.macs)
+        return 1 - self.macs_left
 
     def class_name(self, index: int | None) -> str | None:
         """The study's name for a class, else that of the data, else its number."""
@@ -92,11 +102,12 @@ def layer_rates(before: Snapshot, after: Snapshot) -> dict[str, float]:
         name = owner(row.name, new)
         if name is not None:
             new[name] += row.macs
-    return {name: _rate(macs, new[name]) for name, macs in old.items()}
+    return {name: 1 - left(macs, new[name]) for name, macs in old.items()}
 
 
-def _rate(before: int, after: int) -> float:
-    return 1 - after / before if before else 0.0
+def left(before: int, after: int) -> float:
+    """A part of one; all of nothing is left."""
+    return after / before if before else 1.0
 
 
 # ---------------------------------------------------------------------- the table
@@ -134,13 +145,13 @@ def measured(found: Findings) -> dict[str, Value]:
     row: dict[str, Value] = {
         "params_before": old.params_trainable,
         "params": new.params_trainable,
-        "params_left": 1 - _rate(old.params_trainable, new.params_trainable),
+        "params_left": found.params_left,
         "params_state": new.params_state,
         "params_order": new.params_order,
         "macs_before": old.macs,
         "macs": new.macs,
-        "macs_left": 1 - _rate(old.macs, new.macs),
-        "mac_rate": _rate(old.macs, new.macs),
+        "macs_left": found.macs_left,
+        "mac_rate": found.rate,
     }
     return row | _score_columns(found.result) | _class_columns(found) | _other(found.result)
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from matplotlib.collections import LineCollection
 
 from graphcomp.study.plots import (
     MOST_LINES,
@@ -10,9 +11,9 @@ from graphcomp.study.plots import (
     distinct_rates,
     draw,
     lines_along,
-    params_left,
     params_lines,
     plotted_axes,
+    score_figure,
     source_score,
 )
 from graphcomp.study.repeats import collapsed
@@ -104,7 +105,7 @@ def test_parameters_by_region_in_steps() -> None:
     macs = {"none": 600, "1-3": 500, "all": 200}
     found = [Findings(result(c, {"a": macs[c.labels["region"]], "b": 400}), None) for c in grid]
     (line,) = params_lines("region", found)
-    assert [params_left(cell) for cell in line.cells] == [1.0, 0.9, 0.6]
+    assert [cell.params_left for cell in line.cells] == [1.0, 0.9, 0.6]
     assert params_lines("recovery", found) == []
     unscored = [Findings(result(c, {"a": macs[c.labels["region"]], "b": 400}, None), None) for c in grid]
     assert len(params_lines("region", unscored)) == 1
@@ -120,6 +121,19 @@ def test_repetitions_are_one_point() -> None:
     assert "bars: standard deviation" in plot["svg"]
     (plot, _other), _ = drawn(found)
     assert "bars: 95 % interval" in plot["svg"] and not plot["best"]
+
+
+@pytest.mark.parametrize(("seeds", "bars"), [([1, 2, 3], 2), ([1], 0)])
+def test_one_repetition_has_no_bar(seeds: list[int], bars: int) -> None:
+    """Nor one of no length: its deviation is not known."""
+    grid = cells(rate=[0, 1], seed=seeds)
+    found = [Findings(result(c, {"a": 300, "b": 400}, 0.5 + int(c.labels["seed"]) / 10), None) for c in grid]
+    means = collapsed(found, ("seed",))
+    spreads = {id(cell): s for cell, s in means if s is not None}
+    figure = score_figure("rate", lines_along("rate", [cell for cell, _ in means]), spreads)
+    (drawn_bars,) = figure.axes[0].collections
+    assert isinstance(drawn_bars, LineCollection)
+    assert sum(len(ends) > 0 for ends in drawn_bars.get_segments()) == bars
 
 
 def test_what_the_source_says_of_a_score() -> None:

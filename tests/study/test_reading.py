@@ -1,5 +1,6 @@
 """What a source says of a study's cells, and repetitions of cells."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -144,8 +145,13 @@ def test_mean_deviation_and_best() -> None:
 
 def test_one_cell_has_no_deviation_and_errors_are_best_when_small() -> None:
     made, outcome = seeds(0.5)
-    ((_, spread),) = collapsed(list(findings(made, outcome, Reading()).values()), ("seed",))
+    ((one, spread),) = collapsed(list(findings(made, outcome, Reading()).values()), ("seed",))
     assert spread is not None and spread.deviation is None and spread.mean == 0.5
+    assert one.score is not None and math.isnan(one.score.low) and math.isnan(one.score.high)
+    (row,) = with_spreads(table(made, outcome, Reading()), [spread])
+    assert (row["repeats"], row["mean"], row["std"]) == (1, 0.5, None)
+    page = render_html(made, outcome, Reading(repeats=("seed",)))
+    assert '<td data-label="Deviation" class="n"></td>' in page
     values = cells(rate=[0.5], seed=[0, 1])
     errors = Outcome({c.name: with_error(c, e) for c, e in zip(values, (0.3, 0.1), strict=True)})
     ((_, spread),) = collapsed(list(findings(values, errors, Reading()).values()), ("seed",))
