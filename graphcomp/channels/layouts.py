@@ -167,13 +167,17 @@ class Layouts:
             target, args = torch.unflatten, [*args, module.dim, tuple(module.unflattened_size)]
         if self.op(node) == "unflatten":
             source = cast(fx.Node, args[0])
-            dim = cast(int, args[1]) % len(self.program.shape(source) or ())
+            dim = self.settled(args[1]) % len(self.program.shape(source) or ())
             args[2] = tuple(resize(cast(Sequence[Any], args[2]), dim))
         elif len(args) == 2 and isinstance(args[1], tuple | list):
             args[1] = tuple(resize(args[1], 0))
         else:
             args[1:] = resize(args[1:], 0)
         return self.attempt(node, target, tuple(args), dict(node.kwargs))
+
+    def settled(self, argument: Any) -> int:
+        """A dimension, which a network may compute."""
+        return cast(int, self.program.values.get(argument, argument))
 
     def fix_split(self, node: fx.Node) -> bool:
         """chunk, split and tensor_split become a split into the surviving sizes."""
@@ -183,7 +187,7 @@ class Layouts:
         dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
         pieces = [p.shape for p in self.program.values[node]]
         sizes = [
-            shrunk(shape, cut)[cast(int, dim) % len(old)]
+            shrunk(shape, cut)[self.settled(dim) % len(old)]
             for shape, cut in zip(pieces, self.cuts[node], strict=True)
             if cut is not GONE
         ]
@@ -201,7 +205,7 @@ class Layouts:
         if self.op(node) == "select":
             items: list[Any] = [slice(None)] * len(shape)
             given = [*node.args[1:], *(node.kwargs[k] for k in ("dim", "index") if k in node.kwargs)]
-            items[cast(int, given[0])] = given[1]
+            items[self.settled(given[0])] = given[1]
         else:
             items = full_index(node.args[1], len(shape))
         where = entry_of(items, axis)

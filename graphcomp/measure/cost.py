@@ -110,7 +110,8 @@ def _called(program: Program, node: fx.Node) -> _Called | None:
     tensor = program.values[weight]
     bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
     params = tensor.numel() + (program.values[bias].numel() if isinstance(bias, fx.Node) else 0)
-    groups = int(cast(int, node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)))
+    given = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+    groups = int(program.values[given] if isinstance(given, fx.Node) else cast(int, given))
     return _Called(node.name, name, tuple(tensor.shape), groups, params, "transpose" in name)
 
 

@@ -61,9 +61,11 @@ class Writing:
         given = [self.name(value) for value in inputs]
         while given and not given[-1]:
             given.pop()
-        op = Op(
-            kind, stem, given, names, {k: v for k, v in attributes.items() if v is not None}, self._source
-        )
+        said = {k: v for k, v in attributes.items() if v is not None}
+        for name, value in said.items():
+            if any(is_open(part) for part in (value if isinstance(value, tuple | list) else (value,))):
+                raise NoRow(f"{name} of {kind}, which is fixed in a file, from an open size")
+        op = Op(kind, stem, given, names, said, self._source)
         self.ops.append(op)
         self.makers.update(dict.fromkeys(names, op))
         return tuple(names)

@@ -137,8 +137,16 @@ class Driver:
         again = _repeated(call, args, kwargs)
         self.writing.begin(call.base, call.source, call.name, call.target, metas, again)
         given, named = _bound(row, call, args, kwargs)
-        made = row(self.writing, *given, **named)
-        return self._wires(made, call.base, metas)
+        return self._wires(self._written(row, given, named), call.base, metas)
+
+    def _written(self, row: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What a row yields, which asks wires for more than their names; constants can be in any place."""
+        bound = _signature(row).bind(self.writing, *args, **kwargs)
+        for name, value in bound.arguments.items():
+            if isinstance(value, Tensor) and _signature(row).parameters[name].annotation is Wire:
+                metas = (value.to("meta"),) * len(self.settings.values)
+                bound.arguments[name] = Wire(self.writing.name(value), metas)
+        return row(*bound.args, **bound.kwargs)
 
     def _coefficients(self, call: "_Call", args: Any, metas: tuple[Any, ...]) -> Any:
         """A layer of coefficients as the plain one, whose weight the file is given (see `onnx.weights`)."""
@@ -156,9 +164,8 @@ class Driver:
         )
         given = {s: getattr(layer, s) for s in settings}
         self.writing.begin(call.base, call.source, name, layer, metas, layer)
-        return self._wires(
-            WRITES[name](self.writing, args[0], self.weights[layer], **given), call.base, metas
-        )
+        made = self._written(WRITES[name], (args[0], self.weights[layer]), given)
+        return self._wires(made, call.base, metas)
 
     def _wires(self, made: Any, base: str, metas: tuple[Any, ...]) -> Any:
         """What a row yields, under the call's name."""
