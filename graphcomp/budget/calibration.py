@@ -19,7 +19,7 @@ from graphcomp.budget.model import CACHES, LatencyModel, cold_bytes
 from graphcomp.budget.stopwatch import Stopwatch
 from graphcomp.errors import RecipeError
 from graphcomp.ir import Program, trace
-from graphcomp.runtime import Kernel, Target, Timer, measure, race_timer
+from graphcomp.runtime import HOST, Kernel, Target, Timer, measure, race_timer
 
 STAIRS = Kernel("conv", (28, 28), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
 WIDTHS = (32, 48, 52, 56, 57, 60, 61, 63, 64, 65, 72, 80, 96)
@@ -122,7 +122,7 @@ def calibrate(
     progress("staircase", 0.0)
     warm = timer or race_timer(target.provider, threads)
     stairs = {width: measure(STAIRS, width, width, warm) for width in WIDTHS}
-    cold = CACHES if target.provider == "cpu" else 0
+    cold = CACHES if target.provider in HOST else 0
     model = LatencyModel(target, threads, timer, cold=cold)
     model.prepare(GRID)
     layers = [

@@ -23,7 +23,7 @@ from graphcomp.base import Progress, cache, quiet
 from graphcomp.budget.calls import Operator, calls
 from graphcomp.budget.kernel_fit import Fit, KernelForm, Point, Points, computed, design, fit, form_of
 from graphcomp.ir import Program
-from graphcomp.runtime import Kernel, Target, Timer, environment, measure, race_timer
+from graphcomp.runtime import HOST, Kernel, Target, Timer, environment, measure, race_timer
 
 MEASURING = "graphcomp.runtime.kernel"
 """The module that measured times are kept by: how they are fitted does not change them."""
@@ -35,7 +35,7 @@ CACHES = 32 << 20
 def cold_bytes(program: Program, target: Target) -> int:
     """How much other memory a network reads between two uses of a weight, as a power of two; 0 on a GPU."""
     size = sum(t.numel() * 4 for t in program.tensors.values())
-    return min(CACHES, 1 << size.bit_length()) if target.provider == "cpu" and size >= 1 << 20 else 0
+    return min(CACHES, 1 << size.bit_length()) if target.provider in HOST and size >= 1 << 20 else 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,12 +37,11 @@ def bench_command(
 ) -> None:
     """Time two ONNX files against each other: interleaved, with intervals, without silent fallback."""
     from graphcomp.base import write_text
-    from graphcomp.runtime import benchmark, format_table, probe, sweep_table
+    from graphcomp.runtime import HOST, benchmark, format_table, probe, sweep_table
 
     batches, providers, shapes = _integers(batch, "--batch"), _providers(provider), shapes_of(input_shape)
-    graphs = {
-        p: cuda_graphs and (p not in ("cpu", "openvino") or len(providers) == 1) for p in providers
-    }  # CPUs have none
+    # CPUs have none: beside GPUs they go without, alone they refuse.
+    graphs = {p: cuda_graphs and (p not in HOST or len(providers) == 1) for p in providers}
     for one in providers:  # all of them before any is timed: none is left out in silence
         probe(one, threads, cuda_graphs=graphs[one])
     with progress_shown() as progress:

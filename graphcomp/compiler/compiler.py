@@ -32,8 +32,8 @@ from graphcomp.compiler.folder import (
     recalling,
     running_place,
 )
-from graphcomp.compiler.recipe import Recipe
-from graphcomp.compiler.results import Run, deliver
+from graphcomp.compiler.recipe import BenchOptions, Recipe
+from graphcomp.compiler.results import Run, deliver, runtimes
 from graphcomp.compiler.source import (
     Job,
     Source,
@@ -49,7 +49,7 @@ from graphcomp.ir import Program, load
 from graphcomp.measure import Corruption, require_classes, require_images, robustness
 from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, check_order, exporting, held
 from graphcomp.records import CorruptedScore, Evaluation, Report, Robustness, Step
-from graphcomp.runtime import Provider, Target, find_target, probe
+from graphcomp.runtime import Target, find_target, probe
 from graphcomp.version import __version__
 
 
@@ -83,9 +83,8 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
         raise RecipeError("resume: found overwrite as well, expected one of them; leave one out")
     target = find_target(job.recipe.target, eight_bits=exporting(job.passes) is not None)
     if job.recipe.bench is not False:
-        options = job.recipe.bench
         # Fails now rather than after the passes.
-        distributed.on_first(partial(_prove, options.provider or target.provider, options.cuda_graphs))
+        distributed.on_first(partial(_prove, job.recipe.bench, target))
     progress("load the model", 0.0)
     source = load_source(job.model, job.weights, job.input_shape, job.recipe.region, job.recipe.arguments)
     spec, data, classes = data_of(job, source)
@@ -131,13 +130,14 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
     return distributed.on_first(lambda: deliver(run, progress))  # measured while the others wait
 
 
-def _prove(provider: Provider, cuda_graphs: bool) -> None:
-    probe(provider, cuda_graphs=cuda_graphs)
+def _prove(options: BenchOptions, target: Target) -> None:
+    for provider, cuda_graphs in runtimes(options, target):
+        probe(provider, cuda_graphs=cuda_graphs)
 
 
 def _is_timed_on(target: Target, recipe: Recipe) -> bool:
     """Whether the run measures times where the result is for, and not only somewhere else."""
-    return recipe.bench is not False and recipe.bench.provider in (None, target.provider)
+    return recipe.bench is not False and target.provider in (recipe.bench.provider or (target.provider,))
 
 
 class _Scaled:

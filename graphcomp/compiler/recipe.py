@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -48,6 +49,22 @@ def _parse_class(value: Any) -> int | str:
     return cast(int | str, value)
 
 
+def _split_providers(value: Any) -> Any:
+    """`cpu,openvino` as a list of them."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _distinct(value: tuple[Provider, ...]) -> tuple[Provider, ...]:
+    if len(set(value)) < len(value):
+        raise ValueError(f"found {', '.join(value)}, expected each once")
+    return value
+
+
+Providers = Annotated[
+    tuple[Provider, ...], Field(min_length=1), BeforeValidator(_split_providers), AfterValidator(_distinct)
+]
+"""One runtime, or several: `cpu,openvino` or a list."""
+
 ClassId = Annotated[int | str, PlainValidator(_parse_class, json_schema_input_type=int | str)]
 """Of one class: its number, or its name where the data has names."""
 
@@ -61,7 +78,7 @@ class BenchOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    provider: Provider | None = None  # the target's
+    provider: Providers | None = None  # the target's; of several the first decides
     batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1,)
     threads: Annotated[int, Field(ge=1)] = 1
     runs: Annotated[int, Field(ge=1)] = 200

@@ -1,7 +1,7 @@
 """What a run delivers once its passes are done: program, files, times and the report of all of it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from graphcomp.base import Progress, atomic_entries, part, quiet, remove, write_record
 from graphcomp.bases import options_of
 from graphcomp.compiler.folder import BASE, DENSE, INT8, MODEL, State
-from graphcomp.compiler.recipe import ExportOptions, Recipe
+from graphcomp.compiler.recipe import BenchOptions, ExportOptions, Recipe
 from graphcomp.compiler.source import Job, Source
 from graphcomp.data import Data
 from graphcomp.explanation import TRACED_RUNS, TRACED_SECONDS, explain_bench
@@ -18,7 +18,7 @@ from graphcomp.onnx import Exports, Stored, Timing, Weights, export_onnx, input_
 from graphcomp.pipeline import Context, exporting
 from graphcomp.records import Bench, Explanation, Export, Quantized, Report, Robustness, Step
 from graphcomp.report import write_report
-from graphcomp.runtime import Provider, benchmark, environment
+from graphcomp.runtime import HOST, Provider, Target, benchmark, environment
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,11 @@ def _report(run: Run, place: Path, progress: Progress) -> Report:
     span = (0.9, 0.93) if dense else (0.9, 0.97)
     files = place / BASE, place / MODEL
     shapes = _shapes(run.program)
-    bench = _bench(recipe, files, provider, out, progress, span, shapes)
-    explanation = _explain(recipe, bench, files, progress, span[1], run.program)
-    dct_bench = (
-        _bench(recipe, (place / DENSE, place / MODEL), provider, out, progress, (0.94, 0.99), shapes)
-        if dense
-        else None
+    benches = _benches(recipe, files, target, out, progress, span, shapes)
+    explanation = _explain(recipe, benches, files, progress, span[1], run.program)
+    pair = place / DENSE, place / MODEL
+    stored_otherwise = (
+        _benches(recipe, pair, target, out, progress, (0.94, 0.99), shapes, most=1) if dense else []
     )
     return Report(
         model=run.job.model,
@@ -100,8 +99,9 @@ def _report(run: Run, place: Path, progress: Progress) -> Report:
         export=new,
         baseline_export=base,
         dense_export=dense,
-        bench=bench,
-        dct_bench=dct_bench,
+        bench=next(iter(benches), None),
+        other_benches=benches[1:],
+        dct_bench=next(iter(stored_otherwise), None),
         quantized=quantized,
         robustness=run.robustness,
         explanation=explanation,
@@ -119,20 +119,23 @@ def _quantize(run: Run, place: Path, source: str, progress: Progress) -> tuple[l
     started, options = time.perf_counter(), run.job.recipe.bench
     timing = None
     if options is not False:
-        timing = Timing(options.threads, options.batches, options.runs, options.seconds)
+        providers = tuple(provider for provider, _ in runtimes(options, run.context.target))
+        timing = Timing(options.threads, options.batches, options.runs, options.seconds, providers)
     context = replace(run.context, progress=progress)
     plan, made = pass_.export(run.program, place / source, place / INT8, steps[-1].plan, context, timing)
     seconds = steps[-1].seconds + time.perf_counter() - started
     steps[-1] = steps[-1].model_copy(update={"plan": plan, "seconds": seconds})
     write_record(run.out / steps[-1].plan_file, plan)
-    bench = made.bench
-    if bench is not None:
-        base, new = (
-            f.model_copy(update={"path": str(run.out / Path(f.path).name)}) for f in (bench.base, bench.new)
-        )
-        bench = bench.model_copy(update={"base": base, "new": new})
+    moved = [_moved(bench, run.out) for bench in made.benches]
     path = None if made.path is None else INT8
-    return steps, made.model_copy(update={"path": path, "source": source, "bench": bench})
+    update = {"path": path, "source": source, "bench": next(iter(moved), None), "other_benches": moved[1:]}
+    return steps, made.model_copy(update=update)
+
+
+def _moved(bench: Bench, out: Path) -> Bench:
+    """Of files that will lie in `out`."""
+    base, new = (f.model_copy(update={"path": str(out / Path(f.path).name)}) for f in (bench.base, bench.new))
+    return bench.model_copy(update={"base": base, "new": new})
 
 
 def opset_remarks(program: Program, export: Export) -> list[str]:
@@ -192,48 +195,61 @@ def _shapes(program: Program) -> dict[str, Shape]:
     return {name: tuple(x.shape) for name, x in zip(names, inputs, strict=True)}
 
 
-def _bench(
+def runtimes(options: BenchOptions, target: Target) -> list[tuple[Provider, bool]]:
+    """Where the result is timed: on the target unless others were asked for; each with CUDA graphs or not.
+
+    Beside a GPU processors go without, alone they refuse them.
+    """
+    providers = options.provider or (target.provider,)
+    return [(p, options.cuda_graphs and (p not in HOST or len(providers) == 1)) for p in providers]
+
+
+def _benches(
     recipe: Recipe,
     files: tuple[Path, Path],
-    provider: Provider,
+    target: Target,
     out: Path,
     progress: Progress,
     span: tuple[float, float],
     shapes: Mapping[str, Shape],
-) -> Bench | None:
-    """Time two files, which will lie in `out`."""
+    most: int | None = None,
+) -> list[Bench]:
+    """Time two files, which will lie in `out`, in every runtime that was asked for, or the first `most`."""
     if recipe.bench is False:
-        return None
+        return []
     options = recipe.bench
 
     def tell(message: str, fraction: float) -> None:
         progress(f"benchmark: {message}", span[0] + (span[1] - span[0]) * fraction)
 
-    found = benchmark(
-        *files,
-        provider=options.provider or provider,
-        batches=options.batches,
-        threads=options.threads,
-        runs=options.runs,
-        seconds=options.seconds,
-        cuda_graphs=options.cuda_graphs,
-        input_shapes=shapes,
-        progress=tell,
-    )
-    base, new = (f.model_copy(update={"path": str(out / Path(f.path).name)}) for f in (found.base, found.new))
-    return found.model_copy(update={"base": base, "new": new})
+    found = [
+        benchmark(
+            *files,
+            provider=provider,
+            batches=options.batches,
+            threads=options.threads,
+            runs=options.runs,
+            seconds=options.seconds,
+            cuda_graphs=cuda_graphs,
+            input_shapes=shapes,
+            progress=tell,
+        )
+        for provider, cuda_graphs in runtimes(options, target)[:most]
+    ]
+    return [_moved(bench, out) for bench in found]
 
 
 def _explain(
     recipe: Recipe,
-    bench: Bench | None,
+    benches: Sequence[Bench],
     files: tuple[Path, Path],
     progress: Progress,
     at: float,
     program: Program,
 ) -> Explanation | None:
     """On CPUs; on GPUs it depends on the runtime's build whether it tells how long its operators take."""
-    if recipe.bench is False or bench is None or bench.provider != "cpu":
+    bench = next((one for one in benches if one.provider == "cpu"), None)
+    if recipe.bench is False or bench is None:
         return None
     return explain_bench(
         bench,

@@ -72,7 +72,18 @@ class Quantized(Record):
     )
     operators: dict[str, int] = Field(description="what the runtime made of the 8 bit file, by number")
     bench: Bench | None = Field(description="the float file (base) against the 8 bit file; null: no race")
+    other_benches: list[Bench] = Field(
+        default_factory=list, description="the same two files in the other runtimes that were asked for"
+    )
+    not_timed: dict[str, str] = Field(
+        default_factory=dict, description="runtimes that do not compute the 8 bit file, and why"
+    )
     score: Score | None = Field(default=None, description="of the 8 bit file; null without labels")
     accuracy: Interval | None = Field(
         default=None, description="top-1 of the 8 bit file less that of the float file, on the same samples"
     )
+
+    @property
+    def benches(self) -> list[Bench]:
+        """One for each runtime in which both files were timed."""
+        return [one for one in (self.bench, *self.other_benches) if one is not None]

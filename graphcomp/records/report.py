@@ -124,6 +124,9 @@ class Report(Record):
         default=None, description="the result once more, with the weights of its DCT layers stored dense"
     )
     bench: Bench | None = Field(description="null if nothing was timed")
+    other_benches: list[Bench] = Field(
+        default_factory=list, description="the same two files in the other runtimes that were asked for"
+    )
     dct_bench: Bench | None = Field(
         default=None, description="the result with dense weights (base) against DCT coefficients (new)"
     )
@@ -139,5 +142,10 @@ class Report(Record):
     environment: Environment = Field(description="where the compilation ran")
     started: str = Field(description="ISO 8601, UTC")
     seconds: float = Field(description="wall time of the whole run")
+
+    @property
+    def benches(self) -> list[Bench]:
+        """One for each runtime that was asked for."""
+        return [one for one in (self.bench, *self.other_benches) if one is not None]
 
     _schema_1 = model_validator(mode="before")(old.report)

@@ -3,8 +3,16 @@
 from dataclasses import dataclass
 
 from graphcomp.errors import some_of
-from graphcomp.records import Quantized, Report
-from graphcomp.report.words import Row, bytes_text, interval_text, ms_text, percent_text, ratio_text
+from graphcomp.records import BatchTiming, Quantized, Report
+from graphcomp.report.words import (
+    Row,
+    bytes_text,
+    interval_text,
+    ms_text,
+    percent_text,
+    ratio_text,
+    where_text,
+)
 
 
 @dataclass(frozen=True)
@@ -22,10 +30,40 @@ def describe_quantized(report: Report) -> list[str]:
     made = report.quantized
     if made is None:
         return []
-    said = [_shipped(made), _lost(made), _checked(made)]
-    if (together := _together(report)) is not None:
-        said.insert(1, together)
-    return said
+    return [_shipped(made), *_together(report), _lost(made), _checked(made)]
+
+
+@dataclass(frozen=True)
+class RuntimeRow:
+    """Speeds at one batch size, a text for each runtime."""
+
+    label: str
+    speeds: tuple[str, ...]
+
+
+def runtime_rows(report: Report) -> list[RuntimeRow]:
+    """What was timed, side by side in the runtimes of `Report.benches`; nothing for one."""
+    benches, made = report.benches, report.quantized
+    if len(benches) < 2:
+        return []
+    eight = {bench.provider: bench for bench in made.benches} if made else {}
+    rows = []
+    for index, first in enumerate(benches[0].batches):
+        rows.append(
+            RuntimeRow(f"batch {first.batch}", tuple(_speed(bench.batches[index]) for bench in benches))
+        )
+        others = [eight.get(bench.provider) for bench in benches]
+        cells = [
+            next((_speed(t) for t in one.batches if t.batch == first.batch), "") if one else "not timed"
+            for one in others
+        ]
+        if made is not None and (eight or made.not_timed):
+            rows.append(RuntimeRow(f"batch {first.batch}, 8 bits against {made.source}", tuple(cells)))
+    return rows
+
+
+def _speed(timing: BatchTiming) -> str:
+    return f"{interval_text(timing.quoted)}{' (CPU time)' if timing.busy else ''}"
 
 
 def quantized_rows(report: Report) -> list[Row]:
@@ -56,13 +94,16 @@ def quantized_layers(made: Quantized) -> list[QuantizedRow]:
 
 def _shipped(made: Quantized) -> str:
     size = f"{bytes_text(made.int8_bytes)} for {bytes_text(made.float_bytes)}"
-    if made.bench is None:
+    benches = made.benches
+    if not benches and not made.not_timed:
         return f"In 8 bits the result is {size}; no race was run, so that which file is faster is not known."
-    times = "; ".join(
-        f"batch {t.batch}: {t.verdict}, {interval_text(t.quoted)}, {ms_text(t.quoted_ms[1])} for "
-        f"{ms_text(t.quoted_ms[0])}"
-        for t in made.bench.batches
-    )
+    parts = [
+        f"batch {t.batch}{where_text(bench, benches)}: {t.verdict}, {interval_text(t.quoted)}, "
+        f"{ms_text(t.quoted_ms[1])} for {ms_text(t.quoted_ms[0])}"
+        for bench in benches
+        for t in bench.batches
+    ]
+    times = "; ".join([*parts, *(f"{name}: not timed, {why}" for name, why in made.not_timed.items())])
     if made.path is None:
         return (
             f"8 bits do not pay on this machine ({times} in float32): ship {made.source}; no 8 bit file was "
@@ -71,16 +112,23 @@ def _shipped(made: Quantized) -> str:
     return f"Ship {made.path}: {size} ({made.source}), and {times}."
 
 
-def _together(report: Report) -> str | None:
-    made, bench = report.quantized, report.bench
-    if made is None or made.bench is None or made.path is None or bench is None:
-        return None
-    firsts = bench.batches[0], made.bench.batches[0]
-    both = firsts[0].quoted.value * firsts[1].quoted.value
-    return (
-        f"With the passes before it that is about {ratio_text(both)} of the original's speed at batch "
-        f"{firsts[0].batch} (the product of two measurements)."
-    )
+def _together(report: Report) -> list[str]:
+    """Products of two speedups that have a file, a runtime and a batch size in common; only of such."""
+    made = report.quantized
+    if made is None or made.path is None or made.source != report.export.path:
+        return []
+    said = []
+    for bench, other in ((b, o) for b in report.benches for o in made.benches):
+        if (bench.provider, bench.threads) != (other.provider, other.threads):
+            continue
+        common = [(b, o) for b in bench.batches for o in other.batches if b.batch == o.batch][:1]
+        said += [
+            f"With the passes before it that is about {ratio_text(b.quoted.value * o.quoted.value)} of the "
+            f"original's speed at batch {b.batch}{where_text(bench, report.benches)} (the product of two "
+            "measurements)."
+            for b, o in common
+        ]
+    return said
 
 
 def _lost(made: Quantized) -> str:

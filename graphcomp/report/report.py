@@ -20,7 +20,7 @@ from graphcomp.report.explanation import COLUMNS, describe, label_of, layers
 from graphcomp.report.figures import plots_of
 from graphcomp.report.html import render
 from graphcomp.report.layer_pairs import pair_layers
-from graphcomp.report.quantized import describe_quantized, quantized_layers, quantized_rows
+from graphcomp.report.quantized import describe_quantized, quantized_layers, quantized_rows, runtime_rows
 from graphcomp.report.rounds import removals
 from graphcomp.report.scores import measure_of, range_text, score_text, value_text
 from graphcomp.report.words import (
@@ -101,6 +101,7 @@ def render_html(report: Report) -> str:
         advice=advice(report),
         quantized=describe_quantized(report),
         quantized_layers=quantized_layers(report.quantized) if report.quantized else [],
+        runtimes=runtime_rows(report),
         dct=describe_dct(report),
         explained=report.explanation,
         reasons=describe(report.explanation) if report.explanation else [],

@@ -1,9 +1,10 @@
 """What a report says: its numbers as text, its sentences, its rows; nothing that the record does not hold."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graphcomp.records import BatchTiming, CorruptedScore, Interval, ModelFile, Report, Score
+from graphcomp.records import BatchTiming, Bench, CorruptedScore, Interval, ModelFile, Report, Score
 from graphcomp.report.scores import Verdict, change, judge, judge_speed, measure_of, score_text, value_text
 
 
@@ -85,10 +86,10 @@ class KeptGroup:
 
 
 def describe_timing(
-    timing: BatchTiming, before: Score | None = None, after: Score | None = None
+    timing: BatchTiming, before: Score | None = None, after: Score | None = None, where: str = ""
 ) -> tuple[str, Verdict]:
     """One plain sentence: what was measured at this batch size, beside what the MACs promised and what it
-    cost in accuracy; and how good both together are.
+    cost in accuracy; and how good both together are. `where`: the runtime, where it has to be told.
     """
     speedup, theory = timing.quoted, timing.theoretical
     said, verdict = judge_speed(timing, before, after)
@@ -97,7 +98,7 @@ def describe_timing(
         promise = f"realised {100 * speedup.value / theory:.0f} % of the theoretical {ratio_text(theory)}"
     else:
         promise = f"theory says {ratio_text(theory)}"
-    return f"Batch {timing.batch}: {said} ({spread}); {promise}.", verdict
+    return f"Batch {timing.batch}{where}: {said} ({spread}); {promise}.", verdict
 
 
 def comparison(report: Report) -> list[Row]:
@@ -119,18 +120,24 @@ def comparison(report: Report) -> list[Row]:
                 "  with dense weights", bytes_text(files[0]), bytes_text(dense), percent_text(files[0], dense)
             )
         )
-    return rows + [_time_row(timing) for timing in (report.bench.batches if report.bench else [])]
+    benches = report.benches
+    return rows + [_time_row(t, where_text(b, benches)) for b in benches for t in b.batches]
+
+
+def where_text(bench: Bench, benches: Sequence[Bench]) -> str:
+    """`, openvino`, where it is not ONNX Runtime on the CPU alone that was asked for."""
+    return "" if len(benches) == 1 and bench.provider == "cpu" else f", {bench.provider}"
 
 
 def _count_row(label: str, before: int, after: int) -> Row:
     return Row(label, count_text(before), count_text(after), percent_text(before, after))
 
 
-def _time_row(timing: BatchTiming) -> Row:
+def _time_row(timing: BatchTiming, where: str) -> Row:
     clock = "CPU time" if timing.busy else "Time"
     times, change = timing.quoted_ms, interval_text(timing.quoted)
     return Row(
-        f"{clock}, batch {timing.batch}",
+        f"{clock}, batch {timing.batch}{where}",
         ms_text(times[0]),
         ms_text(times[1]),
         change,
@@ -175,7 +182,8 @@ def headlines(report: Report) -> list[tuple[str, Verdict]]:
         said, verdict = judge(None, before, after)
         measured = f"{said[0].upper()}{said[1:]}."
         return [(f"{measured} MACs are not time: nothing here says that the result is faster.", verdict)]
-    return [describe_timing(timing, before, after) for timing in report.bench.batches]
+    benches = report.benches
+    return [describe_timing(t, before, after, where_text(b, benches)) for b in benches for t in b.batches]
 
 
 def describe_loss(report: Report) -> list[str]:
@@ -315,13 +323,14 @@ def _timing_notes(report: Report) -> list[str]:
         "Time is that of the two exported ONNX files in one process, interleaved; the speedup is the ratio "
         "of medians with a bootstrap 95 % interval. It holds for this machine, runtime and thread count."
     ]
-    if busy := [str(timing.batch) for timing in report.bench.batches if timing.busy]:
+    benches = report.benches
+    if busy := [f"{t.batch}{where_text(b, benches)}" for b in benches for t in b.batches if t.busy]:
         found.append(
             f"The machine was busy at batch {', '.join(busy)}: wall time exceeded CPU time by over 10 %. "
             "There the speedup is quoted in CPU time."
         )
     if copies := report.bench.new.memcpy_nodes:
         found.append(f"The result copies between host and device inside the graph ({copies} Memcpy nodes).")
-    if report.bench.environment != report.environment:
+    if any(bench.environment != report.environment for bench in benches):
         found.append("Time was measured in another environment than the rest; see the table of timings.")
     return found

@@ -27,7 +27,7 @@ from graphcomp.ir import Shape
 from graphcomp.runtime import machine, onnxfile
 from graphcomp.runtime.inputs import check_inputs, mismatch, random_inputs
 from graphcomp.runtime.onnxfile import OnnxFile
-from graphcomp.runtime.providers import Provider
+from graphcomp.runtime.providers import HOST, Provider
 from graphcomp.runtime.session import OpenSession, probe
 from graphcomp.runtime.turns import (
     Setup,
@@ -85,7 +85,7 @@ def benchmark(
         report = _throttle(progress, f"batch {batch}")
         found.append(time_files(files, setup, batch, random_inputs(files[0], batch, seed), budget, report))
     # A GPU's host thread waits by design, and several threads have no one CPU clock to compare with.
-    comparable = provider in ("cpu", "openvino") and threads == 1
+    comparable = provider in HOST and threads == 1
     pairs = zip(batches, found, strict=True)
     opened = found[0][0].opened[0]
     models = [_model_file(file, one.opened) for file, one in zip(files, found[0], strict=True)]

@@ -19,6 +19,8 @@ PROVIDERS: dict[Provider, str] = {
     "tensorrt": "TensorrtExecutionProvider",
     "openvino": "OpenVINO",  # a runtime of its own, see `runtime.openvino`
 }
+HOST: frozenset[Provider] = frozenset({"cpu", "openvino"})
+"""Those that compute on the processor that asks, whose own clock tells how long they took."""
 HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Reduced precision and algorithm search stated rather than inherited, so that the record says what was timed.
 OPTIONS: dict[Provider, dict[str, str]] = {

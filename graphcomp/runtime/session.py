@@ -31,6 +31,7 @@ from graphcomp.runtime.onnxfile import OnnxFile
 from graphcomp.runtime.providers import (
     ADVICE,
     HEAVY,
+    HOST,
     OPTIONS,
     PROVIDERS,
     Provider,
@@ -63,7 +64,7 @@ class OpenSession:
     @property
     def device(self) -> str:
         """Where tensors live that are bound without copies: 'cpu' or 'cuda'."""
-        return "cpu" if self.provider in ("cpu", "openvino") else "cuda"
+        return "cpu" if self.provider in HOST else "cuda"
 
 
 def open_session(

@@ -19,7 +19,7 @@ from graphcomp.runtime import onnxfile
 from graphcomp.runtime.inputs import check_inputs, random_inputs
 from graphcomp.runtime.onnxfile import OnnxFile
 from graphcomp.runtime.openvino import Requested
-from graphcomp.runtime.providers import Provider, run_errors
+from graphcomp.runtime.providers import HOST, Provider, run_errors
 from graphcomp.runtime.session import OpenSession, compare, open_session, probe
 
 BUSY = 1.1
@@ -174,7 +174,7 @@ def race(
     Raises ProviderError and BenchError.
     """
     budget, least = TimingBudget(runs, seconds).of_a_load(loads), math.ceil(LEAST_RACE / loads)
-    is_cpu = provider in ("cpu", "openvino") and threads == 1
+    is_cpu = provider in HOST and threads == 1
 
     def one_load(number: int) -> list[Times]:
         order = _order(len(models), number)
@@ -267,7 +267,7 @@ def _time_load(
 
     samples = _take_turns([r.run for r in runners], order, setup.threads, partial(spent, "timing"))
     copied: Sequence[Samples | None] = [None] * len(files)
-    if setup.provider not in ("cpu", "openvino"):
+    if setup.provider not in HOST:
         steps = [r.run_end_to_end for r in runners]
         copied = _take_turns(steps, order, setup.threads, partial(spent, "timing with copies"))
     return [

@@ -175,7 +175,7 @@ def _error(model: ModelProto, unit: _Unit, inputs: Sequence[NDArray[Any]]) -> in
     if rounds:
         return max(int(np.abs(a.astype(np.int32) - b).max()) for a, b in pairs)
     span = float(np.ptp(pairs[0][0])) or 1.0
-    return max(math.ceil(np.abs(a - b).max() * 255 / span - EQUAL) for a, b in pairs)
+    return max(math.ceil(float(np.abs(a - b).max()) * 255 / span - EQUAL) for a, b in pairs)
 
 
 def _bytes(seen: NDArray[Any], rng: np.random.Generator) -> list[NDArray[Any]]:

@@ -6,7 +6,7 @@ time back to float -> race -> file
 
 import fnmatch
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto
 
 from graphcomp.base import Progress, atomic_file, part, quiet, remove
 from graphcomp.data import Split
-from graphcomp.errors import ExportError
+from graphcomp.errors import BenchError, ExportError, first_line
 from graphcomp.onnx.half import with_full_weights
 from graphcomp.onnx.quantization import checks
 from graphcomp.onnx.quantization.attempts import Work, checked, give_back
@@ -27,7 +27,7 @@ from graphcomp.onnx.quantization.ranges import collect
 from graphcomp.onnx.quantization.samples import calibration, compare, counted, outputs, require_classes
 from graphcomp.onnx.quantization.sessions import Feeds
 from graphcomp.records import Bench, Plan, Quantized, QuantizedLayer
-from graphcomp.runtime import adds_in_int16, benchmark, onnxfile, race
+from graphcomp.runtime import Provider, adds_in_int16, benchmark, onnxfile, race
 
 SAMPLES = 256
 
@@ -45,6 +45,7 @@ def quantize_onnx(
     batches: Sequence[int] = (1,),
     runs: int = 200,
     seconds: float = 10.0,
+    providers: Sequence[Provider] = ("cpu",),
     faster_only: bool = True,
     progress: Progress = quiet,
 ) -> Quantized:
@@ -69,8 +70,9 @@ def quantize_onnx(
         exclude: globs on names of nodes that stay in float.
         evaluate: labelled samples that both files classify, for the difference in accuracy; None: none.
         threads, batches, runs, seconds: of the race, as in `benchmark`.
-        faster_only: write `out` only if it is faster here; False: without a race, in any case, and no layer
-            goes back to float.
+        providers: the runtimes of the race; both files run in each. The first one decides about layers.
+        faster_only: write `out` only if it is faster here, and in none of them slower; False: without a race,
+            in any case, and no layer goes back to float.
         progress: told which step is due.
 
     Returns:
@@ -83,7 +85,7 @@ def quantize_onnx(
         BenchError: if the runtime refuses the file.
         OutputError: if `out` cannot be written.
     """
-    timing = Timing(threads, tuple(batches), runs, seconds) if faster_only else None
+    timing = Timing(threads, tuple(batches), runs, seconds, tuple(providers)) if faster_only else None
     return quantize_file(
         Path(path),
         Path(out),
@@ -105,6 +107,7 @@ class Timing:
     batches: tuple[int, ...] = (1,)
     runs: int = 200
     seconds: float = 10.0
+    providers: tuple[Provider, ...] = ("cpu",)
 
 
 def quantize_file(
@@ -150,16 +153,18 @@ def quantize_file(
             f"(and {len(unsafe) - 1} more), expected none; no check on a machine with VNNI sees it; use "
             f"another grid than {found.choice.grid}, pairs or reduced, or a target with VNNI"
         )
-    bench = None
+    benches, refused = list[Bench](), dict[str, str]()
     if timing is not None:
         progress("try layers in float", 0.5)
         one = {name: x[: batch or 1] for name, x in held[0].items()}
-        found = give_back(work, found, partial(_times, one, timing.threads))
+        found = give_back(work, found, partial(_times, one, timing))
         if batch is not None:
             timing = replace(timing, batches=(batch,))
-        bench = _race(path, out, found.model.SerializeToString(), one, timing, part(progress, 0.7, 0.2))
+        benches, refused = _races(
+            path, out, found.model.SerializeToString(), one, timing, part(progress, 0.7, 0.2)
+        )
     content = found.model.SerializeToString()
-    wins = bench is None or _wins(bench)
+    wins = timing is None or _wins(benches, refused)
     if wins:
         with atomic_file(out) as temporary:
             temporary.write_bytes(content)
@@ -173,7 +178,7 @@ def quantize_file(
         path=str(out) if wins else None,
         source=str(path),
         shipped="int8" if wins else "float32",
-        why=_why(bench),
+        why=_why(benches, refused),
         float_bytes=path.stat().st_size,
         int8_bytes=len(content),
         grid=found.choice.grid,
@@ -190,7 +195,9 @@ def quantize_file(
         given_back=found.given_back,
         operators=operators,
         saturating=saturating(found.layers, found.choice),
-        bench=bench,
+        bench=next(iter(benches), None),
+        other_benches=benches[1:],
+        not_timed=refused,
         score=score,
         accuracy=accuracy,
     )
@@ -262,40 +269,64 @@ def _read(path: Path) -> tuple[ModelProto, int | None]:
     return model, (dims[0].dim_value or None) if dims else None
 
 
-def _race(path: Path, out: Path, content: bytes, one: Feeds, timing: Timing, progress: Progress) -> Bench:
-    """The float file against the 8 bit file, which is not yet where it will be."""
+def _races(
+    path: Path, out: Path, content: bytes, one: Feeds, timing: Timing, progress: Progress
+) -> tuple[list[Bench], dict[str, str]]:
+    """The float file against the 8 bit file, which is not yet where it will be, both in every runtime.
+
+    With it the runtimes, ONNX Runtime not among them, that do not compute the 8 bit file, and why.
+    """
+    benches, refused = list[Bench](), dict[str, str]()
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / out.name
         candidate.write_bytes(content)
-        found = benchmark(
-            path,
-            candidate,
-            batches=timing.batches,
-            threads=timing.threads,
-            runs=timing.runs,
-            seconds=timing.seconds,
-            input_shapes={name: tuple(x.shape) for name, x in one.items()},
-            progress=progress,
-        )
-    return found.model_copy(update={"new": found.new.model_copy(update={"path": str(out)})})
+        for provider in timing.providers:
+            try:
+                found = benchmark(
+                    path,
+                    candidate,
+                    provider=provider,
+                    batches=timing.batches,
+                    threads=timing.threads,
+                    runs=timing.runs,
+                    seconds=timing.seconds,
+                    input_shapes={name: tuple(x.shape) for name, x in one.items()},
+                    progress=progress,
+                )
+            except BenchError as error:
+                if provider == "cpu":
+                    raise
+                refused[provider] = first_line(error)
+                continue
+            new = found.new.model_copy(update={"path": str(out)})
+            benches.append(found.model_copy(update={"new": new}))
+    return benches, refused
 
 
-def _times(one: Feeds, threads: int, models: Sequence[bytes]) -> list[float]:
-    return race(models, one, "cpu", threads)
+def _times(one: Feeds, timing: Timing, models: Sequence[bytes]) -> list[float]:
+    return race(models, one, timing.providers[0], timing.threads)
 
 
-def _wins(bench: Bench) -> bool:
-    """Faster at the first batch size, and nowhere slower."""
-    first, *rest = [timing.verdict for timing in bench.batches]
-    return first.startswith("faster") and not any(each.startswith("slower") for each in rest)
+def _wins(benches: Sequence[Bench], refused: Mapping[str, str]) -> bool:
+    """In the first runtime faster at the first batch size, and in none slower at any, nor another network."""
+    verdicts = [timing.verdict for bench in benches for timing in bench.batches]
+    if refused or not verdicts[0].startswith("faster"):
+        return False
+    return not any(each.startswith("slower") for each in verdicts)
 
 
-def _why(bench: Bench | None) -> str:
-    if bench is None:
+def _why(benches: Sequence[Bench], refused: Mapping[str, str]) -> str:
+    if not benches and not refused:
         return "no race was run"
     said = "; ".join(
-        f"at batch {t.batch} 8 bit is {t.verdict}, {t.quoted.value:.2f} times as fast "
+        f"{_where(bench)}at batch {t.batch} 8 bit is {t.verdict}, {t.quoted.value:.2f} times as fast "
         f"({t.quoted.low:.2f} to {t.quoted.high:.2f}), {t.quoted_ms[1]:.3g} ms for {t.quoted_ms[0]:.3g} ms"
+        for bench in benches
         for t in bench.batches
     )
-    return said if _wins(bench) else f"{said}: ship the float file"
+    said = "; ".join([*([said] if said else []), *(f"in {p} not timed: {why}" for p, why in refused.items())])
+    return said if _wins(benches, refused) else f"{said}: ship the float file"
+
+
+def _where(bench: Bench) -> str:
+    return "" if bench.provider == "cpu" else f"in {bench.provider} "

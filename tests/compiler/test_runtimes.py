@@ -1,0 +1,143 @@
+"""Several runtimes in one run: timed side by side, each against itself, and never one by the other."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from graphcomp.compiler import Job, build, make_passes
+from graphcomp.compiler.recipe import BenchOptions, Recipe
+from graphcomp.onnx.quantization import quantize as quantizing
+from graphcomp.passes import PASSES
+from graphcomp.records import Bench, Interval, Report
+from graphcomp.report import read_report, summary_table
+from graphcomp.report.quantized import describe_quantized, runtime_rows
+from tests.runtime.test_openvino import StandIn
+from tests.tiny import SHAPE, SPEC
+
+BENCH = {"runs": 6, "seconds": 0.1, "batches": [1, 2]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    rng = np.random.default_rng(0)
+    file = tmp_path_factory.mktemp("data") / "d.npz"
+    np.savez(file, x=rng.integers(0, 256, (120, 8, 8, 3), dtype=np.uint8), y=rng.integers(0, 4, 120))
+    return f"npz:{file}"
+
+
+def job(data: str, provider: Any, passes: str = "l1{ratio=0.5, multiple=1}, quantize") -> Job:
+    bench = {**BENCH, "provider": provider}
+    recipe = Recipe.model_validate({"passes": [passes], "data": data, "target": "cpu-avx2", "bench": bench})
+    return Job(SPEC, recipe, make_passes(recipe, PASSES), None, SHAPE)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """In the place of OpenVINO; no layer is tried in float, which takes time."""
+    made = StandIn()
+    monkeypatch.setattr(quantizing, "give_back", lambda work, found, race: found)
+    monkeypatch.setitem(sys.modules, "openvino", made)
+    return made
+
+
+def test_one_runtime_or_several() -> None:
+    assert BenchOptions(provider="cpu, openvino").provider == ("cpu", "openvino")  # type: ignore[arg-type]
+    assert BenchOptions(provider=["openvino"]).provider == ("openvino",)  # type: ignore[arg-type]
+    for bad in ("cpu,cpu", "cpu,tpu", "", []):
+        with pytest.raises(ValidationError):
+            BenchOptions(provider=bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_both_files_are_timed_in_every_runtime(stand_in: StandIn, data: str, tmp_path: Path) -> None:
+    report = build(job(data, "cpu,openvino"), out := tmp_path / "out")
+    made = report.quantized
+    assert made is not None and not made.not_timed
+    for benches, names in ((report.benches, ("baseline.onnx", "model.onnx")), (made.benches, None)):
+        assert [b.provider for b in benches] == ["cpu", "openvino"]
+        for bench in benches:
+            assert [t.batch for t in bench.batches] == [1, 2]
+            assert (Path(bench.base.path).name, Path(bench.new.path).name) == (
+                names or ("model.onnx", "model-int8.onnx")
+            )
+            used = {"cpu": "CPUExecutionProvider", "openvino": "OpenVINO"}[bench.provider]
+            assert set(bench.base.nodes_per_provider) == set(bench.new.nodes_per_provider) == {used}
+    assert report.explanation is not None and report.explanation.provider == "cpu"
+    assert read_report(out / "report.json") == report
+    labels = [row.label for row in runtime_rows(report)]
+    assert labels == [
+        "batch 1",
+        "batch 1, 8 bits against model.onnx",
+        "batch 2",
+        "batch 2, 8 bits against model.onnx",
+    ]
+    assert all(
+        len(row.speeds) == 2 and "x [" in speed for row in runtime_rows(report) for speed in row.speeds
+    )
+    page = (out / "report.html").read_text()
+    assert "Speedup by runtime" in page and "Milliseconds for a whole batch, openvino" in page
+    shown = [str(cell).strip() for cell in summary_table(report).columns[0]._cells]
+    assert any(cell.endswith("batch 2, openvino") for cell in shown)
+    assert Recipe.model_validate(report.recipe).bench.provider == ("cpu", "openvino")  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_8_bits_race_float32_where_the_result_runs(stand_in: StandIn, data: str, tmp_path: Path) -> None:
+    report = build(job(data, "openvino", "quantize"), tmp_path / "out")
+    made = report.quantized
+    assert made is not None and [b.provider for b in made.benches] == ["openvino"]
+    assert made.bench is not None and set(made.bench.base.nodes_per_provider) == {"OpenVINO"}
+    assert made.why.startswith("in openvino at batch 1 8 bit is ") and report.explanation is None
+    assert not runtime_rows(report) and "batch 1, openvino" in describe_quantized(report)[0]
+
+
+@pytest.mark.slow
+def test_a_file_that_a_runtime_computes_otherwise_is_not_shipped(
+    stand_in: StandIn, data: str, tmp_path: Path
+) -> None:
+    stand_in.wrong_of_bytes = 9.0
+    report = build(job(data, ["cpu", "openvino"], "quantize"), out := tmp_path / "out")
+    made = report.quantized
+    assert made is not None and made.shipped == "float32" and not (out / "model-int8.onnx").exists()
+    assert [b.provider for b in made.benches] == ["cpu"] and len(report.benches) == 2
+    assert "found output 0 of OpenVINO" in made.not_timed["openvino"]
+    assert "openvino: not timed, " in describe_quantized(report)[0]
+    assert runtime_rows(report)[1].speeds[1] == "not timed"
+
+
+def faster(bench: Bench, provider: str, *speeds: float) -> Bench:
+    """As if it had been measured there."""
+    rows = [
+        t.model_copy(update={"speedup": Interval(value=v, low=v, high=v), "busy": False, "verdict": "faster"})
+        for t, v in zip(bench.batches, speeds, strict=True)
+    ]
+    return bench.model_copy(update={"provider": provider, "batches": rows})
+
+
+@pytest.mark.slow
+def test_speeds_of_two_runtimes_are_not_multiplied(stand_in: StandIn, data: str, tmp_path: Path) -> None:
+    report = build(job(data, "cpu", "quantize"), tmp_path / "out")
+    made, bench = report.quantized, report.bench
+    assert made is not None and bench is not None and made.bench is not None
+
+    def said(there: list[Bench], here: list[Bench], **changes: Any) -> list[str]:
+        eight = {"bench": here[0], "other_benches": here[1:], "path": "model-int8.onnx", **changes}
+        whole = {"bench": there[0], "other_benches": there[1:], "quantized": made.model_copy(update=eight)}
+        lines = describe_quantized(Report.model_copy(report, update=whole))
+        return [line for line in lines if "the product of two" in line]
+
+    cpu, other = faster(bench, "cpu", 2.0, 3.0), faster(bench, "openvino", 5.0, 5.0)
+    eight, there = faster(made.bench, "cpu", 1.5, 1.5), faster(made.bench, "openvino", 1.1, 1.2)
+    assert said([other], [eight]) == [] and len(said([cpu], [eight])) == 1
+    assert "about 3.00x" in said([cpu], [eight])[0]
+    both = said([cpu, other], [eight, there])
+    assert ["about 3.00x" in both[0], "about 5.50x" in both[1]] == [True, True]
+    assert "batch 1, cpu" in both[0] and "batch 1, openvino" in both[1]
+    second = eight.model_copy(update={"batches": eight.batches[1:]})
+    assert "about 4.50x" in said([cpu], [second])[0] and "batch 2" in said([cpu], [second])[0]
+    assert said([cpu], [eight.model_copy(update={"threads": 2})]) == []
+    assert said([cpu], [eight], source="model-dense.onnx") == []
