@@ -1,6 +1,7 @@
 """Arguments that several commands have, and what is read from them."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,15 +70,41 @@ def shapes_of(texts: list[str] | None) -> dict[str, tuple[int, ...]] | None:
 
 def inputs_of(texts: list[str] | None) -> dict[str, Any]:
     """Values by argument; RecipeError if a text is no NAME=VALUE."""
-    found: dict[str, Any] = {}
+    return {name: _value(name, value) for name, value in _once("--input", texts, "flag=true").items()}
+
+
+def settings_of(texts: list[str] | None) -> dict[str, Any]:
+    """Values by setting of a study; RecipeError if a text is no NAME=VALUE, or a value is no YAML."""
+    from graphcomp.compiler import read_value
+
+    found = _once("--set", texts, "samples=5000")
+    return {name: read_value(value, f"--set: {name}") for name, value in found.items()}
+
+
+def labels_of(texts: list[str] | None) -> dict[str, set[str]]:
+    """Labels by axis of a study; RecipeError if a text is no AXIS=LABEL."""
+    found: dict[str, set[str]] = {}
+    for axis, label in _pairs("--only", texts, "rate=0.5"):
+        found.setdefault(axis, set()).add(label)
+    return found
+
+
+def _once(option: str, texts: list[str] | None, example: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in _pairs(option, texts, example):
+        if name in found:
+            text = f"{name}={value}"
+            raise RecipeError(f"{option}: found {text!r:.100} beside another {name}, expected each name once")
+        found[name] = value
+    return found
+
+
+def _pairs(option: str, texts: list[str] | None, example: str) -> Iterator[tuple[str, str]]:
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not (name.isidentifier() and equals):
-            raise RecipeError(f"--input: found {text!r:.100}, expected NAME=VALUE, e.g. flag=true")
-        if name in found:
-            raise RecipeError(f"--input: found {text!r:.100} beside another {name}, expected each name once")
-        found[name] = _value(name, value)
-    return found
+            raise RecipeError(f"{option}: found {text!r:.100}, expected NAME=VALUE, e.g. {example}")
+        yield name, value
 
 
 _WORDS = {"true": True, "false": False, "none": None, "null": None}

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from graphcomp.cli.console import err_console, interrupted, tell
-from graphcomp.cli.options import InputShape, Weights, refuse_idle, shape_of
+from graphcomp.cli.options import InputShape, Weights, labels_of, refuse_idle, settings_of, shape_of
 from graphcomp.cli.recipes import or_bundled
 
 
@@ -28,6 +28,14 @@ def study_command(
     quick: Annotated[
         bool, typer.Option("--quick", help="in the size of its `quick`: seconds, to see that it works")
     ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="cells with this label, e.g. rate=0.5; several of one axis: any of them"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="instead of the study's setting, e.g. 'training={epochs: 1}'"),
+    ] = None,
     check: Annotated[
         bool,
         typer.Option("--check", help="then evaluate every saved program again, each in another process"),
@@ -55,12 +63,13 @@ def study_command(
 
     path = or_bundled(study)
     own = str(weights) if weights else None
-    plan = load_study(path, shape_of(input_shape), quick=quick, weights=own, data=data)
+    changed, chosen = settings_of(settings), labels_of(only)
+    plan = load_study(path, shape_of(input_shape), quick=quick, settings=changed, weights=own, data=data)
     if show:
         idle = {"resume": "--resume", "workers": "--workers", "out": "--out", "check": "--check"}
         refuse_idle(context, "with --list, which runs nothing", idle, "leave one out")
-    cells = expand(plan, PASSES, str(study))
-    reading = reading_of(plan, cells, str(study), quick=quick)
+    cells = expand(plan, PASSES, str(study), chosen)
+    reading = reading_of(plan, cells, str(study), whole=not (quick or chosen))
     if show:
         for cell in cells:
             print(cell.name)

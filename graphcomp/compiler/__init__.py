@@ -2,7 +2,7 @@
 
 from graphcomp.compiler.compiler import Compiled, build, compile_program, evaluate_source
 from graphcomp.compiler.models import is_program_dir
-from graphcomp.compiler.reading import read_yaml
+from graphcomp.compiler.reading import read_value, read_yaml
 from graphcomp.compiler.recipe import (
     BenchOptions,
     PassTable,
@@ -36,6 +36,7 @@ __all__ = [
     "need_data",
     "open_data",
     "parse_passes",
+    "read_value",
     "read_yaml",
     "validated",
 ]

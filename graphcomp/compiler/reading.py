@@ -79,6 +79,21 @@ def parsed(text: str, path: str | None = None) -> tuple[Lines, Any]:
         loader.dispose()
 
 
+def read_value(text: str, place: str) -> Any:
+    """One value as YAML writes it, e.g. `{epochs: 2}`.
+
+    Raises:
+        RecipeError: naming its `place`.
+    """
+    try:
+        return parsed(text)[1]
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            f"{place}: found {text!r:.100}, expected a value as YAML writes it; put quotes around text that "
+            "begins with a special character"
+        ) from error
+
+
 def _check_size(node: Any, known: dict[int, tuple[int, int]], above: frozenset[int]) -> tuple[int, int]:
     """Values and levels of a node with aliases written out; ComposerError if there are too many."""
     at = id(node)

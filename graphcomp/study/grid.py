@@ -22,10 +22,9 @@ What is the same in all cells is computed in one: passes that keep what they com
 it there. For that the cells with the largest numbers run first, one for each model and data.
 """
 
-import itertools
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,18 +44,8 @@ from graphcomp.compiler import (
     validated,
 )
 from graphcomp.errors import GraphcompError, GraphcompWarning, RecipeError
-from graphcomp.factors import candidates
-from graphcomp.ir import Region
-from graphcomp.study.axes import (
-    Grid,
-    Regions,
-    blocks_of,
-    fill,
-    numeric_axes,
-    placeholders,
-    regions,
-    values_of,
-)
+from graphcomp.study.axes import Grid, numeric_axes, placeholders
+from graphcomp.study.combinations import combinations, layers_of, picked
 from graphcomp.study.reading import Paper, Reading, expected
 from graphcomp.version import __version__
 
@@ -130,7 +119,12 @@ class Cell:
 
 
 def load_study(
-    path: Path, input_shape: tuple[int, ...] | None = None, *, quick: bool = False, **changes: Any
+    path: Path,
+    input_shape: tuple[int, ...] | None = None,
+    *,
+    quick: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> Study:
     """Read and check a study file.
 
@@ -138,6 +132,7 @@ def load_study(
         path: of the file.
         input_shape: instead of the study's, unless it is None.
         quick: with what its `quick` changes.
+        settings: instead of the study's, and of what `quick` makes of them.
         changes: fields of the recipe to replace, unless they are None.
 
     Raises:
@@ -154,34 +149,40 @@ def load_study(
         )
     if quick:
         study = _quick(study, path)
+    study = _with_settings(study, settings or {}, f"{path}: settings")
     given = {name: value for name, value in changes.items() if value is not None}
+    recipe = {**study.recipe, **given}
+    if idle := sorted((settings or {}).keys() - placeholders(recipe)):
+        raise RecipeError(
+            f"{path}: settings: found {idle[0]} as well as {', '.join(given)} in the place of its "
+            "placeholder, expected one of them; leave one out"
+        )
     shape = input_shape or study.input_shape
-    return study.model_copy(update={"recipe": {**study.recipe, **given}, "input_shape": shape})
+    return study.model_copy(update={"recipe": recipe, "input_shape": shape})
 
 
 def _quick(study: Study, path: Path) -> Study:
     changes = study.quick
     if changes is None:
         raise RecipeError(f"{path}: found no `quick`, expected one for --quick; leave --quick out")
-    unknown = sorted(set(changes.settings) - set(study.settings))
-    if unknown:
-        raise RecipeError(
-            f"{path}: quick.settings: found {unknown[0]}, expected one of those of the study "
-            f"({', '.join(study.settings) or 'none'})"
-        )
+    study = _with_settings(study, changes.settings, f"{path}: quick.settings")
     return study.model_copy(
-        update={
-            "settings": {**study.settings, **changes.settings},
-            "recipe": {**study.recipe, **changes.recipe},
-            "grid": changes.grid or study.grid,
-        }
+        update={"recipe": {**study.recipe, **changes.recipe}, "grid": changes.grid or study.grid}
     )
 
 
-def reading_of(
-    study: Study, cells: Sequence["Cell"], place: str = "study", *, quick: bool = False
-) -> Reading:
-    """How the results of a study are read; a quick one has not all the cells that the source speaks of.
+def _with_settings(study: Study, changes: Mapping[str, Any], place: str) -> Study:
+    unknown = sorted(changes.keys() - study.settings.keys())
+    if unknown:
+        raise RecipeError(
+            f"{place}: found {unknown[0]}, expected one of those of the study "
+            f"({', '.join(study.settings) or 'none'})"
+        )
+    return study.model_copy(update={"settings": {**study.settings, **changes}})
+
+
+def reading_of(study: Study, cells: Sequence["Cell"], place: str = "study", *, whole: bool = True) -> Reading:
+    """How the results of a study are read; one not `whole` may lack cells that the source speaks of.
 
     Raises:
         RecipeError: repetitions along what is no axis; what the source says of no cell, or of no column.
@@ -192,33 +193,40 @@ def reading_of(
                 f"{place}: repeats: found {axis}, expected an axis ({', '.join(study.axes)}); correct it"
             )
     labels = {cell.name: cell.labels for cell in cells}
-    said = expected(study.paper, study.axes, labels, place, whole=not quick)
+    said = expected(study.paper, study.axes, labels, place, whole)
     source = study.paper.source if study.paper else None
     return Reading(study.class_names, study.repeats, source, said)
 
 
-def expand(study: Study, table: PassTable, place: str = "study") -> list[Cell]:
+def expand(
+    study: Study, table: PassTable, place: str = "study", only: Mapping[str, Set[str]] | None = None
+) -> list[Cell]:
     """All cells in the order of the grid, checked; equal ones of several tables once.
 
     Args:
         study: what to expand.
         table: passes by name.
         place: of the study, for messages.
+        only: the cells that have one of these labels on each of these axes; None for all.
 
     Raises:
-        RecipeError: naming the cell and what is wrong with its recipe or with an axis.
+        RecipeError: naming the cell and what is wrong with its recipe or with an axis; a label that none has.
         LoadError, TraceError: a network whose blocks were to be found.
     """
     shape = study.input_shape
-    layers = _remembered(lambda network: _layers(network, shape), repr)
+    layers = _remembered(lambda network: layers_of(network, shape), repr)
     digest, samples = _remembered(_digest), _remembered(_samples, _what_chooses_samples)
+    every = [
+        pair
+        for grid in study.grid
+        for pair in combinations(study.recipe, study.settings, grid, layers, place)
+    ]
     cells: dict[str, Cell] = {}
-    for grid in study.grid:
-        for labels, recipe in _combinations(study, grid, layers, place):
-            job = _job(labels, recipe, table, shape, place)
-            cell = _cell(labels, job, digest, samples)
-            cells.pop(cell.name, None)  # stands where the last table has it
-            cells[cell.name] = cell
+    for labels, recipe in picked(every, only or {}, study.axes, place):
+        job = _job(labels, recipe, table, shape, place)
+        cell = _cell(labels, job, digest, samples)
+        cells.pop(cell.name, None)  # stands where the last table has it
+        cells[cell.name] = cell
     return list(cells.values())
 
 
@@ -234,65 +242,6 @@ def _remembered(
         return known[key]
 
     return remembered
-
-
-def _combinations(
-    study: Study, grid: Mapping[str, Any], layers: Callable[[dict[str, Any]], list[str]], place: str
-) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
-    """Labels and recipe of every cell. Regions come last, for they depend on the model."""
-    template, settings = study.recipe, study.settings
-    used = placeholders(template)
-    for name in sorted(used - {*grid, *settings} | set(grid) - used):
-        found = f"${name} without an axis" if name in used else f"an axis {name} that no ${name} stands for"
-        raise RecipeError(
-            f"{place}: found {found}, expected one placeholder at least for every axis of every grid; "
-            "correct the recipe or the grid ($$ is a dollar sign)"
-        )
-    for name in sorted(set(grid) & set(settings)):
-        raise RecipeError(f"{place}: found {name} as axis and as setting, expected one of them; rename one")
-    plain = {name: values_of(axis) for name, axis in grid.items() if not isinstance(axis, Regions)}
-    for chosen in _product(plain):
-        regions = {
-            name: _regions(template, axis, settings | _values(chosen), layers, f"{place}: grid.{name}")
-            for name, axis in grid.items()
-            if isinstance(axis, Regions)
-        }
-        for parts in _product(regions):
-            picked = {**chosen, **parts}
-            labels = {name: picked[name][0] for name in grid}
-            yield labels, fill(template, settings | _values(picked))
-
-
-def _values(picked: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
-    """Axis -> value, without the labels."""
-    return {name: value for name, (_, value) in picked.items()}
-
-
-def _product(axes: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, tuple[str, Any]]]:
-    """Every combination: axis -> (label, value)."""
-    for items in itertools.product(*(axis.items() for axis in axes.values())):
-        yield dict(zip(axes, items, strict=True))
-
-
-def _regions(
-    template: dict[str, Any],
-    axis: Regions,
-    values: Mapping[str, Any],
-    layers: Callable[[dict[str, Any]], list[str]],
-    place: str,
-) -> dict[str, list[str]]:
-    network = {name: fill(template.get(name), values) for name in ("model", "start", "until", "arguments")}
-    if not isinstance(network["model"], str):
-        raise RecipeError(f"{place}: found no model, expected one to take blocks from; add `model:`")
-    return regions(blocks_of(layers(network), axis.blocks, place), axis)
-
-
-def _layers(network: dict[str, Any], shape: tuple[int, ...] | None) -> list[str]:
-    """Of what a recipe's fields say is to be compressed; those of another type every cell's recipe says."""
-    part = Region(*(str(network[end] or "") for end in ("start", "until")))
-    given = network["arguments"]
-    told = given if isinstance(given, dict) else {}
-    return list(candidates(load_source(network["model"], None, shape, part, told).program))
 
 
 def _job(

@@ -116,6 +116,8 @@ BY_NAME: dict[str, SearchStrategy[str]] = {
     "batch": st.lists(NUMBERS, max_size=3).map(",".join),
     **dict.fromkeys(["start", "until"], st.sampled_from(["0", "layer1", "fc", "", "x", "."])),
     "inputs": st.sampled_from("x=1 mask=none mask=[1,(2 mask=[[1]] mask= =1 mask=1e999 mask=x a-b=1".split()),
+    "only": st.sampled_from(["ratio=0.5", "x=1", "a", "=", "a-b=1", "ratio="]),
+    "settings": st.sampled_from(["x=1", "x", "=1", "x={", "x=[[1", "x=!!python/name:os.system"]),
     "networks": st.sampled_from(["", ",", "x"]),
     "out": st.sampled_from(["out", "a/b", "folder", "program", "empty", "empty/below", "absent"]),
     "json_file": st.sampled_from(["o.json", "a/o.json", "folder", "empty/below"]),

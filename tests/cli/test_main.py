@@ -787,6 +787,22 @@ def test_study_lists_its_cells(cli: Cli) -> None:
     assert [line[:-8] for line in found.out.split()] == ["ratio=0.5_where=inner-", "ratio=0.5_where=absent-"]
 
 
+def test_study_lists_some_of_its_cells_with_other_settings(cli: Cli) -> None:
+    """Values as YAML writes them; the names of cells say what they are, and tell settings apart."""
+    text = STUDY.replace("grid:", "settings: {b: 8}\ngrid:").replace("passes:", "seed: $b\n  passes:")
+    Path("s.yaml").write_text(text)
+    some = ["study", "s.yaml", "--list", "--only", "where=inner"]
+    (one,), (other,) = (cli(*some, *more).out.split() for more in ([], ["--set", "b=9"]))
+    assert one[:-8] == other[:-8] == "ratio=0.5_where=inner-" and one != other
+    assert cli(*some, "--only", "where=absent").out.split()[0] == one
+    for text, message in (
+        ("b", "--set: found 'b', expected NAME=VALUE, e.g. samples=5000"),
+        ("b={", "--set: b: found '{', expected a value as YAML writes it"),
+    ):
+        assert message in failing(cli, *some, "--set", text)
+    assert "--set: found 'b=2' beside another b" in failing(cli, *some, "--set", "b=1", "--set", "b=2")
+
+
 def test_study_interrupted(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -963,6 +979,11 @@ EFFECTS: dict[str, dict[str, tuple[list[str], str] | None]] = {
     },
     "study": {
         **dict.fromkeys("--weights --data --input-shape --list".split()),
+        "--only": (["s.yaml", "--only", "r=0.7"], "s.yaml: found no cell with r 0.7, expected one of 0.5"),
+        "--set": (
+            ["s.yaml", "--set", "r=0.7"],
+            "s.yaml: settings: found r, expected one of those of the stu",
+        ),
         "--quick": (["s.yaml", "--quick"], "s.yaml: found no `quick`, expected one for --quick"),
         "--check": (["s.yaml", "--list", "--check"], "--check: found it with --list"),
         "--resume": (["s.yaml", "--list", "--resume"], "--resume: found it with --list"),

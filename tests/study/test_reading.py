@@ -61,6 +61,47 @@ def test_quick_replaces_settings_fields_and_grid(tmp_path: Path) -> None:
         read(tmp_path, STUDY.replace("settings: {where: there}", "settings: {wher: there}"), quick=True)
 
 
+def test_settings_of_the_command_line_come_last(tmp_path: Path) -> None:
+    """After those of the file and of `quick`; one of no effect, or of nothing, is an error."""
+    for quick in (False, True):
+        study = read(tmp_path, quick=quick, settings={"where": "mine"})
+        assert {c.job.recipe.data for c in expand(study, PASSES)} == {"any:mine"}
+    with pytest.raises(RecipeError, match=r"settings: found wher, expected one of those .*where"):
+        read(tmp_path, settings={"wher": "mine"})
+    with pytest.raises(RecipeError, match=r"settings: found where as well as .*data.*; leave one out"):
+        read(tmp_path, settings={"where": "mine"}, data="any:given")
+
+
+def test_only_some_cells(tmp_path: Path) -> None:
+    """With one of the labels on every axis that is named; the source may speak of the others."""
+    study = read(tmp_path)
+    found = expand(study, PASSES, only={"ratio": {"0.5"}})
+    assert [cell.labels for cell in found] == [{"ratio": "0.5", "seed": s} for s in "01"]
+    assert {"params_left", "top1_before", "top1_change"} == set(
+        reading_of(study, found, whole=False).expected[found[0].name]
+    )
+    some = expand(study, PASSES, only={"ratio": {"0.5", "0.25"}, "seed": {"1"}})
+    assert [cell.name for cell in some] == [c.name for c in expand(study, PASSES) if c.labels["seed"] == "1"]
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        ({"speed": {"1"}}, "found no axis speed, expected one of ratio, seed"),
+        ({"ratio": {"0.5", "0.7"}}, "found no cell with ratio 0.7, expected one of 0.25, 0.5"),
+    ],
+)
+def test_no_such_cells(tmp_path: Path, only: dict[str, set[str]], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        expand(read(tmp_path), PASSES, only=only)
+
+
+def test_labels_that_no_cell_has_together(tmp_path: Path) -> None:
+    study = read(tmp_path, re.sub("grid: (.*)", r"grid: [{ratio: [0.75], seed: [7]}, \1]", STUDY, count=1))
+    with pytest.raises(RecipeError, match="found no cell with all of these labels"):
+        expand(study, PASSES, only={"ratio": {"0.75"}, "seed": {"0"}})
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -107,7 +148,7 @@ def test_bad_rows_of_the_source(tmp_path: Path, row: str, message: str) -> None:
 def test_a_quick_study_has_not_all_that_the_source_has(tmp_path: Path) -> None:
     study = read(tmp_path, quick=True)
     made = expand(study, PASSES)
-    assert reading_of(study, made, quick=True).expected == {}
+    assert reading_of(study, made, whole=False).expected == {}
     with pytest.raises(RecipeError, match=r"found no cell with ratio 0.5"):
         reading_of(study, made)
 
