@@ -42,7 +42,8 @@ from graphcomp.base import muted
 from graphcomp.compiler.models import load_model
 from graphcomp.errors import GraphcompError, LoadError, first_line
 from graphcomp.ir import output_tensors
-from graphcomp.onnx.reading.alone import apart
+from graphcomp.onnx.alone import apart
+from graphcomp.onnx.rows import VALUE_KEY
 
 FILE = OUT / "onnx_in.onnx"
 BEGIN, END = "<!-- onnx_in: begin, written by benchmarks/onnx_in.py --render -->", "<!-- onnx_in: end -->"
@@ -185,7 +186,8 @@ def alone(program: graphcomp.Program, file: Path) -> str:
     """
     x = torch.randn(3, *program.example_inputs[0].shape[1:], generator=torch.Generator().manual_seed(3))
     model = onnx.load(file)
-    return apart(program, model, {model.graph.input[0].name: x.numpy()}, [x], ROUNDING / 10) or ""
+    nodes = {n: str(n.meta[VALUE_KEY]) for n in program.graph.nodes if VALUE_KEY in n.meta}
+    return apart(program, nodes, model, {model.graph.input[0].name: x.numpy()}, [x], ROUNDING / 10) or ""
 
 
 def removable(program: graphcomp.Program) -> int:

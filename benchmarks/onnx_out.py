@@ -54,7 +54,7 @@ def drafting(exporter: bool) -> Iterator[list[float]]:
         clock = time.process_time()
         if exporter:
             translated = args[-1]()
-            found = Draft(translated.model(), translated.tags, "torch's exporter was asked for")
+            found = Draft(translated.model(), translated.tags, {}, "torch's exporter was asked for")
         else:
             found = usual(*args)
         seconds.append(time.process_time() - clock)

@@ -27,11 +27,13 @@ class Draft:
     Attributes:
         model: to work on.
         tags: the program's node that each of its nodes is made for, by name.
+        values: what the program's nodes yield is called, by their names; empty if torch's exporter made it.
         fallback: why torch's exporter made it; None if our rows did.
     """
 
     model: ModelProto = field(repr=False)
     tags: Mapping[str, str] = field(repr=False)
+    values: Mapping[str, str] = field(repr=False)
     fallback: str | None = None
 
     def origins(self, program: Program) -> dict[str, Origin | None]:
@@ -62,15 +64,17 @@ def draft(
     try:
         written = write(program, inputs, outputs, axes, batch)
         if opset == OPSET:
-            return Draft(written.model, written.tags)
-        return _converted(written.model, written.tags, opset)
+            return Draft(written.model, written.tags, written.values)
+        return Draft(*_converted(written.model, written.tags, opset), written.values)
     except NoRow as reason:
         translated = exporter()
-        return Draft(translated.model(), translated.tags, str(reason))
+        return Draft(translated.model(), translated.tags, {}, str(reason))
 
 
-def _converted(model: ModelProto, tags: Mapping[str, str], opset: int) -> Draft:
-    """The model in another version; what the conversion adds belongs to who reads it."""
+def _converted(
+    model: ModelProto, tags: Mapping[str, str], opset: int
+) -> tuple[ModelProto, Mapping[str, str]]:
+    """The model in another version, with its tags; what the conversion adds belongs to who reads it."""
     with muted():
         try:
             new = version_converter.convert_version(model, opset)
@@ -85,4 +89,4 @@ def _converted(model: ModelProto, tags: Mapping[str, str], opset: int) -> Draft:
         reader = next((readers[name] for name in node.output if name in readers), None)
         inherited = found.get(reader.name, "") if reader is not None else ""
         found[node.name] = tags.get(node.name, inherited or list(tags.values())[-1])
-    return Draft(new, found)
+    return new, found

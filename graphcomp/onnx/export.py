@@ -7,6 +7,7 @@ checker → parity with ONNX Runtime on several batches and inputs → the bytes
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +19,15 @@ from graphcomp.base import Progress, atomic_file, muted, quiet
 from graphcomp.errors import ExportError, ProviderError, first_line
 from graphcomp.ir import Program, named_tensors
 from graphcomp.onnx.agreement import TOLERANCES, tolerance_for
+from graphcomp.onnx.alone import apart
 from graphcomp.onnx.cleanup import clean
-from graphcomp.onnx.drafts import draft
+from graphcomp.onnx.drafts import Draft, draft
 from graphcomp.onnx.half import store_half
 from graphcomp.onnx.interface import describe, input_names, output_names
 from graphcomp.onnx.lowering import dct_layers, densified, taking_weights
 from graphcomp.onnx.origins import annotate, origins_of_weights
-from graphcomp.onnx.parity import compare, make_cases
+from graphcomp.onnx.parity import Case, compare, make_cases
+from graphcomp.onnx.rounding import Allowance, Samples, allowance
 from graphcomp.onnx.selection import cheapest
 from graphcomp.onnx.sizes import Dynamic, is_open, open_axes, other_sizes
 from graphcomp.onnx.translate import Translated, capture, translate
@@ -101,7 +104,8 @@ def export_onnx(
         batches: batch sizes to compare at. Where the batch is not open the file takes only the first.
         seed: of the random inputs, two at every batch size.
         tolerance: largest |onnx - torch| / max |torch| of any output, where the difference is above 1e-6;
-            None: 1e-4, or what the program's type allows (see `onnx.agreement`).
+            None: 1e-4, or what the program's type allows (see `onnx.agreement`), and more where the network
+            amplifies rounding (see `onnx.rounding`), which the record says.
         dynamic: which of batch, height and width are left open (see `onnx.sizes`), and compared at two other
             sizes; None: what the file did that the program was read from, else the batch.
         cleanup: whether to rewrite what the exporter leaves behind (see `onnx.cleanup`).
@@ -134,7 +138,7 @@ def export_onnx(
     axes = open_axes(program, dynamic)
     checked = tuple(batches) if is_open(axes, batch=True) else (batches[0],)
     inputs, outputs = input_names(program), output_names(program)
-    loose = tolerance or TOLERANCES["float16"]
+    asked, loose = tolerance, tolerance or TOLERANCES["float16"]
     tolerance = tolerance or tolerance_for(program.tensors.values())
     progress("run the network", 0.0)
     cases = make_cases(program, checked, seed, outputs, other_sizes(program, axes))
@@ -174,13 +178,15 @@ def export_onnx(
     content = model.SerializeToString()
     _check_model(content, path)
     progress(f"compare with the network at batch {', '.join(map(str, checked))}", 0.9)
-    parity = compare(content, cases, inputs, outputs, tolerance, rebuilt.nodes)
+    rounding = partial(_rounding, program, drafted, model, inputs, tolerance)
+    explained = rounding if asked is None else lambda case: Allowance()
+    parity, remarks = compare(content, cases, inputs, outputs, tolerance, rebuilt.nodes, explained)
     half = None
     if weights == "fp16":
         half = store_half(model)
         content = model.SerializeToString()
         _check_model(content, path)
-        parity = compare(content, cases, inputs, outputs, max(loose, tolerance), rebuilt.nodes)
+        parity, _ = compare(content, cases, inputs, outputs, max(loose, tolerance), rebuilt.nodes)
     with atomic_file(path) as temporary:
         temporary.write_bytes(content)
     return Export(
@@ -189,6 +195,7 @@ def export_onnx(
         opset=opset,
         nodes=len(model.graph.node),
         parity=parity,
+        remarks=remarks,
         cleanup=done,
         fallback=drafted.fallback,
         dct=DctWeights(
@@ -201,6 +208,23 @@ def export_onnx(
         else None,
         half=half,
     )
+
+
+def _rounding(
+    program: Program, drafted: Draft, model: ModelProto, inputs: Sequence[str], tolerance: float, case: Case
+) -> Allowance:
+    """What rounding explains; nothing in files of torch's exporter, whose values have other names."""
+    made = {name for node in model.graph.node for name in node.output}
+    nodes = {n: drafted.values.get(n.name, "") for n in program.graph.nodes}
+    nodes = {n: name for n, name in nodes.items() if name in made}
+    if not nodes:
+        return Allowance()
+
+    def differs(samples: Samples, most: float) -> str | None:
+        feed = {name: x.numpy() for name, x in zip(inputs, samples, strict=True)}
+        return apart(program, nodes, model, feed, samples, most)
+
+    return allowance(program, [case.inputs], tolerance, differs)
 
 
 def _check_request(batches: Sequence[int]) -> None:

@@ -45,6 +45,9 @@ class Export(Record):
         description="per batch size, and per other size of the first input where height or width are open: "
         "max |onnx - torch| / max |torch|, the worst of several inputs"
     )
+    remarks: list[str] = Field(
+        default_factory=list, description="that rounding took the parity above the tolerance, and how far"
+    )
     cleanup: list[str] = Field(description="what the clean-up did, with the count of nodes it saved")
     fallback: str | None = Field(
         default=None,

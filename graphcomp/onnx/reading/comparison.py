@@ -13,25 +13,16 @@ from torch import Tensor
 from graphcomp.errors import BenchError, GraphcompError, LoadError, first_line
 from graphcomp.ir import Program, fresh_inputs, output_tensors
 from graphcomp.onnx.agreement import TOLERANCES, disagreement
-from graphcomp.onnx.reading.alone import apart
+from graphcomp.onnx.alone import apart
 from graphcomp.onnx.reading.file import OnnxSource
 from graphcomp.onnx.reading.ports import Case, Input
+from graphcomp.onnx.rounding import Allowance, Samples, allowance, remark
+from graphcomp.onnx.rows import VALUE_KEY
 from graphcomp.runtime import open_session, run_errors
 
 _FEEDS: dict[int, Any] = {TensorProto.FLOAT16: np.float16, TensorProto.DOUBLE: np.float64}
 
-_ALONE = 0.1
-"""Of the tolerance, what a row alone may differ by where more is allowed of the outputs."""
-
 Arrays = list[NDArray[Any]]
-Samples = tuple[Tensor, ...]
-
-
-_OF_ROUNDING = 10
-"""What ONNX Runtime may differ by where rounding is amplified, in distances of float32 from float64."""
-
-_MOST_ROUNDING = 1e-2
-"""Beyond which a difference is not put down to rounding."""
 
 
 def compare(
@@ -39,9 +30,7 @@ def compare(
 ) -> tuple[str, ...]:
     """Compare the program with the file.
 
-    Two runtimes that are right differ by more than the tolerance where a network amplifies rounding. There
-    the program's own float32 is as far from its float64: some times that distance is allowed, and said, if
-    every row alone is within the tolerance (`onnx.reading.alone`).
+    More than the tolerance is allowed where the network amplifies rounding (`onnx.rounding`).
 
     Args:
         program: that was read for the batch sizes that are compared.
@@ -61,7 +50,13 @@ def compare(
     count = 1 if alone else fixed if fixed is not None and fixed > 1 else 2
     together = _samples(program, file, count, fixed)
     single = [tuple(x[i : i + 1] for x in together) for i in range(count)]
-    file.rounding = cache(lambda: _rounding(program, file, source, single if fixed == 1 else [together]))
+    nodes = {n: str(n.meta[VALUE_KEY]) for n in program.graph.nodes if VALUE_KEY in n.meta}
+
+    def differs(samples: Samples, most: float) -> str | None:
+        return apart(program, nodes, source.model, file.feed(samples), samples, most)
+
+    cases = single if fixed == 1 else [together]
+    file.allowance = cache(lambda: allowance(program, cases, file.tolerance, differs))
     ours = [_run(program, s) for s in single]
     all_ours = ours[0] if count == 1 else _run(program, together)
     if fixed == count or fixed is None:
@@ -81,34 +76,6 @@ def compare(
                        for i, x in zip(inputs, together, strict=True))  # fmt: skip
         file.check(_run(program, larger), file.run(larger), f"at other sizes ({dict(case.sizes)})")
     return file.remarks
-
-
-def _rounding(program: Program, file: "_File", source: OnnxSource, cases: Sequence[Samples]) -> float:
-    """What rounding in this network may explain; 0 without a float64 of it, or where a row differs alone."""
-    try:
-        wide = program.to(torch.float64)
-        far = max(
-            (
-                disagreement(a, b, file.tolerance)
-                for samples in cases
-                for a, b in zip(_run(program, samples), _run(wide, _widened(samples)), strict=True)
-            ),
-            default=0.0,
-        )
-    except GraphcompError:
-        return 0.0
-    allowed = min(_OF_ROUNDING * far, _MOST_ROUNDING) if np.isfinite(far) else 0.0
-    if allowed > file.tolerance:
-        for samples in cases:
-            most = _ALONE * file.tolerance
-            file.apart = apart(program, source.model, file.feed(samples), samples, most)
-            if file.apart is not None:
-                return 0.0
-    return allowed
-
-
-def _widened(samples: Samples) -> Samples:
-    return tuple(x.double() if x.is_floating_point() else x for x in samples)
 
 
 def _joined(file: "_File", parts: Sequence[Arrays], one: Arrays, all_: Arrays) -> Arrays:
@@ -174,8 +141,7 @@ class _File:
         self.half = TensorProto.FLOAT16 in kinds
         name = "float16" if self.half else "bfloat16" if TensorProto.BFLOAT16 in kinds else "float32"
         self.tolerance = TOLERANCES[name]
-        self.rounding: Callable[[], float] = lambda: 0.0
-        self.apart: str | None = None
+        self.allowance: Callable[[], Allowance] = Allowance
         self.remarks: tuple[str, ...] = ()
         try:
             # Weights of 8 bits are those that the program has, whatever kernels make of them.
@@ -223,15 +189,13 @@ class _File:
             whole = theirs.dtype.kind != "f"
             # Not `error > tolerance`: NaN must fail.
             if not same or not error <= (0 if whole else self.tolerance):
-                most = 0.0 if whole else max(self.tolerance, self.rounding())
+                allowed = Allowance() if whole else self.allowance()
+                most = 0.0 if whole else max(self.tolerance, allowed.most)
                 if not same or not error <= most:
                     raise LoadError.at(
                         place,
-                        f"a relative error of {error:.3g} against ONNX Runtime"
-                        + (f" (alone: {self.apart})" if self.apart else ""),
+                        f"a relative error of {error:.3g} against ONNX Runtime{allowed.advice}",
                         f"at most {most:.3g}",
                         "nothing was read; please report the operators of this file",
                     )
-                self.remarks = (
-                    f"the network amplifies rounding: ONNX Runtime's numbers are up to {error:.1g} off",
-                )
+                self.remarks = (remark(error),)

@@ -53,11 +53,16 @@ _NOT_OF_VALUES = (
 
 
 class Driver:
-    """What the nodes of a program are in the file."""
+    """What the nodes of a program are in the file.
+
+    Attributes:
+        values: the name of what a node yields, by its name, as it is when it is written.
+    """
 
     def __init__(self, program: Program, settings: Settings, writing: Writing) -> None:
         self.program, self.settings, self.writing = program, settings, writing
         self.env: dict[fx.Node, Any] = {}
+        self.values: dict[str, str] = {}
         self.own = {t.untyped_storage()._cdata for t in program.tensors.values()}
         self.called: set[str] = set()
         self.recorded: dict[Any, Found] = {}
@@ -83,9 +88,11 @@ class Driver:
                 if node.op == "output":
                     return args[0]
                 try:
-                    self.env[node] = self._node(node, args, kwargs, metas)
+                    found = self.env[node] = self._node(node, args, kwargs, metas)
                 except NoRow as reason:
                     raise NoRow(f"{_place(node)}: {op_name(self.program, node)}: {reason}") from None
+                if isinstance(found, Wire):
+                    self.values[node.name] = found.name
         raise NoRow("a graph without an output")
 
     def _load(self, value: Any) -> Any:

@@ -24,10 +24,17 @@ _IR_VERSION = 10
 
 @dataclass(frozen=True)
 class Written:
-    """A model, and the name of the program's node that each of its nodes is written for, by name."""
+    """A model.
+
+    Attributes:
+        model: itself.
+        tags: the name of the program's node that each of its nodes is written for, by name.
+        values: what a node of the program yields is called in the file, by its name.
+    """
 
     model: ModelProto = field(repr=False)
     tags: Mapping[str, str] = field(repr=False)
+    values: Mapping[str, str] = field(repr=False)
 
 
 @torch.no_grad()
@@ -48,9 +55,10 @@ def write(
     settings = settings_of(program, open_axes, batch)
     names = {identity(t): name for name, t in reversed(program.tensors.items())}
     writing = Writing(names, [*inputs, *outputs])
-    found = _leaves(Driver(program, settings, writing).run(list(inputs)))
+    driver = Driver(program, settings, writing)
+    found = _leaves(driver.run(list(inputs)))
     last = next(n.name for n in reversed(program.graph.nodes) if n.op != "output")
-    wires = _named(writing, found, outputs, last)
+    wires, renamed = _named(writing, found, outputs, last)
     fold_norms(writing, set(outputs))
     _drop_unread(writing, set(outputs))
     placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
@@ -59,7 +67,9 @@ def write(
         for name, node in zip(inputs, placeholders, strict=False)
     ]
     return Written(
-        _model(program, writing, settings, given, wires), {op.name: op.source for op in writing.ops}
+        _model(program, writing, settings, given, wires),
+        {op.name: op.source for op in writing.ops},
+        {node: renamed.get(name, name) for node, name in driver.values.items()},
     )
 
 
@@ -71,8 +81,13 @@ def _leaves(value: Any) -> list[Any]:
     return [leaf for part in parts for leaf in _leaves(part)]
 
 
-def _named(writing: Writing, found: Sequence[Any], outputs: Sequence[str], last: str) -> list[Wire]:
-    """Outputs under their names; inputs, stored tensors and what has a name go through Identity."""
+def _named(
+    writing: Writing, found: Sequence[Any], outputs: Sequence[str], last: str
+) -> tuple[list[Wire], dict[str, str]]:
+    """Outputs under their names; inputs, stored tensors and what has a name go through Identity.
+
+    And the names that others had before.
+    """
     renamed: dict[str, str] = {}
     wires = []
     for value, output in zip(found, outputs, strict=True):
@@ -87,7 +102,7 @@ def _named(writing: Writing, found: Sequence[Any], outputs: Sequence[str], last:
     for op in writing.ops:
         op.inputs = [renamed.get(name, name) for name in op.inputs]
         op.outputs = [renamed.get(name, name) for name in op.outputs]
-    return wires
+    return wires, renamed
 
 
 def _drop_unread(writing: Writing, outputs: set[str]) -> None:

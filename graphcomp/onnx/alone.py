@@ -4,7 +4,7 @@ Where a network amplifies rounding its outputs say little. Here nothing can add 
 of its values as outputs, and a node of the program is given these, whatever the nodes before it yielded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,24 +16,28 @@ from torch import Tensor, fx
 from graphcomp.errors import BenchError
 from graphcomp.ir import Program
 from graphcomp.onnx.agreement import disagreement
-from graphcomp.onnx.rows import VALUE_KEY
 from graphcomp.runtime import open_session, run_errors
 
 _MOST_BYTES = 2**31 - 2**24
 
 
 def apart(
-    program: Program, model: ModelProto, feed: dict[str, NDArray[Any]], samples: Sequence[Tensor], most: float
+    program: Program,
+    nodes: Mapping[fx.Node, str],
+    model: ModelProto,
+    feed: dict[str, NDArray[Any]],
+    samples: Sequence[Tensor],
+    most: float,
 ) -> str | None:
     """The first node that differs from the file by more than `most`, and by how much; None if none does.
 
     Args:
-        program: that was read from the model.
+        program: that was read from the model, or written as it.
+        nodes: of the program, and what their values are called in the file.
         model: the whole file.
         feed, samples: the same inputs, for the runtime and for the program.
         most: a disagreement (see `onnx.agreement`).
     """
-    nodes = {n: str(n.meta[VALUE_KEY]) for n in program.graph.nodes if VALUE_KEY in n.meta}
     theirs = _values(model, [*dict.fromkeys(nodes.values())], feed)
     if theirs is None:
         return "the file's values cannot be had"
@@ -48,7 +52,7 @@ class _Judge(fx.Interpreter):
     """Runs the program; every node that is a value of the file hands on the file's."""
 
     def __init__(
-        self, program: Program, names: dict[fx.Node, str], theirs: dict[str, NDArray[Any]], most: float
+        self, program: Program, names: Mapping[fx.Node, str], theirs: dict[str, NDArray[Any]], most: float
     ) -> None:
         super().__init__(program.module)
         self.names, self.theirs, self.most = names, theirs, most
