@@ -5,11 +5,11 @@ have activations. What a row does not follow it leaves alone by its own decision
 """
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def with_a_constant(program: Program, node: fx.Node, which: int) -> bool:
     return True
 
 
-KINDS = {
+KINDS: dict[str, Callable[[Program, fx.Node], bool]] = {
     "numbers": with_computed_numbers,
     "first": partial(with_a_constant, which=0),
     "second": partial(with_a_constant, which=1),
@@ -138,7 +138,7 @@ class Modulated(nn.Module):
         y = self.stem(x).relu()
         n, _, h, w = y.shape
         y = F.conv2d(y.reshape(1, -1, h, w), weight.flatten(0, 1), padding=1, groups=n)
-        return self.head(y.reshape(n, -1, h, w))
+        return cast(Tensor, self.head(y.reshape(n, -1, h, w)))
 
 
 def test_groups_that_the_network_computes(tmp_path: Path) -> None:
