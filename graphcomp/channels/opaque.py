@@ -3,17 +3,12 @@
 from collections.abc import Callable
 from typing import Any, cast
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from graphcomp.channels.tracker import Tracker
-from graphcomp.ir import Program, op_name
+from graphcomp.ir import Program, is_hooked, op_name
 
 Rule = Callable[[Tracker, fx.Node], Any]
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether a module does more than its class says."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def pin_value(tracker: Tracker, node: fx.Node, source: fx.Node, reason: str) -> None:

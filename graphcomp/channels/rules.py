@@ -28,7 +28,6 @@ from graphcomp.channels.opaque import (
     Rule,
     argument,
     computed,
-    is_hooked,
     opaque,
     operand,
     pin_value,
@@ -38,7 +37,7 @@ from graphcomp.channels.opaque import (
 from graphcomp.channels.planes import fold, sample, shaped_like, unfold
 from graphcomp.channels.products import attention, matmul
 from graphcomp.channels.tracker import Tracker, Unread
-from graphcomp.ir import LAYERS, MASKS, MODULE_NAMES, Program, is_read_later, op_name
+from graphcomp.ir import LAYERS, MASKS, MODULE_NAMES, Program, is_hooked, is_read_later, op_name
 
 
 def apply_rule(tracker: Tracker, node: fx.Node) -> Any:

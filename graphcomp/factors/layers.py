@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from graphcomp.errors import SurgeryError
 from graphcomp.factors.decompose import Factor, Kind, Plane, macs_after
-from graphcomp.ir import Program
+from graphcomp.ir import Program, is_hooked
 from graphcomp.measure import plane_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -34,7 +34,7 @@ def obstacle(program: Program, layer: str) -> str | None:
 def irreplaceable(program: Program, layer: str) -> str | None:
     """Why no other module can take the place of a called layer with a weight; None if one can."""
     module = program.called_modules()[layer]
-    if module._forward_hooks or module._forward_pre_hooks:
+    if is_hooked(module):
         return "it has forward hooks"
     weight = f"{layer}.weight"
     shared = [name for name, t in program.tensors.items() if t is program.tensors[weight] and name != weight]

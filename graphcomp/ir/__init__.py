@@ -41,6 +41,7 @@ from graphcomp.ir.program import (
 from graphcomp.ir.ranges import Numbers
 from graphcomp.ir.recurrent import GruLayer, LstmLayer
 from graphcomp.ir.region import WHOLE, Region
+from graphcomp.ir.remembered import is_hooked
 from graphcomp.ir.saved.storage import load, save
 from graphcomp.ir.shapes import Shape
 from graphcomp.ir.text import describe, describe_module, op_name
@@ -82,6 +83,7 @@ __all__ = [
     "fresh_inputs",
     "function_name",
     "graph_module",
+    "is_hooked",
     "is_read_later",
     "is_same",
     "load",

@@ -22,6 +22,7 @@ from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.interface import Arguments
 from graphcomp.ir.program import PASS_KEY, Program, disagrees, evaluating, output_tensors
 from graphcomp.ir.region import Region
+from graphcomp.ir.remembered import left_as_it_is
 from graphcomp.ir.tracing import trace, unwrapped
 
 _AGREES = 1e-9
@@ -56,7 +57,7 @@ def apply(
             f"{type(module).__name__} takes"
         )
     inputs = program.example_inputs if example_inputs is None else example_inputs
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), left_as_it_is(module):  # hooks of a copy may write into it
         warnings.simplefilter("ignore", GraphcompWarning)  # said when the program was traced
         result = _substituted(program, module, inputs, Region(start, until), told.arguments)
     known = {path: m.training for path, m in module.named_modules(remove_duplicate=False)}

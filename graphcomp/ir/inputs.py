@@ -23,21 +23,21 @@ BYTE = 255
 
 
 def fresh_inputs(
-    program: Program, batch: int, seed: int, dtype: torch.dtype = torch.float32
+    program: Program, batch: int, seed: int, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, ...]:
     """Seeded random inputs of the program's shapes.
 
     Args:
         program: its example inputs say how many inputs there are, and of what shape and type.
         batch, seed: how many samples, and which.
-        dtype: of the inputs that are floating point.
+        dtype: of the inputs that are floating point; None for each example's own.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def fresh(example: Tensor, numbers: Numbers | None) -> Tensor:
         shape = (batch, *example.shape[1:])
         if example.is_floating_point():
-            return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype or example.dtype)
         return example.expand(shape).clone() if numbers is None else numbers.draw(shape, generator)
 
     return tuple(map(fresh, program.example_inputs, numbers_of(program)))

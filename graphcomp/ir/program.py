@@ -246,17 +246,22 @@ def parts(program: Program, replaced: Mapping[str, Tensor] | None = None) -> tup
     For edits that go through many states: a GraphModule compiles its code whenever it is given a graph.
     """
     memo = {id(program.tensors[name]): tensor for name, tensor in (replaced or {}).items()}
+    return _root(program.module, cloning(memo)), copy_graph(program.graph)
+
+
+def cloning(memo: Mapping[int, Tensor] | None = None) -> Callable[[Tensor], Tensor]:
+    """What copies tensors, one that has several names once; `memo`: what others become, by their `id`."""
     new: dict[int, Tensor] = {}
 
     def copied(tensor: Tensor) -> Tensor:
         if id(tensor) not in new:
-            value = memo[id(tensor)] if id(tensor) in memo else tensor.detach().clone()
+            value = memo[id(tensor)] if memo and id(tensor) in memo else tensor.detach().clone()
             if isinstance(tensor, nn.Parameter):
                 value = nn.Parameter(value.detach(), requires_grad=tensor.requires_grad)
             new[id(tensor)] = value
         return new[id(tensor)]
 
-    return _root(program.module, copied), copy_graph(program.graph)
+    return copied
 
 
 def _root(module: fx.GraphModule, f: Callable[[Tensor], Tensor]) -> nn.Module:

@@ -2,8 +2,7 @@
 
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -28,16 +27,17 @@ from graphcomp.ir.operators import OUT_OF_PLACE, name_types, reshape_out_of_plac
 from graphcomp.ir.program import (
     PASS_KEY,
     Program,
+    cloning,
     disagrees,
     eliminate_dead_nodes,
     evaluating,
     graph_module,
-    is_foreign,
     is_read_later,
     with_tensors,
 )
 from graphcomp.ir.refusals import refuse_exported, require_names
 from graphcomp.ir.region import Region, RegionTracer, call_of, one_sample
+from graphcomp.ir.remembered import doubts, is_hooked, left_as_it_is, require_values_of_now
 from graphcomp.ir.tracer import ShapedTracer, open_functions, own_frames, plain_output, recording_factories
 
 
@@ -141,10 +141,10 @@ def _compare(program: Program, captured: "_Captured") -> None:
                 continue  # a literal batch size in the network
             found = program(*(x.clone() for x in inputs))
         if disagrees(found, wanted, _AGREES) is not None:
-            calls = "; ".join(captured.remarks) or "it calls functions wrapped by torch.fx.wrap"
+            why = captured.doubt or "; ".join(captured.remarks)
             raise TraceError(
                 f"{captured.name}: found another result than the network's at batch {batch} from its "
-                f"trace, expected the same; {calls}"
+                f"trace, expected the same; {why}"
             )
 
 
@@ -156,6 +156,7 @@ class _Captured:
         inputs: one sample of each.
         folded, specialised: see `ir.folding` and `Interface`. remarks: what has to be said of how it came.
         original: what it is compared with, at `batches`, for a graph that is not all ours.
+        doubt: why, if not for the door it came through.
     """
 
     name: str
@@ -167,6 +168,7 @@ class _Captured:
     remarks: tuple[str, ...] = ()
     original: Callable[..., Any] | None = None
     batches: tuple[int, ...] = (1, 3)
+    doubt: str = ""
 
 
 def _firsts(inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -203,13 +205,16 @@ def _of_module(
 ) -> _Captured:
     """By torch.fx; where that fails, by torch.export."""
     refuse_exported(model)
-    changes = holds_frozen(model) or holds_attention(model)
-    if copy_weights or changes or any(is_parametrized(m) for m in model.modules()):
+    original = partial(_evaluated, model, arguments)
+    changes = holds_frozen(model) or holds_attention(model) or any(map(is_parametrized, model.modules()))
+    # a hook of a copy would keep what it sees in the original, where the copy's forward does not look
+    copy_later = copy_weights and not changes and any(map(is_hooked, model.modules()))
+    if changes or (copy_weights and not copy_later):
         model = copied(model)
         bake_parametrizations(model)
         as_layers(model)
         open_attention(model)
-    if model._forward_hooks or model._forward_pre_hooks:
+    if is_hooked(model):
         raise TraceError(
             f"{type(model).__name__}: found forward hooks on the network itself, which no trace sees, "
             "expected none; move what they do into forward, or remove them"
@@ -217,20 +222,20 @@ def _of_module(
     require_names(model)
     tracer = _tracer(model, given, region, arguments)
     name, inputs = type(model).__name__, tracer.inputs
-    original = partial(_evaluated, model, arguments)
     try:
-        with _left_as_it_is(model):
+        with left_as_it_is(model):
             with evaluating(model), recording_factories(), open_functions():
                 graph = tracer.trace(model)
+            require_values_of_now(model, graph)
             reshape_out_of_place(graph)
             name_types(graph)
             # shallow copies: the caller's modules keep their training mode, these are in eval mode
-            root = with_tensors(model, lambda t: t)
+            root = with_tensors(model, cloning() if copy_later else lambda t: t)
             folded = fold_weights(root, graph, tracer.values) if fold else []
+            doubt = "" if region else doubts(model, graph)
         remarks = (f"the part of {name} from {region}",) if region else ()
-        own = any(is_foreign(n.target) for n in graph.nodes) and not region
-        checked = original if own else None
-        return _Captured(name, root, graph, inputs, folded, tuple(tracer.specialised), remarks, checked)
+        checked, specialised = original if doubt else None, tuple(tracer.specialised)
+        return _Captured(name, root, graph, inputs, folded, specialised, remarks, checked, doubt=doubt)
     except Exception as error:
         refusal = _trace_error(model, tracer.path, error)
         if region:  # torch.export knows whole networks
@@ -249,21 +254,9 @@ def _of_module(
         return replace(captured, remarks=(why,), original=original)
 
 
-@contextmanager
-def _left_as_it_is(model: nn.Module) -> Iterator[None]:
-    """Modules that remember what they computed get back what they held: a trace computes no tensors."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes in before:
-            vars(module).clear()
-            vars(module).update(attributes)
-
-
 def _evaluated(model: nn.Module, arguments: Arguments, *inputs: Tensor) -> Any:
     args, kwargs = call_with(model.forward, inputs, arguments)
-    with evaluating(model):
+    with left_as_it_is(model), evaluating(model):
         return model(*args, **kwargs)
 
 

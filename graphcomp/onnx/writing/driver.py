@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from graphcomp.ir import DctConv2d, DctLayer, Program, acts_in_place, function_name, op_name
+from graphcomp.ir import DctConv2d, DctLayer, Program, acts_in_place, function_name, is_hooked, op_name
 from graphcomp.onnx.lowering import weight_name
 from graphcomp.onnx.rows import WRITES, NoRow, Size, Wire, Writing
 from graphcomp.onnx.writing.inlining import Found, Ref, record
@@ -108,7 +108,7 @@ class Driver:
             path = cast(str, node.target)
             base = node.name if path in self.called else path
             self.called.add(path)
-            if module._forward_hooks or module._forward_pre_hooks:
+            if is_hooked(module):
                 raise NoRow("a module with hooks")
         target = module or node.target
         found = self._call(_Call(name, target, base, node.name), args, kwargs, metas)
