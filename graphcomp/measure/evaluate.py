@@ -17,6 +17,8 @@ from graphcomp.measure.calibrate import batch_size
 from graphcomp.records import Drift, Interval, Score
 
 BATCH = 250
+FEW = 5
+"""Of top-5."""
 NORMAL_95 = 1.959964
 """Standard deviations on each side of the mean that hold 95 % of a normal distribution."""
 
@@ -73,7 +75,9 @@ def require_classes(program: Program, data: Data) -> None:
 
 @torch.no_grad()
 def accuracy(program: Program, split: Split, *, shared: bool = False) -> Score | None:
-    """Top-1 accuracy on a split; None without labels, for values, or for a network that is no classifier.
+    """Top-1 and top-5 on a split; None without labels, for values, or for a network that is no classifier.
+
+    Of equal outputs the first counts as the likelier one.
 
     Args:
         program: the network.
@@ -88,12 +92,16 @@ def accuracy(program: Program, split: Split, *, shared: bool = False) -> Score |
 
     def right(logits: Tensor, y: Tensor) -> Tensor:
         require_outputs(logits, y)
-        return (logits.argmax(1) == y).sum()
+        likeliest = logits.argsort(dim=1, descending=True, stable=True)[:, :FEW]
+        found = likeliest == y[:, None]
+        return torch.stack([found[:, 0].sum(), found.sum()])
 
-    correct = _summed(program, split, right, torch.zeros((), dtype=torch.int64), shared)
-    low, high = wilson(int(correct), len(split))
-    value = int(correct) / len(split)
-    return Score(measure="accuracy", value=value, samples=len(split), low=low, high=high)
+    counts = _summed(program, split, right, torch.zeros(2, dtype=torch.int64), shared)
+    correct, among = counts.tolist()
+    low, high = wilson(correct, len(split))
+    some = among / len(split) if program.output.shape[1] > FEW else None
+    value = correct / len(split)
+    return Score(measure="accuracy", value=value, samples=len(split), low=low, high=high, top5=some)
 
 
 def score(program: Program, split: Split, *, shared: bool = False) -> Score | None:

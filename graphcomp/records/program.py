@@ -34,6 +34,11 @@ class Score(Record):
     samples: int = Field(description="how many were evaluated")
     low: float = Field(description="lower end of the interval: Wilson's of an accuracy, normal of an error")
     high: float = Field(description="upper end of it")
+    top5: float | None = Field(
+        default=None,
+        description="share of the samples whose class is one of the five likeliest by the network; null for "
+        "errors, for networks of five outputs or fewer, and where it was not counted",
+    )
 
     _schema_1 = model_validator(mode="before")(old.score)
 

@@ -15,6 +15,7 @@ Verdict = Literal["good", "mixed", "bad", "plain"]
 """Of speed and score together: `mixed` pays for one with the other, `plain` says nothing either way."""
 
 
+TOP5 = "Accuracy (top-5)"
 MEASURES = {"accuracy": "Accuracy (top-1)", "error": "Mean absolute error"}
 
 
@@ -28,7 +29,12 @@ def measure_of(score: Score | None) -> str:
 
 def value_text(score: Score) -> str:
     """`93.39 %`, or the error in four digits."""
-    return f"{score.value:.4g}" if score.measure == "error" else f"{100 * score.value:.2f} %"
+    return f"{score.value:.4g}" if score.measure == "error" else share_text(score.value)
+
+
+def share_text(share: float) -> str:
+    """`93.39 %`."""
+    return f"{100 * share:.2f} %"
 
 
 def range_text(score: Score) -> str:

@@ -7,7 +7,7 @@ from rich.text import Text
 from graphcomp.records import Evaluation, Report
 from graphcomp.report.advice import advice
 from graphcomp.report.quantized import quantized_rows
-from graphcomp.report.scores import Verdict, measure_of, score_text
+from graphcomp.report.scores import TOP5, Verdict, measure_of, score_text, share_text
 from graphcomp.report.words import (
     comparison,
     count_text,
@@ -67,7 +67,10 @@ def evaluation_table(found: Evaluation) -> Table:
     table.add_column("", justify="right")
     table.add_row("Trainable params", count_text(found.snapshot.params_trainable))
     table.add_row("MACs per sample", count_text(found.snapshot.macs))
-    table.add_row(measure_of(found.snapshot.score), Text(score_text(found.snapshot.score)))
+    score = found.snapshot.score
+    table.add_row(measure_of(score), Text(score_text(score)))
+    if score is not None and score.top5 is not None:
+        table.add_row(TOP5, share_text(score.top5))
     for row in found.robustness:
         table.add_row(f"  {damage_text(row)}", Text(score_text(row.score)))
     return table

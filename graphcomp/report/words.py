@@ -5,7 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphcomp.records import BatchTiming, Bench, CorruptedScore, Interval, ModelFile, Report, Score
-from graphcomp.report.scores import Verdict, change, judge, judge_speed, measure_of, score_text, value_text
+from graphcomp.report.scores import (
+    TOP5,
+    Verdict,
+    change,
+    judge,
+    judge_speed,
+    measure_of,
+    score_text,
+    share_text,
+    value_text,
+)
 
 
 def count_text(value: int) -> str:
@@ -111,6 +121,7 @@ def comparison(report: Report) -> list[Row]:
         _count_row("Params + buffers", old.params_state, new.params_state),
         _count_row("MACs per sample", old.macs, new.macs),
         Row(measure_of(before), score_text(before), score_text(after), points_text(before, after)),
+        *_top5_row(before, after),
         Row("ONNX file", bytes_text(files[0]), bytes_text(files[1]), percent_text(*files)),
     ]
     if report.dense_export:
@@ -127,6 +138,14 @@ def comparison(report: Report) -> list[Row]:
 def where_text(bench: Bench, benches: Sequence[Bench]) -> str:
     """`, openvino`, where it is not ONNX Runtime on the CPU alone that was asked for."""
     return "" if len(benches) == 1 and bench.provider == "cpu" else f", {bench.provider}"
+
+
+def _top5_row(before: Score | None, after: Score | None) -> list[Row]:
+    """Nothing where one of them has no top-5."""
+    if before is None or after is None or before.top5 is None or after.top5 is None:
+        return []
+    change = f"{100 * (after.top5 - before.top5):+.2f} points"
+    return [Row(TOP5, share_text(before.top5), share_text(after.top5), change)]
 
 
 def _count_row(label: str, before: int, after: int) -> Row:

@@ -14,7 +14,8 @@ Value = str | int | float | None
 
 EXPECTABLE = (
     *("params_before", "params", "params_left", "params_state", "params_order", "macs_before", "macs"),
-    *("macs_left", "top1_before", "top1", "top1_change", "mae_before", "mae", "mae_change"),
+    *("macs_left", "top1_before", "top1", "top1_change", "top5_before", "top5", "top5_change"),
+    *("mae_before", "mae", "mae_change"),
     *("class_variance", "hardest_class"),
 )
 """Columns of `results.csv` that a source may have numbers for; and those of `PATTERN`."""

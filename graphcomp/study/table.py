@@ -157,19 +157,21 @@ def measured(found: Findings) -> dict[str, Value]:
 
 
 def _score_columns(result: CellResult) -> dict[str, Value]:
-    """Accuracy as `top1`, or the mean absolute error as `mae`."""
+    """Accuracy as `top1` and `top5`, or the mean absolute error as `mae`."""
     before, after = result.baseline.score, result.final.score
     if before is None or after is None:
         return {}
     name = "mae" if after.measure == "error" else "top1"
-    return {
+    row: dict[str, Value] = {
         f"{name}_before": before.value,
         name: after.value,
         f"{name}_change": after.value - before.value,
         f"{name}_low": after.low,
         f"{name}_high": after.high,
-        "samples": after.samples,
     }
+    if before.top5 is not None and after.top5 is not None:
+        row |= {"top5_before": before.top5, "top5": after.top5, "top5_change": after.top5 - before.top5}
+    return row | {"samples": after.samples}
 
 
 def _class_columns(findings: Findings) -> dict[str, Value]:

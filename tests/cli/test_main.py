@@ -835,6 +835,13 @@ def test_evaluate(cli: Cli) -> None:
     assert plain.code == 0 and "occlusion" not in plain.out
 
 
+def test_evaluate_counts_the_first_five(cli: Cli) -> None:
+    found = cli("evaluate", "models:resnet20-digits", "--data", "digits?limit=20", "--json", "e.json")
+    score = Evaluation.model_validate_json(Path("e.json").read_text()).snapshot.score
+    assert score is not None and score.top5 is not None and score.value <= score.top5 <= 1
+    assert re.search(rf"Accuracy \(top-5\) +{100 * score.top5:.2f} %", found.out)
+
+
 def test_evaluate_values(cli: Cli) -> None:
     found = cli("evaluate", SPEC, "--input-shape", "1,3,8,8", "--data", labelled_file(values=True))
     assert found.code == 0 and "Mean absolute error" in found.out and "Accuracy" not in found.out

@@ -71,6 +71,16 @@ def test_accuracy() -> None:
     assert (found.low, found.high) == wilson(3, 5)
 
 
+def test_top5() -> None:
+    """By hand: places 1, 5, 6 and, of seven equal outputs, the fifth and the sixth; of five, nothing."""
+    falling, equal = torch.arange(7.0, 0, -1), torch.zeros(7)
+    data = split(torch.stack([falling, falling, falling, equal, equal]), [0, 4, 5, 4, 5])
+    found = accuracy(identity(7), data)
+    assert found is not None and (found.value, found.top5) == (1 / 5, 3 / 5)
+    few = accuracy(identity(5), split(torch.eye(5), [1, 1, 2, 3, 4]))
+    assert few is not None and (few.value, few.top5) == (4 / 5, None)
+
+
 @pytest.mark.parametrize("size", [1, 2, 5, 99])
 def test_accuracy_does_not_depend_on_the_batch(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("graphcomp.measure.evaluate.BATCH", size)

@@ -854,6 +854,14 @@ def test_errors_stand_where_accuracy_does() -> None:
     assert any(note.startswith("The mean absolute error is on 360 samples") for note in words.notes(found))
 
 
+def test_top5_has_a_row_where_both_have_one() -> None:
+    high, low = (accuracy(0.5, 360, 0.4, 0.6).model_copy(update={"top5": t}) for t in (0.96, 0.9125))
+    before, after = (s.model_copy(update={"score": e}) for s, e in ((BEFORE, high), (AFTER, low)))
+    (row,) = (r for r in words.comparison(make(baseline=before, final=after)) if "top-5" in r.label)
+    assert (row.before, row.after, row.change) == ("96.00 %", "91.25 %", "-4.75 points")
+    assert not [r for r in words.comparison(make(baseline=before)) if "top-5" in r.label]
+
+
 @pytest.mark.slow
 def test_errors_are_drawn() -> None:
     error = with_errors(0.5, 0.47, 0.53)

@@ -56,7 +56,9 @@ SAID = {
 COLUMNS = {
     "pfa-figure1": {"mean", "std", "best", "params_left"},
     "cc-resnet56": {"class_variance", "hardest_class", "mislabel[plane]", "accuracy[truck]"},
-    "dct-resnet50-table2": {"params_order", "params_state"},
+    "dct-resnet50-table2": {"params_order", "params_state", "top5", "top5_before"},
+    "pfa-table5-6": {"top5_before", "top5_change"},
+    "pfa-table7-8": {"top5_before", "top5_change"},
     "apoz-resnet110": {"top1[motion-blur 0.2]", "top1_before[occlusion 0.2]", "top1[brightness 0.5]"},
     "apoz-pose-resnet50": {"mae", "mae_before", "mae_change", "mae[brightness 0.5]"},
     "play-and-prune-batches": {"speedup_batch1", "speedup_batch2_low"},

@@ -64,6 +64,20 @@ def test_table() -> None:
     assert {name: rows[0][name] for name in expected} == expected
 
 
+def test_top5_has_columns_where_it_was_counted() -> None:
+    (cell,) = cells(rate=[0.5])
+    made = result(cell, {"a": 300, "b": 400})
+    counted = {
+        part: snap.model_copy(update={"score": snap.score.model_copy(update={"top5": top5})})
+        for part, snap, top5 in (("baseline", made.baseline, 0.95), ("final", made.final, 0.75))
+        if snap.score is not None
+    }
+    (row,) = table([cell], Outcome({cell.name: made.model_copy(update=counted)}), Reading())
+    assert (row["top5_before"], row["top5"], row["top5_change"]) == (0.95, 0.75, pytest.approx(-0.2))
+    (row,) = table([cell], Outcome({cell.name: made}), Reading())
+    assert "top5" not in row
+
+
 def test_table_of_values() -> None:
     """The error in place of accuracy; nothing about classes."""
     first, second = cells(rate=[0.25, 0.5])
