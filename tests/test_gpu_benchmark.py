@@ -54,6 +54,40 @@ def test_a_part_fails_alone(tmp_path: Path) -> None:
     assert found["rows"] == [] and found["error"] == "its process ended with exit code 1"
 
 
+def test_the_tests_are_those_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of files that have some; an earlier report is none of this run's."""
+    found = {path.name for path in measure.gpu_tests()}
+    assert {"test_session.py", "test_bench.py"} <= found and "test_gpu_benchmark.py" not in found
+    (tmp_path / "gpu-tests.xml").write_text("<testsuites/>")
+    ended = subprocess.CompletedProcess([], 1, "", "No module named pytest")
+    monkeypatch.setattr(measure.subprocess, "run", lambda *_, **__: ended)
+    found = measure.run_part("tests", measure.Asked(tmp_path, 1.0))
+    assert found["rows"] == [] and "pytest ended with 1: No module named pytest" in found["error"]
+
+
+def test_the_ends_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of batches, where all are quick; else what takes least."""
+    monkeypatch.setattr("graphcomp.measure.macs", lambda cost: cost)
+    asked, programs = measure.Asked(tmp_path, 1.0), {"large": (100, 50), "small": (3, 2)}
+    jobs = measure.jobs(asked, programs)
+    assert jobs[:4] == [("small", 1), ("large", 1), ("small", 512), ("large", 512)]
+    assert len(jobs) == len(set(jobs)) == 2 * 5
+    cheap = measure.jobs(asked, programs, cheap=True)
+    assert set(cheap) == set(jobs) and cheap[:4] == [("small", n) for n in (1, 8)] + [
+        ("small", 32),
+        ("large", 1),
+    ]
+
+
+def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the machine too, and the other parts are asked all the same."""
+    monkeypatch.setitem(sys.modules, "graphcomp.runtime.machine", None)
+    found = measure.machine()
+    assert "use run.sh" in found["error"] and found["commit"]
+    said = render.section({"machine": found, "dry": False, "seconds": 1.0})
+    assert "- machine: " in said and "use run.sh" in said
+
+
 def test_an_error_in_a_part_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def part(asked: Any, tell: Any) -> None:
         tell({"row": 1})

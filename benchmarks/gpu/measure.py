@@ -12,7 +12,6 @@ weights: times do not depend on them. Widths are multiples of 8, as tensor cores
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -33,7 +32,8 @@ NETWORKS = {
     "ResNet-50": ("torchvision:resnet50", "macs:0.5"),
     "MobileNet-V2": ("torchvision:mobilenet_v2", "macs:0.5"),
 }
-BATCHES = (1, 8, 32, 128, 512)
+BATCHES = (1, 512, 32, 128, 8)
+"""The ends first: what does not fit into the time lies between them."""
 PARTS = {"tests": 0.15, "torch": 0.25, "cuda": 0.3, "cpu": 0.12, "finetune": 0.18}
 """Name -> share of the time."""
 Tell = Callable[[Any], None]
@@ -66,7 +66,8 @@ class Asked:
 def tests(asked: Asked, tell: Tell) -> None:
     """The tests that need a GPU."""
     report = asked.out / "gpu-tests.xml"
-    paths = [ROOT / "tests/runtime/test_session.py"] if asked.dry else [ROOT / "tests"]
+    report.unlink(missing_ok=True)
+    paths = [ROOT / "tests/runtime/test_session.py"] if asked.dry else gpu_tests()
     command = [
         sys.executable,
         "-m",
@@ -84,6 +85,11 @@ def tests(asked: Asked, tell: Tell) -> None:
     (suite,) = ET.parse(report).getroot().iter("testsuite")
     counts = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
     tell({**counts, "seconds": float(suite.attrib["time"]), "tail": ran.stdout[-2000:]})
+
+
+def gpu_tests() -> list[Path]:
+    """The files with tests for a GPU: to collect all others takes longer than to run these."""
+    return [p for p in sorted((ROOT / "tests").rglob("test_*.py")) if "@pytest.mark.gpu" in p.read_text()]
 
 
 def pairs(asked: Asked) -> dict[str, tuple[Any, Any]]:
@@ -104,13 +110,16 @@ def pairs(asked: Asked) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def jobs(asked: Asked, programs: Mapping[str, tuple[Any, Any]]) -> list[tuple[str, int]]:
-    """Networks and batches, the cheapest first: what does not fit into the time are the largest."""
+def jobs(asked: Asked, programs: Mapping[str, tuple[Any, Any]], cheap: bool = False) -> list[tuple[str, int]]:
+    """Networks and batches in the order of `BATCHES`, of each the cheapest network first.
+
+    All by their MACs if `cheap`: on a few cores one run of a large batch would take all the time there is.
+    """
     from graphcomp.measure import macs
 
     cost = {name: macs(dense) for name, (dense, _) in programs.items()}
-    every = [(name, batch) for name in programs for batch in asked.batches]
-    return sorted(every, key=lambda job: cost[job[0]] * job[1])
+    every = [(name, batch) for batch in asked.batches for name in sorted(programs, key=cost.__getitem__)]
+    return sorted(every, key=lambda job: cost[job[0]] * job[1]) if cheap else every
 
 
 def theory(dense: Any, small: Any) -> float:
@@ -217,11 +226,11 @@ def by_runtime(provider: str) -> Callable[[Asked, Tell], None]:
                 kind = "fp16" if dtype == torch.float16 else "fp32"
                 made = tuple(asked.out / f"{name}-{which}-{kind}.onnx" for which in ("dense", "small"))
                 for program, file in zip(programs[name], made, strict=True):
-                    export_onnx(program.to(dtype), file)
+                    export_onnx(program.to(dtype), file, batches=(1,))
                 files[name, dtype] = made  # type: ignore[assignment]
             return files[name, dtype]
 
-        for name, batch in jobs(asked, programs):
+        for name, batch in jobs(asked, programs, cheap=provider == "cpu"):
             for precision in types if provider == "cuda" else ("fp32",):
                 for graphs in (False, True) if provider == "cuda" else (False,):
                     row: dict[str, Any] = {"network": name, "precision": precision, "batch": batch}
@@ -234,7 +243,7 @@ def by_runtime(provider: str) -> Callable[[Asked, Tell], None]:
                             batches=[batch],
                             threads=1 if used == "cuda" or asked.dry else os.cpu_count() or 1,
                             runs=12 if asked.dry else 60,
-                            seconds=0.1 if asked.dry else 1.0,
+                            seconds=0.1 if asked.dry else 0.5,
                             warmup_runs=2,
                             warmup_seconds=0.02 if asked.dry else 0.3,
                             cuda_graphs=graphs and used == "cuda",
@@ -331,7 +340,7 @@ def run_part(name: str, asked: Asked) -> dict[str, Any]:
 
     def tell(row: Any) -> None:
         rows.append(row)
-        file.write_text(json.dumps({"rows": rows, "error": "it was ended in the middle"}, indent=1))
+        write(file, {"rows": rows, "error": "it was ended in the middle"})
 
     error = None
     try:
@@ -340,8 +349,15 @@ def run_part(name: str, asked: Asked) -> dict[str, Any]:
         error = f"{type(problem).__name__}: {problem}"[:2000]
         traceback.print_exc()
     found = {"rows": rows, "error": error}
-    file.write_text(json.dumps(found, indent=1))
+    write(file, found)
     return found
+
+
+def write(file: Path, content: Any) -> None:
+    """As JSON, whole or not at all: the process may be ended at any time."""
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1))
+    part.replace(file)
 
 
 def run_apart(command: list[str], file: Path, seconds: float) -> dict[str, Any]:
@@ -354,6 +370,9 @@ def run_apart(command: list[str], file: Path, seconds: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         code, late = process.wait(), f"it took more than {seconds:.0f} s"
+    except KeyboardInterrupt:
+        os.killpg(process.pid, signal.SIGKILL)  # its session is not that of the terminal
+        raise
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"rows": [], "error": None}
     if late or (code and found["error"] is None):
         found["error"] = late or f"its process ended with exit code {code}"
@@ -362,12 +381,18 @@ def run_apart(command: list[str], file: Path, seconds: float) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """Where this runs, as far as it can be told."""
-    if importlib.util.find_spec("graphcomp") is None:
-        return {"error": "graphcomp is not importable: use run.sh"}
-    from graphcomp.runtime.machine import environment
+    try:
+        from graphcomp.runtime.machine import environment
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return {**environment().model_dump(mode="json"), "commit": commit.stdout.strip() or "unknown"}
+        found = environment().model_dump(mode="json")
+    except ImportError as error:  # of what graphcomp asks for; every part says it again
+        found = {"error": f"{error}: use run.sh, and a Python with all that graphcomp asks for"}
+    try:
+        git = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        commit = ""
+    return {**found, "commit": commit or "unknown"}
 
 
 def main() -> int:
@@ -406,7 +431,7 @@ def main() -> int:
         )
         results["complete"] = whole > 0 and all(results[n]["error"] is None for n in names[: place + 1])
         results["seconds"], results["dry"] = time.perf_counter() - began, asked.dry
-        (asked.out / "results.json").write_text(json.dumps(results, indent=1))
+        write(asked.out / "results.json", results)
     print(f"{asked.out / 'results.json'}; python benchmarks/gpu/render.py {asked.out / 'results.json'}")
     return int(not results.get("complete", False))
 

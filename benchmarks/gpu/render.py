@@ -114,7 +114,8 @@ def _finetune(part: Mapping[str, Any] | None) -> list[str]:
 def _failures(results: Mapping[str, Any]) -> list[str]:
     """What was not measured, each reason once."""
     parts = {name: part for name, part in results.items() if isinstance(part, dict) and "rows" in part}
-    said = [f"- {name}: {part['error']}" for name, part in parts.items() if part["error"]]
+    told = {"machine": results["machine"].get("error"), **{name: p["error"] for name, p in parts.items()}}
+    said = [f"- {name}: {error}" for name, error in told.items() if error]
     for name, part in parts.items():
         reasons: dict[str, int] = {}
         for row in part["rows"]:
