@@ -1247,6 +1247,44 @@ def _op_mixing(g: _Graph, spec: Spec) -> int:
     return g.step("add", add, first, normalise(g.fit(g.pick(spec["of"] + 1), *g.maps[value])))
 
 
+PRODUCTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "scores": lambda q, k, v: (q.transpose(-2, -1) @ k * 0.3).softmax(-1) @ v.transpose(-2, -1),
+    "scores-einsum": lambda q, k, v: torch.einsum(
+        "bhin,bhnm->bhmi", v, torch.einsum("bhin,bhim->bhnm", q, k).mul(0.3).softmax(2)
+    ),
+    "covariance": lambda q, k, v: (
+        (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)).softmax(-1) @ v
+    ).transpose(2, 3),
+    "covariance-rows": lambda q, k, v: torch.einsum(
+        "bhij,bhjn->bhni", torch.einsum("bhin,bhjn->bhij", q, k).tanh().permute(0, 1, 3, 2).softmax(-2), v
+    ),
+    "keys-first": lambda q, k, v: q.transpose(-1, -2) @ (k.softmax(-1) @ v.transpose(-1, -2)),
+    "values-first": lambda q, k, v: (v @ F.softplus(k).transpose(2, 3) / 9 @ q.sigmoid()).transpose(2, 3),
+    "aligned": lambda q, k, v: (
+        torch.einsum("bhin,bhin,bhin->bhni", q.tanh(), k.sigmoid(), v)
+        + torch.einsum("bhin,bhin->bhni", q, k.sigmoid())
+    ),
+    "meeting": lambda q, k, v: v.transpose(2, 3) * torch.einsum("bhin,bhin->bhn", q, k).tanh().unsqueeze(-1),
+}
+"""Products of activations of (batch, heads, channels, places); they yield the last two the other way."""
+
+
+def _op_product(g: _Graph, spec: Spec) -> int:
+    """Attention of some kind; what it yields is added to the values, or not."""
+    value = g.narrow(g.pick(spec["of"]))
+    width, size = g.maps[value]
+    heads = _groups(width, spec["heads"])
+    parts = [g.step("project", _conv(width, width, 1), g.fit(g.pick(i), width, size)) for i in spec["with"]]
+
+    def attend(*parts: Tensor) -> Tensor:
+        split = [x.view(-1, heads, width // heads, size * size) for x in parts]
+        y = PRODUCTS[spec["by"]](*split)
+        return y.transpose(2, 3).reshape(-1, width, size, size)
+
+    y = g.step(spec["by"], attend, *parts, value if spec["own"] else parts[-1])
+    return g.step("add", add, y, value) if spec["add"] else y
+
+
 def _reference() -> SearchStrategy[int]:
     return st.integers(0, 6)
 
@@ -1362,6 +1400,17 @@ _OPS: dict[str, tuple[Callable[[_Graph, Spec], int], dict[str, SearchStrategy[An
             "again": st.booleans(),
         },
     ),
+    "product": (
+        _op_product,
+        {
+            "of": _reference(),
+            "with": st.lists(_reference(), min_size=2, max_size=2).map(tuple),
+            "by": st.sampled_from(list(PRODUCTS)),
+            "heads": st.integers(1, 3),
+            "own": st.booleans(),
+            "add": st.booleans(),
+        },
+    ),
     "eca": (
         _op_eca,
         {
@@ -1379,7 +1428,7 @@ OPS: dict[str, SearchStrategy[Spec]] = {
 """Operation -> strategy for one entry of a spec's `ops`."""
 
 
-TRICKY = ("pieces", "twice", "assertion", "eca", "mixing")
+TRICKY = ("pieces", "twice", "assertion", "eca", "mixing", "product")
 """Operations that try the removal of channels, drawn by its tests alone."""
 
 

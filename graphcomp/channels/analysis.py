@@ -30,7 +30,7 @@ from graphcomp.channels.model import (
     JoinPolicy,
     Mixing,
 )
-from graphcomp.channels.rules import apply_rule, unfollowed
+from graphcomp.channels.rules import apply_rule, constants_in, unfollowed
 from graphcomp.channels.tracker import Tracker
 from graphcomp.ir import Program
 
@@ -57,7 +57,7 @@ def analyse(program: Program, join: JoinPolicy = "couple") -> Channels:
 
 
 def _analyse(program: Program, join: JoinPolicy) -> Channels:
-    tracker = Tracker(program, join, unfollowed(program))
+    tracker = Tracker(program, join, constants_in(program), unfollowed(program))
     for node in program.graph.nodes:
         tracker.values[node] = apply_rule(tracker, node)
     return _channels(tracker)
@@ -90,6 +90,7 @@ def _channels(found: Tracker) -> Channels:
         pinned=pinned,
         channel_of=channel_of,
         values=found.values,
+        second={n: (axis, channel_of[labels.numpy()]) for n, (axis, labels) in found.second.items()},
         balanced=balanced,
         mixings=tuple(
             Mixing(node, source, axis, channel_of[labels.numpy()], how, args)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any, cast
 
 import torch
@@ -34,16 +35,16 @@ def mask(channels: Channels, gone: Marks, shifts: Sequence[Shift]) -> Program:
     for join in channels.joins:
         for position, operand in enumerate(join.operands):
             if (gone[operand] & ~gone[join.result]).any():
-                node, ndim = new[join.node], len(program.shape(join.node) or ())
-                name = _held(root, f"{node.name}_{position}", ~gone[operand], join.axis, ndim)
+                node = new[join.node]
+                like = program.values[join.node]
+                name = _held(root, f"{node.name}_{position}", ~gone[operand], join.axis, like)
                 args = list(node.args)
                 args[position] = _insert(graph, node, cast(fx.Node, args[position]), name, torch.mul)
                 node.args = tuple(args)
+    placed: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
     for mixing in channels.mixings:
         if gone[mixing.channels].any():
-            _stand_in(
-                root, graph, mixing, ~gone[mixing.channels], new, len(program.shape(mixing.source) or ())
-            )
+            _stand_in(root, graph, mixing, ~gone[mixing.channels], new, program.values[mixing.source], placed)
     return replace(program, module=assemble(program, root, graph))
 
 
@@ -72,13 +73,19 @@ def _stand_in(
     mixing: Mixing,
     kept: Marks,
     new: Mapping[fx.Node, fx.Node],
-    ndim: int,
+    like: Tensor,
+    placed: dict[tuple[fx.Node, fx.Node], fx.Node],
 ) -> None:
-    """What an operator has to read in the place of channels that go; if all go, nobody reads its result."""
+    """What an operator has to read in the place of channels that go; if all go, nobody reads its result.
+
+    `placed`: what it reads by now in the place of an operand, of which two axes may lose channels.
+    """
     if not kept.any():
         return
-    node, source = new[mixing.node], new[mixing.source]
-    name = _held(root, f"{node.name}_0", kept, mixing.axis, ndim)
+    node, at = new[mixing.node], (mixing.node, mixing.source)
+    source = placed.get(at, new[mixing.source])
+    position = next(i for i in count() if not hasattr(root, f"{MASK_PREFIX}{node.name}_{i}"))
+    name = _held(root, f"{node.name}_{position}", kept, mixing.axis, like)
     held = root.get_buffer(name)
     function: Callable[..., Any] = torch.mul
     args = mixing.args
@@ -90,16 +97,16 @@ def _stand_in(
         root.register_buffer(name, held == 0)
     elif mixing.how in ("spread", "norm"):
         function = masked_spread if mixing.how == "spread" else masked_norm
-    node.replace_input_with(source, _insert(graph, node, source, name, function, args))
+    placed[at] = _insert(graph, node, source, name, function, args)
+    node.replace_input_with(source, placed[at])
 
 
-def _held(root: nn.Module, name: str, kept: Marks, axis: int, ndim: int) -> str:
-    """1 for channels that stay and 0 for those that go, as a buffer; returns its name."""
-    view = [1] * ndim
+def _held(root: nn.Module, name: str, kept: Marks, axis: int, like: Tensor) -> str:
+    """1 for channels that stay and 0 for those that go, as a buffer of what is masked; returns its name."""
+    view = [1] * like.ndim
     view[axis] = len(kept)
-    dtype = next((p.dtype for p in root.parameters()), torch.float32)
     name = f"{MASK_PREFIX}{name}"
-    root.register_buffer(name, torch.from_numpy(kept).to(dtype).reshape(view))
+    root.register_buffer(name, torch.from_numpy(kept).to(like.dtype).reshape(view))
     return name
 
 

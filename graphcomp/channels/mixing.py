@@ -85,13 +85,19 @@ def _parameters(tracker: Tracker, node: fx.Node, module: nn.Module, vector: Tens
 
 def softmax(tracker: Tracker, node: fx.Node) -> Tensor:
     """Keeps the shape and mixes along an axis."""
-    labels, name = operand(tracker, node), op_name(tracker.program, node)
+    labels = operand(tracker, node)
+    return _mix(tracker, node, labels, mixed_dims(tracker, node, labels.ndim))[0]
+
+
+def mixed_dims(tracker: Tracker, node: fx.Node, ndim: int) -> tuple[int, ...]:
+    """The axes that softmax and its like mix along."""
     if node.op == "call_module":
         module = tracker.program.layer(cast(str, node.target))
         dim = -3 if isinstance(module, nn.Softmax2d) else getattr(module, "dim", None)
     else:
-        dim = argument(tracker, node, 2 if name == "normalize" else 1, "dim", 1)
-    return _mix(tracker, node, labels, dims_of(dim, labels.ndim))[0]
+        at = 2 if op_name(tracker.program, node) == "normalize" else 1
+        dim = argument(tracker, node, at, "dim", 1)
+    return dims_of(dim, ndim)
 
 
 def _mix(tracker: Tracker, node: fx.Node, labels: Tensor, dims: Sequence[int]) -> tuple[Tensor, bool]:
@@ -102,7 +108,7 @@ def _mix(tracker: Tracker, node: fx.Node, labels: Tensor, dims: Sequence[int]) -
     axes = varying(labels)
     mixed = [d for d in axes if d in dims]
     if mixed and len(mixed) == len(axes):
-        found = _how(tracker, node, labels, dims)
+        found = stand_in(tracker, node, labels.ndim, dims)
         if found is None:
             tracker.pin(node, labels, f"{what(tracker, node)} mixes the channels")
             return labels, False
@@ -113,8 +119,8 @@ def _mix(tracker: Tracker, node: fx.Node, labels: Tensor, dims: Sequence[int]) -
     return labels, False
 
 
-def _how(
-    tracker: Tracker, node: fx.Node, labels: Tensor, dims: Sequence[int]
+def stand_in(
+    tracker: Tracker, node: fx.Node, ndim: int, dims: Sequence[int]
 ) -> tuple[How, tuple[Any, ...]] | None:
     """What stands for channels that an operator mixes; None if nothing does."""
     name, value = op_name(tracker.program, node), tracker.program.values[node]
@@ -127,7 +133,7 @@ def _how(
     if name in ("max", "min") and isinstance(value, tuple) and not _only_values(node):
         return None
     if name in _SPREADS:
-        counted = tuple(d - labels.ndim for d in dims)
+        counted = tuple(d - ndim for d in dims)
         return "spread", (counted, _correction(tracker, node))
     how = _HOW.get(name)
     return None if how is None else (how, ())

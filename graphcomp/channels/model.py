@@ -147,6 +147,7 @@ class Channels:
         pinned: channel -> (node, reason), for every channel that must stay.
         channel_of: label -> channel; label 0 is no channel.
         values: node -> label tensor (or what the node yields if it is no tensor).
+        second: node that yields channels by channels -> (axis, channels along it), beside those in `values`.
         balanced: see `Balance`.
         mixings: what computes with all channels of an axis (`channels.products`, `channels.mixing`).
     """
@@ -159,6 +160,7 @@ class Channels:
     pinned: dict[int, tuple[str, str]]
     channel_of: Ints
     values: dict[fx.Node, Any]
+    second: dict[fx.Node, tuple[int, Ints]]
     balanced: tuple[Balance, ...]
     mixings: tuple[Mixing, ...] = ()
 

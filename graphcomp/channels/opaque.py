@@ -18,6 +18,8 @@ def pin_value(tracker: Tracker, node: fx.Node, source: fx.Node, reason: str) -> 
     for labels in value if isinstance(value, tuple | list) else (value,):
         if isinstance(labels, Tensor):
             tracker.pin(node, labels, reason)
+    if source in tracker.second:
+        tracker.pin(node, tracker.second[source][1], reason)
     for count in tracker.counts.get(source, ()):
         tracker.pin_count(node, count, "the number of channels is used as a number")
 

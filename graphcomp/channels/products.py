@@ -1,37 +1,131 @@
-"""Rules for products of activations: attention's q k and its weighted sum of v.
+"""Rules for products of activations: attention's q k and its weighted sum of v, as matmul or einsum.
 
-A product contracts an axis: position j of both operands live and die together, and zeros on one side are
-enough, so a removal is simulated by a mask on the first operand. What the second operand has behind the
-contracted axis passes on. Axes in front (batch, heads) keep their length: the widths of all heads stay equal.
+A product contracts axes: position j of both operands live and die together, and zeros on one side are enough,
+so a removal is simulated by a mask on the first operand. What an operand has beside the contracted axes goes
+on. Axes that both have and the result keeps (batch, heads) keep their length: widths of all heads stay equal.
+
+Where both operands have channels that go on (cross-covariance, k v of linear attention) the result is a table
+of channels by channels. Its labels are those of the first axis; those of the second are kept beside them, in
+`Tracker.second`, until a product contracts or passes on either. What happens to a table meanwhile must treat
+all elements alike, mix along one of the two axes, or transpose it (`carry`); what does not pins the second.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, fx
 
-from graphcomp.channels.labels import along, compact, varying
-from graphcomp.channels.opaque import opaque, pin_value
+from graphcomp.channels.labels import along, compact, unlabelled, varying
+from graphcomp.channels.mixing import mixed_dims, stand_in
+from graphcomp.channels.model import How
+from graphcomp.channels.moves import MOVES, move
+from graphcomp.channels.opaque import opaque, pin_value, what
 from graphcomp.channels.tracker import Tracker, Unread
+from graphcomp.ir import op_name
+
+Letters = Sequence[Any]
+"""A name an axis, as an equation of einsum has it."""
 
 
 def matmul(tracker: Tracker, node: fx.Node) -> Any:
-    """a @ b of activations: ... x i x k times ... x k x j."""
+    """a @ b: ... x i x k times ... x k x j, with axes in front broadcast."""
     a, b = node.args[:2] if len(node.args) > 1 else (node.args[0], node.kwargs.get("mat2"))
-    left, right, shape = _activation(tracker, a), _activation(tracker, b), tracker.shape(node)
-    if left is None or right is None:
+    ranks = [len(tracker.shape(x)) if isinstance(x, fx.Node) else 0 for x in (a, b)]
+    if min(ranks) < 2:
         return opaque(tracker, node)
-    rows, columns, contracted = _varies(left, -2), _varies(right, -1), _varies(left, -1)
-    # on two of the three, channels would be read by channels
-    if contracted != _varies(right, -2) or rows + columns + contracted > 1:
+    front = range(max(ranks) - 2, 0, -1)  # counted from the matrices
+    terms = [
+        (cast(fx.Node, x), (*front[len(front) - n + 2 :], *matrix))
+        for x, n, matrix in ((a, ranks[0], "ik"), (b, ranks[1], "kj"))
+    ]
+    return _product(tracker, node, terms, (*front, *"ij"))
+
+
+def einsum(tracker: Tracker, node: fx.Node) -> Any:
+    """Of two operands, and an equation with every letter once in each."""
+    equation, *operands = node.args
+    if len(operands) == 1 and isinstance(operands[0], tuple | list):
+        operands = list(operands[0])
+    known = isinstance(equation, str) and all(isinstance(x, fx.Node) for x in operands)
+    terms, arrow, out = str(equation).replace(" ", "").partition("->")
+    letters = terms.split(",")
+    if not arrow:
+        out = "".join(sorted(c for c in set(terms) if terms.count(c) == 1 and c.isalpha()))
+    if not known or len(operands) != 2 or any(len(set(t)) < len(t) or "." in t for t in (*letters, out)):
         return opaque(tracker, node)
-    if contracted:
-        _contract(tracker, node, cast(fx.Node, a), left, right, right.ndim - 2)
+    return _product(tracker, node, list(zip(cast(list[fx.Node], operands), letters, strict=True)), out)
+
+
+def _product(tracker: Tracker, node: fx.Node, terms: Sequence[tuple[fx.Node, Letters]], out: Letters) -> Any:
+    if all(source in tracker.constant for source, _ in terms):
+        return opaque(tracker, node)
+    found = [_lettered(tracker, node, terms[i], terms[1 - i][1], out) for i in (0, 1)]
+    kept: list[tuple[int, Tensor]] = []
+    for letter in dict.fromkeys((*out, *terms[0][1], *terms[1][1])):
+        sides = [i for i in (0, 1) if letter in found[i]]
+        if not sides:
+            continue
+        labels, (source, letters) = found[sides[0]][letter], terms[sides[0]]
+        shared = all(letter in own for _, own in terms)
+        if shared and not _meets(tracker, node, labels, found, terms, letter, letter in out):
+            tracker.pin(node, labels, f"{what(tracker, node)} meets no channels along them")
+        elif letter in out:
+            kept.append((list(out).index(letter), labels))
+        else:
+            how: How = "product" if shared else "zeros"
+            tracker.mixings.append((node, source, list(letters).index(letter), labels, how, ()))
     tie_packed(tracker, node)
-    if columns:
-        return along(tracker.vector(node, right, right.ndim - 1), len(shape) - 1, shape)
-    if rows:
-        return along(tracker.vector(node, left, left.ndim - 2), len(shape) - 2, shape)
-    return _none(left, right, shape)
+    shape = tracker.shape(node)
+    for _, labels in kept[2:]:
+        tracker.pin(node, labels, f"{what(tracker, node)} yields more than two axes of channels")
+    if len(kept) > 1:
+        tracker.second[node] = kept[1]
+    return along(kept[0][1], kept[0][0], shape) if kept else _none(tracker, [s for s, _ in terms], shape)
+
+
+def _lettered(
+    tracker: Tracker, node: fx.Node, term: tuple[fx.Node, Letters], other: Letters, out: Letters
+) -> dict[Any, Tensor]:
+    """The letters along which an activation has channels, and these; what else varies is coupled."""
+    source, letters = term
+    if source in tracker.constant:
+        return {}
+    labels = tracker.labels(source)
+    axes, found = varying(labels), {}
+    if axes:
+        matrix = [d for d in axes if not (letters[d] in other and letters[d] in out)]
+        contracted = [d for d in matrix if letters[d] not in out]
+        axis = max(contracted or matrix or axes)
+        found[letters[axis]] = tracker.vector(node, labels, axis)
+    if source in tracker.second:
+        axis, second = tracker.second[source]
+        found[letters[axis]] = second
+    return found
+
+
+def _meets(
+    tracker: Tracker,
+    node: fx.Node,
+    labels: Tensor,
+    found: Sequence[dict[Any, Tensor]],
+    terms: Sequence[tuple[fx.Node, Letters]],
+    letter: Any,
+    passes: bool,
+) -> bool:
+    """Couple the channels along an axis that both operands have; False if one has none that could follow."""
+    for (source, letters), own in zip(terms, found, strict=True):
+        axis = list(letters).index(letter)
+        if letter in own:
+            tracker.couple(node, labels, own[letter])
+        elif source in tracker.constant:
+            theirs = tracker.labels(source)
+            if axis not in varying(theirs) or not bool(compact(theirs).all()):
+                return passes and theirs.size(axis) == 1
+            tracker.couple(node, labels, tracker.vector(node, theirs, axis))
+        elif not (passes and tracker.shape(source)[axis] == 1):
+            return False
+    return True
 
 
 def attention(tracker: Tracker, node: fx.Node) -> Any:
@@ -48,10 +142,12 @@ def attention(tracker: Tracker, node: fx.Node) -> Any:
     if any(_varies(x, -2) for x in (left, right, moved)) or contracted != _varies(right, -1):
         return opaque(tracker, node)
     if contracted:
-        _contract(tracker, node, cast(fx.Node, q), left, right, right.ndim - 1)
+        a = tracker.vector(node, left, left.ndim - 1)
+        tracker.couple(node, a, tracker.vector(node, right, right.ndim - 1))
+        tracker.mixings.append((node, cast(fx.Node, q), left.ndim - 1, a, "product", ()))
     tie_packed(tracker, node)
     if not _varies(moved, -1):
-        return _none(moved, moved, shape)
+        return _none(tracker, [cast(fx.Node, v)], shape)
     return along(tracker.vector(node, moved, moved.ndim - 1), len(shape) - 1, shape)
 
 
@@ -72,19 +168,11 @@ def _varies(labels: Tensor, axis: int) -> bool:
     return axis % labels.ndim in varying(labels)
 
 
-def _contract(
-    tracker: Tracker, node: fx.Node, source: fx.Node, left: Tensor, right: Tensor, axis: int
-) -> None:
-    """Couple the last axis of the first operand with the one of the second that it meets."""
-    a = tracker.vector(node, left, left.ndim - 1)
-    tracker.couple(node, a, tracker.vector(node, right, axis))
-    tracker.mixings.append((node, source, left.ndim - 1, a, "product", ()))
-
-
-def _none(left: Tensor, right: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _none(tracker: Tracker, sources: Sequence[fx.Node], shape: tuple[int, ...]) -> Tensor:
     """A result without a channel axis: it belongs to what it is made of, if that is one channel each."""
-    single = [x for x in (left, right) if not varying(x) and bool(compact(x).any())]
-    lead = compact(single[0]).flatten()[:1] if single else compact(left).flatten()[:1] * 0
+    operands = [tracker.labels(s) for s in sources if s not in tracker.constant]
+    single = [x for x in operands if not varying(x) and bool(compact(x).any())]
+    lead = compact(single[0]).flatten()[:1] if single else unlabelled(())
     return lead.reshape([1] * len(shape)).expand(shape)
 
 
@@ -103,3 +191,76 @@ def tie_packed(tracker: Tracker, node: fx.Node) -> None:
         for part in parts:
             tracker.needs_rectangle(source, part)
         waiting += source.all_input_nodes[:1]
+
+
+# ---------------------------------------------------------------------- tables of channels by channels
+
+_ALIKE = ("pass", "couple", "mask")
+_TURNS = ("transpose", "permute", "movedim")
+"""Moves that no removal changes: they name axes and no sizes."""
+
+
+def carry(tracker: Tracker, node: fx.Node, kind: str) -> None:
+    """What becomes of the second axis of a table of channels by channels at a node that is no product.
+
+    Args:
+        tracker, node: as any rule has them, after its rule has run.
+        kind: the name of the rule.
+    """
+    tables = [s for s in node.all_input_nodes if s in tracker.second]
+    for source in tables:
+        axis, labels = tracker.second[source]
+        found = _carried(tracker, node, kind, source, axis, labels) if len(tables) == 1 else None
+        if found is None:
+            tracker.pin(node, labels, f"{what(tracker, node)} of a table of channels by channels")
+        else:
+            tracker.second[node] = found
+
+
+def along_second(tracker: Tracker, node: fx.Node) -> list[fx.Node]:
+    """Operands that hold one parameter or buffer element for every channel of a table's second axis."""
+    tables = [s for s in node.all_input_nodes if s in tracker.second]
+    if len(tables) != 1:
+        return []
+    axis, labels = tracker.second[tables[0]]
+    beside = axis - len(tracker.shape(tables[0]))
+    return [
+        s
+        for s in node.all_input_nodes
+        if s in tracker.constant
+        and _size(tracker, s, beside) == labels.numel() == math.prod(tracker.shape(s)) > 1
+        and bool(tracker.labels(s).all())
+    ]
+
+
+def _size(tracker: Tracker, node: fx.Node, axis: int) -> int:
+    shape = tracker.shape(node)
+    return shape[axis] if len(shape) >= -axis else 1
+
+
+def _carried(
+    tracker: Tracker, node: fx.Node, kind: str, source: fx.Node, axis: int, labels: Tensor
+) -> tuple[int, Tensor] | None:
+    shape = tracker.shape(source)
+    if kind in _ALIKE and tracker.shape(node) == shape:
+        beside = along_second(tracker, node)
+        others = [s for s in node.all_input_nodes if s is not source and tracker.is_tensor(s)]
+        if any(_size(tracker, s, axis - len(shape)) > 1 for s in others if s not in beside):
+            return None
+        for other in beside:
+            tracker.couple(node, labels, tracker.labels(other).flatten())
+        return axis, labels
+    if kind == "softmax":
+        dims = mixed_dims(tracker, node, len(shape))
+        found = stand_in(tracker, node, len(shape), dims)
+        if axis in dims and found is not None:
+            tracker.mixings.append((node, source, axis, labels, *found))
+        return None if found is None else (axis, labels)
+    name = op_name(tracker.program, node)
+    if kind == "move" and (name in _TURNS or MOVES[name] is MOVES["contiguous"]):
+        turned = move(
+            tracker.program, node, lambda _: along(labels, axis, shape), tracker.program.values.__getitem__
+        )
+        (axis,) = varying(turned)
+        return axis, labels
+    return None

@@ -35,7 +35,7 @@ from graphcomp.channels.opaque import (
     why_opaque,
 )
 from graphcomp.channels.planes import fold, sample, shaped_like, unfold
-from graphcomp.channels.products import attention, matmul
+from graphcomp.channels.products import along_second, attention, carry, einsum, matmul
 from graphcomp.channels.tracker import Tracker, Unread
 from graphcomp.ir import LAYERS, MASKS, MODULE_NAMES, Program, is_hooked, is_read_later, op_name
 
@@ -52,6 +52,7 @@ def apply_rule(tracker: Tracker, node: fx.Node) -> Any:
         return None
     value = tracker.program.values[node]
     if not holds_tensor(value):
+        carry(tracker, node, "plain")
         return plain(tracker, node, value)
     if node in tracker.unfollowed:
         for source in node.all_input_nodes:
@@ -66,7 +67,10 @@ def apply_rule(tracker: Tracker, node: fx.Node) -> Any:
                 tracker.pin_count(node, count, "the number of channels is used as a number")
             if isinstance(tracker.values[source], Tensor):
                 tracker.needs_rectangle(node, tracker.values[source])
-    return rule(tracker, node)
+    found = rule(tracker, node)
+    if rule not in (matmul, einsum):
+        carry(tracker, node, rule.__name__.strip("_"))
+    return found
 
 
 def _find_rule(program: Program, node: fx.Node) -> Rule | None:
@@ -80,13 +84,19 @@ def _find_rule(program: Program, node: fx.Node) -> Rule | None:
     return FUNCTION_RULES.get(op_name(program, node))
 
 
-def unfollowed(program: Program) -> frozenset[fx.Node]:
-    """What is computed from parameters alone and read by nobody who takes labels: weights of functions."""
+def constants_in(program: Program) -> frozenset[fx.Node]:
+    """What is computed from parameters alone."""
     constant: set[fx.Node] = set()
     for node in program.graph.nodes:
         sources = node.all_input_nodes
         if node.op == "get_attr" or node.op.startswith("call_") and sources and constant.issuperset(sources):
             constant.add(node)
+    return frozenset(constant)
+
+
+def unfollowed(program: Program) -> frozenset[fx.Node]:
+    """What is computed from parameters alone and read by nobody who takes labels: weights of functions."""
+    constant = constants_in(program)
     followed: set[fx.Node] = set()
     for node in reversed(program.graph.nodes):
         if node in constant and any(
@@ -168,7 +178,8 @@ def _glu(tracker: Tracker, node: fx.Node) -> Any:
 
 def _couple(tracker: Tracker, node: fx.Node) -> Any:
     """Element-wise on several tensors: labels that meet live or die together."""
-    operands = [tracker.labels(a) for a in node.all_input_nodes if tracker.is_tensor(a)]
+    beside = along_second(tracker, node)
+    operands = [tracker.labels(a) for a in node.all_input_nodes if tracker.is_tensor(a) and a not in beside]
     shape = tracker.shape(node)
     if tracker.join == "pad" and op_name(tracker.program, node) == "add":
         joined = _join(tracker, node, shape)
@@ -278,13 +289,14 @@ def _pad(tracker: Tracker, node: fx.Node) -> Any:
     for d, (before, after) in padding.amounts(labels.ndim).items():
         if d in varying(labels):
             plain_amounts = padding.mode == "constant" and min(before, after) >= 0 and not padding.computed
-            if not plain_amounts or len(varying(labels)) > 1:
+            if not plain_amounts:
                 return opaque(tracker, node)
             parts = [
                 along(tracker.mint(n), d, [*labels.shape[:d], n, *labels.shape[d + 1 :]])
                 for n in (before, after)
             ]
             labels = concatenate([parts[0], labels, parts[1]], d)
+            tracker.needs_rectangle(node, labels)
         else:
             shape = [*labels.shape[:d], labels.size(d) + before + after, *labels.shape[d + 1 :]]
             labels = labels.narrow(d, 0, 1).expand(shape)
@@ -301,6 +313,7 @@ FUNCTION_RULES: dict[str, Rule] = {
     "pad": _pad,
     **dict.fromkeys(["view_as", "reshape_as"], shaped_like),
     **dict.fromkeys(["matmul", "bmm"], matmul),
+    "einsum": einsum,
     "scaled_dot_product_attention": attention,
     "grid_sample": sample,
     "unfold": unfold,

@@ -127,7 +127,7 @@ def _has_dead_rows(channels: Channels, axis: Axis, gone: Marks) -> bool:
         rows = [
             t.reshape(-1, 1) if d == ELEMENTS else t.movedim(d, 0).reshape(t.size(d), -1) for t, d in held
         ]
-    return any(_has_zero_row(t, torch.from_numpy(gone)) for t in rows)
+    return any(_has_zero_row(t, torch.from_numpy(gone.ravel())) for t in rows)
 
 
 def _has_zero_row(matrix: Tensor, among: Tensor) -> bool:

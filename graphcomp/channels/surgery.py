@@ -104,6 +104,9 @@ class Surgeon(Layouts):
             if new is None or node.op == "output" or isinstance(self.channels.values[node], Unread):
                 continue  # no labels of its own: a tensor that a layer holds, and what the program returns
             wanted, found = shapes_of(self.program.values[node], cut), shapes_of(values[new])
+            if node in self.channels.second:
+                axis, channels = self.channels.second[node]
+                wanted = shrunk(wanted, (axis, _indices(~self.gone[channels])))
             if wanted != found:
                 raise SurgeryError(
                     f"{node.name}: found shape {found} after removal, expected {wanted}; this is a bug in "

@@ -51,9 +51,11 @@ class Tracker:
 
     program: Program
     join: JoinPolicy
+    constant: frozenset[fx.Node] = frozenset()
     unfollowed: frozenset[fx.Node] = frozenset()
     values: dict[fx.Node, Any] = field(default_factory=dict)
     counts: dict[fx.Node, list[Count]] = field(default_factory=dict)
+    second: dict[fx.Node, tuple[int, Tensor]] = field(default_factory=dict)
     entries: dict[fx.Node, tuple[list[Count], ...]] = field(default_factory=dict)
     count: int = 1
     edges: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)

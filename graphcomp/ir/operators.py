@@ -204,6 +204,13 @@ def reshape_out_of_place(graph: fx.Graph) -> None:
             source = source.args[0]  # an in-place method returns its operand
 
 
+def name_transposes(graph: fx.Graph) -> None:
+    """Turn `x.mT` into `x.transpose(-2, -1)`, in place: under its name every table knows it."""
+    for node in graph.nodes:
+        if node.target is getattr and node.args[1] == "mT":
+            node.op, node.target, node.args = "call_method", "transpose", (node.args[0], -2, -1)
+
+
 def name_types(graph: fx.Graph) -> None:
     """Turn `x.type("torch.FloatTensor")`, which is of one device, into `x.type(torch.float32)`, in place."""
     for node in graph.nodes:

@@ -23,7 +23,7 @@ from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.interface import Arguments, Interface
 from graphcomp.ir.lifting import lift_layers
 from graphcomp.ir.literals import state_numbers
-from graphcomp.ir.operators import OUT_OF_PLACE, name_types, reshape_out_of_place
+from graphcomp.ir.operators import OUT_OF_PLACE, name_transposes, name_types, reshape_out_of_place
 from graphcomp.ir.program import (
     PASS_KEY,
     Program,
@@ -229,6 +229,7 @@ def _of_module(
             require_values_of_now(model, graph)
             reshape_out_of_place(graph)
             name_types(graph)
+            name_transposes(graph)
             # shallow copies: the caller's modules keep their training mode, these are in eval mode
             root = with_tensors(model, cloning() if copy_later else lambda t: t)
             folded = fold_weights(root, graph, tracer.values) if fold else []

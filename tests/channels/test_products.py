@@ -15,10 +15,10 @@ from graphcomp.ir.program import Program
 from graphcomp.onnx import export_onnx
 from graphcomp.pipeline.verify import check, verify_pass
 from tests.nets import scramble
-from tests.removing import ByRows, half, random_scores
+from tests.removing import ByRows, half, random_scores, some
 
 WIDTH, HEADS = 24, 3
-KINDS = ("sdpa", "matmul", "bmm", "masked", "cross", "table")
+KINDS = ("sdpa", "matmul", "bmm", "masked", "cross", "table", "einsum")
 PACKINGS = ("reshape", "chunk", "apart")
 
 
@@ -58,6 +58,9 @@ class Attention(nn.Module):
             flat = [t.reshape(-1, t.shape[2], t.shape[3]) for t in (q, k, v)]
             scores = torch.bmm(flat[0] * self.scale, flat[1].transpose(1, 2)).softmax(-1)
             y = torch.bmm(scores, flat[2]).reshape(v.shape)
+        elif self.kind == "einsum":
+            scores = torch.einsum("bhid, bhjd -> bhij", q * self.scale, k).softmax(-1)
+            y = torch.einsum("bhij,bhjd->bhid", scores, v)
         elif self.kind == "table":
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
             y = (scores + self.table[self.places].permute(2, 0, 1)).softmax(-1) @ v
@@ -176,3 +179,176 @@ def test_what_does_not_follow_is_exact_or_left_alone(name: str) -> None:
     removal, _ = half(channels).feasible(random_scores(channels))
     if len(removal):
         verify_pass(ByRows(), program, removal.rows)
+
+
+# ---------------------------------------------------------------------- channels by channels
+
+TABLES = {
+    "cross covariance": lambda m, q, k, v: (
+        ((F.normalize(q, dim=-2).transpose(-2, -1) @ F.normalize(k, dim=-2)) * m.heat).softmax(-1)
+        @ v.transpose(-2, -1)
+    ).transpose(-2, -1),
+    "cross covariance by einsum": lambda m, q, k, v: torch.einsum(
+        "bhij,bhnj->bhni", torch.einsum("bhni,bhnj->bhij", q, k).mul(0.3).softmax(dim=3), v
+    ),
+    "mixed along the rows": lambda m, q, k, v: (
+        v @ nn.functional.dropout((q.transpose(-2, -1) @ k).softmax(-2), 0.5, False).permute(0, 1, 3, 2)
+    ),
+    "keys first": lambda m, q, k, v: q @ (k.softmax(-2).transpose(-2, -1) @ v),
+    "keys first, normalised": lambda m, q, k, v: m.normalised(q.relu(), k.relu(), v),
+    "a table of two heads' widths": lambda m, q, k, v: torch.einsum("bhnd,bhde->bhne", q, k.mT @ v).sigmoid(),
+}
+
+
+class Tables(Attention):
+    """Attention that never compares tokens."""
+
+    def __init__(self, way: str, packing: str) -> None:
+        super().__init__("table", packing)
+        self.way = way
+        self.heat = nn.Parameter(torch.rand(HEADS, 1, 1))
+
+    @staticmethod
+    def normalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The sum that softmax would divide by, as one more column."""
+        y = q @ (k.transpose(-1, -2) @ F.pad(v, (0, 1), value=1.0))
+        return y[..., :-1] / (y[..., -1:] + 1e-5)
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        y = TABLES[self.way](self, *self.split(x))
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+def with_tables(way: str, packing: str, dtype: torch.dtype = torch.float64) -> Program:
+    model = Net("table", packing)
+    model.attention = Tables(way, packing)
+    return graphcomp.trace(scramble(model, 0).to(dtype).eval(), torch.zeros(1, 3, 16, 16, dtype=dtype))
+
+
+@pytest.mark.parametrize(("way", "packing"), list(product(TABLES, PACKINGS)))
+def test_channels_that_meet_channels_go_exactly(way: str, packing: str) -> None:
+    program = with_tables(way, packing)
+    channels = analyse(program)
+    layers = ("q", "k", "v") if packing == "apart" else ("qkv",)
+    made = {n: len(rows) for n, rows in narrowed(program).rows.items() if n.split(".")[1] in layers}
+    assert made == {f"attention.{name}.weight": WIDTH * 3 // len(layers) // 2 for name in layers}
+    for seed in range(3):
+        removal, kept = some(channels, seed).feasible(random_scores(channels, seed))
+        assert not kept
+        verify_pass(ByRows(), program, removal.rows)
+        x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+        torch.testing.assert_close(removal.apply("test")(x), removal.mask()(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", TABLES)
+def test_networks_with_tables_are_exported(way: str, tmp_path: Path) -> None:
+    smaller = narrowed(with_tables(way, "reshape", torch.float32)).apply("test")
+    assert max(export_onnx(smaller, tmp_path / "x.onnx", batches=(1, 3)).parity.values()) < 1e-4
+
+
+def test_two_tables_are_contracted_along_both_axes() -> None:
+    """Two masks in front of one operand."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Conv2d(3, 8, 1) for _ in range(4))
+            self.head = nn.Linear(1, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            a, b, c, d = (layer(x).flatten(2) for layer in self.layers)
+            both = torch.einsum("bij,bij->b", torch.einsum("bin,bjn->bij", a, b), (c @ d.mT).sin())
+            return self.head(both.unsqueeze(1).sin())
+
+    program = graphcomp.trace(
+        scramble(Two(), 0).double().eval(), torch.zeros(1, 3, 4, 4, dtype=torch.float64)
+    )
+    removal = narrowed(program)
+    assert {len(rows) for rows in removal.rows.values()} == {4} and len(removal.rows) == 4
+    verify_pass(ByRows(), program, removal.rows)
+    x = torch.randn(3, 3, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(removal.apply("test")(x), removal.mask()(x), rtol=0, atol=1e-12)
+    assert not torch.allclose(removal.mask()(x), program(x), atol=1e-6)
+
+
+ENDS = {
+    "a number of its columns": lambda m, s: s / s.shape[-1],
+    "a sum": lambda m, s: s.sum((-2, -1)),
+    "flattened": lambda m, s: s.flatten(1),
+    "as wide as it": lambda m, s: s * m.wide,
+    "its columns": lambda m, s: s[:, :, 2:],
+    "added to itself": lambda m, s: s + s.transpose(2, 1),
+    "cumulated": lambda m, s: s.cumsum(-1),
+    "returned": lambda m, s: s,
+    "through a layer": lambda m, s: m.layer(s),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_tables_that_end_otherwise_keep_their_second_axis(end: str) -> None:
+    """Exact, and the first axis may go where the end lets it."""
+
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.layer = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+            self.register_buffer("wide", torch.randn(8, 8))
+
+        def forward(self, x: Tensor) -> Any:
+            return ENDS[end](self, self.a(x).flatten(2) @ self.b(x).flatten(2).transpose(1, 2))
+
+    program = graphcomp.trace(
+        scramble(Table(), 0).double().eval(), torch.zeros(1, 3, 4, 4, dtype=torch.float64)
+    )
+    channels = analyse(program)
+    assert not channels.may_go[channels.group_of("b")[0].channels].any()
+    removal, kept = half(channels).feasible(random_scores(channels))
+    assert not kept
+    if len(removal):
+        verify_pass(ByRows(), program, removal.rows)
+
+
+EQUATIONS = {
+    "contracted with a weight": ("bchw,cd->bdhw", lambda m, x: m.weight, "a", True),
+    "contracted twice": ("bchw,bchw->bhw", lambda m, x: m.b(x), "ab", True),
+    "aligned": ("bchw,bchw->bchw", lambda m, x: m.b(x), "ab", True),
+    "aligned with a weight": ("bchw,cd->bcdhw", lambda m, x: m.weight, "a", True),
+    "summed": ("bchw,bdhw->bdhw", lambda m, x: m.b(x), "ab", True),
+    "implicit": ("abcd, ce", lambda m, x: m.weight[:4, :2], "a", True),
+    "repeated": ("bcii,cd->bdi", lambda m, x: m.weight, "a", False),
+    "open": ("b...h,bd...h->bd...", lambda m, x: m.b(x).unsqueeze(1), "ab", False),
+    "with an input's": ("bchw,bdhw->bchd", lambda m, x: x, "a", True),
+    "meeting an input's": ("bchw,bchw->bhw", lambda m, x: x[:, :1].expand(-1, 8, -1, -1) * 1, "a", False),
+}
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_equations_go_exactly_or_are_left_alone(name: str) -> None:
+    equation, other, layers, goes = EQUATIONS[name]
+
+    class Equation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1)
+            self.weight = nn.Parameter(torch.randn(8, 4))
+            with torch.no_grad():
+                width = self.product(torch.zeros(1, 3, 4, 4)).flatten(1).shape[1]
+            self.head = nn.Linear(width, 3)
+
+        def product(self, x: Tensor) -> Tensor:
+            return torch.einsum(equation, self.a(x), other(self, x))
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(self.product(x).flatten(1).sin())
+
+    model = scramble(Equation(), 0).double().eval()
+    program = graphcomp.trace(model, torch.zeros(1, 3, 4, 4, dtype=torch.float64))
+    channels = analyse(program)
+    removal, kept = half(channels).feasible(random_scores(channels))
+    assert not kept
+    assert {layer: f"{layer}.weight" in removal.rows for layer in layers} == dict.fromkeys(layers, goes)
+    verify_pass(ByRows(), program, removal.rows)
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(program(x), model(x))
+    torch.testing.assert_close(removal.apply("test")(x), removal.mask()(x), rtol=0, atol=1e-12)

@@ -72,14 +72,15 @@ def test_half_of_a_random_network_goes_exactly(
 
 @pytest.mark.parametrize("chosen", [half, half_and_whole, some])
 @pytest.mark.parametrize("join", ["couple", "pad"])
-def test_streams_that_are_normalised_go_exactly(
-    join: JoinPolicy, chosen: Callable[[Channels, int], Removal]
+@pytest.mark.parametrize("tricky", ["mixing", "product"])
+def test_networks_that_compute_with_all_channels_go_exactly(
+    tricky: str, join: JoinPolicy, chosen: Callable[[Channels, int], Removal]
 ) -> None:
-    """Two of three operations mix channels; what goes is exact, and nothing but groups of them refuses."""
+    """Half of the operations do; what goes is exact, and nothing but groups of them refuses."""
     refused: list[dict[str, str]] = []
 
     @settings(RANDOM, max_examples=60)
-    @given(random_cnn([*OPS, *["mixing"] * len(OPS)]))
+    @given(random_cnn([*OPS, *[tricky] * len(OPS)]))
     def check_streams(spec: Spec) -> None:
         program = exact_program(build(spec))
         drop, smaller, kept = feasible_half(analyse(program, join), spec["seed"], chosen)
@@ -92,7 +93,7 @@ def test_streams_that_are_normalised_go_exactly(
 
 
 @settings(RANDOM, max_examples=15)
-@given(random_cnn([*OPS, "mixing", "mixing", "mixing"]))
+@given(random_cnn([*OPS, "mixing", "mixing", "mixing", "product"]))
 @pytest.mark.parametrize("join", ["couple", "pad"])
 def test_a_plan_is_replayed_on_the_masked_program_and_removal_goes_on(join: JoinPolicy, spec: Spec) -> None:
     program = exact_program(build(spec))

@@ -130,6 +130,7 @@ EXAMPLES: dict[str, Example] = {
     **dict.fromkeys(
         ["matmul", "bmm"], Example(call=lambda f, x, y, _: f(x.flatten(2).transpose(1, 2), y.flatten(2)))
     ),
+    "einsum": Example(call=lambda f, x, y, _: f("bchw,bchv->bwv", x, y)),
     "scaled_dot_product_attention": Example(call=lambda f, x, y, _: f(tokens(x), tokens(y), tokens(y))),
     "masked_fill": Example(call=lambda f, x, y, _: f(x, y > 0, 0.5)),
     "grid_sample": Example(
