@@ -98,7 +98,14 @@ class Stopwatch:
             path = Path(folder) / "model.onnx"
             provider = None if self.timer else self.target.provider
             told = part(self.progress, AT, 0, f"export {name}: ")
-            export_onnx(program, path, batches=(1,), provider=provider, known=self.exports, progress=told)
+            done = export_onnx(
+                program, path, batches=(1,), provider=provider, known=self.exports, progress=told
+            )
+            if done.data is not None:
+                raise PassError(
+                    f"{name}: found {done.bytes / 2**30:.2f} GiB, expected no more than one ONNX file holds, "
+                    "since whole networks are timed from memory; ask for a share of the MACs instead"
+                )
             return path.read_bytes()
 
 

@@ -3,7 +3,7 @@
 import difflib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from graphcomp.base import LOCK, distributed, read_record, remove, sweep, unfinished, write_record
 from graphcomp.errors import OutputError, RecipeError
 from graphcomp.ir import Program, load, save
+from graphcomp.onnx import data_names
 from graphcomp.pipeline import Pass, work_name
 from graphcomp.records import Record, Snapshot, Step
 
@@ -37,6 +38,12 @@ WORK = ("state.json", "plans", "checkpoints")
 OWN = frozenset({*RESULTS, *WORK, "entries"})
 
 
+def stray_data(out: Path, kept: Collection[str | None] = ()) -> list[str]:
+    """Files of numbers beside models (see `onnx.storage`) that none of those that are kept is."""
+    names = {name for model in (MODEL, DENSE, BASE) for name in data_names(out / model)}
+    return sorted(names - set(kept))
+
+
 def open_folder(out: Path, fingerprint: dict[str, Any], resume: bool, overwrite: bool) -> State | None:
     """Make `out` ready, which is locked; the state of the run that is resumed, if one is."""
     present = sorted(p.name for p in out.iterdir() if p.name != LOCK)
@@ -49,7 +56,8 @@ def open_folder(out: Path, fingerprint: dict[str, Any], resume: bool, overwrite:
             f"{out}: found {len(present)} files, expected an empty or new directory; use --resume to go on "
             "with an interrupted run, --overwrite to replace its results, or choose another -o"
         )
-    foreign = [n for n in present if n not in OWN and unfinished(n) not in OWN]
+    ours = {*OWN, *stray_data(out)}
+    foreign = [n for n in present if n not in ours and unfinished(n) not in OWN]
     if foreign:
         raise OutputError(
             f"{out}: found {foreign[0]!r}, which is not graphcomp's, expected only results; choose another -o"

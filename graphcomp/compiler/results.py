@@ -8,7 +8,7 @@ from typing import Any
 
 from graphcomp.base import Progress, atomic_entries, part, quiet, remove, write_record
 from graphcomp.bases import options_of
-from graphcomp.compiler.folder import BASE, DENSE, INT8, MODEL, State
+from graphcomp.compiler.folder import BASE, DENSE, INT8, MODEL, State, stray_data
 from graphcomp.compiler.recipe import BenchOptions, ExportOptions, Recipe
 from graphcomp.compiler.source import Job, Source
 from graphcomp.data import Data
@@ -51,6 +51,9 @@ def deliver(run: Run, progress: Progress) -> Report:
         remove(out / DENSE)  # of an earlier run
     if report.quantized is None or report.quantized.path is None:
         remove(out / INT8)
+    exports = (report.baseline_export, report.export, report.dense_export)
+    for name in stray_data(out, [one.data for one in exports if one is not None]):
+        remove(out / name)
     progress("done", 1.0)
     return report
 

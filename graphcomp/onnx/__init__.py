@@ -15,6 +15,7 @@ from graphcomp.onnx.quantization import (
 from graphcomp.onnx.reading import origins_in, read_onnx
 from graphcomp.onnx.selection import SELECT
 from graphcomp.onnx.sizes import Dynamic
+from graphcomp.onnx.storage import data_names
 
 __all__ = [
     "Dynamic",
@@ -30,6 +31,7 @@ __all__ = [
     "Stored",
     "Timing",
     "Weights",
+    "data_names",
     "export_onnx",
     "input_names",
     "origins_in",

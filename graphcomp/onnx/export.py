@@ -15,9 +15,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from graphcomp.base import Progress, atomic_file, muted, quiet
+from graphcomp.base import Progress, muted, quiet
 from graphcomp.errors import ExportError, ProviderError, first_line
 from graphcomp.ir import Program, named_tensors
+from graphcomp.onnx import storage
 from graphcomp.onnx.agreement import TOLERANCES, tolerance_for
 from graphcomp.onnx.alone import apart
 from graphcomp.onnx.cleanup import clean
@@ -30,6 +31,7 @@ from graphcomp.onnx.parity import Case, compare, make_cases
 from graphcomp.onnx.rounding import Allowance, Samples, allowance
 from graphcomp.onnx.selection import cheapest
 from graphcomp.onnx.sizes import Dynamic, is_open, open_axes, other_sizes
+from graphcomp.onnx.storage import is_too_large, tried, written
 from graphcomp.onnx.translate import Translated, capture, translate
 from graphcomp.onnx.weights import rebuild_weights
 from graphcomp.onnx.writing import OPSET
@@ -40,8 +42,6 @@ Stored = Literal["coefficients", "dense"]
 """How a file stores weights that a program computes from DCT coefficients."""
 Weights = Literal["fp32", "fp16"]
 """What weights are stored as; the arithmetic is the program's."""
-# Protobuf's limit of 2^31 bytes, less room for the graph around the weights.
-_MAX_BYTES = 2**31 - 2**24
 # Networks of one run that are remembered, which the last export mostly asks for again.
 _MAX_KEPT = 2**29
 
@@ -98,7 +98,8 @@ def export_onnx(
 
     Args:
         program: left as it is; what it computes in eval mode is written.
-        path: replaced if it exists; its parents are made.
+        path: replaced if it exists; its parents are made. What protobuf cannot hold goes into a file of
+            numbers beside it (see `onnx.storage`).
         opset: version of the default ONNX operator set, at least 18; None: that of the file that the program
             was read from, if it is 18 or more, else 18.
         batches: batch sizes to compare at. Where the batch is not open the file takes only the first.
@@ -124,7 +125,8 @@ def export_onnx(
 
     Raises:
         ExportError: naming the node, output or batch, if the program cannot be exported, bakes in its batch
-            size, does not fit one file, or if the file is invalid or computes something else.
+            size, is too large for torch's exporter where that is needed, or if the file is invalid or
+            computes something else.
         OutputError: if the file cannot be written. Nothing is left behind and an old file stays.
         ProviderError: if ONNX Runtime itself does not work here.
     """
@@ -133,7 +135,6 @@ def export_onnx(
     program = program.in_eval_mode()
     layers = dct_layers(program)
     source = densified(program) if layers and dct == "dense" else program
-    _check_size(source)
     opset = opset or max(program.interface.opset or 0, OPSET)
     axes = open_axes(program, dynamic)
     checked = tuple(batches) if is_open(axes, batch=True) else (batches[0],)
@@ -148,6 +149,7 @@ def export_onnx(
         key = known.key(source, inputs, outputs, opset, axes, checked[0])
         translated = known.find(key)
         if translated is None:
+            _check_size(source)
             given = taking_weights(source) if dct_layers(source) else (source.module, {})
             progress("capture the graph", 0.1)
             exported = capture(source, axes, checked[0], *given)
@@ -168,30 +170,36 @@ def export_onnx(
     ours = {name for name, origin in origins.items() if origin is not None and origin.made_by != "trace"}
     rebuilt = rebuild_weights(model, dct_layers(source))
     origins |= origins_of_weights(program, rebuilt)
-    if cleanup and provider is not None:
+    if cleanup and provider is not None and is_too_large(model):
+        done.append("channel selections left as exported: what is timed has to be one file")
+    elif cleanup and provider is not None:
         feeds = {name: x.numpy() for name, x in zip(inputs, cases[0].inputs, strict=True)}
         progress("choose the form of channel selections", 0.75)
         model, said = _select_cheaply(model, ours, feeds, provider, known.times)
         done += said
     annotate(model, origins)
     describe(model, program)
-    content = model.SerializeToString()
-    _check_model(content, path)
     progress(f"compare with the network at batch {', '.join(map(str, checked))}", 0.9)
+    unexplained = lambda case: Allowance()  # noqa: E731
     rounding = partial(_rounding, program, drafted, model, inputs, tolerance)
-    explained = rounding if asked is None else lambda case: Allowance()
-    parity, remarks = compare(content, cases, inputs, outputs, tolerance, rebuilt.nodes, explained)
-    half = None
+    explained = unexplained if asked is not None or is_too_large(model) else rounding
+
+    def judge(file: bytes | Path, most: float) -> tuple[dict[str, float], list[str]]:
+        _check_model(file, path)
+        return compare(file, cases, inputs, outputs, most, rebuilt.nodes, explained)
+
+    half, remarks = None, list[str]()
     if weights == "fp16":
-        half = store_half(model)
-        content = model.SerializeToString()
-        _check_model(content, path)
-        parity, _ = compare(content, cases, inputs, outputs, max(loose, tolerance), rebuilt.nodes)
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(content)
+        with tried(model) as file:
+            _, remarks = judge(file, tolerance)
+        half, tolerance, explained = store_half(model), max(loose, tolerance), unexplained
+    with written(model, path) as placed:
+        parity, said = judge(placed.file, tolerance)
+    remarks += said
     return Export(
         path=str(path),
-        bytes=len(content),
+        data=placed.data,
+        bytes=placed.bytes,
         opset=opset,
         nodes=len(model.graph.node),
         parity=parity,
@@ -235,10 +243,11 @@ def _check_request(batches: Sequence[int]) -> None:
 def _check_size(program: Program) -> None:
     tensors = {id(t): t for t in named_tensors(program.module).values()}
     size = sum(t.numel() * t.element_size() for t in tensors.values())
-    if size > _MAX_BYTES:
+    if size > storage.MOST_BYTES:
         raise ExportError(
-            f"weights: found {size / 2**30:.2f} GiB, expected at most {_MAX_BYTES / 2**30:.2f} GiB, all "
-            "that one ONNX file can hold; compress more or export in parts"
+            f"weights: found {size / 2**30:.2f} GiB and a call that only torch's exporter writes, or an "
+            f"opset other than {OPSET}, expected at most {storage.MOST_BYTES / 2**30:.2f} GiB there; "
+            "compress more, or leave opset out"
         )
 
 
@@ -256,9 +265,9 @@ def _select_cheaply(
         return model, [f"channel selections left as exported, for want of {provider}: {first_line(error)}"]
 
 
-def _check_model(content: bytes, path: Path) -> None:
+def _check_model(file: bytes | Path, path: Path) -> None:
     try:
-        onnx.checker.check_model(content, full_check=True)
+        onnx.checker.check_model(file if isinstance(file, bytes) else str(file), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
             f"{path.name}: the ONNX checker found '{first_line(error)}', expected a valid model; nothing "

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ def _run(program: Program, case: Case) -> list[Tensor]:
 
 
 def compare(
-    content: bytes,
+    content: bytes | Path,
     cases: Sequence[Case],
     inputs: Sequence[str],
     outputs: Sequence[str],

@@ -38,7 +38,10 @@ class Export(Record):
     """The exported ONNX file and how equal it is to the program."""
 
     path: str = Field(description="relative to the output directory")
-    bytes: int = Field(description="size of the file")
+    data: str | None = Field(
+        default=None, description="file beside it that holds its numbers; null where they are in it"
+    )
+    bytes: int = Field(description="size of the file, and of the one beside it")
     opset: int = Field(description="as found in the file")
     nodes: int = Field(description="after the clean-up")
     parity: dict[str, float] = Field(

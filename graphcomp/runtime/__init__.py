@@ -1,6 +1,6 @@
 """ONNX Runtime and this machine: targets, sessions, timings."""
 
-from graphcomp.runtime import onnxfile
+from graphcomp.runtime import external, onnxfile
 from graphcomp.runtime.bench import benchmark
 from graphcomp.runtime.doctor import diagnose, render
 from graphcomp.runtime.inputs import check_inputs, random_inputs
@@ -34,6 +34,7 @@ __all__ = [
     "cores",
     "diagnose",
     "environment",
+    "external",
     "find_target",
     "format_table",
     "measure",

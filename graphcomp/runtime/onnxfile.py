@@ -14,11 +14,11 @@ from pathlib import Path
 import onnx
 import onnx.inliner
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
-from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 
 from graphcomp.base import sha256
-from graphcomp.errors import BenchError
+from graphcomp.errors import BenchError, LoadError
 from graphcomp.ir import Shape
+from graphcomp.runtime import external
 from graphcomp.runtime.constants import SMALL, bound_constants, fold_small_constants
 
 __all__ = ["Input", "NodeWork", "OnnxFile", "count_macs", "feed_shapes", "node_work", "onnx_macs", "read"]
@@ -222,14 +222,16 @@ def _fixed_batch(inputs: tuple[Input, ...]) -> int | None:
 
 
 def _external_files(path: Path, model: ModelProto) -> list[bytes]:
-    tensors = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
+    """Contents of what is beside the file; small numbers, which may be shapes, are put into the model."""
     try:
-        for tensor in tensors:
-            if math.prod(tensor.dims) <= SMALL:
-                load_external_data_for_tensor(tensor, str(path.parent))
-        names = sorted({ExternalDataInfo(tensor).location for tensor in tensors})
-        return [(path.parent / name).read_bytes() for name in names]
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        names = external.locations(model)
+        for tensor in external.tensors_of(model.graph):
+            if external.is_external(tensor) and math.prod(tensor.dims) <= SMALL:
+                tensor.raw_data = external.numbers_of(path, tensor)
+                tensor.data_location = TensorProto.DEFAULT
+                del tensor.external_data[:]
+        return [external.content_of(path, name) for name in names]
+    except (LoadError, ValueError) as error:
         raise BenchError(
             f"{path}: its external data cannot be read ({error}); keep the files side by side"
         ) from error

@@ -246,7 +246,7 @@ def test_what_was_timed_is_explained(finished: Any, quick: Job, tmp_path: Path) 
     assert 'id="explain"' in (out / "report.html").read_text()
     assert build(quick, tmp_path / "out").explanation is None
     asked, program = report.bench.model_copy(update={"provider": "cuda"}), load(out / "program")
-    assert results._explain(quick.recipe, asked, (out, out), lambda *_: None, 1.0, program) is None
+    assert results._explain(quick.recipe, [asked], (out, out), lambda *_: None, 1.0, program) is None
 
 
 @pytest.mark.parametrize(

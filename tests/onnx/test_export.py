@@ -24,7 +24,7 @@ from graphcomp.errors import ExportError, OutputError
 from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.program import PASS_KEY, Program, named_tensors, output_tensors
 from graphcomp.ir.tracing import trace
-from graphcomp.onnx import cleanup, drafts, export, translate
+from graphcomp.onnx import cleanup, drafts, export, storage, translate
 from graphcomp.onnx.export import export_onnx
 from graphcomp.onnx.origins import MODULE_PROP, NODE_PROP, PASS_PROP
 from graphcomp.onnx.rows import NoRow
@@ -646,9 +646,12 @@ def test_output_that_is_no_tensor(tmp_path: Path) -> None:
     assert_refused(tmp_path, program, "output_1: found int, expected tensors")
 
 
-def test_more_weights_than_one_file_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_MAX_BYTES", 60)
-    assert_refused(tmp_path, traced(Plain(torch.relu)), "weights: found .* GiB, expected at most")
+@pytest.mark.usefixtures("no_rows")
+def test_more_weights_than_torchs_exporter_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "MOST_BYTES", 60)
+    assert_refused(
+        tmp_path, traced(Plain(torch.relu)), "weights: found .* GiB and a call .* expected at most"
+    )
 
 
 def test_place_that_cannot_be_written(tmp_path: Path, halves: Program) -> None:

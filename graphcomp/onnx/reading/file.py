@@ -5,8 +5,6 @@ asked for, external data come from regular files in the file's own folder, and w
 would make is counted before it is made.
 """
 
-import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +13,16 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
-from onnx.external_data_helper import ExternalDataInfo
 from onnx.inliner import inline_local_functions
 
 from graphcomp.errors import LoadError, first_line
 from graphcomp.onnx.rows import Array
+from graphcomp.runtime import external
 
 MOST_NODES = 1 << 17
 """Of a file, functions expanded; the largest networks in use have some ten thousand."""
 
 _MOST_BYTES = 2**31 - 1  # what protobuf reads
-_MOST_EXTERNAL = 1 << 36
 _OLDEST = 7  # what ONNX Runtime runs, with which every program is compared
 _DOMAINS = ("", "ai.onnx")
 
@@ -211,7 +208,7 @@ def array_of(tensor: TensorProto) -> Array:
     elements = 1
     for n in shape:
         elements *= n
-        if not 0 <= n <= _MOST_EXTERNAL or elements > _MOST_EXTERNAL:
+        if not 0 <= n <= external.MOST_BYTES or elements > external.MOST_BYTES:
             raise LoadError.at(place, f"shape {shape}", "one of a tensor", "the file is not valid ONNX")
     try:
         bits = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
@@ -231,104 +228,11 @@ def array_of(tensor: TensorProto) -> Array:
 
 
 def _read_external(path: Path, model: ModelProto) -> None:
-    for tensor in _tensors(model.graph):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            tensor.raw_data = _external(path, tensor)
+    for tensor in external.tensors_of(model.graph):
+        if external.is_external(tensor):
+            tensor.raw_data = external.numbers_of(path, tensor)
             tensor.data_location = TensorProto.DEFAULT
             del tensor.external_data[:]
-
-
-def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    stack = [graph]
-    while stack:
-        here = stack.pop()
-        yield from here.initializer
-        for sparse in here.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        for node in here.node:
-            for attribute in node.attribute:
-                if attribute.type == AttributeProto.TENSOR:
-                    yield attribute.t
-                yield from attribute.tensors
-                if attribute.type == AttributeProto.GRAPH:
-                    stack.append(attribute.g)
-                stack.extend(attribute.graphs)
-
-
-def _external(path: Path, tensor: TensorProto) -> bytes:
-    """The bytes of one tensor in a file beside the model's."""
-    place = f"{path.name}: tensor {tensor.name!r:.120}"
-    try:
-        info = ExternalDataInfo(tensor)
-        offset, length = int(info.offset or 0), info.length
-    except (ValueError, TypeError) as error:
-        raise LoadError.at(
-            place, "external data without numbers", "offset and length", "it is not valid"
-        ) from error
-    parts = Path(info.location or "").parts
-    inside = (
-        bool(parts)
-        and not Path(info.location).is_absolute()
-        and ".." not in parts
-        and "\\" not in info.location
-    )
-    if not inside or "\0" in info.location:
-        raise LoadError.at(
-            place,
-            f"external data in {info.location!r:.120}",
-            "a file in the folder of the model",
-            "files from others may name any file of yours; put its data beside it",
-        )
-    try:
-        descriptor = _open_beneath(path.resolve().parent, parts)
-    except OSError as error:
-        raise LoadError.at(
-            place,
-            f"external data: {first_line(error)}",
-            "a regular file, reached without links",
-            "put it there",
-        ) from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        length = status.st_size - offset if length is None else int(length)
-        needed = _bytes_of(tensor)
-        if (
-            not stat.S_ISREG(status.st_mode)
-            or offset < 0
-            or length != needed
-            or offset + length > status.st_size
-        ):
-            raise LoadError.at(
-                place,
-                f"{length} bytes at {offset} of a file of {status.st_size}",
-                f"{needed} bytes of a regular file",
-                "the file was cut off, or belongs to another model",
-            )
-        file.seek(offset)
-        return file.read(length)
-
-
-def _bytes_of(tensor: TensorProto) -> int:
-    try:
-        size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    except KeyError as error:
-        raise LoadError.at(f"tensor {tensor.name!r:.120}", "no type", "one", "it is not valid") from error
-    for n in tensor.dims:
-        size = size * n if 0 <= n <= _MOST_EXTERNAL and size <= _MOST_EXTERNAL else -1
-    return size
-
-
-def _open_beneath(folder: Path, parts: tuple[str, ...]) -> int:
-    """Open a file below a folder, following no link on the way."""
-    at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        for part in parts[:-1]:
-            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
-            os.close(at)
-            at = below
-        return os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)
-    finally:
-        os.close(at)
 
 
 def initializers(model: ModelProto) -> Mapping[str, TensorProto]:
