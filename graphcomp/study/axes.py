@@ -131,6 +131,12 @@ def placeholders(template: Any) -> set[str]:
     return {name for match in found if (name := match[1] or match[2])}
 
 
+def used_in(grid: Mapping[str, Any]) -> set[str]:
+    """The placeholders in the values of a grid's axes: they stand for settings."""
+    plain = [values_of(axis).values() for axis in grid.values() if not isinstance(axis, Regions)]
+    return placeholders(list(itertools.chain.from_iterable(plain)))
+
+
 def fill(template: Any, values: Mapping[str, Any]) -> Any:
     """The template with values in place of its placeholders.
 

@@ -8,7 +8,7 @@ from graphcomp.compiler import load_source
 from graphcomp.errors import RecipeError
 from graphcomp.factors import candidates
 from graphcomp.ir import Region
-from graphcomp.study.axes import Regions, blocks_of, fill, placeholders, regions, values_of
+from graphcomp.study.axes import Regions, blocks_of, fill, placeholders, regions, used_in, values_of
 
 Combination = tuple[dict[str, str], dict[str, Any]]
 """Labels and recipe of a cell."""
@@ -52,7 +52,12 @@ def combinations(
     Raises:
         RecipeError: a placeholder without a value, or a value without a placeholder.
     """
-    used = placeholders(template)
+    used, within = placeholders(template), used_in(grid)
+    for name in sorted(within - settings.keys()):
+        raise RecipeError(
+            f"{place}: found ${name} in the value of an axis, where no setting has that name, expected one; "
+            "add it to the settings ($$ is a dollar sign)"
+        )
     for name in sorted(used - {*grid, *settings} | set(grid) - used):
         found = f"${name} without an axis" if name in used else f"an axis {name} that no ${name} stands for"
         raise RecipeError(
@@ -61,7 +66,11 @@ def combinations(
         )
     for name in sorted(set(grid) & set(settings)):
         raise RecipeError(f"{place}: found {name} as axis and as setting, expected one of them; rename one")
-    plain = {name: values_of(axis) for name, axis in grid.items() if not isinstance(axis, Regions)}
+    plain = {
+        name: {label: fill(value, settings) for label, value in values_of(axis).items()}
+        for name, axis in grid.items()
+        if not isinstance(axis, Regions)
+    }
     for chosen in _product(plain):
         regions = {
             name: _regions(template, axis, settings | _values(chosen), layers, f"{place}: grid.{name}")

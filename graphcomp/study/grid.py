@@ -10,9 +10,9 @@
       region: {strides: [3, 9]}                 # parts of the network; `all` and `none` too
       recovery: {raw: [], tuned: [finetune]}    # values with names of their own; or a list of plain values
 
-`settings` are values that are the same in all cells; `quick` replaces some of them, fields of the recipe and
-the grid, for a run in seconds. `repeats` names axes along which nothing differs but chance (seeds), and
-`paper` what the source of the experiment says of its cells.
+`settings` are values that are the same in all cells; values of axes may name them too. `quick` replaces some
+of them, fields of the recipe and the grid, for a run in seconds. `repeats` names axes along which nothing
+differs but chance (seeds), and `paper` what the source of the experiment says of its cells.
 
 An item that is only a placeholder and stands for a list is replaced by the list's items, so a pass can be
 there or not. A region's value is a list of globs on layers. Its blocks are the children of numbered lists of
@@ -44,7 +44,7 @@ from graphcomp.compiler import (
     validated,
 )
 from graphcomp.errors import GraphcompError, GraphcompWarning, RecipeError
-from graphcomp.study.axes import Grid, numeric_axes, placeholders
+from graphcomp.study.axes import Grid, numeric_axes, placeholders, used_in
 from graphcomp.study.combinations import combinations, layers_of, picked
 from graphcomp.study.reading import Paper, Reading, expected
 from graphcomp.version import __version__
@@ -88,6 +88,11 @@ class Study(BaseModel):
     class_names: tuple[str, ...] | None = None
     engine: Literal["local", "ray"] = "local"
     workers: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def placeholders(self) -> set[str]:
+        """That the recipe and the values of axes have."""
+        return placeholders(self.recipe).union(*map(used_in, self.grid))
 
     @property
     def axes(self) -> list[str]:
@@ -140,9 +145,7 @@ def load_study(
     """
     fields, lines = read_yaml(path)
     study = validated(Study, fields, str(path), lines)
-    for name in sorted(
-        set(study.settings) - placeholders(study.recipe)
-    ):  # `changes` may replace its only use
+    for name in sorted(study.settings.keys() - study.placeholders):  # `changes` may replace its only use
         raise RecipeError(
             f"{path}: found a setting {name} that no ${name} stands for, expected one placeholder at least; "
             "correct the recipe or remove it"
@@ -151,14 +154,14 @@ def load_study(
         study = _quick(study, path)
     study = _with_settings(study, settings or {}, f"{path}: settings")
     given = {name: value for name, value in changes.items() if value is not None}
-    recipe = {**study.recipe, **given}
-    if idle := sorted((settings or {}).keys() - placeholders(recipe)):
-        raise RecipeError(
-            f"{path}: settings: found {idle[0]} as well as {', '.join(given)} in the place of its "
-            "placeholder, expected one of them; leave one out"
-        )
     shape = input_shape or study.input_shape
-    return study.model_copy(update={"recipe": recipe, "input_shape": shape})
+    made = study.model_copy(update={"recipe": {**study.recipe, **given}, "input_shape": shape})
+    for name in sorted((settings or {}).keys() - made.placeholders):
+        raise RecipeError(
+            f"{path}: settings: found {name}, whose placeholder is replaced ({', '.join(given) or 'quick'}), "
+            "expected one that has an effect; leave one of them out"
+        )
+    return made
 
 
 def _quick(study: Study, path: Path) -> Study:

@@ -68,8 +68,21 @@ def test_settings_of_the_command_line_come_last(tmp_path: Path) -> None:
         assert {c.job.recipe.data for c in expand(study, PASSES)} == {"any:mine"}
     with pytest.raises(RecipeError, match=r"settings: found wher, expected one of those .*where"):
         read(tmp_path, settings={"wher": "mine"})
-    with pytest.raises(RecipeError, match=r"settings: found where as well as .*data.*; leave one out"):
+    with pytest.raises(RecipeError, match=r"settings: found where, whose placeholder is replaced .data."):
         read(tmp_path, settings={"where": "mine"}, data="any:given")
+
+
+def test_settings_stand_in_the_values_of_axes(tmp_path: Path) -> None:
+    """What differs from cell to cell may have a part that is the same; labels stay what they are."""
+    text = STUDY.replace("any:$where", "$data").replace("grid: {", "grid: {data: {here: 'any:$where'}, ", 1)
+    text = text.replace("  grid: {", "  grid: {data: ['any:x'], ")
+    for settings, data in (({}, "any:here"), ({"where": "mine"}, "any:mine")):
+        found = expand(read(tmp_path, text, settings=settings), PASSES)
+        assert {(c.labels["data"], c.job.recipe.data) for c in found} == {("here", data)}
+    with pytest.raises(RecipeError, match=r"settings: found where, whose placeholder is replaced .quick."):
+        read(tmp_path, text, quick=True, settings={"where": "mine"})
+    with pytest.raises(RecipeError, match=r"found \$there in the value of an axis"):
+        expand(read(tmp_path, text.replace("{here: 'any:$where'}", "['$there', '$where']")), PASSES)
 
 
 def test_only_some_cells(tmp_path: Path) -> None:
