@@ -60,7 +60,7 @@ def deliver(run: Run, progress: Progress) -> Report:
 
 def _report(run: Run, place: Path, progress: Progress) -> Report:
     """Export into `place`, and time what is there."""
-    out, recipe, target, asked = run.out, run.job.recipe, run.context.target, _asked(run.job)
+    recipe, target, asked = run.job.recipe, run.context.target, _asked(run.job)
     provider, known = target.provider, run.context.exports
     exported = recipe.export
     told = part(progress, 0.74, 0.05, "export the baseline: ")
@@ -80,12 +80,10 @@ def _report(run: Run, place: Path, progress: Progress) -> Report:
     span = (0.9, 0.93) if dense else (0.9, 0.97)
     files = place / BASE, place / MODEL
     shapes = _shapes(run.program)
-    benches = _benches(recipe, files, target, out, progress, span, shapes)
+    benches = _benches(recipe, files, target, progress, span, shapes)
     explanation = _explain(recipe, benches, files, progress, span[1], run.program)
     pair = place / DENSE, place / MODEL
-    stored_otherwise = (
-        _benches(recipe, pair, target, out, progress, (0.94, 0.99), shapes, most=1) if dense else []
-    )
+    stored_otherwise = _benches(recipe, pair, target, progress, (0.94, 0.99), shapes, most=1) if dense else []
     return Report(
         model=run.job.model,
         weights=str(run.source.weights) if run.source.weights else None,
@@ -129,16 +127,10 @@ def _quantize(run: Run, place: Path, source: str, progress: Progress) -> tuple[l
     seconds = steps[-1].seconds + time.perf_counter() - started
     steps[-1] = steps[-1].model_copy(update={"plan": plan, "seconds": seconds})
     write_record(run.out / steps[-1].plan_file, plan)
-    moved = [_moved(bench, run.out) for bench in made.benches]
+    moved = [bench.moved("") for bench in made.benches]
     path = None if made.path is None else INT8
     update = {"path": path, "source": source, "bench": next(iter(moved), None), "other_benches": moved[1:]}
     return steps, made.model_copy(update=update)
-
-
-def _moved(bench: Bench, out: Path) -> Bench:
-    """Of files that will lie in `out`."""
-    base, new = (f.model_copy(update={"path": str(out / Path(f.path).name)}) for f in (bench.base, bench.new))
-    return bench.model_copy(update={"base": base, "new": new})
 
 
 def opset_remarks(program: Program, export: Export) -> list[str]:
@@ -211,13 +203,12 @@ def _benches(
     recipe: Recipe,
     files: tuple[Path, Path],
     target: Target,
-    out: Path,
     progress: Progress,
     span: tuple[float, float],
     shapes: Mapping[str, Shape],
     most: int | None = None,
 ) -> list[Bench]:
-    """Time two files, which will lie in `out`, in every runtime that was asked for, or the first `most`."""
+    """Time two files of the output directory in every runtime that was asked for, or the first `most`."""
     if recipe.bench is False:
         return []
     options = recipe.bench
@@ -239,7 +230,7 @@ def _benches(
         )
         for provider, cuda_graphs in runtimes(options, target)[:most]
     ]
-    return [_moved(bench, out) for bench in found]
+    return [bench.moved("") for bench in found]
 
 
 def _explain(

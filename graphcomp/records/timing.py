@@ -1,5 +1,6 @@
 """How long two files take, and where that was measured."""
 
+from pathlib import PurePath, PurePosixPath
 from typing import Literal
 
 from pydantic import Field
@@ -60,7 +61,7 @@ class BatchTiming(Record):
 class ModelFile(Record):
     """An ONNX file that was timed."""
 
-    path: str = Field(description="as it was given")
+    path: str = Field(description="as it was given; of a run or a study, from the output directory on")
     sha256: str = Field(description="of the file, in hex")
     bytes: int = Field(description="size of the file")
     macs: int = Field(description="for one sample")
@@ -95,3 +96,11 @@ class Bench(Record):
     new: ModelFile = Field(description="the candidate")
     batches: list[BatchTiming] = Field(description="one for each batch size")
     environment: Environment = Field(description="where the times were taken")
+
+    def moved(self, folder: str) -> "Bench":
+        """The same files, in another folder."""
+        base, new = (
+            file.model_copy(update={"path": str(PurePosixPath(folder, PurePath(file.path).name))})
+            for file in (self.base, self.new)
+        )
+        return self.model_copy(update={"base": base, "new": new})

@@ -88,7 +88,7 @@ def run_cell(cell: Cell, out: Path, tell: Tell) -> CellResult:
         final=report.final,
         confusion=matrix,
         class_names=names,
-        bench=report.bench,
+        bench=report.bench and report.bench.moved(f"{CELLS}/{cell.name}"),
         robustness=report.robustness,
         warnings=list(dict.fromkeys(str(w.message) for w in caught)),
         seconds=report.seconds,

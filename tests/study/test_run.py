@@ -20,6 +20,7 @@ from graphcomp.ir import load
 from graphcomp.measure import gradients
 from graphcomp.passes import PASSES
 from graphcomp.records import Export
+from graphcomp.report import read_report
 from graphcomp.study import run
 from graphcomp.study.check import check_cells
 from graphcomp.study.grid import Cell, Study, expand
@@ -33,6 +34,7 @@ from tests.tiny import SPEC
 pytestmark = pytest.mark.slow
 EXPORT = Export(path="model.onnx", bytes=1, opset=18, nodes=1, parity={}, cleanup=[])
 OUT = Path("out")
+WRITES = results._export
 
 
 @pytest.fixture(autouse=True)
@@ -306,6 +308,21 @@ def test_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [workers_for(timed, n) for n in (None, 1)] == [1, 1]
     with pytest.raises(RecipeError, match="workers: found 2 with `bench` in the recipe, expected 1"):
         workers_for(timed, 2)
+
+
+def test_timed_files_are_named_from_the_study_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is moved; a run's own from its directory on."""
+    monkeypatch.setattr(results, "_export", WRITES)
+    options = {"runs": 2, "seconds": 0.01, "batches": [1]}
+    (cell,) = cells(["l1{ratio=$ratio}"], {"ratio": [0.5]}, bench=options)
+    made = run_study([cell], OUT).results[cell.name].bench
+    assert made is not None
+    assert [f.path for f in (made.base, made.new)] == [
+        f"cells/{cell.name}/{file}" for file in ("baseline.onnx", "model.onnx")
+    ]
+    assert all((OUT / f.path).exists() for f in (made.base, made.new))
+    alone = read_report(OUT / "cells" / cell.name / "report.json").bench
+    assert alone is not None and (alone.base.path, alone.new.path) == ("baseline.onnx", "model.onnx")
 
 
 def test_threads_of_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
