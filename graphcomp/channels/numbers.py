@@ -11,11 +11,11 @@ from graphcomp.ir import op_name
 
 
 def network_input(tracker: Tracker, node: fx.Node) -> Any:
-    """One label for all of it: nothing of an input goes."""
+    """One label for all of all inputs: nothing of them goes."""
     if not isinstance(tracker.program.values[node], Tensor):
         return tracker.program.values[node]
     shape = tracker.shape(node)
-    labels = tracker.mint(1).reshape([1] * len(shape)).expand(shape)
+    labels = tracker.input_label.reshape([1] * len(shape)).expand(shape)
     tracker.pin(node, labels, "network input")
     return labels
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -67,6 +68,11 @@ class Tracker:
     joins: list[tuple[fx.Node, int, Tensor, Tensor, Tensor]] = field(default_factory=list)
     mixings: list[tuple[fx.Node, fx.Node, int, Tensor, How, tuple[Any, ...]]] = field(default_factory=list)
     frozen: set[int] = field(default_factory=set)
+
+    @cached_property
+    def input_label(self) -> Tensor:
+        """The one label of all that comes from outside: inputs in one batch have no channels of their own."""
+        return self.mint(1)
 
     def mint(self, n: int) -> Tensor:
         """n new labels."""

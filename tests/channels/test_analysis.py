@@ -1,17 +1,21 @@
 """Which channels are coupled, which are pinned and why: every trap net, and each fact in its smallest net."""
 
+from pathlib import Path
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from graphcomp.channels import Channels, JoinPolicy, analyse
 from graphcomp.ir.program import Program
 from graphcomp.ir.tracing import trace
 from graphcomp.models.resnet_cifar import ResNet
+from graphcomp.onnx import export_onnx, read_onnx
 from tests.nets import TRAPS, Net, ShuffleUnit
-from tests.removing import JOINS, plain_program, rows_of
+from tests.removing import JOINS, half, plain_program, rows_of
 
 # Trap -> removable channels as `layer:channels`, one number a group of that layer, then what is pinned (but
 # for "network output") as `channels node: words of the reason`. A change here is a change of what is exact
@@ -441,6 +445,27 @@ def test_analysis_leaves_the_program_alone_and_repeats_itself() -> None:
     assert np.array_equal(first.channel_of, second.channel_of)
     assert [g.name for g in first.groups] == [g.name for g in second.groups]
     assert str(program) == before
+
+
+def test_inputs_in_one_batch(tmp_path: Path) -> None:
+    """One encoder for two images at once: the batch is no axis of channels."""
+
+    class Siamese(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = conv(3, 8), conv(8, 8), nn.Conv2d(16, 2, 1)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            parts = self.b(self.a(torch.cat([x, y])).relu()).chunk(2)
+            return cast(Tensor, self.head(torch.cat(parts, 1)))
+
+    program = trace(Siamese().eval(), (torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)))
+    channels = analyse(program)
+    assert [list(g.producers) for g in channels.removable] == [["a"], ["b"]]
+    small = half(channels).apply("test")
+    export_onnx(small, tmp_path / "x.onnx")
+    again = analyse(read_onnx(tmp_path / "x.onnx"))
+    assert [len(g.channels) for g in again.removable] == [4, 4]
 
 
 def test_two_inputs() -> None:

@@ -158,7 +158,10 @@ def write_split(writing: Writing, input: Wire, *given: Any, **named: Any) -> Any
     axis = input.axis(named.get("dim", given[at] if len(given) > at else 0))
     sizes = [1] * len(parts) if removed else [part.shapes[0][axis] for part in parts]
     if not removed and any(is_open(part.shape[axis]) for part in parts):
-        raise NoRow("parts of an open size")
+        if writing.operator != "chunk":
+            raise NoRow("parts of an open size")
+        # equal parts, and a smaller last one: both mean the same by a number of parts
+        return writing.several("Split", len(parts), input, axis=axis, num_outputs=len(parts))
     if len(parts) == 1 and not removed:
         return (input,)
     names = writing.several("Split", len(parts), input, writing.ints(*sizes), axis=axis)
