@@ -6,7 +6,7 @@ from typing import Any, cast
 from torch import Tensor, fx
 
 from graphcomp.channels.tracker import Tracker
-from graphcomp.ir import Program, is_hooked, op_name
+from graphcomp.ir import Program, is_hooked, named_tensors, op_name
 
 Rule = Callable[[Tracker, fx.Node], Any]
 
@@ -41,6 +41,9 @@ def opaque(tracker: Tracker, node: fx.Node, reason: str | None = None) -> Any:
     reason = reason or why_opaque(tracker.program, node)
     for source in node.all_input_nodes:
         pin_value(tracker, node, source, reason)
+    if node.op == "call_module":  # a layer that is followed may have the same weight
+        module = tracker.program.layer(cast(str, node.target))
+        tracker.frozen |= {id(t) for t in named_tensors(module).values()}
 
     def fresh(value: Any) -> Any:
         if isinstance(value, tuple | list):
