@@ -26,8 +26,9 @@ def exact_program(built: Built, seed: int = 0) -> Program:
 
 
 def plain_program(module: nn.Module, *shape: int, fold: bool = True) -> Program:
-    """The network as it was built, in float32."""
-    return trace(module, torch.zeros(shape), copy_weights=False, fold=fold)
+    """The network as it was built."""
+    dtype = next((p.dtype for p in module.parameters()), None)
+    return trace(module, torch.zeros(shape, dtype=dtype), copy_weights=False, fold=fold)
 
 
 def random_scores(channels: Channels, seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -1,11 +1,12 @@
 """Rules for layers that channels sit on: convolutions and linear layers mint, normalisations pass on."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
 from graphcomp.channels.labels import along, compact, varying
-from graphcomp.channels.opaque import argument, opaque, operand, what
+from graphcomp.channels.opaque import argument, opaque, operand, pin_value, what
 from graphcomp.channels.tracker import Tracker
 
 
@@ -32,9 +33,11 @@ def conv(tracker: Tracker, node: fx.Node) -> Any:
         tracker.site(node, "out", [(weight, made), *biases], out)
     if groups > 1:
         tracker.rows += [(node.name, rows.reshape(groups, -1), False) for rows in (vector, out)]
-    if beside:
+    if beside and _is_as_long(shape, labels):
         tracker.pin(node, out, BESIDE)
         return slide(tracker, node, labels)
+    if beside:  # what it slides over stays, and it makes channels of its own
+        tracker.pin(node, labels, f"{what(tracker, node)} slides over the channels")
     return along(out, axis, shape)
 
 
@@ -56,17 +59,22 @@ def _read_along(tracker: Tracker, node: fx.Node, labels: Tensor, axis: int) -> T
 
 def slide(tracker: Tracker, node: fx.Node, labels: Tensor) -> Any:
     """A window that runs over the channels, as ECA's does, sees several of them at once: they stay."""
-    shape, axes = tracker.shape(node), varying(labels)
-    kept = len(shape) == labels.ndim and all(shape[d] == labels.size(d) for d in axes)
-    if not (kept and _is_pointwise(tracker, node)):
+    shape = tracker.shape(node)
+    if not _passes_by(tracker, node, labels):
         tracker.pin(node, labels, f"{what(tracker, node)} slides over the channels")
-    if kept:
+    if _is_as_long(shape, labels):
         return compact(labels).expand(shape)
     return along(tracker.stand_in(node, 1, f"{what(tracker, node)} slides over the channels"), 0, shape)
 
 
-def _is_pointwise(tracker: Tracker, node: fx.Node) -> bool:
-    """Whether a convolution sees one place at a time."""
+def _is_as_long(shape: Sequence[int], labels: Tensor) -> bool:
+    return len(shape) == labels.ndim and all(shape[d] == labels.size(d) for d in varying(labels))
+
+
+def _passes_by(tracker: Tracker, node: fx.Node, labels: Tensor) -> bool:
+    """Whether a convolution sees one channel at a time."""
+    if not _is_as_long(tracker.shape(node), labels):
+        return False
     module = tracker.program.layer(cast(str, node.target)) if node.op == "call_module" else None
     return isinstance(module, nn.modules.conv._ConvNd) and set(module.kernel_size) == {1}
 
@@ -112,6 +120,19 @@ def linear(tracker: Tracker, node: fx.Node) -> Tensor:
         tracker.pin(node, out, BESIDE)
         return compact(labels).expand(shape)
     return along(out, last, shape)
+
+
+def embedding(tracker: Tracker, node: fx.Node) -> Any:
+    """Mints along the last axis: a row of the table for every number."""
+    module = cast(nn.Embedding, tracker.program.layer(cast(str, node.target)))
+    if module.max_norm is not None:  # a norm over all channels, and the table changes with every call
+        return opaque(tracker, node)
+    for source in node.all_input_nodes:
+        pin_value(tracker, node, source, "numbers that choose rows")
+    weight, shape = f"{node.target}.weight", tracker.shape(node)
+    out = _mint_rows(tracker, weight, 1, shape[-1])
+    tracker.site(node, "out", [(weight, 1)], out)
+    return along(out, len(shape) - 1, shape)
 
 
 def functional_norm(tracker: Tracker, node: fx.Node) -> Any:

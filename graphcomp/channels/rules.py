@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from graphcomp.channels.labels import along, canonical, compact, concatenate, unlabelled, varying
 from graphcomp.channels.layers import (
     conv,
+    embedding,
     functional_norm,
     is_beside,
     linear,
@@ -349,6 +350,7 @@ FUNCTION_RULES: dict[str, Rule] = {
 _LAYERS: dict[str, Rule] = {
     **dict.fromkeys([f"conv{t}{d}d" for t in ("", "_transpose") for d in (1, 2, 3)], conv),
     "linear": linear,
+    "embedding": embedding,
     **dict.fromkeys(["batch_norm", "instance_norm", "prelu"], norm),
     "group_norm": group_norm,
     "identity": _pass,

@@ -339,6 +339,8 @@ def sync_attributes(module: nn.Module, before: nn.Module, kept: Tensor | None) -
         )
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif isinstance(module, nn.GroupNorm) and kept is not None:

@@ -138,6 +138,8 @@ class Tracker:
             self.sites.append(Site(node.name, role, {}, labels, groups))
         for i in old:
             self.couple(node, self.sites[i].labels, labels)
+            if {role, self.sites[i].role} == {"in", "out"}:  # neither rows nor columns, but both
+                self.pin(node, labels, "one weight makes these channels and reads them")
         for key, tensor in keys.items():
             if key not in self.site_of:
                 self.sites[index].tensors[tensor] = None

@@ -92,6 +92,7 @@ MODULE_NAMES: dict[type[nn.Module], str] = {
     nn.InstanceNorm3d: "instance_norm", FrozenBatchNorm2d: "batch_norm",
     nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d", nn.ConvTranspose1d: "conv_transpose1d",
     nn.ConvTranspose2d: "conv_transpose2d", nn.ConvTranspose3d: "conv_transpose3d", nn.Linear: "linear",
+    nn.Embedding: "embedding",
     nn.Flatten: "flatten", nn.Unflatten: "unflatten", nn.PixelShuffle: "pixel_shuffle",
     nn.PixelUnshuffle: "pixel_unshuffle", nn.ChannelShuffle: "channel_shuffle",
     nn.ZeroPad1d: "pad", nn.ZeroPad2d: "pad", nn.ZeroPad3d: "pad",

@@ -230,10 +230,10 @@ def _of_module(
             reshape_out_of_place(graph)
             name_types(graph)
             name_transposes(graph)
+            doubt = "" if region else doubts(model, graph)
             # shallow copies: the caller's modules keep their training mode, these are in eval mode
             root = with_tensors(model, cloning() if copy_later else lambda t: t)
             folded = fold_weights(root, graph, tracer.values) if fold else []
-            doubt = "" if region else doubts(model, graph)
         remarks = (f"the part of {name} from {region}",) if region else ()
         checked, specialised = original if doubt else None, tuple(tracer.specialised)
         return _Captured(name, root, graph, inputs, folded, specialised, remarks, checked, doubt=doubt)

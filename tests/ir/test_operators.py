@@ -65,6 +65,10 @@ def windows(x: Any) -> Any:
     return F.unfold(x, 2, stride=2)
 
 
+def indices(x: Any) -> Any:
+    return x.abs().clamp(max=6).to(torch.int64)
+
+
 def tokens(x: Any) -> Any:
     return x.flatten(2).transpose(1, 2)
 
@@ -245,6 +249,7 @@ MODULES: dict[type[nn.Module], tuple[Any, ...]] = {
     **dict.fromkeys([nn.Conv1d, nn.Conv2d, nn.Conv3d], (WIDTH, 4, 1)),
     **dict.fromkeys([nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d], (WIDTH, 4, 1)),
     nn.Linear: (PLANE, 4),
+    nn.Embedding: (7, 4),
     nn.Unflatten: (1, (2, 4)),
     **dict.fromkeys([nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle], (2,)),
     **{k: (1,) for k, name in MODULE_NAMES.items() if name == "pad"},
@@ -254,8 +259,10 @@ MODULES: dict[type[nn.Module], tuple[Any, ...]] = {
 }
 """Module -> arguments, where it takes some."""
 
-KEPT = set(LAYERS.values())
-"""Modules whose channels stay."""
+BEFORE: dict[type[nn.Module], Callable[[Any], Any]] = {nn.Fold: windows, nn.Embedding: indices}
+
+KEPT = {nn.Embedding, *LAYERS.values()}
+"""Modules whose operand's channels stay."""
 
 NAMESPACES = (torch, F, operator, torch.special, torch.linalg, torchvision.ops)
 SCREENED = {"upsample"}
@@ -302,7 +309,7 @@ def branches(row: str) -> list[Branch]:
     for label, function in functions(row).items() if example else ():
         found.append(Branch(label, partial(example, function)))  # type: ignore[arg-type]
     for kind in modules(row):
-        before = windows if kind is nn.Fold else {"1d": line, "3d": volume}.get(kind.__name__[-2:], same)
+        before = BEFORE.get(kind) or {"1d": line, "3d": volume}.get(kind.__name__[-2:], same)
         run = partial(called, before, lying(row), example.after if example else same)
         found.append(Branch(f"nn.{kind.__name__}", run, built(kind), lying(row)))
     return found
