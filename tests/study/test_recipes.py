@@ -28,6 +28,7 @@ OUT = Path("out")
 
 CELLS = {
     "pfa-simple-cnn-training": 2 * 10,
+    "pfa-full-networks": 4,
     "pfa-figure1": 2 * 9 * 2 * 10,
     "pfa-figure1-random": 2 * 9 * 2 * 2,  # of the 300 draws two, here
     **{f"pfa-table{n}": 9 for n in (1, 2, 3, 4)},
@@ -46,7 +47,7 @@ CELLS = {
     "play-and-prune-batches": 2,
 }
 SAID = {
-    "pfa-simple-cnn-training": 0, "pfa-figure1": 0, "pfa-figure1-random": 0,
+    "pfa-simple-cnn-training": 0, "pfa-full-networks": 4, "pfa-figure1": 0, "pfa-figure1-random": 0,
     **{f"pfa-table{n}": 9 for n in (1, 2, 3, 4)}, "pfa-table5-6": 24, "pfa-table7-8": 24, "pfa-figure4": 6,
     "cc-resnet56": 23, "dct-resnet50-figure2": 6, "dct-mobilenet-v2-figure2": 5, "dct-resnet50-table1": 20,
     "dct-resnet50-table2": 6, "apoz-resnet110": 1, "apoz-preact-resnet164": 1, "apoz-pose-resnet50": 2,
