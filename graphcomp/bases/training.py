@@ -86,7 +86,7 @@ class Recovery(Learning, TrainOptions):
         data = self._data(program, context)
         train, held_out = self._split(program, data)
         steps = self.steps(len(train))
-        parts = [f"{steps} steps of up to {self.batch} samples at lr {self.lr:g}"] if steps else []
+        parts = [f"{steps} steps of up to {self.batch} samples at lr {self.lr}"] if steps else []
         parts += [f"statistics from {self.bn_reestimate} samples"] if self.bn_reestimate else []
         return Plan(
             name=self.name,

@@ -64,6 +64,16 @@ class ModeTrial(Record):
     )
 
 
+class RateTrial(Record):
+    """A short training with one learning rate."""
+
+    rate: float = Field(description="highest learning rate")
+    statistics: str = Field(description="of normalisations: batch or frozen")
+    loss: float | None = Field(
+        description="mean afterwards, on samples held out if there are; null: diverged"
+    )
+
+
 class EpochRow(Record):
     """One epoch of a training; number 0 is the program as it came."""
 
@@ -90,6 +100,12 @@ class Training(Record):
     precision: str = Field(description="`float32` or `bf16`")
     layout: str = Field(description="`contiguous` or `channels_last`")
     trials: list[ModeTrial] = Field(description="what the choice of precision and layout was made from")
+    rates: list[RateTrial] = Field(
+        default_factory=list, description="what the choice of the learning rate was made from"
+    )
+    lr: float | None = Field(default=None, description="the highest learning rate; null: of an older run")
+    clip: float | None = Field(default=None, description="largest norm of all gradients together")
+    statistics: str = Field(default="batch", description="of normalisations in training: batch or frozen")
     epochs: list[EpochRow] = Field(description="number 0 first")
     kept_epoch: int = Field(description="the one that is the result")
     bn_samples: int = Field(description="that normalisation statistics were estimated from at the end")
@@ -107,6 +123,10 @@ class Training(Record):
         last = self.epochs[-1]
         kept = f"trained {last.steps} steps, kept epoch {self.kept_epoch} of {last.epoch}"
         parts = [kept] if last.epoch else []
+        if self.rates:
+            clip = f", gradients up to {self.clip:.3g}" if self.clip is not None else ""
+            frozen = ", statistics frozen" if self.statistics == "frozen" else ""
+            parts.append(f"lr {self.lr:.2g} of {len(self.rates)} trials{clip}{frozen}")
         parts += [f"learned from {self.teacher}"] if self.teacher else []
         parts += [f"statistics from {self.bn_samples} samples"] if self.bn_samples else []
         if self.held_out is not None and self.epochs[0].held_out is not None:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from graphcomp.base import Progress, Stop, distributed, save_state
 from graphcomp.data import Split
 from graphcomp.errors import DataError, PassError
-from graphcomp.records import EpochRow, ModeTrial
+from graphcomp.records import EpochRow, ModeTrial, RateTrial
 from graphcomp.train.batches import Batches, Piece, ahead, noise_seed
 from graphcomp.train.network import Mode, Network
 from graphcomp.train.options import Metric, Seen, Task, TrainOptions
@@ -25,9 +26,16 @@ TELL_SECONDS = 0.5
 OWN = "optimizer/"
 """What the optimiser's tensors are called in a state."""
 
+FOUND = "lr", "clip", "statistics"
+"""Options that `train.rates` may have found; a training goes on with them."""
+
 SCORE_BATCH = 250
 AVERAGE_START = 10
 """An average follows closely at first: after t steps its decay is at most (1 + t) / (AVERAGE_START + t)."""
+
+
+class DivergedError(PassError):
+    """A loss that is not finite."""
 
 
 class Average:
@@ -58,17 +66,20 @@ def make_optimizer(options: TrainOptions, parameters: Mapping[str, Tensor]) -> t
     ]
     groups = [g for g in groups if g["params"]]
     if options.optimizer == "adamw":
-        return torch.optim.AdamW(groups, options.lr, weight_decay=options.weight_decay)
-    return torch.optim.SGD(groups, options.lr, options.momentum, weight_decay=options.weight_decay)
+        return torch.optim.AdamW(groups, options.highest, weight_decay=options.weight_decay)
+    return torch.optim.SGD(groups, options.highest, options.momentum, weight_decay=options.weight_decay)
 
 
 class Loop:
     """A training between two steps; `save` writes all that `restored` needs."""
 
-    def __init__(self, task: Task, mode: Mode, trials: Sequence[ModeTrial] = ()) -> None:
+    def __init__(
+        self, task: Task, mode: Mode, trials: Sequence[ModeTrial] = (), rates: Sequence[RateTrial] = ()
+    ) -> None:
         options = task.options
         self.task, self.options, self.mode, self.trials = task, options, mode, list(trials)
-        self.network = Network(task.program, task.watch, mode)
+        self.rates = list(rates)
+        self.network = Network(task.program, task.watch, mode, statistics=options.known_statistics)
         self.teacher = Network(task.teacher, task.watch, mode, training=False) if task.teacher else None
         self.tensors = self.network.tensors
         self.parameters = {n: t for n, t in self.tensors.items() if t.requires_grad}
@@ -104,7 +115,7 @@ class Loop:
                 progress(self.step_message(), self.at / self.steps)
             if time.monotonic() - self.saved > SAVE_SECONDS:
                 self.save(state, key)
-            if _anywhere(bool(stop)):
+            if anywhere(bool(stop)):
                 self.save(state, key)
                 raise KeyboardInterrupt(self.farewell(state))
 
@@ -117,9 +128,9 @@ class Loop:
             group["lr"] = self.options.rate(self.at, self.steps)
         loss = self.gradients(pieces)
         if not math.isfinite(loss):
-            raise PassError(
+            raise DivergedError(
                 f"training: found a loss of {loss} at step {self.at + 1} of {self.steps}, expected a finite "
-                "one; lower lr, set clip, or check the data"
+                "one; give lr=auto, or a lower lr, set clip, or check the data"
             )
         if self.options.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.options.clip)
@@ -204,7 +215,7 @@ class Loop:
         with _lent(self.tensors, self.current):
             module.eval()
             found = mean_score(self.network.predict, split, self.task.metric)
-            module.train()
+            self.network.learn()
         return found
 
     # ------------------------------------------------------------------ what the user sees
@@ -254,6 +265,8 @@ class Loop:
             "clock": self.clock,
             "mode": [self.mode.precision, self.mode.layout],
             "trials": [trial.model_dump(mode="json") for trial in self.trials],
+            "rates": [trial.model_dump(mode="json") for trial in self.rates],
+            "found": {name: getattr(self.options, name) for name in FOUND},
             "resumed": self.resumed,
         }
         averaged = self.average.tensors if self.average else {}
@@ -265,7 +278,9 @@ class Loop:
     def restored(cls, task: Task, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Loop":
         """The loop where `save` was called."""
         trials = [ModeTrial.model_validate(trial) for trial in facts["trials"]]
-        loop = cls(task, Mode(*facts["mode"]), trials)
+        rates = [RateTrial.model_validate(trial) for trial in facts["rates"]]
+        task = replace(task, options=replace(task.options, **facts["found"]))
+        loop = cls(task, Mode(*facts["mode"]), trials, rates)
         loop._restore(facts, tensors)
         return loop
 
@@ -327,7 +342,7 @@ def _lent(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterat
         tensor.data.copy_(own[name])
 
 
-def _anywhere(stop: bool) -> bool:
+def anywhere(stop: bool) -> bool:
     """Whether any process was asked to stop: all stop after the same step."""
     asked = torch.tensor(float(stop))
     distributed.all_reduce([asked])

@@ -13,10 +13,13 @@ from torch.utils._pytree import tree_map
 from graphcomp.base import distributed
 from graphcomp.errors import AnalysisError
 from graphcomp.ir import Program, acts_in_place, editable, same_memory
-from graphcomp.train.normalisation import synchronise
+from graphcomp.train.normalisation import BatchNorm, synchronise
 
 Precision = Literal["float32", "bf16"]
 Layout = Literal["contiguous", "channels_last"]
+Statistics = Literal["batch", "frozen"]
+"""What normalisations go by in training: those of the batch, or the running ones, which then stay."""
+
 LAYOUTS: dict[Layout, torch.memory_format] = {
     "contiguous": torch.contiguous_format,
     "channels_last": torch.channels_last,
@@ -49,13 +52,23 @@ class Network:
         watch: names of nodes.
         mode: of the arithmetic.
         training: False for a teacher: eval mode, and no tensor wants a gradient.
+        statistics: of a network that is trained.
 
     Raises:
         AnalysisError: if there is no such node, or it does not yield one tensor.
     """
 
-    def __init__(self, program: Program, watch: Sequence[str], mode: Mode, *, training: bool = True) -> None:
+    def __init__(
+        self,
+        program: Program,
+        watch: Sequence[str],
+        mode: Mode,
+        *,
+        training: bool = True,
+        statistics: Statistics = "batch",
+    ) -> None:
         self.program, self.watch, self.mode, self.device = program, tuple(watch), mode, device()
+        self.statistics = statistics
         self.module = with_watched(program, self.watch).train(training)
         self.module.to(device=self.device, memory_format=LAYOUTS[mode.layout])  # type: ignore[call-overload]
         self.dtype = next((t.dtype for t in self.module.parameters()), torch.float32)
@@ -67,6 +80,15 @@ class Network:
             synchronise(self.module)
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.run = DistributedDataParallel(self.module, device_ids=ids, broadcast_buffers=False)
+        if training:
+            self.learn()
+
+    def learn(self) -> None:
+        """Into the mode of a training step."""
+        self.module.train()
+        for norm in self.module.modules():
+            if isinstance(norm, BatchNorm) and self.statistics == "frozen" and norm.running_mean is not None:
+                norm.eval()
 
     def __call__(self, inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
         """The network's outputs, and those of the watched nodes by name; float32 at least."""

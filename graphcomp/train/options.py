@@ -14,7 +14,7 @@ from graphcomp.base import cache, sha256, tensor_parts
 from graphcomp.data import Augmentation, Name, Split
 from graphcomp.ir import Program
 from graphcomp.measure import absolute_errors, values_like
-from graphcomp.train.network import Mode
+from graphcomp.train.network import Mode, Statistics
 from graphcomp.train.schedule import OPTIONS, Schedule
 
 
@@ -46,7 +46,17 @@ class TrainOptions(Schedule):
     crop_padding: Annotated[
         int | None, Field(ge=0, description="of augment=cifar, in pixels; default: 1/8 of the side")
     ] = None
-    clip: Annotated[float | None, Field(gt=0, description="largest norm of all gradients together")] = None
+    clip: Annotated[
+        float | None,
+        Field(gt=0, description="largest norm of all gradients together; found together with lr=auto"),
+    ] = None
+    statistics: Annotated[
+        Literal["auto"] | Statistics,
+        Field(
+            description="of normalisations in training: `batch`, or `frozen`: the running ones, which then "
+            "stay as they are; auto: tried together with lr=auto, else batch"
+        ),
+    ] = "auto"
     ema: Annotated[
         float | None, Field(gt=0, lt=1, description="decay of an average of the weights, which is the result")
     ] = None
@@ -72,6 +82,11 @@ class TrainOptions(Schedule):
         Field(description="of images in memory; auto: measured together with the precision"),
     ] = "auto"
     seed: Annotated[int | None, Field(ge=0, lt=2**32, description="default: the run's")] = None
+
+    @property
+    def known_statistics(self) -> Statistics:
+        """Those of the batch where nothing else was asked for or found."""
+        return "batch" if self.statistics == "auto" else self.statistics
 
     def steps(self, samples: int) -> int:
         """How many steps a training on `samples` samples has."""

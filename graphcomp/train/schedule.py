@@ -30,7 +30,13 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 class Schedule:
     """Options that decide the learning rate of every step."""
 
-    lr: Annotated[float, Field(gt=0, description="the highest learning rate")] = 0.01
+    lr: Annotated[
+        Annotated[float, Field(gt=0)] | Literal["auto"],
+        Field(
+            description="the highest learning rate; auto: found by short trials, and with it `clip` and "
+            "`statistics` where those are left open"
+        ),
+    ] = 0.01
     schedule: Annotated[
         Literal["constant", "step", "cosine", "one-cycle"], Field(description="how the rate changes")
     ] = "cosine"
@@ -50,14 +56,22 @@ class Schedule:
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step `step`, 0 to `steps` - 1."""
+        lr = self.highest
         warm = round(self.warmup * steps)
         if step < warm:
-            return self.lr * (step + 1) / (warm + 1)
+            return lr * (step + 1) / (warm + 1)
         if self.schedule == "step":
-            return float(self.lr * self.factor ** sum(step >= m * steps for m in self.milestones))
+            return float(lr * self.factor ** sum(step >= m * steps for m in self.milestones))
         if self.schedule == "cosine":
-            return self.lr * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
-        return self.lr * _cycle(step, steps) if self.schedule == "one-cycle" else self.lr
+            return lr * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
+        return lr * _cycle(step, steps) if self.schedule == "one-cycle" else lr
+
+    @property
+    def highest(self) -> float:
+        """The highest rate, where it is known: `train.rates` finds it."""
+        if self.lr == "auto":
+            raise AssertionError("lr: found auto, expected a rate that was found")
+        return self.lr
 
 
 def _cycle(step: int, steps: int) -> float:

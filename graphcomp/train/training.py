@@ -43,6 +43,7 @@ from graphcomp.train.options import (
     is_correct,
     value_loss,
 )
+from graphcomp.train.rates import settle
 
 __all__ = [
     "Distance",
@@ -139,7 +140,11 @@ def fit(
     with _reproducible(), stoppable() as stop:
         key = task.key() if state is not None else ""
         found = distributed.on_first(lambda: None if state is None else load_state(state, key))
-        loop = Loop.restored(task, *found) if found else Loop(task, *choose_mode(task, progress))
+        if found:
+            loop = Loop.restored(task, *found)
+        else:
+            task, rates = settle(task, stop, progress)
+            loop = Loop(task, *choose_mode(task, progress), rates)
         if found:
             progress(f"goes on after step {loop.at} of {loop.steps}", loop.at / max(loop.steps, 1))
         loop.run(stop, state, key, progress)
@@ -213,6 +218,10 @@ def _finished(loop: Loop, progress: Progress) -> Fitted:
         device=str(loop.network.device),
         precision=loop.mode.precision,
         layout=loop.mode.layout,
+        rates=loop.rates,
+        lr=options.highest,
+        clip=options.clip,
+        statistics=options.known_statistics,
         trials=loop.trials,
         epochs=rows,
         kept_epoch=loop.kept,

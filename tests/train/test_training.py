@@ -261,7 +261,7 @@ def test_own_metric() -> None:
 
 def test_loss_that_is_not_finite() -> None:
     with pytest.raises(
-        PassError, match=r"found a loss of nan at step 1 of 8, expected a finite one; lower lr"
+        PassError, match=r"found a loss of nan at step 1 of 8, expected a finite one; give lr=auto, or a"
     ):
         fit(normalised_net(), make_split(), options(), loss=lambda seen: seen.outputs.sum() * float("nan"))
 
