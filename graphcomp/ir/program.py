@@ -22,6 +22,7 @@ from graphcomp.base import sha256, tensor_parts
 from graphcomp.errors import InputError
 from graphcomp.ir.interface import Interface
 from graphcomp.ir.operators import ALIASES, OUT_OF_PLACE, follow_type
+from graphcomp.ir.precision import converted, in_precision
 from graphcomp.ir.shapes import Shape
 
 if TYPE_CHECKING:
@@ -90,10 +91,10 @@ class Program:
 
     def to(self, dtype: torch.dtype) -> "Program":
         """A clone that computes in `dtype`: its floating point tensors have it, and its casts follow."""
-        inputs = tuple(x.to(dtype) if x.is_floating_point() else x.clone() for x in self.example_inputs)
-        root, graph = parts(self, _as_type(self.tensors, dtype))  # converted while they are copied
+        inputs = tuple(in_precision(x, dtype).clone() for x in self.example_inputs)
+        root, graph = parts(self, converted(self.tensors, dtype))  # converted while they are copied
         follow_type(graph, dtype)
-        return replace(self, module=assemble(self, root, graph).to(dtype), example_inputs=inputs)
+        return replace(self, module=assemble(self, root, graph), example_inputs=inputs)
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -357,12 +358,6 @@ def _own_code(target: Any) -> bytes:
         return Path(inspect.getsourcefile(target) or "").read_bytes()
     except OSError:  # made in an interpreter
         return target.__code__.co_code
-
-
-def _as_type(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Those that are floating point, converted; tied ones once."""
-    unlike = {id(t): (n, t) for n, t in tensors.items() if t.is_floating_point() and t.dtype != dtype}
-    return {name: tensor.detach().to(dtype) for name, tensor in unlike.values()}
 
 
 def map_leaves(value: Any, f: Callable[[Any], Any]) -> Any:
