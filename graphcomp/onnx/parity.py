@@ -57,14 +57,17 @@ def make_cases(
     names: Sequence[str],
     sizes: Iterable[tuple[Tensor, ...]] = (),
 ) -> list[Case]:
-    """What the program answers to every kind of input.
+    """What the program answers to every kind of input: one after another at the first size, else by turns.
 
     Args:
         program: run at all `batches` at the sizes of its example inputs.
         batches, seed, names: sizes, of the random inputs, of the outputs.
         sizes: example inputs of other sizes, at which it runs with the last of `batches` up to two.
     """
-    cases = [case for batch in batches for case in _cases(program, batch, seed, names, "")]
+    cases: list[Case] = []
+    for batch in batches:
+        kinds = [] if cases else [(kind,) * batch for kind in _INPUT_KINDS]
+        cases += _cases(program, batch, seed, names, "", kinds)
     for resized in sizes:
         text = "x".join(map(str, resized[0].shape[1:]))
         batch = max((b for b in batches if b <= 2), default=batches[0])
@@ -72,10 +75,21 @@ def make_cases(
     return cases
 
 
-def _cases(program: Program, batch: int, seed: int, names: Sequence[str], size: str) -> Iterator[Case]:
-    for index, (scale, shift) in enumerate(_INPUT_KINDS):
+def _cases(
+    program: Program,
+    batch: int,
+    seed: int,
+    names: Sequence[str],
+    size: str,
+    kinds: Sequence[Sequence[tuple[float, float]]] = (),
+) -> Iterator[Case]:
+    by_turns = [_INPUT_KINDS[i % len(_INPUT_KINDS)] for i in range(batch)]
+    for index, samples in enumerate(kinds or [by_turns]):
+        scale, shift = torch.tensor(samples).t()
         inputs = tuple(
-            (x * scale + shift).to(example.dtype) if example.is_floating_point() else x
+            (x * _by_sample(scale, x) + _by_sample(shift, x)).to(example.dtype)
+            if example.is_floating_point()
+            else x
             for x, example in zip(
                 fresh_inputs(program, batch, seed + index), program.example_inputs, strict=True
             )
@@ -89,6 +103,10 @@ def _cases(program: Program, batch: int, seed: int, names: Sequence[str], size: 
                     "expected finite numbers to compare with; check its weights"
                 )
         yield replace(case, expected=expected)
+
+
+def _by_sample(numbers: Tensor, x: Tensor) -> Tensor:
+    return numbers.reshape(-1, *(1,) * (x.dim() - 1))
 
 
 def _run(program: Program, case: Case) -> list[Tensor]:

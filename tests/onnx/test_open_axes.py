@@ -10,10 +10,11 @@ from onnx import ModelProto, NodeProto, helper
 
 from graphcomp.errors import LoadError
 from graphcomp.ir import Program
+from graphcomp.onnx import read_onnx
 from graphcomp.onnx.reading.file import OnnxSource
 from graphcomp.onnx.reading.ports import BATCHES, Case, examples, inputs_of, opened
 from graphcomp.onnx.reading.reader import Attempt, build
-from tests.onnx.onnx_files import OPEN, make, run, truth
+from tests.onnx.onnx_files import OPEN, make, run, save, truth
 
 SIZE = 8
 """Of the example; others are larger by 32."""
@@ -69,6 +70,26 @@ def test_gathers_from_both_ends_are_refused() -> None:
     model = make([node], {"x": (OPEN, 3, "W")}, {"i": np.array([0, -1])})
     with pytest.raises(LoadError, match="found positions from both ends of an open axis"):
         read_open(model)
+
+
+def halved(up: bool) -> ModelProto:
+    """Half of the axis, rounded up or down, and as many zeros behind it."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["n"], start=2), helper.make_node("Add", ["n", "more"], ["m"]),
+        helper.make_node("Div", ["m", "two"], ["half"]),
+        helper.make_node("Slice", ["x", "zero", "half", "two"], ["y"]),
+    ]  # fmt: skip
+    constants = {"more": np.array([int(up)]), "two": np.array([2]), "zero": np.array([0])}
+    return make(nodes, {"x": (OPEN, 3, "W")}, constants)
+
+
+def test_a_size_that_is_rounded_otherwise_is_no_part_of_the_input(tmp_path: Path) -> None:
+    """At 8 and 40 both are half of it; at 15 they are not."""
+    down = read_onnx(save(halved(False), tmp_path), {"": (1, 3, SIZE)})
+    assert run(down, {"x": np.zeros((1, 3, 15), np.float32)})[0].shape == (1, 3, 7)
+    up = read_onnx(save(halved(True), tmp_path), {"": (1, 3, SIZE)})
+    assert 2 not in up.interface.inputs[0].axes
+    assert any("takes inputs of the example's size only" in said for said in up.interface.remarks)
 
 
 @pytest.mark.parametrize("operator", ["GatherElements", "ScatterElements"])

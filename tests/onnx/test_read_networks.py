@@ -62,13 +62,6 @@ _LESS_IS_KNOWN = {
 """Traps whose files cannot be read as the module is traced."""
 
 
-FEWER = {
-    "groupnorm": "the exporter writes reshapes around an instance normalisation, and those are not gathered again",
-    "l2-normalised-channels": "its norm is expanded to the shape that it divides",
-}
-"""Traps of whose file fewer channels can go than of the module, and why."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("trap", [n for n in TRAPS if n not in _LESS_IS_KNOWN])
 def test_a_trap_comes_back_from_its_file(trap: str, tmp_path: Path) -> None:
@@ -79,8 +72,7 @@ def test_a_trap_comes_back_from_its_file(trap: str, tmp_path: Path) -> None:
     check_same(module, program, shape)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*forward computes from parameters alone")  # so does the file
-        fewer = removable(program) < removable(trace(module, torch.zeros(shape)))
-    assert fewer == (trap in FEWER)
+        assert removable(program) >= removable(trace(module, torch.zeros(shape)))
     if removable(program):
         run_pass(L1(ratio=0.5, multiple=1), program, context())
 

@@ -331,13 +331,13 @@ def test_a_branch_that_is_known_is_read(tmp_path: Path) -> None:
     assert run(read_onnx(write(model, tmp_path)), {"x": np.zeros((3, 1, 4), F32)})[0].shape == (3, 4)
 
 
-def upsampled(by: str) -> onnx.ModelProto:
-    """A network that resizes back to the input's size, as torch exports it."""
+def upsampled(by: str, **rule: str) -> onnx.ModelProto:
+    """A network that resizes back to the input's size."""
     nodes = [
         conv("c", "x", "a", "w", strides=[2, 2]), node("Shape", ["x"], ["all"]),
         node("Slice", ["all", "two", "four"], ["hw"]), node("Shape", ["a"], ["s"]),
         node("Slice", ["s", "zero", "two"], ["nc"]), node("Concat", ["nc", "hw"], ["size"], axis=0),
-        node("Resize", ["a", "", "", "size"], ["y"], mode=by),
+        node("Resize", ["a", "", "", "size"], ["y"], mode=by, **rule),
     ]  # fmt: skip
     constants = {"w": weight(2, 3, 1, 1), "two": ints(2), "four": ints(4), "zero": ints(0)}
     return make(nodes, {"x": ("N", 3, "H", "W")}, constants)
@@ -345,12 +345,20 @@ def upsampled(by: str) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("by", ["nearest", "linear"])
 def test_height_and_width_stay_open(by: str, tmp_path: Path) -> None:
-    path = write(upsampled(by), tmp_path)
+    rule = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}  # as torch exports it
+    path = write(upsampled(by, **rule if by == "nearest" else {}), tmp_path)
     with pytest.raises(LoadError, match="--input-shape x=1"):
         read_onnx(path)
     program = read_onnx(path, {"x": (1, 3, 8, 12)})
     assert program.interface.inputs[0].axes == {0: "N", 2: "H", 3: "W"}
     assert run(program, {"x": np.zeros((2, 3, 20, 18), F32)})[0].shape == (2, 2, 20, 18)
+
+
+def test_what_torch_computes_at_some_sizes_only_is_read_for_one(tmp_path: Path) -> None:
+    """Twice as large, its nearest neighbours are those of this rule; 15 from 8 they are others."""
+    program = read_onnx(write(upsampled("nearest"), tmp_path), {"x": (1, 3, 8, 12)})
+    assert program.interface.inputs[0].axes == {0: "N"}
+    assert any("inputs of the example's size only" in said for said in program.interface.remarks)
 
 
 def test_an_input_shape_must_be_the_files(tmp_path: Path) -> None:

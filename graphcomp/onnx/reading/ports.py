@@ -19,6 +19,9 @@ BATCHES = (1, 7, 11)
 STEPS = (32, 64, 96)
 """How much larger open sizes are in the case that tells them from constants."""
 
+ODD_STEPS = (7, 11, 13)
+"""And in one that no network is made for: a size may be a part of another there, rounded up or down."""
+
 TYPES: dict[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32, TensorProto.FLOAT16: torch.float32, TensorProto.BFLOAT16: torch.float32,
     TensorProto.DOUBLE: torch.float32, TensorProto.INT64: torch.int64, TensorProto.INT32: torch.int32,
@@ -133,7 +136,9 @@ def _written(i: Input) -> str:
     return "x".join(str(n if n is not None else s or "?") for n, s in zip(i.sizes, i.symbols, strict=True))
 
 
-def opened(inputs: Sequence[Input], sizes: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+def opened(
+    inputs: Sequence[Input], sizes: Mapping[tuple[str, int], int], larger_by: Sequence[int] = STEPS
+) -> dict[tuple[str, int], int]:
     """Larger sizes for all axes that the file leaves open, equal ones for one symbol; empty without any."""
     steps: dict[str, int] = {}
     larger = {}
@@ -141,7 +146,7 @@ def opened(inputs: Sequence[Input], sizes: Mapping[tuple[str, int], int]) -> dic
         for axis, size in enumerate(i.sizes[1:], start=1):
             if size is None:
                 symbol = i.symbols[axis] or f"{i.name}.{axis}"
-                step = steps.setdefault(symbol, STEPS[len(steps) % len(STEPS)])
+                step = steps.setdefault(symbol, larger_by[len(steps) % len(larger_by)])
                 larger[i.name, axis] = sizes[i.name, axis] + step
     return larger
 

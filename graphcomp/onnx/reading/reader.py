@@ -23,6 +23,7 @@ from graphcomp.onnx.reading.eight_bits import read_in_float
 from graphcomp.onnx.reading.file import OnnxSource, open_file
 from graphcomp.onnx.reading.ports import (
     BATCHES,
+    ODD_STEPS,
     TYPES,
     Case,
     Input,
@@ -68,6 +69,7 @@ def read_onnx(
     sizes = examples(inputs, input_shapes)
     fixed = _fixed_batch(inputs)
     larger = opened(inputs, sizes)
+    odd = Case(fixed or 1, {**sizes, **opened(inputs, sizes, ODD_STEPS)})
     first: LoadError | None = None
     for attempt in _attempts(sizes, larger, fixed):
         try:
@@ -78,6 +80,7 @@ def read_onnx(
                 inputs,
                 fixed,
                 [c for c in attempt.cases if c.sizes != attempt.cases[0].sizes],
+                odd if attempt.others else None,
             )
         except LoadError as error:
             first = first or error
@@ -176,7 +179,7 @@ def build(source: OnnxSource, inputs: Sequence[Input], attempt: Attempt, failed:
     ]
     nodes = [o.node for o in outputs]
     reading.graph.output(nodes[0] if len(nodes) == 1 else tuple(nodes))
-    tidy(reading.root, reading.graph)
+    tidy(reading)
     reading.graph.lint()
     module = graph_module(reading.root, reading.graph, "OnnxNetwork").eval()
     example = example_inputs(inputs, attempt.cases[0])

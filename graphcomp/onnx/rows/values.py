@@ -86,9 +86,11 @@ Value = Known | Made
 
 
 def map_made(value: Any, change: Callable[[Made], Any]) -> Any:
-    """A value, or nested lists and tuples of values, with `change` applied to what is a node."""
+    """A value, or nested lists, tuples and slices of values, with `change` applied to what is a node."""
     if isinstance(value, Made):
         return change(value)
+    if isinstance(value, slice):
+        return slice(*(map_made(v, change) for v in (value.start, value.stop, value.step)))
     if isinstance(value, tuple | list):
         return type(value)(map_made(v, change) for v in value)
     return value
