@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from graphcomp.channels import ChannelGroup, Removal, Shift, round_up
+from graphcomp.channels import ChannelGroup, Removal, Shift, round_up, rounding_step
 from graphcomp.records import LeftAlone
 
 
@@ -20,9 +20,8 @@ def untouched(
             tied = f", coupled at {', '.join(group.coupled_by[:3])}" if group.coupled_by else ""
             reason = f"{width} channel(s) wide{tied}"
         elif round_up(1, group, multiple, min_channels) >= width:
-            reason = (
-                f"{width} channels are no more than one block of {multiple}, which the target computes anyway"
-            )
+            step = rounding_step(group, multiple)
+            reason = f"all {width} channels are the fewest that stay in steps of {step}"
         else:
             reason = "nothing left to remove after rounding up and the criterion's choice"
         found.append(LeftAlone(where=group.name, reason=reason))

@@ -90,7 +90,10 @@ class ChannelRemoval(RowRemoval, ABC):
     ] = 0
     multiple: Annotated[
         Annotated[int, Field(ge=1)] | None,
-        Field(description="kept counts are rounded up to it; default from the target, 1 switches it off"),
+        Field(
+            description="kept counts are rounded up to it, or to a divisor that is at most half of what a "
+            "group has; default from the target, 1 switches it off"
+        ),
     ] = None
     include: Annotated[
         Globs, Field(description="globs on module paths; a group is considered if any producer matches")

@@ -10,7 +10,13 @@ from graphcomp.channels.removal import Removal
 from graphcomp.channels.rules import opaque_layers
 from graphcomp.channels.shifts import Shift
 from graphcomp.channels.surgery import sync_attributes
-from graphcomp.channels.widths import next_multiple, round_up, rounding_step
+from graphcomp.channels.widths import (
+    multiple_for,
+    next_multiple,
+    round_up,
+    round_within,
+    rounding_step,
+)
 
 __all__ = [
     "Axis",
@@ -28,9 +34,11 @@ __all__ = [
     "batch_norm_affine",
     "compact",
     "insert_select",
+    "multiple_for",
     "next_multiple",
     "opaque_layers",
     "round_up",
+    "round_within",
     "rounding_step",
     "sync_attributes",
     "varying",

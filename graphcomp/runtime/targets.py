@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from graphcomp.errors import RecipeError
 from graphcomp.runtime.machine import auto_target
-from graphcomp.runtime.providers import Provider
+from graphcomp.runtime.providers import HOST, Provider
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Target:
 
     Attributes:
         name: as in recipes and on the command line.
-        provider: ONNX Runtime execution provider that benchmarks use.
+        provider: ONNX Runtime execution provider, or other runtime, that benchmarks and choices by time use.
         multiple: channel counts are rounded up to it, since the kernels compute that many anyway.
         note: where the multiple comes from.
         saturates: of targets for 8 bit files: whether its kernels add pairs of products in int16.
@@ -41,8 +41,23 @@ TARGETS = {
         Target(
             "cpu-vnni-int8",
             "cpu",
+            8,
+            "steps of 8 channels in 8 bits, added in int32: x86 with VNNI (measured), and ARM",
+            saturates=False,
+        ),
+        Target("openvino", "openvino", 8, "OpenVINO: steps of 8 and 16 channels with AVX-512 (measured)"),
+        Target(
+            "openvino-avx2-int8",
+            "openvino",
             16,
-            "8 bits, added in int32: x86 with VNNI, and ARM (taken from AVX2, not yet measured)",
+            "OpenVINO in 8 bits, pairs added in int16: x86 without VNNI (taken from VNNI, not yet measured)",
+            saturates=True,
+        ),
+        Target(
+            "openvino-vnni-int8",
+            "openvino",
+            16,
+            "OpenVINO in 8 bits, added in int32: steps of 16 channels with VNNI (measured)",
             saturates=False,
         ),
         Target("cuda-fp16", "cuda", 8, "tensor cores at FP16 (NVIDIA's guide; not yet run on a GPU)"),
@@ -59,8 +74,8 @@ def find_target(name: str, *, eight_bits: bool = False) -> Target:
 
     Args:
         name: see above.
-        eight_bits: what is made is an 8 bit file for CPUs. A CPU's name for float files then stands for the
-            target that is safe on every x86, since it does not say whether there is VNNI.
+        eight_bits: what is made is an 8 bit file for CPUs. The name of a runtime on CPUs for float files then
+            stands for the target that is safe on every x86, since it does not say whether there is VNNI.
 
     Raises RecipeError if there is none, or none for 8 bit files.
     """
@@ -71,10 +86,10 @@ def find_target(name: str, *, eight_bits: bool = False) -> Target:
     target = TARGETS[name]
     if not eight_bits or target.saturates is not None:
         return target
-    if target.provider != "cpu":
+    if target.provider not in HOST:
         known = ", ".join(t.name for t in TARGETS.values() if t.saturates is not None)
         raise RecipeError(
             f"target: found {name!r} with quantize, which writes 8 bits for CPUs, expected auto, {known}; "
             "choose one of these, or leave quantize out"
         )
-    return TARGETS["cpu-avx2-int8"]
+    return TARGETS[f"{target.provider}-avx2-int8"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from graphcomp.channels import next_multiple
+from graphcomp.channels import round_within
 from graphcomp.passes.cc.units import Unit, WeightShape
 
 
@@ -39,9 +39,9 @@ def states(
             channels -= 1
         else:
             directions -= 1
-        width = next_multiple(channels, multiple, shape.channels)
+        width = round_within(channels, multiple, shape.channels)
         if directions < shape.directions:
-            rank = next_multiple(directions, multiple, shape.directions)
+            rank = round_within(directions, multiple, shape.directions)
             yield gone, width, rank, shape.macs(width, rank)
         if channels < shape.channels:
             yield gone, width, None, shape.macs(width)
@@ -77,7 +77,7 @@ def _kept(shape: WeightShape, units: Sequence[Unit], width: int) -> tuple[int, .
 def least_macs(shape: WeightShape, multiple: int = 1) -> int:
     """The fewest MACs a position that any form of a layer has: one channel or one direction, rounded up."""
     width, rank = (
-        next_multiple(1, multiple, shape.channels),
-        next_multiple(1, multiple, shape.directions),
+        round_within(1, multiple, shape.channels),
+        round_within(1, multiple, shape.directions),
     )
     return min(shape.macs(), shape.macs(width), shape.macs(width, rank))

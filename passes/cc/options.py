@@ -54,7 +54,8 @@ class Options:
     multiple: Annotated[
         Annotated[int, Field(ge=1)] | None,
         Field(
-            description="widths and ranks are rounded up to it; default from the target, 1 switches it off"
+            description="widths and ranks are rounded up to it, or to a divisor that is at most half of what "
+            "a layer has; default from the target, 1 switches it off"
         ),
     ] = None
     include: Annotated[

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from graphcomp.base import distributed, part
 from graphcomp.bases import best_without, movements, reading, removal_order
-from graphcomp.channels import next_multiple
+from graphcomp.channels import round_within
 from graphcomp.factors import Factor, layer_macs
 from graphcomp.ir import Program
 from graphcomp.measure import as_weight, matrix
@@ -81,9 +81,9 @@ def forms_of(
         ceiling: of the layer's MACs, at most, that go.
     """
     curve = removal_order(w, gram, f, shape.channels)
-    widths = np.unique([next_multiple(n, multiple, shape.channels) for n in range(1, shape.channels + 1)])
+    widths = np.unique([round_within(n, multiple, shape.channels) for n in range(1, shape.channels + 1)])
     some = np.unique(np.linspace(0, len(widths) - 1, min(WIDTHS, len(widths))).round().astype(int))
-    ranks = np.unique([next_multiple(n, multiple, shape.directions) for n in range(1, shape.directions + 1)])
+    ranks = np.unique([round_within(n, multiple, shape.directions) for n in range(1, shape.directions + 1)])
     least, root = (
         (1 - ceiling) * shape.macs(),
         f.clamp(min=float(f.max()) * LEAST + 1e-300).sqrt().unsqueeze(1),

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphcomp.budget import Preserved, fewest
-from graphcomp.channels import next_multiple
+from graphcomp.channels import multiple_for, round_within
 from graphcomp.factors import (
     Factor,
     Kind,
@@ -73,8 +73,11 @@ class SplitLayer:
     @cached_property
     def rungs(self) -> Preserved:
         """The energies at which rounded ranks change, ascending."""
-        step = self.multiple
-        return np.unique([e for shares in self.preserved for e in (*shares[step - 1 :: step], shares[-1])])
+        sides = [
+            (shares, multiple_for(full, self.multiple))
+            for shares, full in zip(self.preserved, self.full, strict=True)
+        ]
+        return np.unique([e for shares, step in sides for e in (*shares[step - 1 :: step], shares[-1])])
 
     @cached_property
     def dense(self) -> int:
@@ -91,7 +94,9 @@ class SplitLayer:
 
     def factor(self, wanted: Sequence[int]) -> Factor:
         """With the ranks rounded up and clipped."""
-        rank, *rest = (next_multiple(r, self.multiple) for r in wanted)
+        rank, *rest = (
+            round_within(r, self.multiple, full) for r, full in zip(wanted, self.full, strict=True)
+        )
         whole = Factor(layer=self.name, rank=rank, kind=self.kind, rank_in=rest[0] if rest else None)
         rank, *rest = ranks(self.shape, whole)
         return whole.model_copy(update={"rank": rank, "rank_in": rest[0] if rest else None})

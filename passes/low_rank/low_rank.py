@@ -85,7 +85,10 @@ class LowRank(Factoring):
     ] = "svd"
     multiple: Annotated[
         Annotated[int, Field(ge=1)] | None,
-        Field(description="ranks are rounded up to it; default from the target, 1 switches it off"),
+        Field(
+            description="ranks are rounded up to it, or to a divisor that is at most half of the full rank; "
+            "default from the target, 1 switches it off"
+        ),
     ] = None
     include: Annotated[Globs, Field(description="globs on module paths of layers")] = ("*",)
     exclude: Annotated[Globs, Field(description="globs on module paths of layers to leave alone")] = ()

@@ -14,7 +14,10 @@ def test_table() -> None:
         "cpu-avx512": ("cpu", 16),
         "cpu-avx2": ("cpu", 8),
         "cpu-avx2-int8": ("cpu", 16),
-        "cpu-vnni-int8": ("cpu", 16),
+        "cpu-vnni-int8": ("cpu", 8),
+        "openvino": ("openvino", 8),
+        "openvino-avx2-int8": ("openvino", 16),
+        "openvino-vnni-int8": ("openvino", 16),
         "cuda-fp16": ("cuda", 8),
         "cuda-tf32": ("cuda", 4),
         "tensorrt-int8": ("tensorrt", 16),
@@ -22,9 +25,8 @@ def test_table() -> None:
     for name, target in TARGETS.items():
         assert target.name == name
         assert target.provider in PROVIDERS
-        assert ("measured" in target.note) == (
-            target.provider == "cpu"
-        )  # nothing is claimed that was not run
+        # Nothing is claimed that was not run.
+        assert ("measured" in target.note) == (target.provider in ("cpu", "openvino"))
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -60,7 +62,9 @@ def test_auto_for_8_bits(
 
 def test_names_of_float_targets_for_8_bits() -> None:
     """They do not say whether there is VNNI: the grid that saturates nowhere."""
-    assert {n for n, t in TARGETS.items() if t.saturates is not None} == {"cpu-avx2-int8", "cpu-vnni-int8"}
+    known = {f"{runtime}-{isa}-int8" for runtime in ("cpu", "openvino") for isa in ("avx2", "vnni")}
+    assert {n for n, t in TARGETS.items() if t.saturates is not None} == known
+    assert find_target("openvino", eight_bits=True) is TARGETS["openvino-avx2-int8"]
     for name in ("cpu-avx2", "cpu-avx512", "cpu-avx2-int8"):
         assert find_target(name, eight_bits=True) is TARGETS["cpu-avx2-int8"]
     assert find_target("cpu-vnni-int8", eight_bits=True) is TARGETS["cpu-vnni-int8"]
