@@ -1285,6 +1285,40 @@ def _op_product(g: _Graph, spec: Spec) -> int:
     return g.step("add", add, y, value) if spec["add"] else y
 
 
+RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU}
+
+
+def _op_recurrent(g: _Graph, spec: Spec) -> int:
+    """A layer that reads the places of a map in their order, perhaps from a state that the map says."""
+    value = g.narrow(g.pick(spec["of"]))
+    (width, size), units = g.maps[value], spec["units"]
+    module = RECURRENT[spec["by"]](width, units, bidirectional=spec["both"])
+    for parameter in module.parameters():
+        nn.init.uniform_(parameter, -0.6, 0.6)
+    y = g.step("sequence", lambda x: x.flatten(2).permute(2, 0, 1), value)
+    if spec["begun"]:
+        first = nn.Linear(width, units)
+        state = g.step("state", first, g.step("mean", lambda x: x.mean((2, 3)), value))
+        ends = 1 + spec["both"]
+        state = g.step("expand", lambda x: x.tanh().unsqueeze(0).expand(ends, -1, -1), state)
+        if spec["by"] == "lstm":
+            state = g.step("states", lambda h: (h, h.sin()), state)
+        y = g.step(spec["by"], module, y, state)
+    else:
+        y = g.step(spec["by"], module, y)
+    y, last = (g.step(f"part_{i}", itemgetter(i), y) for i in (0, 1))
+    last = g.step("hidden", itemgetter(0), last) if spec["by"] == "lstm" else last
+    wide = units * (1 + spec["both"])
+    found = g.step(
+        "map", lambda x: x.permute(1, 2, 0).unflatten(2, (size, size)), y, channels=wide, size=size
+    )
+    if spec["last"]:
+        found = g.step(
+            "scale", lambda x, s: x + s[-1].repeat(1, x.size(1) // units)[..., None, None], found, last
+        )
+    return found
+
+
 def _reference() -> SearchStrategy[int]:
     return st.integers(0, 6)
 
@@ -1400,6 +1434,15 @@ _OPS: dict[str, tuple[Callable[[_Graph, Spec], int], dict[str, SearchStrategy[An
             "again": st.booleans(),
         },
     ),
+    "recurrent": (
+        _op_recurrent,
+        {
+            "of": _reference(),
+            "by": st.sampled_from(list(RECURRENT)),
+            "units": st.integers(3, 9),
+            **dict.fromkeys(["both", "begun", "last"], st.booleans()),
+        },
+    ),
     "product": (
         _op_product,
         {
@@ -1428,7 +1471,7 @@ OPS: dict[str, SearchStrategy[Spec]] = {
 """Operation -> strategy for one entry of a spec's `ops`."""
 
 
-TRICKY = ("pieces", "twice", "assertion", "eca", "mixing", "product")
+TRICKY = ("pieces", "twice", "assertion", "eca", "mixing", "product", "recurrent")
 """Operations that try the removal of channels, drawn by its tests alone."""
 
 

@@ -37,6 +37,7 @@ from graphcomp.channels.opaque import (
 )
 from graphcomp.channels.planes import fold, sample, shaped_like, unfold
 from graphcomp.channels.products import along_second, attention, carry, einsum, matmul
+from graphcomp.channels.recurrent import recurrent
 from graphcomp.channels.tracker import Tracker, Unread
 from graphcomp.ir import LAYERS, MASKS, MODULE_NAMES, Program, is_hooked, is_read_later, op_name
 
@@ -353,6 +354,7 @@ _LAYERS: dict[str, Rule] = {
     "embedding": embedding,
     **dict.fromkeys(["batch_norm", "instance_norm", "prelu"], norm),
     "group_norm": group_norm,
+    **dict.fromkeys(["lstm", "gru"], recurrent),
     "identity": _pass,
 }
 """Modules whose parameters channels sit on; all others are a form of the function with their name."""

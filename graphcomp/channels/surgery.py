@@ -35,7 +35,7 @@ from graphcomp.channels.model import ELEMENTS, Axis, Channels, Join
 from graphcomp.channels.rules import is_move
 from graphcomp.channels.tracker import Unread
 from graphcomp.errors import SurgeryError, TraceError
-from graphcomp.ir import PASS_KEY, Program, assemble, eliminate_dead_nodes, parts, same_memory
+from graphcomp.ir import PASS_KEY, Program, RecurrentLayer, assemble, eliminate_dead_nodes, parts, same_memory
 
 
 class Surgeon(Layouts):
@@ -341,6 +341,9 @@ def sync_attributes(module: nn.Module, before: nn.Module, kept: Tensor | None) -
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
+    elif isinstance(module, RecurrentLayer):
+        module.input_size = cast(Tensor, module.weight_ih).shape[1]
+        module.hidden_size = cast(Tensor, module.weight_hh).shape[1]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif isinstance(module, nn.GroupNorm) and kept is not None:

@@ -120,6 +120,7 @@ class Tracker:
             value = self.mint(n).reshape(shape) if n > 1 else torch.zeros(shape, dtype=torch.int64)
             name = cast(str, node.target)
             self.site(node, "tensor", [(name, ELEMENTS)], value)
+            self.needs_rectangle(node, value)  # also what of it is not read
             self.values[node] = value
         return cast(Tensor, self.values[node])
 

@@ -39,7 +39,7 @@ from graphcomp.ir.program import (
     with_tensors,
 )
 from graphcomp.ir.ranges import Numbers
-from graphcomp.ir.recurrent import GruLayer, LstmLayer
+from graphcomp.ir.recurrent import GruLayer, LstmLayer, RecurrentLayer
 from graphcomp.ir.region import WHOLE, Region
 from graphcomp.ir.remembered import is_hooked
 from graphcomp.ir.saved.storage import load, save
@@ -64,6 +64,7 @@ __all__ = [
     "PASS_KEY",
     "Port",
     "Program",
+    "RecurrentLayer",
     "Region",
     "Shape",
     "Value",

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
+from itertools import product
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,7 @@ from graphcomp.ir.arguments import call_with
 from graphcomp.ir.baking import copied
 from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.interface import Arguments
+from graphcomp.ir.opening import holds_closed, open_modules
 from graphcomp.ir.program import PASS_KEY, Program, disagrees, evaluating, output_tensors
 from graphcomp.ir.region import Region
 from graphcomp.ir.remembered import left_as_it_is
@@ -37,7 +39,8 @@ def apply(
     The copy has the network's class, attributes and methods, so what is around the traced part (the
     post-processing of a detector, a training loop) works on. Where a pass has added operations between
     layers, as `join=pad` does, the part cannot be called by the network's own code; if it is one module
-    (`start` and `until` are the same), the program takes the place of that module.
+    (`start` and `until` are the same), the program takes the place of that module. Attention and recurrent
+    layers of torch whose parts a pass has changed are what they were opened to (`ir.opening`), called alike.
 
     Args:
         program: traced from the network, and rewritten by passes.
@@ -79,8 +82,10 @@ def _substituted(
     )
     layers = traced(module).called_modules()
     refusals: list[Exception] = []
-    for own in (True, False):
+    for own, is_open in product((True, False), (False, True) if holds_closed(module) else (False,)):
         result = copied(module)
+        if is_open:
+            open_modules(result)
         _put_in(program, layers, result, own)
         try:
             _compare(program, traced(result, copy_weights=False))

@@ -5,7 +5,7 @@ linear layers, heads and products, its widths are those of any other attention. 
 rounding.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,8 @@ class OpenAttention(nn.Module):
     """Takes and yields what `nn.MultiheadAttention` does.
 
     Args:
-        attention: one that `_opens` takes. Its weights become those of linear layers: `in_proj` where query,
-            key and value are one tensor, else `q_proj`, `k_proj` and `v_proj`; and `out_proj`.
+        attention: one that `opens_attention` takes. Its weights become those of linear layers: `in_proj`
+            where query, key and value are one tensor, else `q_proj`, `k_proj` and `v_proj`; and `out_proj`.
     """
 
     in_proj_bias = None
@@ -36,6 +36,7 @@ class OpenAttention(nn.Module):
         super().__init__()
         self.embed_dim, self.num_heads = attention.embed_dim, attention.num_heads
         self.head_dim, self.batch_first = attention.head_dim, attention.batch_first
+        self.scale = self.head_dim**-0.5  # also when heads have become narrower
         self._qkv_same_embed_dim = attention._qkv_same_embed_dim
         packed: Tensor | None = attention.in_proj_weight
         bias: Tensor | None = attention.in_proj_bias
@@ -81,11 +82,11 @@ class OpenAttention(nn.Module):
         mask = self._mask(q, key_padding_mask, attn_mask, batched)
         weights = None
         if need_weights or self.dropout.p > 0:
-            scores = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
+            scores = (q * self.scale) @ k.transpose(-2, -1)
             weights = (scores if mask is None else scores + mask).softmax(-1)
             y = self.dropout(weights) @ v
         else:
-            y = F.scaled_dot_product_attention(q, k, v, mask, scale=self.head_dim**-0.5)
+            y = F.scaled_dot_product_attention(q, k, v, mask, scale=self.scale)
         y = self.out_proj(y.transpose(1, 2).flatten(2))
         if not need_weights:
             weights = None
@@ -107,7 +108,7 @@ class OpenAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """(batch, heads, length, features of one)."""
-        return torch.unflatten(x, -1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return torch.unflatten(x, -1, (self.num_heads, -1)).transpose(1, 2)
 
     def _mask(self, q: Tensor, padding: Tensor | None, scores: Tensor | None, batched: bool) -> Tensor | None:
         """What is added to (batch, heads, length, length of the keys)."""
@@ -147,26 +148,11 @@ def _own(part: Tensor, whole: Tensor | None) -> Tensor:
     return nn.Parameter(part.detach().clone(), whole is not None and whole.requires_grad)
 
 
-def holds_attention(model: nn.Module) -> bool:
-    """Whether `open_attention` would change anything."""
-    return any(map(_opens, model.modules()))
+def opens_attention(module: Any) -> bool:
+    """Whether a module is multi-head attention that torch.fx can trace through once it is opened.
 
-
-def open_attention(model: nn.Module) -> None:
-    """Replace multi-head attention below `model` by modules that torch.fx traces through, in place.
-
-    What adds rows to keys and values (`add_bias_kv`, `add_zero_attn`), has hooks, or another forward stays.
+    What adds rows to keys and values (`add_bias_kv`, `add_zero_attn`), has hooks, or another forward is not.
     """
-    made: dict[int, nn.Module] = {}
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is not None and _opens(child):
-                if id(child) not in made:
-                    made[id(child)] = OpenAttention(cast(nn.MultiheadAttention, child))
-                parent._modules[name] = made[id(child)]
-
-
-def _opens(module: Any) -> bool:
     if not isinstance(module, nn.MultiheadAttention):
         return False
     if type(module).forward is not nn.MultiheadAttention.forward or module.add_zero_attn:

@@ -18,6 +18,7 @@ import torchvision
 from torch import fx, nn
 
 from graphcomp.ir.frozen import FrozenBatchNorm2d
+from graphcomp.ir.recurrent import GruLayer, LstmLayer
 
 NAMESPACES = (torch, F, operator, torch.Tensor, torch.special, torch.linalg, torch.fft, math, builtins)
 
@@ -101,7 +102,7 @@ MODULE_NAMES: dict[type[nn.Module], str] = {
     nn.ReplicationPad1d: "pad", nn.ReplicationPad2d: "pad", nn.ReplicationPad3d: "pad",
     nn.CircularPad1d: "pad", nn.CircularPad2d: "pad", nn.CircularPad3d: "pad",
     nn.Unfold: "unfold", nn.Fold: "fold",
-    nn.Identity: "identity",
+    nn.Identity: "identity", LstmLayer: "lstm", GruLayer: "gru",
 }  # fmt: skip
 """The module form of an operator -> its name."""
 

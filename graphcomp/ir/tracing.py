@@ -13,7 +13,6 @@ from torch.export import ExportedProgram
 
 from graphcomp.errors import GraphcompWarning, TraceError, first_line, some_of
 from graphcomp.ir.arguments import arguments_of, call_with
-from graphcomp.ir.attention import holds_attention, open_attention
 from graphcomp.ir.baking import bake_parametrizations, copied, is_parametrized
 from graphcomp.ir.concrete import Unknown, Values
 from graphcomp.ir.exported import NotLiftedError, classes_of_script, export, has_open_batch, lifted, of_script
@@ -23,6 +22,7 @@ from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.interface import Arguments, Interface
 from graphcomp.ir.lifting import lift_layers
 from graphcomp.ir.literals import state_numbers
+from graphcomp.ir.opening import holds_closed, open_modules
 from graphcomp.ir.operators import OUT_OF_PLACE, name_transposes, name_types, reshape_out_of_place
 from graphcomp.ir.program import (
     PASS_KEY,
@@ -206,14 +206,14 @@ def _of_module(
     """By torch.fx; where that fails, by torch.export."""
     refuse_exported(model)
     original = partial(_evaluated, model, arguments)
-    changes = holds_frozen(model) or holds_attention(model) or any(map(is_parametrized, model.modules()))
+    changes = holds_frozen(model) or holds_closed(model) or any(map(is_parametrized, model.modules()))
     # a hook of a copy would keep what it sees in the original, where the copy's forward does not look
     copy_later = copy_weights and not changes and any(map(is_hooked, model.modules()))
     if changes or (copy_weights and not copy_later):
         model = copied(model)
         bake_parametrizations(model)
         as_layers(model)
-        open_attention(model)
+        open_modules(model)
     if is_hooked(model):
         raise TraceError(
             f"{type(model).__name__}: found forward hooks on the network itself, which no trace sees, "

@@ -72,7 +72,7 @@ def test_half_of_a_random_network_goes_exactly(
 
 @pytest.mark.parametrize("chosen", [half, half_and_whole, some])
 @pytest.mark.parametrize("join", ["couple", "pad"])
-@pytest.mark.parametrize("tricky", ["mixing", "product"])
+@pytest.mark.parametrize("tricky", ["mixing", "product", "recurrent"])
 def test_networks_that_compute_with_all_channels_go_exactly(
     tricky: str, join: JoinPolicy, chosen: Callable[[Channels, int], Removal]
 ) -> None:

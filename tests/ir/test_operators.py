@@ -29,6 +29,7 @@ from graphcomp.ir.coefficients import LAYERS
 from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.operators import ALIASES, MODULE_NAMES, function_name
 from graphcomp.ir.program import Program
+from graphcomp.ir.recurrent import GruLayer, LstmLayer, RecurrentLayer
 from graphcomp.ir.text import describe
 from graphcomp.ir.tracing import trace
 from graphcomp.measure.cost import macs
@@ -67,6 +68,14 @@ def windows(x: Any) -> Any:
 
 def indices(x: Any) -> Any:
     return x.abs().clamp(max=6).to(torch.int64)
+
+
+def sequence(x: Any) -> Any:
+    return x.flatten(2).permute(2, 0, 1)
+
+
+def samples_first(parts: Any) -> Any:
+    return [part.transpose(0, 1) for part in parts]
 
 
 def tokens(x: Any) -> Any:
@@ -254,12 +263,17 @@ MODULES: dict[type[nn.Module], tuple[Any, ...]] = {
     **dict.fromkeys([nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle], (2,)),
     **{k: (1,) for k, name in MODULE_NAMES.items() if name == "pad"},
     **dict.fromkeys([nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d], (1, 0.5)),
+    **dict.fromkeys([LstmLayer, GruLayer], (WIDTH, 4)),
     LAYERS["DctConv2d"]: (WIDTH, 4, (1, 1)),
     LAYERS["DctLinear"]: (PLANE, 4),
 }
 """Module -> arguments, where it takes some."""
 
-BEFORE: dict[type[nn.Module], Callable[[Any], Any]] = {nn.Fold: windows, nn.Embedding: indices}
+BEFORE: dict[type[nn.Module], Callable[[Any], Any]] = {
+    nn.Fold: windows,
+    nn.Embedding: indices,
+    **dict.fromkeys([LstmLayer, GruLayer], sequence),
+}
 
 KEPT = {nn.Embedding, *LAYERS.values()}
 """Modules whose operand's channels stay."""
@@ -310,7 +324,8 @@ def branches(row: str) -> list[Branch]:
         found.append(Branch(label, partial(example, function)))  # type: ignore[arg-type]
     for kind in modules(row):
         before = BEFORE.get(kind) or {"1d": line, "3d": volume}.get(kind.__name__[-2:], same)
-        run = partial(called, before, lying(row), example.after if example else same)
+        after = samples_first if issubclass(kind, RecurrentLayer) else example.after if example else same
+        run = partial(called, before, lying(row), after)
         found.append(Branch(f"nn.{kind.__name__}", run, built(kind), lying(row)))
     return found
 

@@ -1,5 +1,6 @@
 """A part of a network, and the network with the smaller part in it, on a detector with both of its ends."""
 
+import copy
 import re
 import warnings
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import graphcomp
 from graphcomp.errors import SurgeryError, TraceError
 from graphcomp.ir import PASS_KEY, fresh_inputs, output_tensors
+from tests.nets import scramble
 
 
 class Head(nn.Module):
@@ -402,3 +404,41 @@ def test_detectors_of_torchvision(name: str, start: str, until: str) -> None:
     assert type(made) is type(model)
     assert sum(p.numel() for p in made.parameters()) < 0.9 * sum(p.numel() for p in model.parameters())
     assert [found.keys() for found in made(*images)] == [found.keys() for found in model(*images)]
+
+
+class Opened(nn.Module):
+    """torch's attention, its encoder and its recurrent layers around each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(6, 16)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.rnn = nn.LSTM(16, 12, num_layers=2, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.attention(x, x, x)[0]
+        self.rnn.flatten_parameters()
+        return self.head(self.rnn(self.encoder(x))[0].mean(1))
+
+
+@pytest.mark.slow
+def test_what_was_opened_is_put_in_narrower() -> None:
+    """Modules of ours that are called as torch's were; what no pass has touched stays torch's."""
+    model, x = scramble(Opened(), 0).double().eval(), torch.randn(2, 5, 6, dtype=torch.float64)
+    program = graphcomp.trace(model, x)
+    result = graphcomp.apply(program, model)
+    assert type(result.attention) is nn.MultiheadAttention and type(result.rnn) is nn.LSTM
+    small = graphcomp.compile(program, "l1{ratio=0.5, multiple=1}").program
+    for result in (graphcomp.apply(small, model), copy.deepcopy(graphcomp.apply(small, model))):
+        assert type(result) is Opened and type(result.attention) is not nn.MultiheadAttention
+        assert result.rnn.layers[0].hidden_size == 6 and result.attention.in_proj.out_features == 24
+        torch.testing.assert_close(result(x), small(x))
+        z = result.stem(x)
+        y, weights = result.attention(z, z, z, torch.zeros(2, 5, dtype=torch.bool))
+        assert y.shape == (2, 5, 8) and weights.shape == (2, 5, 5)
+    result(x).sum().backward()
+    assert all(p.grad is not None for p in result.rnn.parameters())
+    assert not result.training and not result.rnn.layers[0].training

@@ -157,11 +157,11 @@ MORE: dict[str, list[Callable[[], Net]]] = {
         ]
         for name, kind in (("LSTM", nn.LSTM), ("GRU", nn.GRU))
     },
-    "LstmLayer": [
+    "lstm": [
         partial(one_layer, LstmLayer, bidirectional=True),
         partial(one_layer, LstmLayer, bias=False),
     ],
-    "GruLayer": [partial(one_layer, GruLayer), partial(one_layer, GruLayer, bias=False, bidirectional=True)],
+    "gru": [partial(one_layer, GruLayer), partial(one_layer, GruLayer, bias=False, bidirectional=True)],
     "scatter": [lambda: Net(lambda m, x: x.scatter(1, whole(x).abs() % 4, x * 2))],
     "scatter_add": [lambda: Net(lambda m, x: x.scatter_add(2, whole(x).abs() % 6, x * 2))],
     "scatter_reduce": [

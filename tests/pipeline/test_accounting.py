@@ -66,7 +66,7 @@ class Every(nn.Module):
 
 
 MATRICES = (
-    "stem second depthwise grouped free after twice transposed conv3 conv1 embedding lstm "
+    "stem second depthwise grouped free after twice transposed conv3 conv1 embedding lstm.layers.0 "
     "attention.in_proj attention.out_proj closed mixing hidden frozen head"
 ).split()
 NORMS = "bn1 bn2 bn3 still".split()
@@ -145,8 +145,8 @@ def test_every_layer_is_changed_or_named(name: str) -> None:
     missing = [path for path in CONCERNS[concern] if path not in named and not changed(before, after, path)]
     assert not missing
     reasons = {k.where: k.reason for k in step.plan.kept}
-    if concern == "weights" or concern == "channels" and name != "student":  # that draws weights anew
-        assert reasons["mixing"] == FUNCTION
-        assert "LSTM" in reasons["lstm"] and "Embedding" in reasons["embedding"]
+    if concern == "weights":
+        assert reasons["mixing"] == FUNCTION and "LstmLayer" in reasons["lstm.layers.0"]
+        assert "Embedding" in reasons["embedding"]
     if concern == "parameters" and name != "reinit":  # that knows no function's parameters
         assert reasons == {"frozen": FROZEN, "still": FROZEN}

@@ -128,7 +128,7 @@ _ROWS = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
 """The rows of the file's gates among those of torch: i f g o becomes i o f c, and r z n becomes z r h."""
 
 
-@writes("LstmLayer", "GruLayer")
+@writes("lstm", "gru")
 def write_layer(writing: Writing, x: Wire, hidden: Any = None, cell: Any = None, module: Any = None) -> Any:
     """One layer of ours."""
     kind = "LSTM" if isinstance(module, LstmLayer) else "GRU"
