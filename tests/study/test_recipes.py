@@ -13,7 +13,7 @@ import graphcomp.recipes
 from graphcomp.base import write_record
 from graphcomp.compiler import load_source, results
 from graphcomp.measure.cost import layer_rows
-from graphcomp.passes import CC, PASSES
+from graphcomp.passes import CC, PASSES, Finetune
 from graphcomp.records import Export
 from graphcomp.study import grid, page, run
 from graphcomp.study.axes import Progression
@@ -92,6 +92,14 @@ def test_as_many_cells_as_the_source_has(name: str, monkeypatch: pytest.MonkeyPa
     cells = expand(study, PASSES)
     assert len(cells) == CELLS[name]
     assert len(reading_of(study, cells).expected) == SAID[name]
+
+
+@pytest.mark.parametrize("name", [name for name in CELLS if re.match("pfa-(table|figure)", name)])
+def test_counts_need_no_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widths follow from the method alone: `--set training=[]` leaves nothing behind it."""
+    monkeypatch.setattr(grid, "_samples", lambda job: {})
+    cells = expand(load_study(FOLDER / f"{name}.yaml", quick=True, settings={"training": []}), PASSES)
+    assert not any(isinstance(pass_, Finetune) for cell in cells for pass_ in cell.job.passes)
 
 
 def test_every_rate_of_the_sweep_can_be_met() -> None:
