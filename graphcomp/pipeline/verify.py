@@ -280,6 +280,15 @@ def verify_pass(pass_: Any, program: Program, plan: Any, seed: int = 0) -> float
     """
     simulated = pass_.simulate(scrambled(program, seed), plan)
     yields = outputs(simulated, seed + 1)
+    if not all(bool(t.isfinite().all()) for found in yields.values() for t in found):
+        first = _FirstInfinite(simulated)
+        first.run(*fresh_inputs(simulated, max(yields), seed + 1))
+        where = "the outputs" if first.found is None else first.found.name
+        raise VerifyError(
+            f"{pass_.name}: found NaN or infinity in {where} of what is to be left, expected finite numbers: "
+            "the network divides by, or takes the logarithm of, what can be zero then; leave the layers in "
+            "front of it alone (exclude)"
+        )
     if _response(simulated, yields, seed) < BLIND:
         raise VerifyError(
             f"{pass_.name}: found outputs that hardly depend on the inputs any more, expected some that do: "

@@ -12,7 +12,7 @@ from graphcomp.channels import analyse
 from graphcomp.channels.analysis import WEIGHT_AS_TENSOR
 from graphcomp.ir.tracing import trace
 from graphcomp.pipeline.verify import check, verify_pass
-from tests.removing import ByRows, half
+from tests.removing import ByRows, half, random_scores
 
 WORDS = torch.randint(0, 20, (1, 7), generator=torch.Generator().manual_seed(0))
 IMAGE = torch.zeros(1, 3, 8, 8)
@@ -109,3 +109,29 @@ def test_embeddings_are_narrowed() -> None:
 def test_tables_that_renormalise_themselves_stay() -> None:
     program = trace(nn.Sequential(nn.Embedding(20, 8, max_norm=1.0), nn.Linear(8, 2)).eval(), WORDS)
     assert not analyse(program).removable
+
+
+class Shifted(nn.Module):
+    """A table of zeros that only parts of are read, as files of shifts in time have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+        self.register_buffer("table", torch.zeros(8, 1, 16, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        rows = torch.cat([y, y], 2).permute(1, 0, 2, 3)
+        table = cast(Tensor, self.table).expand(-1, x.shape[0], -1, -1)
+        both = torch.cat([rows[:2], table[2:]])[:, :, 8:].permute(1, 0, 2, 3)
+        return cast(Tensor, self.head(self.b(y + both)))
+
+
+def test_what_nobody_reads_of_a_table_stays() -> None:
+    """Half of the elements of its rows are in the way: those channels stay, and others go."""
+    program = trace(Shifted().eval(), IMAGE)
+    channels = analyse(program)
+    drop, kept = half(channels).feasible(random_scores(channels))
+    verify_pass(ByRows(), program, drop.rows)
+    check(drop.apply("test"))
+    assert "b.weight" in drop.rows and list(kept) == ["table"]

@@ -475,3 +475,14 @@ def test_weights_that_overflow_are_named() -> None:
     with pytest.raises(VerifyError, match=r"^inner: found NaN or infinity .* inner\.weight has the largest"):
         check_outputs(program)
     check_outputs(tiny_program())
+
+
+def test_a_division_by_what_a_removal_makes_zero_is_named() -> None:
+    """As exporters leave `x / (norm + 1e-10)`: the network is at fault at such inputs, not the surgery."""
+    program = net(
+        lambda m, x: m.b((y := m.a(x).relu()) / y.square().sum(1, keepdim=True).sqrt()),
+        a=nn.Conv2d(3, 4, 1),
+        b=nn.Conv2d(4, 2, 1),
+    )
+    with pytest.raises(VerifyError, match=r"found NaN or infinity in truediv of what is to be left"):
+        verify_pass(ByRows(), program, {"a.weight": [0, 1, 2]})
