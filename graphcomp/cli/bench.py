@@ -29,6 +29,12 @@ def bench_command(
     cuda_graphs: Annotated[
         bool, typer.Option("--cuda-graphs", help="record and replay launches on GPUs; not yet run on one")
     ] = False,
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision", help="arithmetic of GPUs: fp32, fp16, bf16 (TensorRT); not yet run on one"
+        ),
+    ] = "fp32",
     input_shape: InputShapes = None,
     json_file: Annotated[
         Path | None,
@@ -40,15 +46,17 @@ def bench_command(
     from graphcomp.runtime import HOST, benchmark, format_table, probe, sweep_table
 
     batches, providers, shapes = _integers(batch, "--batch"), _providers(provider), shapes_of(input_shape)
-    # CPUs have none: beside GPUs they go without, alone they refuse.
-    graphs = {p: cuda_graphs and (p not in HOST or len(providers) == 1) for p in providers}
+    # CPUs have neither: beside GPUs they go without, alone they refuse.
+    asked = {p for p in providers if p not in HOST or len(providers) == 1}
+    graphs = {p: cuda_graphs and p in asked for p in providers}
+    kinds: dict[Any, Any] = {p: _precision(precision) if p in asked else "fp32" for p in providers}
     for one in providers:  # all of them before any is timed: none is left out in silence
-        probe(one, threads, cuda_graphs=graphs[one])
+        probe(one, threads, cuda_graphs=graphs[one], precision=kinds[one])
     with progress_shown() as progress:
         results = [
             benchmark(
                 base, new, provider=one, batches=batches, threads=threads, runs=runs, seconds=seconds,
-                cuda_graphs=graphs[one], input_shapes=shapes, progress=progress,
+                cuda_graphs=graphs[one], precision=kinds[one], input_shapes=shapes, progress=progress,
             )
             for one in providers
         ]  # fmt: skip
@@ -69,6 +77,12 @@ def _integers(text: str, option: str) -> tuple[int, ...]:
     if not values or min(values) < 1:
         raise RecipeError(f"{option}: found {text!r}, expected positive integers such as 1,8,32")
     return values
+
+
+def _precision(text: str) -> Any:
+    if text not in ("fp32", "fp16", "bf16"):
+        raise RecipeError(f"--precision: found {text!r}, expected fp32, fp16 or bf16")
+    return text
 
 
 def _providers(text: str) -> list[Any]:

@@ -90,6 +90,9 @@ class Bench(Record):
     schema_version: Literal[1] = Field(default=1, description="raised as the report's is")
     provider: str = Field(description="execution provider, e.g. cpu")
     provider_options: dict[str, str] = Field(description="as given to the runtime")
+    precision: str = Field(
+        default="fp32", description="arithmetic that a GPU was told to use: fp32, fp16 or bf16"
+    )
     threads: int = Field(description="intra-op threads")
     tf32: bool | None = Field(default=None, description="TF32 state on CUDA; null on the CPU")
     base: ModelFile = Field(description="the baseline")

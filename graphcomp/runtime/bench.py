@@ -27,6 +27,7 @@ from graphcomp.ir import Shape
 from graphcomp.runtime import machine, onnxfile
 from graphcomp.runtime.inputs import check_inputs, mismatch, random_inputs
 from graphcomp.runtime.onnxfile import OnnxFile
+from graphcomp.runtime.precision import Precision
 from graphcomp.runtime.providers import HOST, Provider
 from graphcomp.runtime.session import OpenSession, probe
 from graphcomp.runtime.turns import (
@@ -55,6 +56,7 @@ def benchmark(
     warmup_seconds: float = 1.0,
     seed: int = 0,
     cuda_graphs: bool = False,
+    precision: Precision = "fp32",
     input_shapes: Mapping[str, Shape] | None = None,
     progress: Progress | None = None,
 ) -> records.Bench:
@@ -64,8 +66,8 @@ def benchmark(
     (and all times together for `warmup_seconds`) each, and timed until `runs` of each or `seconds` for both,
     whichever comes first, but never less than one A B B A round a load: six support an interval. `threads`
     is the intra-op count. Inputs are drawn from `seed`; `input_shapes` are for files that leave more than the
-    batch open, see `onnxfile.read`. `cuda_graphs`: see `open_session`; the record says so
-    among the provider's options. `progress(what, fraction)` is called between rounds, with the fraction of
+    batch open, see `onnxfile.read`. `cuda_graphs`, `precision`: see `open_session`; the record
+    says so. `progress(what, fraction)` is called between rounds, with the fraction of
     that phase.
 
     Writes nothing (TensorRT's engine cache excepted). Raises BenchError if a file cannot be read, the two
@@ -74,12 +76,12 @@ def benchmark(
     """
     budget = TimingBudget(runs, seconds, warmup_runs, warmup_seconds)
     _check_options(budget, batches)
-    setup = Setup(provider, threads, cuda_graphs)
+    setup = Setup(provider, threads, cuda_graphs, precision)
     files = onnxfile.read(Path(base), input_shapes), onnxfile.read(Path(new), input_shapes)
     check_inputs(*files)
     macs = {batch: _macs(files, batch) for batch in batches}
     # Besides proving the provider, this pays for what happens once a process: no file's first run should.
-    probe(provider, threads, cuda_graphs=cuda_graphs)
+    probe(provider, threads, cuda_graphs=cuda_graphs, precision=precision)
     found = []
     for batch in batches:
         report = _throttle(progress, f"batch {batch}")
@@ -92,6 +94,7 @@ def benchmark(
     return records.Bench(
         provider=provider,
         provider_options=opened.provider_options,
+        precision=precision,
         threads=threads,
         tf32=opened.tf32,
         base=models[0],

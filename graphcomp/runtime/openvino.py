@@ -135,26 +135,30 @@ def require_agreement(
     found: Sequence[NDArray[Any]],
     expected: Sequence[NDArray[Any]],
     written: Sequence[NDArray[Any]] | None = None,
+    *,
+    name: str = NAME,
+    most: float = MOST_APART,
 ) -> None:
-    """BenchError if outputs are not those of ONNX Runtime.
+    """BenchError if outputs are not those of ONNX Runtime on the CPU.
 
     Args:
         place: of the file, for messages.
-        found, expected: of OpenVINO and of ONNX Runtime.
+        found, expected: of what is compared and of ONNX Runtime.
         written: of a file that rounds to bytes on the way: what ONNX Runtime computes node by node.
+        name, most: of what is compared, and how far it may be away, of the norm.
     """
     for index, (a, b) in enumerate(zip(found, expected, strict=True)):
         if not np.issubdtype(b.dtype, np.floating):
             continue
-        most, advice = MOST_APART, "use provider 'cpu'"
+        limit, advice = most, "use provider 'cpu'"
         if written is not None:
-            most = max(MOST_APART_8_BITS, TIMES_ROUNDING * _apart(b, written[index]))
+            limit = max(MOST_APART_8_BITS, TIMES_ROUNDING * _apart(b, written[index]))
             advice = "8 bit sums may saturate there; quantise with grid=pairs"
         apart = _apart(a, b)
-        if not apart <= most:
+        if not apart <= limit:
             raise BenchError(
-                f"{place}: found output {index} of OpenVINO {apart:.2g} of its norm away from ONNX "
-                f"Runtime's, expected at most {most:.2g}: times of another network say nothing; {advice}"
+                f"{place}: found output {index} of {name} {apart:.2g} of its norm away from ONNX "
+                f"Runtime's, expected at most {limit:.2g}: times of another network say nothing; {advice}"
             )
 
 

@@ -28,6 +28,7 @@ from graphcomp.base import muted
 from graphcomp.errors import BenchError, ProviderError, some_of
 from graphcomp.runtime import openvino
 from graphcomp.runtime.onnxfile import OnnxFile
+from graphcomp.runtime.precision import MOST_APART, Precision, in_precision, precision_options
 from graphcomp.runtime.providers import (
     ADVICE,
     HEAVY,
@@ -75,6 +76,7 @@ def open_session(
     shapes: Mapping[str, Sequence[int]] | None = None,
     cache_key: str | None = None,
     cuda_graphs: bool = False,
+    precision: Precision = "fp32",
     dump: Path | None = None,
     profile: Path | None = None,
     plain: bool = False,
@@ -84,7 +86,8 @@ def open_session(
     `shapes` (input name → shape) fixes TensorRT's optimisation profile; `cache_key` names its engine cache
     (hash of the model and the shape) in `base.cache`, not used without one. Other providers ignore both.
     `cuda_graphs` records the launches of one run and replays them, which takes bound inputs and outputs that
-    stay where they are, and a graph that never leaves the GPU; CPUs have none. `dump` receives the graph that
+    stay where they are, and a graph that never leaves the GPU; CPUs have none. `precision` of GPUs: see
+    `runtime.precision`. `dump` receives the graph that
     the runtime made of the model; with `profile` (how the trace's path begins) every operator of every run is
     timed, until the session's `end_profiling`: never the runs that are quoted. `plain` computes every node as
     it is written, and fuses nothing.
@@ -97,7 +100,7 @@ def open_session(
         raise BenchError(f"provider: found {provider!r}, expected one of {', '.join(PROVIDERS)}")
     if threads < 1:
         raise BenchError(f"threads: found {threads}, expected at least 1; give the number explicitly")
-    graphs = graph_options(provider, cuda_graphs)
+    graphs = graph_options(provider, cuda_graphs) | precision_options(provider, precision)
     if provider == "openvino":
         if dump is not None or profile is not None:
             raise BenchError(
@@ -108,6 +111,7 @@ def open_session(
     ort = import_runtime()
     options = OPTIONS[provider] | graphs | tensorrt_options(provider, shapes, cache_key)
     place = str(model) if isinstance(model, Path) else "model"
+    model = in_precision(model, provider, precision)
     with _quiet(ort, provider):
         start, cpu_start = time.perf_counter(), time.process_time()
         try:
@@ -148,22 +152,30 @@ def _open_openvino(
     )
 
 
-def compare(file: OnnxFile, opened: OpenSession, feeds: Mapping[str, NDArray[Any]]) -> None:
-    """BenchError if another runtime's session computes another network than ONNX Runtime's of the file."""
+def compare(
+    file: OnnxFile, opened: OpenSession, feeds: Mapping[str, NDArray[Any]], precision: Precision = "fp32"
+) -> None:
+    """BenchError if another runtime or arithmetic computes another network than ONNX Runtime on the CPU."""
     expected = open_session(file.path).session.run(None, dict(feeds))
+    if precision != "fp32":
+        found, name = opened.session.run(None, dict(feeds)), f"{opened.provider} in {precision}"
+        openvino.require_agreement(str(file.path), found, expected, name=name, most=MOST_APART[precision])
+        return
     rounds = any(node.op_type == "QuantizeLinear" for node in file.model.graph.node)
     written = open_session(file.path, plain=True).session.run(None, dict(feeds)) if rounds else None
     openvino.require_agreement(str(file.path), opened.session.run(None, feeds), expected, written)
 
 
-def probe(provider: Provider, threads: int = 1, *, cuda_graphs: bool = False) -> OpenSession:
+def probe(
+    provider: Provider, threads: int = 1, *, cuda_graphs: bool = False, precision: Precision = "fp32"
+) -> OpenSession:
     """Run a tiny convolution on `provider` and compare it with the exact result.
 
     With `cuda_graphs` their setting is checked as well. Raises ProviderError if the provider does not work on
     this machine or computes something else.
     """
     graph_options(provider, cuda_graphs)
-    opened = open_session(_probe_model(), provider, threads)
+    opened = open_session(_probe_model(), provider, threads, precision=precision)
     x = np.ones((1, 8, 4, 4), np.float32)
     try:
         (y,) = opened.session.run(None, {"x": x})

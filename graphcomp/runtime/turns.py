@@ -19,6 +19,7 @@ from graphcomp.runtime import onnxfile
 from graphcomp.runtime.inputs import check_inputs, random_inputs
 from graphcomp.runtime.onnxfile import OnnxFile
 from graphcomp.runtime.openvino import Requested
+from graphcomp.runtime.precision import Precision
 from graphcomp.runtime.providers import HOST, Provider, run_errors
 from graphcomp.runtime.session import OpenSession, compare, open_session, probe
 
@@ -58,6 +59,7 @@ class Setup:
     provider: Provider
     threads: int
     cuda_graphs: bool = False
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,9 @@ def _open(file: OnnxFile, setup: Setup, batch: int, feeds: Mapping[str, NDArray[
         setup.provider,
         setup.threads,
         shapes={name: array.shape for name, array in feeds.items()},
-        cache_key=f"{file.sha256}-b{batch}",
+        cache_key=f"{file.sha256}-b{batch}-{setup.precision}",
         cuda_graphs=setup.cuda_graphs,
+        precision=setup.precision,
     )
 
 
@@ -254,9 +257,9 @@ def _time_load(
     order = _order(len(files), number)
     opened = {index: _open(files[index], setup, batch, feeds) for index in order}
     runners = [_runner(setup.provider, opened[i], feeds, file.path) for i, file in enumerate(files)]
-    if setup.provider == "openvino" and number == 0:
+    if (setup.provider == "openvino" or setup.precision != "fp32") and number == 0:
         for index, file in enumerate(files):
-            compare(file, opened[index], feeds)
+            compare(file, opened[index], feeds, setup.precision)
     firsts = {index: runners[index].first() for index in order}
     _warm_up([runners[index] for index in order], budget, report)
 

@@ -113,6 +113,7 @@ BY_NAME: dict[str, SearchStrategy[str]] = {
     "join": st.sampled_from(["couple", "pad", "x"]),
     "dct": st.sampled_from(["coefficients", "dense", "both", "x"]),
     "provider": st.sampled_from(["cpu", "cpu,cpu", "x", ","]),
+    "precision": st.sampled_from(["fp32", "fp16", "bf16", "x", ""]),
     "batch": st.lists(NUMBERS, max_size=3).map(",".join),
     **dict.fromkeys(["start", "until"], st.sampled_from(["0", "layer1", "fc", "", "x", "."])),
     "inputs": st.sampled_from("x=1 mask=none mask=[1,(2 mask=[[1]] mask= =1 mask=1e999 mask=x a-b=1".split()),

@@ -1004,9 +1004,15 @@ EFFECTS: dict[str, dict[str, tuple[list[str], str] | None]] = {
         **dict.fromkeys("--data --weights --input-shape --input --robustness --json".split()),
         "--seed": (["models:resnet20-digits", "--seed", "1"], "--seed: found it with digits, all of which"),
     },
-    "bench": dict.fromkeys(
-        "--provider --input-shape --batch --threads --runs --seconds --cuda-graphs --json".split()
-    ),
+    "bench": {
+        **dict.fromkeys(
+            "--provider --input-shape --batch --threads --runs --seconds --cuda-graphs --json".split()
+        ),
+        "--precision": (
+            ["a.onnx", "b.onnx", "--precision", "fp16"],
+            "precision: found 'fp16' with provider 'cpu'",
+        ),
+    },
     "explain": dict.fromkeys(
         "--provider --input-shape --batch --threads --runs --seconds --json --svg".split()
     ),

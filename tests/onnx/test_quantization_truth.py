@@ -150,3 +150,10 @@ def test_part_of_a_step_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert max(spans) > 1.5 * spans[0]
     off = 1.5 * spans[0] / 255
     assert checks.errors_by_layer(model, layers, feeds)["last"] == 2
+
+
+def test_a_file_of_which_no_layer_is_rounded_has_none_to_compare(tmp_path: Path) -> None:
+    """As other quantizers write them: nothing is asked of the runtime."""
+    layers, _ = find_layers(onnx.load(exported(tmp_path)))
+    feeds = {"input": next(iter(split_of(8).batches(8)))[0].numpy()}
+    assert checks.errors_by_layer(onnx.load(tmp_path / "model.onnx"), layers, feeds) == {}

@@ -95,7 +95,7 @@ def errors_by_layer(
     """
     units = {layer.name: unit for layer in layers if (unit := _unit(quantised, layer.name)) is not None}
     inputs = sorted({unit.x for unit in units.values()})
-    seen = plain_session(quantised, inputs)(feeds)
+    seen = plain_session(quantised, inputs)(feeds) if inputs else {}
     rng = np.random.default_rng(seed)
     return {name: _error(quantised, unit, _bytes(seen[unit.x], rng)) for name, unit in units.items()}
 
