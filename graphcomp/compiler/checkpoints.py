@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from graphcomp.base import is_dir, is_file
 from graphcomp.errors import LoadError, first_line, some_of
+from graphcomp.ir import without_inputs
 from graphcomp.train import negative_variances
 
 __all__ = ["load_weights"]
@@ -81,7 +82,7 @@ def _read(path: Path) -> Any:
 
 def _read_safetensors(path: Path) -> State:
     try:
-        return load_file(path)
+        return without_inputs(load_file(path))
     except (SafetensorError, OSError, ValueError) as error:
         found = f"an unreadable file ({_what_it_is(path) or first_line(error)})"
         raise LoadError.at(path, found, "safetensors", "fetch or save it again") from error

@@ -42,7 +42,7 @@ from graphcomp.ir.ranges import Numbers
 from graphcomp.ir.recurrent import GruLayer, LstmLayer, RecurrentLayer
 from graphcomp.ir.region import WHOLE, Region
 from graphcomp.ir.remembered import is_hooked
-from graphcomp.ir.saved.storage import load, save
+from graphcomp.ir.saved.storage import load, save, without_inputs
 from graphcomp.ir.shapes import Shape
 from graphcomp.ir.text import describe, describe_module, op_name
 from graphcomp.ir.tracing import trace
@@ -103,4 +103,5 @@ __all__ = [
     "spectrum",
     "trace",
     "with_tensors",
+    "without_inputs",
 ]

@@ -15,7 +15,7 @@ from graphcomp.compiler.checkpoints import load_weights
 from graphcomp.compiler.models import is_program_dir, load_model
 from graphcomp.compiler.source import load_source
 from graphcomp.errors import LoadError
-from graphcomp.ir import Region
+from graphcomp.ir import Region, save, trace
 from graphcomp.models import MODELS
 
 # --- torchvision and models
@@ -265,6 +265,15 @@ def test_a_part_of_a_larger_network(tmp_path):
         "weights read from what the file calls state_dict.encoder.*; "
         "left out: state_dict.projector.weight, state_dict.queue"
     )
+
+
+def test_the_weights_of_a_saved_program_are_a_file_of_weights(tmp_path):
+    """Its example inputs, which are kept with them, are none."""
+    module = load_model("models:resnet20").module
+    save(trace(module.eval(), torch.zeros(1, 3, 32, 32)), tmp_path / "program")
+    other = load_model("models:resnet20").module
+    assert load_weights(other, tmp_path / "program" / "weights.safetensors") is None
+    assert all(torch.equal(t, other.state_dict()[name]) for name, t in module.state_dict().items())
 
 
 def test_weights_of_several_dictionaries(tmp_path):

@@ -89,6 +89,11 @@ def _load(directory: Path) -> Program:
     return program
 
 
+def without_inputs(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a program's `weights.safetensors`, which holds its example inputs as well."""
+    return {name: tensor for name, tensor in stored.items() if not name.startswith(f"{_INPUT}.")}
+
+
 def _is_only_program(directory: Path) -> bool:
     return {f.name for f in directory.iterdir()} == {PROGRAM_FILE, WEIGHTS_FILE}
 
