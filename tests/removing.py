@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from graphcomp.channels import Channels, JoinPolicy, Removal, analyse
+from graphcomp.channels import Channels, Granularity, JoinPolicy, Removal, analyse
 from graphcomp.channels.labels import Ints
 from graphcomp.ir.program import Program, named_tensors
 from graphcomp.ir.tracing import trace
@@ -79,14 +79,15 @@ class ByRows:
     """Channel removal as a pass whose plan is its rows."""
 
     join: JoinPolicy = "couple"
+    granularity: Granularity = "channel"
     name: str = "removal"
 
     def simulate(self, program: Program, plan: Rows) -> Program:
-        channels = analyse(program, self.join)
+        channels = analyse(program, self.join, self.granularity)
         return Removal.from_rows(channels, plan).mask()
 
     def rewrite(self, program: Program, plan: Rows) -> Program:
-        channels = analyse(program, self.join)
+        channels = analyse(program, self.join, self.granularity)
         return Removal.from_rows(channels, plan).apply(self.name)
 
 

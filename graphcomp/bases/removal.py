@@ -40,7 +40,16 @@ from graphcomp.budget import (
     latency,
     paying,
 )
-from graphcomp.channels import ChannelGroup, Channels, JoinPolicy, Removal, analyse, opaque_layers, round_up
+from graphcomp.channels import (
+    ChannelGroup,
+    Channels,
+    Granularity,
+    JoinPolicy,
+    Removal,
+    analyse,
+    opaque_layers,
+    round_up,
+)
 from graphcomp.errors import PassError
 from graphcomp.ir import Program
 from graphcomp.pipeline import Concern, Context, Outlook, require_data
@@ -52,7 +61,10 @@ class OutOfReachError(PassError):
 
 
 class RowRemoval:
-    """The two verbs of passes whose plans name rows: `{"join": policy, "rows": {layer: output rows}}`."""
+    """The two verbs of passes whose plans name rows: `{"join": policy, "rows": {layer: output rows}}`.
+
+    Plans by which heads of attention go whole have `"granularity": "head"` as well.
+    """
 
     name: ClassVar[str]
 
@@ -70,7 +82,9 @@ class RowRemoval:
 
 
 def _planned(program: Program, plan: Plan) -> Removal:
-    return Removal.from_rows(analyse(program, plan.decisions["join"]), plan.decisions["rows"])
+    decided = plan.decisions
+    channels = analyse(program, decided["join"], decided.get("granularity", "channel"))
+    return Removal.from_rows(channels, decided["rows"])
 
 
 @dataclass(frozen=True, config=OPTIONS)
@@ -107,6 +121,13 @@ class ChannelRemoval(RowRemoval, ABC):
         JoinOption,
         Field(description=f"{JOIN}; project: coupled, and judged by what the additions yield"),
     ] = "couple"
+    granularity: Annotated[
+        Granularity,
+        Field(
+            description="channel: all heads of an attention lose equally many of their channels; head: heads "
+            "go whole, each judged by the sum over its channels, and counted and rounded as channels are"
+        ),
+    ] = "channel"
     allocation: Annotated[
         Asked | Literal["calibrated", "random"],
         Field(
@@ -141,7 +162,7 @@ class ChannelRemoval(RowRemoval, ABC):
         if self.target is not None and self.calibrates:
             require_data(self.name, outlook.context)
         if outlook.names and (self.include != ("*",) or self.exclude):
-            self._candidates(analyse(outlook.program, self._policy))
+            self._candidates(analyse(outlook.program, self._policy, self.granularity))
 
     def plan(self, program: Program, context: Context) -> Plan:
         """Choose the channels; PassError if a target cannot be met.
@@ -164,7 +185,7 @@ class ChannelRemoval(RowRemoval, ABC):
         return [context.target.multiple >> k for k in range(context.target.multiple.bit_length())]
 
     def _plan(self, program: Program, context: Context, multiple: int) -> Plan:
-        channels = analyse(program, self._policy)
+        channels = analyse(program, self._policy, self.granularity)
         groups, kept = self._candidates(channels)
         judgement = self.judge(channels, groups, context)
         if self.target is not None and self.calibrates:
@@ -188,10 +209,11 @@ class ChannelRemoval(RowRemoval, ABC):
         ]
         removal = paid.choice
         reached = self._reached(removal, met, paid)
+        heads = {} if self.granularity == "channel" else {"granularity": self.granularity}
         return Plan(
             name=self.name,
             options=options_of(self),
-            decisions={"join": self._policy, "rows": removal.rows},
+            decisions={"join": self._policy, "rows": removal.rows, **heads},
             kept=kept,
             summary=summary(removal)
             + finer(multiple, self.multiple or context.target.multiple)

@@ -3,7 +3,7 @@
 from graphcomp.channels.analysis import analyse
 from graphcomp.channels.indexing import insert_select
 from graphcomp.channels.labels import Ints, Marks, compact, varying
-from graphcomp.channels.model import ELEMENTS, Axis, ChannelGroup, Channels, Join, JoinPolicy
+from graphcomp.channels.model import ELEMENTS, Axis, ChannelGroup, Channels, Granularity, Join, JoinPolicy
 from graphcomp.channels.moves import CONCATENATIONS
 from graphcomp.channels.pointwise import batch_norm_affine
 from graphcomp.channels.removal import Removal
@@ -26,6 +26,7 @@ __all__ = [
     "ELEMENTS",
     "Ints",
     "Join",
+    "Granularity",
     "JoinPolicy",
     "Marks",
     "Removal",

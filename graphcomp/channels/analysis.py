@@ -26,6 +26,7 @@ from graphcomp.channels.model import (
     Balance,
     ChannelGroup,
     Channels,
+    Granularity,
     Join,
     JoinPolicy,
     Mixing,
@@ -35,29 +36,32 @@ from graphcomp.channels.tracker import Tracker
 from graphcomp.ir import Program
 
 
-def analyse(program: Program, join: JoinPolicy = "couple") -> Channels:
+def analyse(program: Program, join: JoinPolicy = "couple", granularity: Granularity = "channel") -> Channels:
     """Find the coupled channels of a program.
 
     Args:
         program: any Program.
         join: "couple" ties the operands of every addition; "pad" lets each operand of an addition keep
             channels of its own, to be padded with zeros before the addition.
+        granularity: "channel" narrows the heads of attention, all of a layer alike; "head": they go whole,
+            each a channel of many rows, where a product has heads.
 
     Returns:
-        The same object whenever it is asked for the same program and policy.
+        The same object whenever it is asked for the same program and policies.
 
     Cost: one run of the graph on labels, plus connected components of the couplings; milliseconds. What is
     computed from parameters alone gets labels only where an operator with a rule takes it: a label for every
     element of every weight would cost seconds.
     """
     known = program.findings.setdefault("channels", {})
-    if join not in known:
-        known[join] = _analyse(program, join)
-    return cast(Channels, known[join])
+    asked = join, granularity
+    if asked not in known:
+        known[asked] = _analyse(program, *asked)
+    return cast(Channels, known[asked])
 
 
-def _analyse(program: Program, join: JoinPolicy) -> Channels:
-    tracker = Tracker(program, join, constants_in(program), unfollowed(program))
+def _analyse(program: Program, join: JoinPolicy, granularity: Granularity) -> Channels:
+    tracker = Tracker(program, join, granularity, constants_in(program), unfollowed(program))
     for node in program.graph.nodes:
         tracker.values[node] = apply_rule(tracker, node)
     return _channels(tracker)
@@ -84,6 +88,7 @@ def _channels(found: Tracker) -> Channels:
     return Channels(
         program=found.program,
         join=found.join,
+        granularity=found.granularity,
         axes=axes,
         groups=_groups(axes, joins, pinned, channel_of, edges, balanced),
         joins=joins,

@@ -19,6 +19,7 @@ ELEMENTS = -1
 
 Role = Literal["out", "in", "norm", "tensor"]
 JoinPolicy = Literal["couple", "pad"]
+Granularity = Literal["channel", "head"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +144,7 @@ class Channels:
     Attributes:
         program: what was analysed.
         join: the policy that additions were analysed under.
+        granularity: whether heads of attention are narrowed, all of a layer alike, or go whole.
         axes, groups, joins: see their types.
         pinned: channel -> (node, reason), for every channel that must stay.
         channel_of: label -> channel; label 0 is no channel.
@@ -154,6 +156,7 @@ class Channels:
 
     program: Program
     join: JoinPolicy
+    granularity: Granularity
     axes: tuple[Axis, ...]
     groups: tuple[ChannelGroup, ...]
     joins: tuple[Join, ...]

@@ -96,7 +96,8 @@ def _lettered(
     if axes:
         matrix = [d for d in axes if not (letters[d] in other and letters[d] in out)]
         contracted = [d for d in matrix if letters[d] not in out]
-        axis = max(contracted or matrix or axes)
+        heads = [d for d in axes if d not in matrix] if tracker.granularity == "head" else []
+        axis = max(heads or contracted or matrix or axes)
         found[letters[axis]] = tracker.vector(node, labels, axis)
     if source in tracker.second:
         axis, second = tracker.second[source]
@@ -132,6 +133,8 @@ def attention(tracker: Tracker, node: fx.Node) -> Any:
     """F.scaled_dot_product_attention(q, k, v, mask): the scale is a number of its own since the trace."""
     names = ("query", "key", "value")
     q, k, v = (node.args[i] if len(node.args) > i else node.kwargs[n] for i, n in enumerate(names))
+    if tracker.granularity == "head" and (found := _by_heads(tracker, node, (q, k, v))) is not None:
+        return found
     left, right, moved = (_activation(tracker, x) for x in (q, k, v))
     if left is None or right is None or moved is None or node.kwargs.get("scale") is None:
         return opaque(tracker, node)
@@ -149,6 +152,33 @@ def attention(tracker: Tracker, node: fx.Node) -> Any:
     if not _varies(moved, -1):
         return _none(tracker, [cast(fx.Node, v)], shape)
     return along(tracker.vector(node, moved, moved.ndim - 1), len(shape) - 1, shape)
+
+
+def _by_heads(tracker: Tracker, node: fx.Node, operands: Sequence[Any]) -> Tensor | None:
+    """Attention whose heads go whole; None if it has no heads, or not everybody has the same."""
+    if any(not tracker.is_tensor(x) or x in tracker.constant for x in operands):
+        return None
+    given = [tracker.labels(x) for x in operands]
+    axes = [{d - x.ndim for d in varying(x) if d < x.ndim - 2} for x in given]
+    if node.kwargs.get("scale") is None or len(axes[0]) != 1 or any(a != axes[0] for a in axes):
+        return None
+    (axis,) = axes[0]
+    heads = [tracker.vector(node, x, x.ndim + axis) for x in given]
+    for other in heads[1:]:
+        tracker.couple(node, heads[0], other)
+    for source in node.all_input_nodes:
+        if source in operands:
+            continue
+        theirs = tracker.labels(source)
+        if _size(tracker, source, axis) == 1:
+            pin_value(tracker, node, source, "is added to the scores of attention")
+        elif theirs.ndim + axis in varying(theirs) and bool(compact(theirs).all()):
+            tracker.couple(node, heads[0], tracker.vector(node, theirs, theirs.ndim + axis))
+        else:
+            tracker.pin(node, heads[0], "what is added to the scores of attention has these heads")
+    tie_packed(tracker, node)
+    shape = tracker.shape(node)
+    return along(heads[0], len(shape) + axis, shape)
 
 
 def _activation(tracker: Tracker, source: Any) -> Tensor | None:

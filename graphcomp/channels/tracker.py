@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from graphcomp.channels.labels import compact, varying
-from graphcomp.channels.model import ELEMENTS, How, JoinPolicy, Role
+from graphcomp.channels.model import ELEMENTS, Granularity, How, JoinPolicy, Role
 from graphcomp.errors import AnalysisError
 from graphcomp.ir import Program
 
@@ -52,6 +52,7 @@ class Tracker:
 
     program: Program
     join: JoinPolicy
+    granularity: Granularity = "channel"
     constant: frozenset[fx.Node] = frozenset()
     unfollowed: frozenset[fx.Node] = frozenset()
     values: dict[fx.Node, Any] = field(default_factory=dict)

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from graphcomp.errors import GraphcompError, GraphcompWarning, SurgeryError, TraceError, first_line, some_of
 from graphcomp.ir.arguments import call_with
+from graphcomp.ir.attention import OpenAttention
 from graphcomp.ir.baking import copied
 from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.interface import Arguments
@@ -73,6 +74,10 @@ def apply(
     return result
 
 
+_WAYS = ("closed", "narrower", "fewer heads")
+"""What modules of torch that a trace opens may be in the result; what is compared says which it is."""
+
+
 def _substituted(
     program: Program, module: nn.Module, inputs: Any, region: Region, arguments: Arguments
 ) -> nn.Module:
@@ -82,12 +87,13 @@ def _substituted(
     )
     layers = traced(module).called_modules()
     refusals: list[Exception] = []
-    for own, is_open in product((True, False), (False, True) if holds_closed(module) else (False,)):
+    for own, way in product((True, False), _WAYS if holds_closed(module) else _WAYS[:1]):
         result = copied(module)
-        if is_open:
+        if way != "closed":
             open_modules(result)
         _put_in(program, layers, result, own)
         try:
+            _settle(program, result, way == "fewer heads")
             _compare(program, traced(result, copy_weights=False))
             return result
         except (GraphcompError, RuntimeError) as error:
@@ -97,6 +103,13 @@ def _substituted(
     result = copied(module)
     _set(result, region.start, _InPlace(program))
     return result
+
+
+def _settle(program: Program, result: nn.Module, whole_heads: bool) -> None:
+    for path, module in result.named_modules():
+        if isinstance(module, OpenAttention):
+            called = [p.removeprefix(f"{path}.") for p in program.called_modules()]
+            module.settle(called, whole_heads)
 
 
 def _run(result: nn.Module, inputs: Tensor | tuple[Any, ...], arguments: Arguments, region: str) -> None:

@@ -5,6 +5,7 @@ linear layers, heads and products, its widths are those of any other attention. 
 rounding.
 """
 
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -54,6 +55,21 @@ class OpenAttention(nn.Module):
         self.dropout = nn.Dropout(attention.dropout)
         self._is_packed: bool | None = None if packed is not None else False
         self.train(attention.training)
+
+    def settle(self, called: Container[str], whole_heads: bool) -> None:
+        """Keep the projections of one way of calling it.
+
+        Args:
+            called: names of its layers that are called.
+            whole_heads: whether heads are as wide as they were, and as many as there is room for; else they
+                are as many as they were.
+        """
+        for name in ("in_proj", "q_proj", "k_proj", "v_proj"):
+            if name not in called:
+                self._modules.pop(name, None)
+        self._is_packed = "in_proj" in called
+        if whole_heads:
+            self.num_heads = self.out_proj.in_features // self.head_dim
 
     def forward(
         self,

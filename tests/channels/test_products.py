@@ -83,6 +83,22 @@ class Net(nn.Module):
         return self.head((tokens + self.attention(tokens, tokens.flip(1))).mean(1))
 
 
+HEADLESS = ("keys first, normalised",)
+"""Its column of ones is every head's."""
+
+
+def by_heads(program: Program) -> Removal:
+    """One of three heads goes, and half of everything else."""
+    channels = analyse(program, granularity="head")
+    marks = half(channels).gone
+    for group in channels.removable:
+        if len(group.channels) == HEADS:
+            marks[group.channels[1]] = True
+    removal, kept = Removal(channels, marks).feasible(random_scores(channels))
+    assert not kept
+    return removal
+
+
 def traced(kind: str, packing: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Program]:
     model = scramble(Net(kind, packing), 0).to(dtype).eval()
     return model, graphcomp.trace(model, torch.zeros(1, 3, 16, 16, dtype=dtype))
@@ -352,3 +368,83 @@ def test_equations_go_exactly_or_are_left_alone(name: str) -> None:
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     torch.testing.assert_close(program(x), model(x))
     torch.testing.assert_close(removal.apply("test")(x), removal.mask()(x), rtol=0, atol=1e-12)
+
+
+# ---------------------------------------------------------------------- whole heads
+
+
+def check_heads(program: Program, packing: str) -> None:
+    """The middle one of three goes from every projection, and nothing of the others."""
+    removal = by_heads(program)
+    width = WIDTH // HEADS
+    gone = list(range(width, 2 * width))
+    layers = ("q", "k", "v") if packing == "apart" else ("qkv",)
+    made = {n.split(".")[1]: rows for n, rows in removal.rows.items() if n.split(".")[1] in layers}
+    wanted = gone if packing == "apart" else [WIDTH * i + row for i in range(3) for row in gone]
+    assert made == dict.fromkeys(layers, wanted)
+    verify_pass(ByRows(granularity="head"), program, removal.rows)
+    smaller = removal.apply("test")
+    check(smaller)
+    for batch in (1, 3):
+        x = torch.randn(batch, 3, 16, 16, dtype=torch.float64)
+        torch.testing.assert_close(smaller(x), removal.mask()(x), rtol=0, atol=1e-12)
+    assert not torch.allclose(smaller(x), program(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "packing"), list(product(KINDS, PACKINGS)))
+def test_heads_go_whole(kind: str, packing: str) -> None:
+    check_heads(traced(kind, packing)[1], packing)
+
+
+@pytest.mark.parametrize(
+    ("way", "packing"), list(product([w for w in TABLES if w not in HEADLESS], PACKINGS))
+)
+def test_heads_that_never_compare_tokens_go_whole(way: str, packing: str) -> None:
+    check_heads(with_tables(way, packing), packing)
+
+
+def test_a_head_that_nobody_reads_goes_without_loss() -> None:
+    model, _ = traced("table", "reshape")
+    width = WIDTH // HEADS
+    with torch.no_grad():
+        model.attention.out.weight[:, width : 2 * width] = 0
+    program = graphcomp.trace(model, torch.zeros(1, 3, 16, 16, dtype=torch.float64))
+    channels = analyse(program, granularity="head")
+    (group,) = (g for g in channels.removable if len(g.channels) == HEADS)
+    smaller = Removal.of(channels, [group.channels[1]]).apply("test")
+    assert smaller.tensors["attention.table"].shape == (31, HEADS - 1)
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(smaller(x), model(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_criterion_takes_whole_heads(packed: bool, tmp_path: Path) -> None:
+    """The one whose rows are small; the plan is replayed, and the file has two heads."""
+
+    class Torch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(6, WIDTH), nn.Linear(WIDTH, 4)
+            self.attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head((x + self.attention(x, x if packed else x.flip(1), x)[0]).mean(1))
+
+    model = scramble(Torch(), 0).eval()
+    width = WIDTH // HEADS
+    with torch.no_grad():
+        for i in range(3):
+            model.attention.in_proj_weight[i * WIDTH + width : i * WIDTH + 2 * width] *= 0.1
+    program = graphcomp.trace(model, torch.randn(2, 5, 6))
+    recipe = "l1{ratio=0.34, multiple=1, granularity=head, exclude=stem}"
+    result = graphcomp.compile(program, recipe)
+    smaller = result.program
+    (plan,) = smaller.history
+    assert plan["decisions"]["granularity"] == "head"
+    name = "in_proj" if packed else "q_proj"
+    assert set(range(width, 2 * width)) <= set(plan["decisions"]["rows"][f"attention.{name}.weight"])
+    assert max(export_onnx(smaller, tmp_path / "x.onnx", batches=(1, 3)).parity.values()) < 1e-4
+    x = torch.randn(2, 5, 6)
+    torch.testing.assert_close(graphcomp.apply(smaller, model)(x), smaller(x))

@@ -92,6 +92,18 @@ def test_networks_that_compute_with_all_channels_go_exactly(
     assert len(refused) <= 2, refused
 
 
+@pytest.mark.parametrize("join", ["couple", "pad"])
+@settings(RANDOM, max_examples=60)
+@given(spec=random_cnn([*OPS, *["product"] * len(OPS)]))
+def test_whole_heads_of_random_networks_go_exactly(join: JoinPolicy, spec: Spec) -> None:
+    program = exact_program(build(spec))
+    channels = analyse(program, join, "head")
+    for chosen in (half, some):
+        drop, smaller, _ = feasible_half(channels, spec["seed"], chosen)
+        assert difference(drop.mask(), smaller) <= 100 * TOLERANCE
+        check(smaller)
+
+
 @settings(RANDOM, max_examples=15)
 @given(random_cnn([*OPS, "mixing", "mixing", "mixing", "product"]))
 @pytest.mark.parametrize("join", ["couple", "pad"])
