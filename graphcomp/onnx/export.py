@@ -30,7 +30,7 @@ from graphcomp.onnx.origins import annotate, origins_of_weights
 from graphcomp.onnx.parity import Case, compare, make_cases
 from graphcomp.onnx.rounding import Allowance, Samples, allowance
 from graphcomp.onnx.selection import cheapest
-from graphcomp.onnx.sizes import Dynamic, is_open, open_axes, other_sizes
+from graphcomp.onnx.sizes import Dynamic, is_open, odd_sizes, open_axes, other_sizes
 from graphcomp.onnx.storage import is_too_large, tried, written
 from graphcomp.onnx.translate import Translated, capture, translate
 from graphcomp.onnx.weights import rebuild_weights
@@ -142,7 +142,7 @@ def export_onnx(
     asked, loose = tolerance, tolerance or TOLERANCES["float16"]
     tolerance = tolerance or tolerance_for(program.tensors.values())
     progress("run the network", 0.0)
-    cases = make_cases(program, checked, seed, outputs, other_sizes(program, axes))
+    cases = make_cases(program, checked, seed, outputs, other_sizes(program, axes), odd_sizes(program, axes))
     known = Exports() if known is None else known
 
     def exporter() -> Translated:

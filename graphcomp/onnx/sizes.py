@@ -17,6 +17,9 @@ OpenAxes = tuple[Mapping[int, str], ...]
 STEP = 32
 """Most networks halve their maps at most five times: other sizes differ by a multiple of this."""
 
+ODD = 7
+"""But for one that differs by this."""
+
 
 def open_axes(program: Program, dynamic: Sequence[Dynamic] | None) -> OpenAxes:
     """The axes that are left open.
@@ -99,19 +102,29 @@ def other_sizes(program: Program, axes: OpenAxes) -> list[tuple[Tensor, ...]]:
     One is larger, by another step for every axis; one differs in every second axis only, and is smaller there
     if that leaves two thirds.
     """
-    names = list(dict.fromkeys(name for own in axes for axis, name in own.items() if axis))
+    names = _open_names(axes)
     if not names:
         return []
     larger = {name: STEP * (1 + index) for index, name in enumerate(names)}
     mixed = {name: -STEP if index % 2 == 0 else 0 for index, name in enumerate(names)}
+    return [_all_resized(program, axes, larger), _all_resized(program, axes, mixed)]
 
-    def resized(step: Mapping[str, int]) -> tuple[Tensor, ...]:
-        return tuple(
-            _resized(x, {axis: step[name] for axis, name in own.items() if axis})
-            for x, own in zip(program.example_inputs, axes, strict=True)
-        )
 
-    return [resized(larger), resized(mixed)]
+def odd_sizes(program: Program, axes: OpenAxes) -> list[tuple[Tensor, ...]]:
+    """The same at a size that no network is made for, where parts of sizes are rounded; not all run there."""
+    odd = {name: ODD + 4 * index for index, name in enumerate(_open_names(axes))}
+    return [_all_resized(program, axes, odd)] if odd else []
+
+
+def _open_names(axes: OpenAxes) -> list[str]:
+    return list(dict.fromkeys(name for own in axes for axis, name in own.items() if axis))
+
+
+def _all_resized(program: Program, axes: OpenAxes, step: Mapping[str, int]) -> tuple[Tensor, ...]:
+    return tuple(
+        _resized(x, {axis: step[name] for axis, name in own.items() if axis})
+        for x, own in zip(program.example_inputs, axes, strict=True)
+    )
 
 
 def _resized(x: Tensor, steps: Mapping[int, int]) -> Tensor:

@@ -147,6 +147,8 @@ EXAMPLES: list[Example] = [
     E("ReduceMean", c={"axes": ints(-1)}, keepdims=0), E("ReduceSum", noop_with_empty_axes=1), E("ReduceL2", c={"axes": ints(1)}, keepdims=0),
     E("ArgMax", axis=1), E("ArgMin", axis=-1, keepdims=0), E("TopK", X2, c={"k": ints(3)}, outputs=2), E("TopK", opset=9, outputs=2, k=2, axis=1),
     E("TopK", X2, c={"k": ints(2)}, outputs=2, largest=0),
+    *(E(op, c={"axes": ints(1)}, kinds={"x": TensorProto.INT32}) for op in ("ReduceSum", "ReduceProd", "ReduceL1", "ReduceSumSquare")),
+    *(E("CumSum", c={"axis": np.int64(1)}, kinds={"x": TensorProto.INT32}, reverse=r) for r in (0, 1)),
     E("CumSum", c={"axis": np.int64(2)}), E("CumSum", c={"axis": np.int64(1)}, reverse=1),
     E("LpNormalization", axis=1), E("LpNormalization", p=1),
     E("Einsum", i={"a": (N, 3, 4), "b": (N, 4, 5)}, equation="bij,bjk->bik"), E("Einsum", X4, c={"w": weight(4, 3)}, equation="nchw,cd->ndhw"),

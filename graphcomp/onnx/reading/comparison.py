@@ -194,6 +194,8 @@ class _File:
                 raise LoadError.at(
                     place, f"shape {ours.shape}", f"{theirs.shape}", "a batch size may be baked in"
                 )
+            if theirs.dtype.kind != "f" and ours.dtype != theirs.dtype:
+                raise LoadError.at(place, f"{ours.dtype}", f"{theirs.dtype}", "please report this file")
             finite = np.isfinite(theirs) if theirs.dtype.kind == "f" else np.ones(theirs.shape, bool)
             hidden = ~finite
             error = disagreement(ours[finite], theirs[finite], self.tolerance)

@@ -71,7 +71,7 @@ def read_onnx(
     larger = opened(inputs, sizes)
     odd = Case(fixed or 1, {**sizes, **opened(inputs, sizes, ODD_STEPS)})
     first: LoadError | None = None
-    for attempt in _attempts(sizes, larger, fixed):
+    for attempt in _attempts(sizes, larger, odd, fixed):
         try:
             program = build(source, inputs, attempt, first)
             remarks = compare(
@@ -80,7 +80,7 @@ def read_onnx(
                 inputs,
                 fixed,
                 [c for c in attempt.cases if c.sizes != attempt.cases[0].sizes],
-                odd if attempt.others else None,
+                odd if attempt.others and odd not in attempt.cases else None,
             )
         except LoadError as error:
             first = first or error
@@ -143,16 +143,17 @@ def _fixed_batch(inputs: Sequence[Input]) -> int | None:
 
 
 def _attempts(
-    sizes: Mapping[tuple[str, int], int], larger: Mapping[tuple[str, int], int], fixed: int | None
+    sizes: Mapping[tuple[str, int], int], larger: Mapping[tuple[str, int], int], odd: Case, fixed: int | None
 ) -> list[Attempt]:
-    """From the most that may be open to the least."""
+    """From the most that may be open to the least: any sizes, those that networks take, and the example's."""
     many = tuple(Case(b, sizes) for b in sorted({*BATCHES, fixed or 1}))
     wide = Case(fixed or 1, {**sizes, **larger})
-    found = [Attempt((*many, wide), fixed, True, True)] if larger else []
+    others: list[tuple[Case, ...]] = [(wide, odd), (wide,)] if larger else []
+    found = [Attempt((*many, *more), fixed, True, True) for more in others]
     found.append(Attempt(many, fixed, True, False))
     if fixed in (None, 1):
         one = Case(1, sizes)
-        found += [Attempt((one, wide), None, False, True)] if larger else []
+        found += [Attempt((one, *more), None, False, True) for more in others]
         found.append(Attempt((one,), None, False, False))
     return found
 

@@ -176,7 +176,8 @@ class Reading:
             near: values whose sizes are looked at before those of the inputs.
 
         Raises:
-            LoadError: if it is no size of these, nor a multiple, a fraction or a shifted one.
+            LoadError: if it is no size of these or of another node, nor a multiple, a fraction or a shifted
+                one of these.
         """
         if len(set(values)) == 1:
             return int(values[0])
@@ -189,6 +190,9 @@ class Reading:
         wanted = tuple(map(int, values))
         if wanted in sizes:
             return self._size_of(*sizes[wanted])
+        place = self._computed(wanted)
+        if place is not None:
+            return self._size_of(*place)
         for known, place in sizes.items():
             pairs = list(zip(wanted, known, strict=True))
             if (factor := _common(pairs, lambda a, b: a // b if a % b == 0 else None)) is not None:
@@ -207,6 +211,15 @@ class Reading:
     def sizes(self, values: Sequence[Sequence[int]], near: Sequence[Made] = ()) -> list[Any]:
         """Several such numbers, given in every case."""
         return [self.size(column, near) for column in zip(*values, strict=True)]
+
+    def _computed(self, wanted: tuple[int, ...]) -> tuple[Made, int] | None:
+        """The first node and axis of these sizes: what a result is resized to is mostly one, of a skip."""
+        for made in self.made.values():
+            if isinstance(made.values[0], Tensor):
+                for axis in range(made.rank):
+                    if tuple(s[axis] for s in made.shapes) == wanted:
+                        return made, axis
+        return None
 
     def _size_of(self, made: Made, axis: int) -> Made:
         return self.method("size", made, axis)

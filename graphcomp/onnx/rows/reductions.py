@@ -28,6 +28,11 @@ def _axes(node: Node, x: Made) -> tuple[int, ...]:
     return tuple(node.along(a, x.rank) for a in axes)
 
 
+def _kept(x: Made) -> dict[str, Any]:
+    """What sums of whole numbers are told to keep their type, which torch widens."""
+    return {} if x.dtype.is_floating_point or x.dtype == torch.int64 else {"dtype": x.dtype}
+
+
 _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "ReduceMean": torch.mean,
     "ReduceSum": torch.sum,
@@ -44,7 +49,8 @@ def read_reduction(node: Node, reading: Reading) -> Made:
     axes, keep = _axes(node, x), bool(node.integer("keepdims", 1))
     if not axes:
         return x
-    return reading.call(_REDUCTIONS[node.operator], x, axes, keep)
+    kept = _kept(x) if node.operator == "ReduceSum" else {}
+    return reading.call(_REDUCTIONS[node.operator], x, axes, keep, **kept)
 
 
 _COMPOSED = {
@@ -65,7 +71,7 @@ def read_composed(node: Node, reading: Reading) -> Made:
     if not axes and node.opset >= 18:
         raise node.refusal("no axes", "one at least", "remove the node")
     x = x if before is None else reading.call(before, x)
-    x = reading.call(torch.sum, x, axes, keep)
+    x = reading.call(torch.sum, x, axes, keep, **_kept(x))
     return x if after is None else reading.call(after, x)
 
 
@@ -75,7 +81,7 @@ def read_product(node: Node, reading: Reading) -> Made:
     x = reading.tensor(node.input(0))
     keep = bool(node.integer("keepdims", 1))
     for axis in sorted(_axes(node, x), reverse=True):
-        x = reading.call(torch.prod, x, axis, keep)
+        x = reading.call(torch.prod, x, axis, keep, **_kept(x))
     return x
 
 
@@ -109,9 +115,9 @@ def read_cumulated(node: Node, reading: Reading) -> Made:
         raise node.refusal(f"axis={axis}", "one number", "the file is not valid ONNX")
     along = node.along(axis[0], x.rank)
     if not node.integer("reverse", 0):
-        return reading.call(torch.cumsum, x, along)
+        return reading.call(torch.cumsum, x, along, **_kept(x))
     flipped = reading.call(torch.flip, x, (along,))
-    return reading.call(torch.flip, reading.call(torch.cumsum, flipped, along), (along,))
+    return reading.call(torch.flip, reading.call(torch.cumsum, flipped, along, **_kept(x)), (along,))
 
 
 @reads("LpNormalization")
