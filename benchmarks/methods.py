@@ -206,6 +206,11 @@ def _epochs() -> list[Recipe]:
         "obs, refit": f"{cut}, finetune{{epochs={EPOCHS}, {TRAINING}}}",
         "obs, refit, Hinton's loss": f"{cut}, distil{{epochs={EPOCHS}, teacher=input, loss=kl, {TRAINING}}}",
     }
+    searched = TRAINING.replace("lr=0.02", "lr=auto")
+    folded = f"fold-bn, {cut}"
+    found["obs, refit, rate found"] = f"{folded}, finetune{{epochs={EPOCHS}, {searched}}}"
+    taught = f"distil{{epochs={EPOCHS}, teacher=input, loss=kl, {searched}}}"
+    found["obs, refit, Hinton's loss, rate found"] = f"{folded}, {taught}"
     return [Recipe((name, f"`{passes.replace(TRAINING, '…')}`"), passes) for name, passes in found.items()]
 
 
