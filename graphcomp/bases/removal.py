@@ -63,7 +63,7 @@ class OutOfReachError(PassError):
 class RowRemoval:
     """The two verbs of passes whose plans name rows: `{"join": policy, "rows": {layer: output rows}}`.
 
-    Plans by which heads of attention go whole have `"granularity": "head"` as well.
+    Plans by which heads or groups go whole have a `"granularity"` as well.
     """
 
     name: ClassVar[str]
@@ -124,8 +124,9 @@ class ChannelRemoval(RowRemoval, ABC):
     granularity: Annotated[
         Granularity,
         Field(
-            description="channel: all heads of an attention lose equally many of their channels; head: heads "
-            "go whole, each judged by the sum over its channels, and counted and rounded as channels are"
+            description="channel: all heads of an attention, and all groups of a GroupNorm, lose equally "
+            "many of their channels; head, group: these go whole, each judged by the sum over its channels, "
+            "and counted and rounded as channels are"
         ),
     ] = "channel"
     allocation: Annotated[

@@ -44,7 +44,7 @@ def analyse(program: Program, join: JoinPolicy = "couple", granularity: Granular
         join: "couple" ties the operands of every addition; "pad" lets each operand of an addition keep
             channels of its own, to be padded with zeros before the addition.
         granularity: "channel" narrows the heads of attention, all of a layer alike; "head": they go whole,
-            each a channel of many rows, where a product has heads.
+            each a channel of many rows, where a product has heads; "group": the same of GroupNorm's groups.
 
     Returns:
         The same object whenever it is asked for the same program and policies.

@@ -55,7 +55,7 @@ def layer_norm(tracker: Tracker, node: fx.Node) -> Tensor:
 
 
 def group_norm(tracker: Tracker, node: fx.Node) -> Any:
-    """Normalises over the channels of a group: equally many of every group stay, or none of it."""
+    """Normalises over the channels of a group: equally many of every group stay, or all or none of it."""
     labels = operand(tracker, node)
     module = cast(nn.GroupNorm, tracker.program.layer(cast(str, node.target)))
     if module.num_groups == module.num_channels:
@@ -68,7 +68,11 @@ def group_norm(tracker: Tracker, node: fx.Node) -> Any:
     dims = tuple(range(1 - labels.ndim, 0))
     vector = mix(tracker, node, labels, 1, "norm", (dims, module.eps, True, module.num_groups))
     _parameters(tracker, node, module, vector, 0)
-    tracker.rows.append((node.name, vector.reshape(module.num_groups, -1), True))
+    rows = vector.reshape(module.num_groups, -1)
+    if tracker.granularity == "group":
+        tracker.couple(node, rows[:, :1], rows)
+    else:
+        tracker.rows.append((node.name, rows, True))
     return along(vector, 1, labels.shape)
 
 

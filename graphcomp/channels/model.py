@@ -19,7 +19,7 @@ ELEMENTS = -1
 
 Role = Literal["out", "in", "norm", "tensor"]
 JoinPolicy = Literal["couple", "pad"]
-Granularity = Literal["channel", "head"]
+Granularity = Literal["channel", "head", "group"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ class Channels:
     Attributes:
         program: what was analysed.
         join: the policy that additions were analysed under.
-        granularity: whether heads of attention are narrowed, all of a layer alike, or go whole.
+        granularity: whether heads of attention, or groups of GroupNorm, go whole, or all lose equally many.
         axes, groups, joins: see their types.
         pinned: channel -> (node, reason), for every channel that must stay.
         channel_of: label -> channel; label 0 is no channel.

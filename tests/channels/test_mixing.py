@@ -286,6 +286,29 @@ def test_whole_groups_go(groups: int, gone: list[int], affine: bool) -> None:
     verify_pass(ByRows(), program, removal.rows)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_criterion_takes_whole_groups(affine: bool, tmp_path: Path) -> None:
+    """Two of six, those of the smallest rows together; their number is in the file, too."""
+    model, _ = traced(grouped(6, affine=affine))
+    with torch.no_grad():
+        model.stem.weight[[2, 3, 8, 9]] *= 0.3
+        model.stem.weight[0] *= 0.01  # alone it would be the first to go
+        model.stem.weight[1] *= 4
+    program = graphcomp.trace(model.float(), torch.zeros(1, 3, PLANE, PLANE))
+    smaller = graphcomp.compile(program, "l1{ratio=0.34, multiple=1, granularity=group}").program
+    (plan,) = smaller.history
+    assert plan["decisions"] == {
+        "join": "couple", "rows": {"stem.weight": [2, 3, 8, 9]}, "granularity": "group"
+    }  # fmt: skip
+    (module,) = (m for m in smaller.called_modules().values() if isinstance(m, nn.GroupNorm))
+    assert (module.num_groups, module.num_channels) == (4, 8)
+    expected = narrow(model.double(), grouped(6, affine=affine), [0, 1, 4, 5, 6, 7, 10, 11])
+    x = torch.randn(2, 3, PLANE, PLANE, dtype=torch.float64)
+    torch.testing.assert_close(smaller.to(torch.float64)(x), expected(x), rtol=1e-6, atol=1e-6)
+    assert max(export_onnx(smaller, tmp_path / "x.onnx", batches=(1, 3)).parity.values()) < 1e-5
+
+
 def test_of_every_group_equally_many_go() -> None:
     form = norm(lambda w: nn.GroupNorm(4, w))
     model, program = traced(form)

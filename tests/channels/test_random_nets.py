@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from graphcomp.budget.cost import cost_of
-from graphcomp.channels import Channels, JoinPolicy, Removal, analyse
+from graphcomp.channels import Channels, Granularity, JoinPolicy, Removal, analyse
 from graphcomp.errors import SurgeryError
 from graphcomp.ir.program import Program
 from graphcomp.measure.cost import macs
@@ -92,16 +92,21 @@ def test_networks_that_compute_with_all_channels_go_exactly(
     assert len(refused) <= 2, refused
 
 
+@pytest.mark.parametrize(("granularity", "tricky"), [("head", "product"), ("group", "mixing")])
 @pytest.mark.parametrize("join", ["couple", "pad"])
-@settings(RANDOM, max_examples=60)
-@given(spec=random_cnn([*OPS, *["product"] * len(OPS)]))
-def test_whole_heads_of_random_networks_go_exactly(join: JoinPolicy, spec: Spec) -> None:
-    program = exact_program(build(spec))
-    channels = analyse(program, join, "head")
-    for chosen in (half, some):
-        drop, smaller, _ = feasible_half(channels, spec["seed"], chosen)
-        assert difference(drop.mask(), smaller) <= 100 * TOLERANCE
-        check(smaller)
+def test_whole_heads_and_groups_of_random_networks_go_exactly(
+    granularity: Granularity, tricky: str, join: JoinPolicy
+) -> None:
+    @settings(RANDOM, max_examples=60)
+    @given(random_cnn([*OPS, *[tricky] * len(OPS)]))
+    def check_whole(spec: Spec) -> None:
+        channels = analyse(exact_program(build(spec)), join, granularity)
+        for chosen in (half, some):
+            drop, smaller, _ = feasible_half(channels, spec["seed"], chosen)
+            assert difference(drop.mask(), smaller) <= 100 * TOLERANCE
+            check(smaller)
+
+    check_whole()
 
 
 @settings(RANDOM, max_examples=15)
