@@ -200,7 +200,7 @@ def shown(files: Sequence[Row]) -> str:
                 f"{100 * d['value']:+.2f} ({100 * d['low']:+.2f} to {100 * d['high']:+.2f})",
                 f"{row['snr_db']:.1f} dB",
                 *(interval(row.get(name)) for name in speeds),
-                f"{row.get('wrong layers', 0)} of {row.get('checked', 0)}",
+                f"{row.get('wrong layers', 0)} of {row['checked']}" if row.get("checked") else "",
                 str(row.get("in float", 0)),
             ]
         )
@@ -246,7 +246,8 @@ def render(rows: Rows) -> None:
     for name, row in rows.found.items():
         parts += [
             f"### {name}",
-            f"{row['images']:,} test images of `{row['data']}`. {row['where']}, load {row['load']:.1f}.",
+            f"{row['images']:,} test images ({row['data'].partition(':')[0]}). {row['where']}, load "
+            f"{row['load']:.1f}.",
             shown(row["files"]),
         ]
     replace_section(DOCS, BEGIN, END, "\n\n".join([*parts, END]))
