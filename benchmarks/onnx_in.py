@@ -163,15 +163,15 @@ def measure(file: Path, reference: Reference) -> Row:
 
 
 def agreement(program: graphcomp.Program, file: Path) -> float:
-    """The largest relative difference from ONNX Runtime, of three samples together and of each alone.
+    """The largest relative difference from ONNX Runtime, of three samples alone and mostly together.
 
     Reading has compared the two already, on other samples; this is what it is held to.
     """
     session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     (name,) = (i.name for i in session.get_inputs())
     x = torch.randn(3, *program.example_inputs[0].shape[1:], generator=torch.Generator().manual_seed(3))
-    worst = 0.0
-    for part in (x, *x.split(1)):
+    worst, alone = 0.0, not any(0 in port.axes for port in program.interface.inputs)
+    for part in x.split(1) if alone else (x, *x.split(1)):
         with torch.inference_mode():
             ours = [t.numpy() for t in output_tensors(program(part))]
         for mine, theirs in zip(ours, session.run(None, {name: part.numpy()}), strict=True):

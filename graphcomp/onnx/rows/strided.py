@@ -26,17 +26,20 @@ def strided(reading: Reading, flat: Made, positions: Known) -> Made | None:
     if any(p is None for p in plans):
         return None
     whole = [p for p in plans if p is not None]
-    if len({(p[0], p[1]) for p in whole}) != 1:
-        return None
-    (axes, starts), shapes = whole[0][:2], positions.shapes
+    axes, starts, _ = max(whole, key=lambda p: len(p[0]))
+    for plan, sizes in zip(whole, source.shapes, strict=True):
+        # One sample says nothing of the axis of samples.
+        if plan[:2] != (tuple(a for a in axes if sizes[a] > 1), starts):
+            return None
+    shapes = positions.shapes
     items: list[Any] = []
     for axis in range(source.rank):
         if axis not in axes:
             if any(s[axis] != 1 for s in source.shapes):
                 items.append(slice(starts[axis], starts[axis] + 1))
                 continue
-        elif any(p[2][axis] != s[axis] for p, s in zip(whole, source.shapes, strict=True)):
-            counts = {p[2][axis] for p in whole}
+        elif any(p[2].get(axis, 1) != s[axis] for p, s in zip(whole, source.shapes, strict=True)):
+            counts = {p[2].get(axis, 1) for p in whole}
             if len(counts) != 1:
                 return None
             items.append(slice(starts[axis], starts[axis] + counts.pop()))
