@@ -35,12 +35,15 @@ from graphcomp.ir import output_tensors
 from graphcomp.onnx import export
 from graphcomp.onnx.agreement import disagreement
 from graphcomp.onnx.drafts import Draft, draft
+from graphcomp.onnx.interface import output_names
+from graphcomp.onnx.parity import make_cases
 
 BEGIN, END = "<!-- onnx_out: begin, written by benchmarks/onnx_out.py --render -->", "<!-- onnx_out: end -->"
 EXPORTER = (
     "squeezenet1_1 shufflenet_v2_x1_0 mnasnet1_0 mobilenet_v2 mobilenet_v3_large efficientnet_b0 densenet121 "
     "googlenet regnet_y_400mf resnet18 resnet50 convnext_tiny"
 ).split()
+BATCHES = (1, 2)
 TOLERANCE = 1e-4
 
 
@@ -69,7 +72,7 @@ def written(program: graphcomp.Program, file: Path, exporter: bool) -> Row:
     clock = time.process_time()
     with drafting(exporter) as seconds:
         # a network of random weights may amplify rounding, so parity is written down, not demanded
-        record = graphcomp.export_onnx(program, file, batches=(1, 2), tolerance=float("inf"))
+        record = graphcomp.export_onnx(program, file, batches=BATCHES, tolerance=float("inf"))
     row: Row = {"draft_s": seconds[0], "export_s": time.process_time() - clock, "bytes": record.bytes}
     kinds = Counter(node.op_type for node in onnx.load(file).graph.node)
     row |= {"parity": max(record.parity.values()), "kinds": dict(kinds.most_common())}
@@ -102,19 +105,22 @@ def row_of(name: str, exporter: bool, pixels: int, seconds: float) -> Row:
 def from_float64(program: graphcomp.Program, files: dict[str, Path]) -> Row:
     """How far torch's float32, and the files in ONNX Runtime, are from the program in float64.
 
-    Where all are as far, a difference between two of them is rounding that the network amplifies.
+    On the inputs that parity is of. Where all are as far, a difference between two of them is rounding that
+    the network amplifies.
     """
-    x = torch.cat([program.example_inputs[0], program.example_inputs[0].flip(-1)])
-    with torch.inference_mode():
-        wide = output_tensors(program.to(torch.float64)(x.double()))
-        found = {"torch": [y.numpy() for y in output_tensors(program(x))]}
-    for name, file in files.items():
-        session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-        found[name] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    return {
-        name: max(disagreement(y, w.numpy(), TOLERANCE) for y, w in zip(values, wide, strict=True))
-        for name, values in found.items()
-    }
+    wide, worst = program.to(torch.float64), dict.fromkeys(["torch", *files], 0.0)
+    sessions = {n: ort.InferenceSession(str(f), providers=["CPUExecutionProvider"]) for n, f in files.items()}
+    for case in make_cases(program, BATCHES, 0, output_names(program)):
+        (x,) = case.inputs
+        with torch.inference_mode():
+            exact = [y.numpy() for y in output_tensors(wide(x.double()))]
+        found = {"torch": [y.numpy() for y in case.expected]}
+        for name, session in sessions.items():
+            found[name] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        for name, values in found.items():
+            far = [disagreement(y, w, TOLERANCE) for y, w in zip(values, exact, strict=True)]
+            worst[name] = max(worst[name], *far)
+    return worst
 
 
 def run(options: argparse.Namespace) -> None:
