@@ -203,7 +203,8 @@ def render() -> None:
         ["network", "draft (s)", "export (s)", "MB", "parity", "speed: theirs over ours", "operators"],
         ["network", "draft (s)", "export (s)", "MB", "nodes", "parity", "why not by our rows"],
     )
-    text = [BEGIN, "## ONNX files out", *said, table(heads[0], beside), table(heads[1], alone), END]
+    tables = [table(head, rows) for head, rows in zip(heads, (beside, alone), strict=True) if rows]
+    text = [BEGIN, "## ONNX files out", *said, *tables, END]
     replace_section(DOCS, BEGIN, END, "\n\n".join(text))
 
 
