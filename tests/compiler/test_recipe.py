@@ -61,7 +61,7 @@ def test_everything_in_a_file(load: Any) -> None:
         "class_names": None,
         "weights": "fp32",
     }
-    assert recipe.bench.batches == (1, 8) and recipe.bench.provider == "cpu"
+    assert recipe.bench.batches == (1, 8) and recipe.bench.provider == ("cpu",)
     assert make_passes(recipe, PASSES) == [
         FoldBN(),
         L1(target={"macs": 0.5}, exclude=("conv1",), join="pad"),
