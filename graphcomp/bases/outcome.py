@@ -67,8 +67,3 @@ def moved_evidence(lost: Sequence[Shift]) -> dict[str, Any]:
 def missed(of: str = "", asked: float = 1.0, reached: float = 0.0) -> str:
     """What the summary adds where more is left than was asked for."""
     return f"; {reached:.3f} of the {of} left, {asked:.3g} asked for" if reached > asked * 1.001 else ""
-
-
-def finer(multiple: int, usual: int) -> str:
-    """What the summary adds where widths had to be multiples of less than usual."""
-    return f"; widths are multiples of {multiple}: of {usual} none met the target" if multiple < usual else ""

@@ -26,7 +26,7 @@ from graphcomp.bases.options import (
     options_of,
     require_matches,
 )
-from graphcomp.bases.outcome import finer, missed, moved, moved_evidence, restated, summary, untouched
+from graphcomp.bases.outcome import missed, moved, moved_evidence, restated, summary, untouched
 from graphcomp.budget import (
     REVERT,
     Allocation,
@@ -54,10 +54,6 @@ from graphcomp.errors import PassError
 from graphcomp.ir import Program
 from graphcomp.pipeline import Concern, Context, Outlook, require_data
 from graphcomp.records import LeftAlone, Plan, Width
-
-
-class OutOfReachError(PassError):
-    """A target that no widths meet that a multiple allows."""
 
 
 class RowRemoval:
@@ -166,28 +162,10 @@ class ChannelRemoval(RowRemoval, ABC):
             self._candidates(analyse(outlook.program, self._policy, self.granularity))
 
     def plan(self, program: Program, context: Context) -> Plan:
-        """Choose the channels; PassError if a target cannot be met.
-
-        Where no multiple was asked for and the target is out of reach with the machine's own, half of it is
-        tried, and so on: finer widths are slower than they could be, but they are what was asked for.
-        """
-        *coarser, finest = self._multiples(context)
-        for multiple in coarser:
-            try:
-                return self._plan(program, context, multiple)
-            except OutOfReachError:
-                continue
-        return self._plan(program, context, finest)
-
-    def _multiples(self, context: Context) -> list[int]:
-        """What widths may be multiples of, in the order of trial; each is half of the one before."""
-        if self.multiple is not None or self.target is None or "latency" in self.target:
-            return [self.multiple or context.target.multiple]
-        return [context.target.multiple >> k for k in range(context.target.multiple.bit_length())]
-
-    def _plan(self, program: Program, context: Context, multiple: int) -> Plan:
+        """Choose the channels; PassError if a target cannot be met."""
         channels = analyse(program, self._policy, self.granularity)
         groups, kept = self._candidates(channels)
+        multiple = self.multiple or context.target.multiple
         judgement = self.judge(channels, groups, context)
         if self.target is not None and self.calibrates:
             judged = [g for g in groups if g not in judgement.unjudged]
@@ -217,7 +195,6 @@ class ChannelRemoval(RowRemoval, ABC):
             decisions={"join": self._policy, "rows": removal.rows, **heads},
             kept=kept,
             summary=summary(removal)
-            + finer(multiple, self.multiple or context.target.multiple)
             + moved(removal.shifts)
             + restated(removal.restated)
             + missed(**reached.get("target", {})),
@@ -312,13 +289,11 @@ class ChannelRemoval(RowRemoval, ABC):
         shares, evidence = met
         return [shares[group] for group in allocation.groups], evidence
 
-    def _infeasible(
-        self, counter: str, amount: float | str, allocation: Allocation, cost: Cost
-    ) -> OutOfReachError:
+    def _infeasible(self, counter: str, amount: float | str, allocation: Allocation, cost: Cost) -> PassError:
         whole = cost(Removal.of(allocation.channels))
         fewest = 1 if self.allocation == "uniform" else 0
         least = cost(allocation.removal(dict.fromkeys(allocation.groups, fewest))) / whole
-        return OutOfReachError(
+        return PassError(
             f"target {counter}: found {least:.3f} of the {counter} left when every group keeps as few "
             f"channels as min_channels and multiple allow, expected {amount}; ask for less, include more "
             "layers, or set multiple=1"

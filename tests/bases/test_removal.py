@@ -412,7 +412,7 @@ def test_unreachable_target_says_what_is(counter: Any) -> None:
     with pytest.raises(
         PassError, match=rf"target {counter}: found [0-9.]+ of the {counter} left when every group "
     ) as e:
-        L1(target={counter: 0.05}, multiple=8).plan(program, context())
+        L1(target={counter: 0.05}).plan(program, context())
     best = uniform(program, 0.999, counter) / COUNTERS[counter](program)
     assert f"found {best:.3f} of" in str(e.value)
     assert "expected 0.05; ask for less, include more layers, or set multiple=1" in str(e.value)
@@ -572,34 +572,3 @@ def test_random_widths_are_verified() -> None:
     pass_ = Random(target={"macs": 0.5}, allocation="random", multiple=1)
     step, _, _ = run_pass(pass_, tiny_program(), context())
     assert step.verify_error <= TOLERANCE
-
-
-# ---------------------------------------------------------------------- widths of the machine
-
-
-@pytest.mark.parametrize("allocation", ["auto", "greedy", "uniform"])
-def test_finer_widths_where_the_machine_has_too_wide_blocks(allocation: str) -> None:
-    """Layers of 16 channels are one block of AVX-512."""
-    program = tiny_program()
-    plans = {
-        target: L1(target={"macs": 0.5}, allocation=allocation).plan(program, context(target=target))  # type: ignore[arg-type]
-        for target in ("cpu-avx512", "cpu-avx2")
-    }
-    wide, usual = plans["cpu-avx512"], plans["cpu-avx2"]
-    assert wide.evidence["multiple"] < 16 and wide.evidence["target"]["reached"] <= 0.5
-    said = f"; widths are multiples of {wide.evidence['multiple']}: of 16 none met the target"
-    assert said in wide.summary
-    assert usual.evidence["multiple"] == 8 and "multiples of" not in usual.summary
-    assert wide.decisions == usual.decisions
-    asked = L1(target={"macs": 0.5}, allocation=allocation)  # type: ignore[arg-type]
-    assert macs(run_pass(asked, program, context(target="cpu-avx512"))[2]) <= macs(program) / 2
-
-
-def test_a_multiple_that_was_asked_for_stays() -> None:
-    with pytest.raises(PassError, match="multiple allow"):
-        L1(target={"macs": 0.5}, multiple=16).plan(tiny_program(), context())
-
-
-def test_no_finer_widths_where_none_are_needed() -> None:
-    plan = L1(target={"macs": 0.9}, allocation="uniform", min_channels=1).plan(tiny_program(), context())
-    assert plan.evidence["multiple"] == 8

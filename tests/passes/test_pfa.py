@@ -708,7 +708,7 @@ def test_target_looks_at_the_data_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_infeasible_target() -> None:
     with pytest.raises(PassError, match=r"target macs: found 0\.\d+ of the macs left when every group"):
-        PFA(target={"macs": 0.01}, multiple=8).plan(tiny_program(), context(noise(3, 8, 8)))
+        PFA(target={"macs": 0.01}).plan(tiny_program(), context(noise(3, 8, 8)))
 
 
 PUBLISHED = [  # percent, new, old: the rounded counts that the paper's comparisons were made from
