@@ -12,6 +12,7 @@ A bad recipe fails before any work, naming the field and, in a file, the line.
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -194,13 +195,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "bench": BenchOptions,
     "robustness": RobustnessOptions,
 }
-UNION_TAGS = (
-    "str",
-    "dict[str,nullable[dict[str,any]]]",
-    "BenchOptions",
-    "RobustnessOptions",
-    "literal[False]",
-)
+UNION_TAGS = ("str", "int", "float", "bool", "BenchOptions", "RobustnessOptions")
 """What pydantic puts into the place of an error to tell the members of a union apart."""
 
 
@@ -310,9 +305,11 @@ def _explain(
 ) -> str:
     """The first problem in one line: place, field, what was found and expected."""
     problem = error.errors()[0]
-    loc = tuple(part for part in problem["loc"] if part not in UNION_TAGS)
+    unknown = problem["type"] in ("extra_forbidden", "unexpected_keyword_argument")
+    last = len(problem["loc"]) - 1
+    loc = tuple(p for i, p in enumerate(problem["loc"]) if unknown and i == last or not _is_tag(p))
     at, field = _at(place, lines, loc), dotted((owner, *loc) if owner else loc)
-    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if unknown:
         if not owner and loc[0] in SECTIONS:
             known = list(SECTIONS[str(loc[0])].model_fields)
         close = difflib.get_close_matches(str(loc[-1]), known, 1)
@@ -323,6 +320,12 @@ def _explain(
     if not owner and loc[0] == "passes" and len(loc) == 2:
         said = "expected the name of a pass, alone or with its options as in `l1: {ratio: 0.5}`"
     return f"{at}: {field}: {found}{said}"
+
+
+def _is_tag(part: str | int) -> bool:
+    """Whether a part of a place is no field, but one of several types, as pydantic calls them."""
+    said = str(part)
+    return said in UNION_TAGS or said.startswith("constrained-") or re.match(r"[a-z-]+\[", said) is not None
 
 
 def _at(place: str, lines: Lines, loc: tuple[Any, ...]) -> str:

@@ -328,6 +328,8 @@ def test_mistake_in_one_line_names_the_column(text: str, message: str) -> None:
             "passes: play-and-prune.training: found epochs=2, expected 1",
         ),
         ("play-and-prune{epss=2}", "passes: play-and-prune.epss: .*; did you mean 'eps'?"),
+        ("refit{ridge=-1}", "passes: refit.ridge: found -1, .*"),
+        ("l1{target={macs=[]}}", "passes: l1.target.macs: found []"),
         ("apoz{samples=0}", "passes: apoz.samples: found 0, .* greater than or equal to 1"),
     ],
 )
