@@ -79,9 +79,9 @@ class CompressibleLayer:
         """Why it stays whole."""
         shape = self.analysis.shape
         if self.most <= 0:
-            least = shape.macs(min(shape.channels, self.multiple), min(shape.directions, self.multiple))
+            least = least_macs(shape, self.multiple)
             return (
-                f"in multiples of {self.multiple}, two factors cost {least * self.positions:,} MACs or more, "
+                f"in multiples of {self.multiple} every form costs {least * self.positions:,} MACs or more, "
                 f"one weight {self.macs:,}"
             )
         if self.analysis.fit is None:

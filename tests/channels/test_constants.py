@@ -94,6 +94,7 @@ LOSSY = {
     "functional-transposed-conv": "the same",
     "attention-matmul": "what a product makes of a constant is not known",
     "attention-heads": "the same",
+    "einsum": "the same",
     **dict.fromkeys(
         """spatial-attention softmax-channels layernorm-channels layernorm-maps groupnorm
         l2-normalised-channels nhwc-linear transformer-mlp mixer attention-module""".split(),

