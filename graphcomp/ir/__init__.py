@@ -15,6 +15,7 @@ from graphcomp.ir.coefficients import (
     spectrum,
 )
 from graphcomp.ir.frozen import FrozenBatchNorm2d
+from graphcomp.ir.hooks import is_hooked
 from graphcomp.ir.inputs import fresh_inputs, numbers_of
 from graphcomp.ir.interface import Interface, Port, Value
 from graphcomp.ir.masked import MASKS, masked_norm, masked_spread
@@ -41,7 +42,6 @@ from graphcomp.ir.program import (
 from graphcomp.ir.ranges import Numbers
 from graphcomp.ir.recurrent import GruLayer, LstmLayer, RecurrentLayer
 from graphcomp.ir.region import WHOLE, Region
-from graphcomp.ir.remembered import is_hooked
 from graphcomp.ir.saved.storage import load, save, without_inputs
 from graphcomp.ir.shapes import Shape
 from graphcomp.ir.text import describe, describe_module, op_name

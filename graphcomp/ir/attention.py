@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graphcomp.ir.hooks import is_hooked
+
 TRANSFORMERS = (
     nn.TransformerEncoderLayer,
     nn.TransformerDecoderLayer,
@@ -173,5 +175,4 @@ def opens_attention(module: Any) -> bool:
         return False
     if type(module).forward is not nn.MultiheadAttention.forward or module.add_zero_attn:
         return False
-    hooks = [h for m in module.modules() for h in (*m._forward_hooks, *m._forward_pre_hooks)]
-    return module.bias_k is None and not hooks
+    return module.bias_k is None and not any(map(is_hooked, module.modules()))

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graphcomp.ir.hooks import is_hooked
+
 _HOLDS = {"weight", "bias", "running_mean", "running_var"}
 
 
@@ -67,7 +69,7 @@ def _is_frozen(module: nn.Module) -> bool:
         return False
     held = {n for n, b in module._buffers.items() if b is not None} - {"num_batches_tracked"}
     plain = not module._parameters and not module._modules
-    return plain and held == _HOLDS and not (module._forward_hooks or module._forward_pre_hooks)
+    return plain and held == _HOLDS and not is_hooked(module)
 
 
 def _layer(module: Any) -> FrozenBatchNorm2d:

@@ -8,6 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from graphcomp.ir.hooks import is_hooked
+
 
 class RecurrentLayer(nn.Module):
     """Weights of one layer, forwards and, if `bidirectional`, backwards (names end in `_reverse`).
@@ -162,4 +164,4 @@ def opens_recurrent(module: Any) -> bool:
     """Whether it is torch's own LSTM or GRU, without a projection of what it yields, and without hooks."""
     if type(module) not in (nn.LSTM, nn.GRU) or module.proj_size:
         return False
-    return not (module._forward_hooks or module._forward_pre_hooks)
+    return not is_hooked(module)

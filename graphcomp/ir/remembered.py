@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from graphcomp.errors import TraceError, some_of
+from graphcomp.ir.hooks import is_hooked
 from graphcomp.ir.program import is_foreign, named_tensors
 
 _CONTAINERS = (dict, list, set)
@@ -31,11 +32,6 @@ def left_as_it_is(model: nn.Module) -> Iterator[None]:
 def _refill(container: Any, content: Any) -> None:
     container.clear()
     (container.extend if isinstance(container, list) else container.update)(content)
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether calling a module does more than its forward."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def require_values_of_now(model: nn.Module, graph: fx.Graph) -> None:

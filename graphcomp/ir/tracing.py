@@ -18,6 +18,7 @@ from graphcomp.ir.concrete import Unknown, Values
 from graphcomp.ir.exported import NotLiftedError, classes_of_script, export, has_open_batch, lifted, of_script
 from graphcomp.ir.folding import fold_weights
 from graphcomp.ir.frozen import as_layers, holds_frozen
+from graphcomp.ir.hooks import is_hooked
 from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.interface import Arguments, Interface
 from graphcomp.ir.lifting import lift_layers
@@ -37,7 +38,7 @@ from graphcomp.ir.program import (
 )
 from graphcomp.ir.refusals import refuse_exported, require_names
 from graphcomp.ir.region import Region, RegionTracer, call_of, one_sample
-from graphcomp.ir.remembered import doubts, is_hooked, left_as_it_is, require_values_of_now
+from graphcomp.ir.remembered import doubts, left_as_it_is, require_values_of_now
 from graphcomp.ir.tracer import ShapedTracer, open_functions, own_frames, plain_output, recording_factories
 
 
