@@ -182,14 +182,6 @@ class Channels:
         """The channels of joins, whose operands decide."""
         return self.marks(c for g in self.groups if g.derived for c in g.channels.tolist())
 
-    @cached_property
-    def stored(self) -> Marks:
-        """Elements of tensors that no layer makes or reads."""
-        elements, others = self.marks(), self.marks()
-        for axis in self.axes:
-            (elements if axis.role == "tensor" else others)[axis.channels] = True
-        return elements & ~others
-
     def marks(self, ids: Iterable[int] = ()) -> Marks:
         """One bool a channel id, true for these."""
         found = np.zeros(len(self.channel_of), bool)

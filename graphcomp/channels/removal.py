@@ -104,8 +104,7 @@ class Removal:
         Restores pinned channels, one channel of every tensor that would be left empty and is missed
         (`channels.liveness`), and channels of convolution groups that would become smaller than their
         siblings; then adds the sums of padded joins of which both operands are gone, and the channels of
-        layers that work for nobody any more (parts of a table that nobody reads stay: what goes of it has to
-        be whole rows). Terminates since it only restores.
+        layers that work for nobody any more. Terminates since it only restores.
         """
         channels = self.channels
         gone = self.gone & channels.may_go
@@ -114,7 +113,7 @@ class Removal:
             gone |= channels.sums
             gone[list(channels.pinned)] = False
             idle = _settle_joins(channels, gone)
-        return Removal(channels, gone | idle.channels & ~channels.stored)
+        return Removal(channels, gone | idle.channels)
 
     def feasible(self, score: Score) -> tuple["Removal", dict[str, str]]:
         """`legal`, then a trial; what turns out to be in the way is kept, with the reason by node."""

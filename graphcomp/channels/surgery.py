@@ -150,13 +150,10 @@ class Surgeon(Layouts):
         """A tensor without the positions that go."""
         tensor = self.tensors[name].detach()
         if ELEMENTS in dims:
-            ids = dims[ELEMENTS].channels
-            cut = self.cut_of(torch.from_numpy(ids), of_channels=True)
+            cut = self.cut_of(torch.from_numpy(dims[ELEMENTS].channels), of_channels=True)
             if isinstance(cut, Ragged | Gone):
                 raise SurgeryError(
-                    f"{name}: found a tensor without a channel axis, expected whole rows to go",
-                    dims[ELEMENTS].node,
-                    frozenset(np.unique(ids[self.gone[ids]]).tolist()),
+                    f"{name}: found a tensor without a channel axis, expected whole rows to go"
                 )
             return apply_cut(tensor, cut)
         grouped = next((d for d, a in dims.items() if a.groups > 1), None)
