@@ -61,7 +61,8 @@ def analyse(program: Program, join: JoinPolicy = "couple", granularity: Granular
 
 
 def _analyse(program: Program, join: JoinPolicy, granularity: Granularity) -> Channels:
-    tracker = Tracker(program, join, granularity, constants_in(program), unfollowed(program))
+    constant = constants_in(program)
+    tracker = Tracker(program, join, granularity, constant, unfollowed(program, constant))
     for node in program.graph.nodes:
         tracker.values[node] = apply_rule(tracker, node)
     return _channels(tracker)

@@ -1,6 +1,7 @@
 """What the width of a group is rounded to: here once, for all that decide about widths."""
 
 import math
+from functools import lru_cache
 
 from graphcomp.channels.model import ChannelGroup
 
@@ -10,6 +11,7 @@ def next_multiple(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
+@lru_cache(maxsize=1 << 12)  # asked for every state of every layer, of few different ones
 def multiple_for(width: int, multiple: int) -> int:
     """What a layer so wide is rounded to: the largest divisor of the multiple within half of it, or 1.
 
