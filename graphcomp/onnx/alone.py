@@ -15,10 +15,9 @@ from torch import Tensor, fx
 
 from graphcomp.errors import BenchError
 from graphcomp.ir import Program
+from graphcomp.onnx import storage
 from graphcomp.onnx.agreement import disagreement
 from graphcomp.runtime import open_session, run_errors
-
-_MOST_BYTES = 2**31 - 2**24
 
 
 def apart(
@@ -80,7 +79,7 @@ def _values(
 ) -> dict[str, NDArray[Any]] | None:
     """What the runtime computes on the way; None where it does not tell."""
     known = {*(o.name for o in model.graph.output), *(i.name for i in model.graph.input)}
-    if model.ByteSize() > _MOST_BYTES:
+    if model.ByteSize() > storage.MOST_BYTES:
         return None
     copy = ModelProto()
     copy.CopyFrom(model)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 from onnx.external_data_helper import set_external_data
 
 from graphcomp.base import atomic_entries, atomic_file, remove
@@ -46,7 +46,7 @@ class Placed:
 
 def stored_bytes(model: ModelProto) -> int:
     """Of all the numbers that a model holds."""
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    return sum(map(external.bytes_of, model.graph.initializer))
 
 
 def is_too_large(model: ModelProto) -> bool:
@@ -62,11 +62,12 @@ def tried(model: ModelProto) -> Iterator[bytes | Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        placed = _put(model, path)
+        _put(model, path)
         try:
             yield path
         finally:
-            _take_back(model, path.with_name(placed.data or ""))
+            for tensor in filter(external.is_external, model.graph.initializer):
+                external.take_in(path, tensor)
 
 
 @contextmanager
@@ -143,17 +144,3 @@ def _put(model: ModelProto, path: Path) -> Placed:
     with atomic_file(path) as temporary:
         temporary.write_bytes(content)
     return Placed(path, data, len(content) + size)
-
-
-def _take_back(model: ModelProto, data: Path) -> None:
-    """The numbers that `_put` took."""
-    with data.open("rb") as file:
-        for tensor in model.graph.initializer:
-            if tensor.data_location == TensorProto.EXTERNAL:
-                entries = {
-                    entry.key: int(entry.value) for entry in tensor.external_data if entry.key != "location"
-                }
-                file.seek(entries["offset"])
-                tensor.raw_data = file.read(entries["length"])
-                tensor.ClearField("data_location")
-                del tensor.external_data[:]

@@ -67,7 +67,7 @@ def numbers_of(path: Path, tensor: TensorProto) -> bytes:
         ) from error
     with _opened(path, info.location or "", place) as (file, size):
         length = size - offset if length is None else int(length)
-        needed = _bytes_of(tensor)
+        needed = bytes_of(tensor)
         if offset < 0 or length != needed or offset + length > size:
             raise LoadError.at(
                 place,
@@ -77,6 +77,13 @@ def numbers_of(path: Path, tensor: TensorProto) -> bytes:
             )
         file.seek(offset)
         return file.read(length)
+
+
+def take_in(path: Path, tensor: TensorProto) -> None:
+    """Put the numbers of a tensor into the model at `path`, in place; LoadError as `numbers_of`."""
+    tensor.raw_data = numbers_of(path, tensor)
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]
 
 
 @contextmanager
@@ -109,7 +116,8 @@ def _opened(path: Path, location: str, place: str) -> Iterator[tuple[BinaryIO, i
         yield file, status.st_size
 
 
-def _bytes_of(tensor: TensorProto) -> int:
+def bytes_of(tensor: TensorProto) -> int:
+    """What its numbers take, by type and shape; LoadError for a type that there is not."""
     try:
         size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except KeyError as error:

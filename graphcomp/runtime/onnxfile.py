@@ -227,9 +227,7 @@ def _external_files(path: Path, model: ModelProto) -> list[bytes]:
         names = external.locations(model)
         for tensor in external.tensors_of(model.graph):
             if external.is_external(tensor) and math.prod(tensor.dims) <= SMALL:
-                tensor.raw_data = external.numbers_of(path, tensor)
-                tensor.data_location = TensorProto.DEFAULT
-                del tensor.external_data[:]
+                external.take_in(path, tensor)
         return [external.content_of(path, name) for name in names]
     except (LoadError, ValueError) as error:
         raise BenchError(

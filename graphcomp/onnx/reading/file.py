@@ -230,9 +230,7 @@ def array_of(tensor: TensorProto) -> Array:
 def _read_external(path: Path, model: ModelProto) -> None:
     for tensor in external.tensors_of(model.graph):
         if external.is_external(tensor):
-            tensor.raw_data = external.numbers_of(path, tensor)
-            tensor.data_location = TensorProto.DEFAULT
-            del tensor.external_data[:]
+            external.take_in(path, tensor)
 
 
 def initializers(model: ModelProto) -> Mapping[str, TensorProto]:
