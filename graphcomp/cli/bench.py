@@ -43,13 +43,12 @@ def bench_command(
 ) -> None:
     """Time two ONNX files against each other: interleaved, with intervals, without silent fallback."""
     from graphcomp.base import write_text
-    from graphcomp.runtime import HOST, benchmark, format_table, probe, sweep_table
+    from graphcomp.runtime import asked_of, benchmark, format_table, probe, sweep_table
 
     batches, providers, shapes = _integers(batch, "--batch"), _providers(provider), shapes_of(input_shape)
-    # CPUs have neither: beside GPUs they go without, alone they refuse.
-    asked = {p for p in providers if p not in HOST or len(providers) == 1}
+    asked, kind = asked_of(providers), _precision(precision)
     graphs = {p: cuda_graphs and p in asked for p in providers}
-    kinds: dict[Any, Any] = {p: _precision(precision) if p in asked else "fp32" for p in providers}
+    kinds: dict[Any, Any] = {p: kind if p in asked else "fp32" for p in providers}
     for one in providers:  # all of them before any is timed: none is left out in silence
         probe(one, threads, cuda_graphs=graphs[one], precision=kinds[one])
     with progress_shown() as progress:

@@ -18,7 +18,7 @@ from graphcomp.onnx import Exports, Stored, Timing, Weights, export_onnx, input_
 from graphcomp.pipeline import Context, exporting
 from graphcomp.records import Bench, Explanation, Export, Quantized, Report, Robustness, Step
 from graphcomp.report import write_report
-from graphcomp.runtime import HOST, Provider, Target, benchmark, environment
+from graphcomp.runtime import Provider, Target, asked_of, benchmark, environment
 
 
 @dataclass(frozen=True)
@@ -191,12 +191,9 @@ def _shapes(program: Program) -> dict[str, Shape]:
 
 
 def runtimes(options: BenchOptions, target: Target) -> list[tuple[Provider, bool]]:
-    """Where the result is timed: on the target unless others were asked for; each with CUDA graphs or not.
-
-    Beside a GPU processors go without, alone they refuse them.
-    """
+    """Where the result is timed: on the target unless others were asked for; each with CUDA graphs or not."""
     providers = options.provider or (target.provider,)
-    return [(p, options.cuda_graphs and (p not in HOST or len(providers) == 1)) for p in providers]
+    return [(p, options.cuda_graphs and p in asked_of(providers)) for p in providers]
 
 
 def _benches(

@@ -109,6 +109,11 @@ GRAPHS: dict[Provider, dict[str, str]] = {
 """What switches CUDA graphs on."""
 
 
+def asked_of(providers: Sequence[Provider]) -> frozenset[Provider]:
+    """Those that options of GPUs are for: beside a GPU processors go without, alone they refuse them."""
+    return (frozenset(providers) - HOST) or frozenset(providers)
+
+
 def graph_options(provider: Provider, cuda_graphs: bool) -> dict[str, str]:
     """What switches CUDA graphs on, if they are asked for. BenchError for a provider without."""
     if not cuda_graphs:

@@ -228,6 +228,13 @@ def test_options_of_tensorrt() -> None:
     assert providers.tensorrt_options("cuda", SHAPES, "abc-b8") == {}
 
 
+def test_processors_go_without_options_of_gpus_beside_one_alone() -> None:
+    """Two of them are no GPU: asked for graphs they refuse, where they were timed without, in silence."""
+    assert providers.asked_of(["cpu", "cuda", "tensorrt"]) == {"cuda", "tensorrt"}
+    assert providers.asked_of(["cpu", "openvino"]) == {"cpu", "openvino"}
+    assert providers.asked_of(["cpu"]) == {"cpu"}
+
+
 def test_cuda_graphs_are_an_option_of_gpus_alone() -> None:
     assert providers.graph_options("cuda", True) == {"enable_cuda_graph": "1"}
     assert providers.graph_options("tensorrt", True) == {"trt_cuda_graph_enable": "1"}
