@@ -5,6 +5,7 @@ The command line loads it too: `tests/tiny.py:tiny`, with 3x8x8 images.
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,14 @@ class Tiny(nn.Module):
         x = self.bn0(self.stem(x)).relu()
         x = (x + self.bn2(self.outer(self.bn1(self.inner(x)).relu()))).relu()
         return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def images_in(folder: Path, count: int) -> str:
+    """A file of labelled images for it, as `--data` names it."""
+    rng, file = np.random.default_rng(0), folder / "d.npz"
+    x = rng.integers(0, 256, (count, *SHAPE[2:], SHAPE[1]), dtype=np.uint8)
+    np.savez(file, x=x, y=rng.integers(0, 4, count))
+    return f"npz:{file}"
 
 
 def tiny() -> nn.Module:

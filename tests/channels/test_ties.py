@@ -12,23 +12,11 @@ from graphcomp.channels import analyse
 from graphcomp.channels.analysis import WEIGHT_AS_TENSOR
 from graphcomp.ir.tracing import trace
 from graphcomp.pipeline.verify import check, verify_pass
+from tests.nets import Net
 from tests.removing import ByRows, half, random_scores
 
 WORDS = torch.randint(0, 20, (1, 7), generator=torch.Generator().manual_seed(0))
 IMAGE = torch.zeros(1, 3, 8, 8)
-
-
-class Net(nn.Module):
-    """A function of its input, with what it needs."""
-
-    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor], **parts: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
 
 
 def autoencoder() -> Net:

@@ -15,7 +15,7 @@ from graphcomp.errors import LoadError
 from graphcomp.ir import load
 from graphcomp.onnx import export_onnx, read_onnx
 from graphcomp.passes import PASSES
-from tests.tiny import SHAPE, SPEC, tiny_program
+from tests.tiny import SHAPE, SPEC, images_in, tiny_program
 
 NAMES = ["cat", 'Köln\'s "dog"', "a, b", "4"]
 
@@ -37,13 +37,9 @@ def names_in(path: Path) -> dict[int, str]:
 def test_every_file_of_a_run_has_them(
     classes: tuple[int, ...] | None, expected: list[str], file: Path, tmp_path: Path
 ) -> None:
-    import numpy as np
-
-    data = tmp_path / "d.npz"
-    rng = np.random.default_rng(0)
-    np.savez(data, x=rng.integers(0, 256, (240, 8, 8, 3), dtype=np.uint8), y=rng.integers(0, 4, 240))
+    data = images_in(tmp_path, 240)
     recipe = Recipe.model_validate(
-        {"passes": ["l1{ratio=0.5}, quantize"], "data": f"npz:{data}", "bench": False, "classes": classes}
+        {"passes": ["l1{ratio=0.5}, quantize"], "data": data, "bench": False, "classes": classes}
         | {"export": {"class_names": str(file), "weights": "fp16"}}
     )
     out = tmp_path / "out"
@@ -84,17 +80,13 @@ def test_files_that_are_none(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_names_of_a_file_whose_classes_are_cut_are_left_out(file: Path, tmp_path: Path) -> None:
     """Else the smaller file names outputs that it has not, and the ones it has wrongly."""
-    import numpy as np
-
     named = with_class_names(Source(tiny_program(), None, None), file, None).program
     told = named.interface
     named = replace(named, interface=told.model_copy(update={"metadata": {**told.metadata, "author": "x"}}))
     export_onnx(named, tmp_path / "named.onnx", batches=(1,))
-    data = tmp_path / "d.npz"
-    rng = np.random.default_rng(0)
-    np.savez(data, x=rng.integers(0, 256, (240, 8, 8, 3), dtype=np.uint8), y=rng.integers(0, 4, 240))
+    data = images_in(tmp_path, 240)
     recipe = Recipe.model_validate(
-        {"passes": ["l1{ratio=0.5, multiple=1}"], "data": f"npz:{data}", "bench": False, "classes": (3, 1)}
+        {"passes": ["l1{ratio=0.5, multiple=1}"], "data": data, "bench": False, "classes": (3, 1)}
     )
     job = Job(str(tmp_path / "named.onnx"), recipe, make_passes(recipe, PASSES), None, None)
     report = build(job, tmp_path / "out")

@@ -38,7 +38,7 @@ from graphcomp.pipeline.verify import difference
 from graphcomp.records import Export, Plan, Report, Step
 from graphcomp.report.report import read_report
 from graphcomp.runtime.targets import TARGETS
-from tests.tiny import SHAPE, SPEC, tiny
+from tests.tiny import SHAPE, SPEC, images_in, tiny
 
 ROOT = Path(__file__).parents[2]
 PASSES_LINE = "fold-bn, l1{ratio=0.5}"
@@ -65,10 +65,7 @@ FILES = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """120 labelled images of 8x8x3."""
-    rng = np.random.default_rng(0)
-    file = tmp_path_factory.mktemp("data") / "d.npz"
-    np.savez(file, x=rng.integers(0, 256, (120, 8, 8, 3), dtype=np.uint8), y=rng.integers(0, 4, 120))
-    return f"npz:{file}"
+    return images_in(tmp_path_factory.mktemp("data"), 120)
 
 
 @pytest.fixture(scope="module")

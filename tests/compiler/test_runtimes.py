@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -16,17 +15,14 @@ from graphcomp.records import Bench, Interval, Report
 from graphcomp.report import read_report, summary_table
 from graphcomp.report.quantized import describe_quantized, runtime_rows
 from tests.runtime.test_openvino import StandIn
-from tests.tiny import SHAPE, SPEC
+from tests.tiny import SHAPE, SPEC, images_in
 
 BENCH = {"runs": 6, "seconds": 0.1, "batches": [1, 2]}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    rng = np.random.default_rng(0)
-    file = tmp_path_factory.mktemp("data") / "d.npz"
-    np.savez(file, x=rng.integers(0, 256, (120, 8, 8, 3), dtype=np.uint8), y=rng.integers(0, 4, 120))
-    return f"npz:{file}"
+    return images_in(tmp_path_factory.mktemp("data"), 120)
 
 
 def job(data: str, provider: Any, passes: str = "l1{ratio=0.5, multiple=1}, quantize") -> Job:

@@ -21,16 +21,13 @@ from graphcomp.pipeline import Pipeline, check_order
 from graphcomp.records import BatchTiming, Plan, QuantizedChoice, Report
 from graphcomp.report import read_report, summary_table
 from graphcomp.report.quantized import describe_quantized
-from tests.tiny import SHAPE, SPEC, context, random_data, tiny_program
+from tests.tiny import SHAPE, SPEC, context, images_in, random_data, tiny_program
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """240 labelled images of 8x8x3."""
-    rng = np.random.default_rng(0)
-    file = tmp_path_factory.mktemp("data") / "d.npz"
-    np.savez(file, x=rng.integers(0, 256, (240, 8, 8, 3), dtype=np.uint8), y=rng.integers(0, 4, 240))
-    return f"npz:{file}"
+    return images_in(tmp_path_factory.mktemp("data"), 240)
 
 
 def job(data: str | None, passes: str, **fields: Any) -> Job:
