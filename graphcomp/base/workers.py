@@ -211,7 +211,6 @@ def _dismiss(crew: list[_Worker]) -> None:
 
 def _serve(connection: Connection, threads: int, environment: Mapping[str, str], folder: Path) -> None:
     """What a process does: tasks, until nobody gives it another one."""
-
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -287,7 +286,6 @@ def _largest(ray: Any) -> int:
 
 def _far(task: Task[Result], threads: int, folder: Path) -> Result | Failure:
     """A task in a process of Ray, which starts elsewhere."""
-
     os.chdir(folder)
     _limit(threads)
     return _attempt(task, lambda message, fraction: None)

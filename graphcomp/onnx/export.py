@@ -27,7 +27,7 @@ from graphcomp.onnx.half import store_half
 from graphcomp.onnx.interface import describe, input_names, output_names
 from graphcomp.onnx.lowering import dct_layers, densified, taking_weights
 from graphcomp.onnx.origins import annotate, origins_of_weights
-from graphcomp.onnx.parity import Case, compare, make_cases
+from graphcomp.onnx.parity import Case, compare, make_cases, unexplained
 from graphcomp.onnx.rounding import Allowance, Samples, allowance
 from graphcomp.onnx.selection import cheapest
 from graphcomp.onnx.sizes import Dynamic, is_open, odd_sizes, open_axes, other_sizes
@@ -180,7 +180,6 @@ def export_onnx(
     annotate(model, origins)
     describe(model, program)
     progress(f"compare with the network at batch {', '.join(map(str, checked))}", 0.9)
-    unexplained = lambda case: Allowance()  # noqa: E731
     rounding = partial(_rounding, program, drafted, model, inputs, tolerance)
     explained = unexplained if asked is not None or is_too_large(model) else rounding
 

@@ -1,7 +1,7 @@
 """What must hold after every pass: a sound program, and `rewrite(simulate(p)) == simulate(p)`."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 from typing import Any, cast
 
@@ -54,11 +54,9 @@ def check_outputs(program: Program) -> None:
 
     Finite weights are no proof: what overflows on the way would only be found when the result is exported.
     """
-    if all(bool(t.isfinite().all()) for t in output_tensors(program(*program.example_inputs))):
+    if _is_finite(output_tensors(program(*program.example_inputs))):
         return
-    first = _FirstInfinite(program)
-    first.run(*(x.clone() for x in program.example_inputs))
-    node = "outputs" if first.found is None else first.found.name
+    node = _first_infinite(program, program.example_inputs)
     sizes = {
         n: float(t.abs().max()) for n, t in program.tensors.items() if t.is_floating_point() and t.numel()
     }
@@ -68,6 +66,17 @@ def check_outputs(program: Program) -> None:
         f"{node}: found NaN or infinity in the outputs, and here first, expected finite numbers for finite "
         f"inputs{cause}; use weights that did not diverge"
     )
+
+
+def _is_finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(t.isfinite().all()) for t in tensors)
+
+
+def _first_infinite(program: Program, inputs: Iterable[Tensor]) -> str:
+    """The node at which numbers are not finite any more."""
+    first = _FirstInfinite(program)
+    first.run(*(x.clone() for x in inputs))
+    return "outputs" if first.found is None else first.found.name
 
 
 class _FirstInfinite(fx.Interpreter):
@@ -80,7 +89,7 @@ class _FirstInfinite(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Run it and look at what it yields."""
         value = super().run_node(n)
-        if self.found is None and not all(bool(t.isfinite().all()) for t in output_tensors(value)):
+        if self.found is None and not _is_finite(output_tensors(value)):
             self.found = n
         return value
 
@@ -280,10 +289,8 @@ def verify_pass(pass_: Any, program: Program, plan: Any, seed: int = 0) -> float
     """
     simulated = pass_.simulate(scrambled(program, seed), plan)
     yields = outputs(simulated, seed + 1)
-    if not all(bool(t.isfinite().all()) for found in yields.values() for t in found):
-        first = _FirstInfinite(simulated)
-        first.run(*fresh_inputs(simulated, max(yields), seed + 1))
-        where = "the outputs" if first.found is None else first.found.name
+    if not all(map(_is_finite, yields.values())):
+        where = _first_infinite(simulated, fresh_inputs(simulated, max(yields), seed + 1))
         raise VerifyError(
             f"{pass_.name}: found NaN or infinity in {where} of what is to be left, expected finite numbers: "
             "the network divides by, or takes the logarithm of, what can be zero then; leave the layers in "

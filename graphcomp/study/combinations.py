@@ -78,9 +78,9 @@ def combinations(
             if isinstance(axis, Regions)
         }
         for parts in _product(regions):
-            picked = {**chosen, **parts}
-            labels = {name: picked[name][0] for name in grid}
-            yield labels, fill(template, settings | _values(picked))
+            cell = {**chosen, **parts}
+            labels = {name: cell[name][0] for name in grid}
+            yield labels, fill(template, settings | _values(cell))
 
 
 def _values(picked: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
