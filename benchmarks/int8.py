@@ -4,16 +4,19 @@
     graphcomp compile models:resnet20 --weights W --passes "$SMALLER" --data "$DATA" --out small
     python benchmarks/int8.py dense/model.onnx --name ResNet-20 --data "$DATA"
     python benchmarks/int8.py small/model.onnx --name Smaller --dense dense/model.onnx --data "$DATA"
+    python benchmarks/as_cpu.py avx2 benchmarks/int8.py dense/model.onnx --name "ResNet-20, AVX2" …
     python benchmarks/int8.py --render
 
-The rows of a network are kept in `out/int8.json`; `--render` writes them into docs/results.md. Every file
-is made of the same float file and the same 256 calibration samples. Accuracy is a paired difference to the
+With `as_cpu.py` all of it, of graphcomp `grid=pairs`, is as on a processor without VNNI. The rows of a
+network are kept in `out/int8.json`; `--render` writes them into docs/results.md. Every file is made of the
+same float file and the same calibration samples, 256 if not said. Accuracy is a paired difference to the
 float file on the same images; signal to noise is that of the logits on them; speed is the ratio of median
-times, files loaded in turn, one thread, against the float file and, with `--dense`, against that of the
-dense network; with OpenVINO installed, there as well, against the float file's own time there, and only of
-files that it computes as ONNX Runtime does. NNCF is compared where it is installed. `wrong` counts fused
-layers that are more than one step of their output from themselves as written, on samples and on inputs of 0
-and 255: that is saturation. `in float` are layers with constant weights that the runtime did not fuse.
+times, files loaded in turn, one thread, against the float file and, with `--dense`, against that of the dense
+network; with OpenVINO installed, there as well, against the float file's own time there, and only of files
+that it computes as ONNX Runtime does. NNCF is compared where it is installed. `wrong` counts fused layers
+that are more than one step of their output from themselves as written, on samples and on inputs of 0 and 255:
+that is saturation. `in float` are layers with constant weights that the runtime did not fuse. Images without
+labels (of networks with random weights) leave accuracy out.
 """
 
 import argparse
@@ -54,6 +57,11 @@ FORMS = {
 
 
 BEGIN, END = "<!-- int8: begin, written by benchmarks/int8.py --render -->", "<!-- int8: end -->"
+KERNELS = {
+    None: "",
+    "avx2": ", kernels for AVX2 (`as_cpu.py avx2`)",
+    "avx512": ", kernels for AVX-512 without VNNI (`as_cpu.py avx512`)",
+}
 LOST, MOST_TIMES = 0.01, 1.5
 """Of top-1, that a file may lose, or so many times half of its interval."""
 
@@ -90,7 +98,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     (source,) = read.inputs
     shape = tuple(int(n or 0) for n in source.shape[1:])
     samples = load_data(asked.data, input_shape=shape, seed=0)
-    calibration, test = samples.train.spread(SAMPLES), samples.eval.spread(asked.limit)
+    calibration, test = samples.train.spread(asked.samples), samples.eval.spread(asked.limit)
     files = {"float32": file}
     for form, options in FORMS.items():
         files[form] = folder / f"{form.replace(' ', '-')}.onnx"
@@ -100,9 +108,11 @@ def measure(asked: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         files["NNCF"] = folder / "nncf.onnx"
         onnx.save(by_nncf(onnx.load(file), batches_of(calibration, source.name, 1)), files["NNCF"])
     files["graphcomp"] = folder / "graphcomp.onnx"
-    ours = quantize_onnx(file, files["graphcomp"], samples.train, grid=asked.grid)
+    ours = quantize_onnx(file, files["graphcomp"], samples.train, grid=asked.grid, count=asked.samples)
     if ours.path is None:  # it lost, and is shown all the same
-        quantize_onnx(file, files["graphcomp"], samples.train, grid=asked.grid, faster_only=False)
+        quantize_onnx(
+            file, files["graphcomp"], samples.train, grid=asked.grid, count=asked.samples, faster_only=False
+        )
     print(ours.model_dump_json(indent=1, exclude={"bench"}))
     feeds = batches_of(test, source.name)
     logits = {
@@ -110,18 +120,17 @@ def measure(asked: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         for name, path in files.items()
     }
     layers, _ = find_layers(onnx.load(file))
-    labels = test.labels.numpy()
     rows = []
     for name, path in files.items():
-        right = logits[name].argmax(1) == labels
         row: dict[str, Any] = {
             "file": name,
             "kB": path.stat().st_size / 1e3,
             "load ms": load_ms(path),
-            "accuracy": float(right.mean()),
-            "difference": paired_difference(logits["float32"].argmax(1) == labels, right).model_dump(),
             "snr_db": checks.snr([logits["float32"]], [logits[name]]),
         }
+        if test.labelled:
+            was, now = (logits[each].argmax(1) == test.labels.numpy() for each in ("float32", name))
+            row |= {"accuracy": float(now.mean()), "difference": paired_difference(was, now).model_dump()}
         if name != "float32":
             quantised = onnx.load(path)
             steps = checks.errors_by_layer(quantised, layers, feeds[0])
@@ -130,6 +139,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             row |= {"worst layer": worst, "checked": len(steps), "in float": len(left)}
             row["wrong layers"] = sum(s > 1 for s in steps.values())
         rows.append(row)
+    rows[0]["images"] = len(test)
     add_times(rows, [*files.values(), *([asked.dense] if asked.dense else [])], asked)
     return rows
 
@@ -188,41 +198,38 @@ def shown(files: Sequence[Row]) -> str:
     """The table of one network."""
     first = files[0]
     speeds = [k for k in first if k.startswith(("cpu", "openvino")) and not k.endswith("ms")]
+    labelled = "accuracy" in first
     rows = []
     for row in files:
-        d = row["difference"]
-        rows.append(
-            [
-                row["file"],
-                f"{row['kB']:.0f}",
-                f"{row['load ms']:.0f}",
-                f"{row['accuracy']:.2%}",
-                f"{100 * d['value']:+.2f} ({100 * d['low']:+.2f} to {100 * d['high']:+.2f})",
-                f"{row['snr_db']:.1f} dB",
-                *(interval(row.get(name)) for name in speeds),
-                f"{row.get('wrong layers', 0)} of {row['checked']}" if row.get("checked") else "",
-                str(row.get("in float", 0)),
-            ]
-        )
-        if row is first:
-            rows[-1][4:6] = rows[-1][-2:] = ["", ""]
-    head = ["file", "kB", "load ms", "top-1", "difference", "logits SNR", *speeds, "wrong", "in float"]
-    return table(head, rows)
+        cells = {"file": row["file"], "kB": f"{row['kB']:.0f}", "load ms": f"{row['load ms']:.0f}"}
+        if labelled:
+            d = {} if row is first else row["difference"]
+            cells["top-1"] = f"{row['accuracy']:.2%}"
+            cells["difference"] = d and "{value:+.2f} ({low:+.2f} to {high:+.2f})".format(
+                **{end: 100 * number for end, number in d.items()}
+            )
+        cells["logits SNR"] = "" if row is first else f"{row['snr_db']:.1f} dB"
+        cells |= {name: interval(row.get(name)) for name in speeds}
+        cells["wrong"] = f"{row['wrong layers']} of {row['checked']}" if row.get("checked") else ""
+        cells["in float"] = "" if row is first else str(row["in float"])
+        rows.append(cells)
+    return table(list(rows[0]), [[str(cell or "") for cell in row.values()] for row in rows])
 
 
 def missed(name: str, files: Sequence[Row]) -> list[str]:
     """What graphcomp's file was to do and does not, in words."""
     by = {row["file"]: row for row in files}
-    ours, d = by["graphcomp"], by["graphcomp"]["difference"]
+    ours = by["graphcomp"]
+    d = ours.get("difference")
     said = []
-    if -d["value"] > max(LOST, MOST_TIMES * (d["high"] - d["low"]) / 2):
+    if d and -d["value"] > max(LOST, MOST_TIMES * (d["high"] - d["low"]) / 2):
         said.append(f"loses {-100 * d['value']:.2f} points")
     if ours["worst layer"] > 1:
         said.append(f"a layer is {ours['worst layer']} steps off")
     for other in ("ORT defaults", "NNCF"):
         if other in by and by[other]["snr_db"] > ours["snr_db"]:
             said.append(f"{other}: {by[other]['snr_db']:.1f} dB, ours {ours['snr_db']:.1f}")
-    if by["ORT defaults"]["accuracy"] > ours["accuracy"]:
+    if d and by["ORT defaults"]["accuracy"] > ours["accuracy"]:
         said.append("ORT's defaults classify more images rightly")
     slower = [k for k, v in ours.items() if isinstance(v, dict) and k[:3] in ("cpu", "ope") and v["high"] < 1]
     said += [f"slower than {'the dense float32' if k.endswith('dense') else 'float32'}: {k}" for k in slower]
@@ -246,8 +253,9 @@ def render(rows: Rows) -> None:
     for name, row in rows.found.items():
         parts += [
             f"### {name}",
-            f"{row['images']:,} test images ({row['data'].partition(':')[0]}). {row['where']}, load "
-            f"{row['load']:.1f}.",
+            f"{row['samples']} images to calibrate, {row['images']:,} to test "
+            f"({row['data'].partition(':')[0]}). {row['where']}, load {row['load']:.1f}"
+            f"{KERNELS[row['as']]}.",
             shown(row["files"]),
         ]
     replace_section(DOCS, BEGIN, END, "\n\n".join([*parts, END]))
@@ -263,6 +271,7 @@ def main() -> None:
     parser.add_argument("--dense", type=Path, help="float file of the network before it was compressed")
     parser.add_argument("--data", help="as of `graphcomp compile`")
     parser.add_argument("--grid", choices=GRIDS, help="of graphcomp's file; default: of this machine")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="to calibrate on")
     parser.add_argument("--limit", type=int, default=2000, help="test images")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes")
     parser.add_argument(
@@ -276,10 +285,21 @@ def main() -> None:
         return
     if asked.file is None or asked.data is None:
         parser.error("a file and --data are needed")
+    kernels = os.environ.get("AS_CPU")
+    if kernels is not None and asked.grid is None:
+        asked.grid = "pairs"
     with tempfile.TemporaryDirectory() as folder:
         files = measure(asked, Path(folder))
     load = os.getloadavg()[0]
-    row = {"files": files, "images": asked.limit, "data": asked.data, "load": load, "where": where()}
+    row = {
+        "files": files,
+        "images": files[0].pop("images"),
+        "samples": asked.samples,
+        "data": asked.data,
+        "load": load,
+        "as": kernels,
+    }
+    row["where"] = where()
     rows.put(asked.name or str(asked.file), row)
     print(shown(files))
     print(*missed(asked.name or str(asked.file), files), sep="\n")
