@@ -131,8 +131,8 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
 
 
 def _prove(options: BenchOptions, target: Target) -> None:
-    for provider, cuda_graphs in runtimes(options, target):
-        probe(provider, cuda_graphs=cuda_graphs)
+    for provider, cuda_graphs, precision in runtimes(options, target):
+        probe(provider, cuda_graphs=cuda_graphs, precision=precision)
 
 
 def _is_timed_on(target: Target, recipe: Recipe) -> bool:

@@ -37,7 +37,7 @@ from graphcomp.ir import Region, Value, plain_argument
 from graphcomp.measure import Corruption, Kind
 from graphcomp.onnx import Dynamic, Weights
 from graphcomp.pipeline import Pass
-from graphcomp.runtime import TARGETS, Provider
+from graphcomp.runtime import TARGETS, Precision, Provider
 
 PassTable = Mapping[str, type[Any]]
 Model = TypeVar("Model", bound=BaseModel)
@@ -85,6 +85,7 @@ class BenchOptions(BaseModel):
     runs: Annotated[int, Field(ge=1)] = 200
     seconds: Annotated[float, Field(gt=0)] = 10.0
     cuda_graphs: bool = False  # not yet run on a GPU
+    precision: Precision | None = None  # of GPUs, not yet run on one; the target's on its runtime, else fp32
 
 
 class ExportOptions(BaseModel):

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from graphcomp.base import Progress, atomic_entries, part, quiet, remove, write_record
 from graphcomp.bases import options_of
@@ -18,7 +18,7 @@ from graphcomp.onnx import Exports, Stored, Timing, Weights, export_onnx, input_
 from graphcomp.pipeline import Context, exporting
 from graphcomp.records import Bench, Explanation, Export, Quantized, Report, Robustness, Step
 from graphcomp.report import write_report
-from graphcomp.runtime import Provider, Target, asked_of, benchmark, environment
+from graphcomp.runtime import Precision, Provider, Target, asked_of, benchmark, environment
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _quantize(run: Run, place: Path, source: str, progress: Progress) -> tuple[l
     started, options = time.perf_counter(), run.job.recipe.bench
     timing = None
     if options is not False:
-        providers = tuple(provider for provider, _ in runtimes(options, run.context.target))
+        providers = tuple(one.provider for one in runtimes(options, run.context.target))
         timing = Timing(options.threads, options.batches, options.runs, options.seconds, providers)
     context = replace(run.context, progress=progress)
     plan, made = pass_.export(run.program, place / source, place / INT8, steps[-1].plan, context, timing)
@@ -190,10 +190,25 @@ def _shapes(program: Program) -> dict[str, Shape]:
     return {name: tuple(x.shape) for name, x in zip(names, inputs, strict=True)}
 
 
-def runtimes(options: BenchOptions, target: Target) -> list[tuple[Provider, bool]]:
-    """Where the result is timed: on the target unless others were asked for; each with CUDA graphs or not."""
+class Runtime(NamedTuple):
+    """Where the result is timed, and how: see `open_session`."""
+
+    provider: Provider
+    cuda_graphs: bool
+    precision: Precision
+
+
+def runtimes(options: BenchOptions, target: Target) -> list[Runtime]:
+    """On the target unless others were asked for; see `asked_of` for who gets options of GPUs."""
     providers = options.provider or (target.provider,)
-    return [(p, options.cuda_graphs and p in asked_of(providers)) for p in providers]
+    asked = asked_of(providers)
+
+    def precision(provider: Provider) -> Precision:
+        if options.precision is not None:
+            return options.precision if provider in asked else "fp32"
+        return target.precision if provider == target.provider else "fp32"
+
+    return [Runtime(p, options.cuda_graphs and p in asked, precision(p)) for p in providers]
 
 
 def _benches(
@@ -222,10 +237,11 @@ def _benches(
             runs=options.runs,
             seconds=options.seconds,
             cuda_graphs=cuda_graphs,
+            precision=precision,
             input_shapes=shapes,
             progress=tell,
         )
-        for provider, cuda_graphs in runtimes(options, target)[:most]
+        for provider, cuda_graphs, precision in runtimes(options, target)[:most]
     ]
     return [bench.moved("") for bench in found]
 

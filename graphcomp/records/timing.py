@@ -100,6 +100,11 @@ class Bench(Record):
     batches: list[BatchTiming] = Field(description="one for each batch size")
     environment: Environment = Field(description="where the times were taken")
 
+    @property
+    def runtime(self) -> str:
+        """`openvino`, `cuda in fp16`."""
+        return self.provider if self.precision == "fp32" else f"{self.provider} in {self.precision}"
+
     def moved(self, folder: str) -> "Bench":
         """The same files, in another folder."""
         base, new = (

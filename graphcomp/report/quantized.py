@@ -46,13 +46,13 @@ def runtime_rows(report: Report) -> list[RuntimeRow]:
     benches, made = report.benches, report.quantized
     if len(benches) < 2:
         return []
-    eight = {bench.provider: bench for bench in made.benches} if made else {}
+    eight = {bench.runtime: bench for bench in made.benches} if made else {}
     rows = []
     for index, first in enumerate(benches[0].batches):
         rows.append(
             RuntimeRow(f"batch {first.batch}", tuple(_speed(bench.batches[index]) for bench in benches))
         )
-        others = [eight.get(bench.provider) for bench in benches]
+        others = [eight.get(bench.runtime) for bench in benches]
         cells = [
             next((_speed(t) for t in one.batches if t.batch == first.batch), "") if one else "not timed"
             for one in others
@@ -119,7 +119,7 @@ def _together(report: Report) -> list[str]:
         return []
     said = []
     for bench, other in ((b, o) for b in report.benches for o in made.benches):
-        if (bench.provider, bench.threads) != (other.provider, other.threads):
+        if (bench.runtime, bench.threads) != (other.runtime, other.threads):
             continue
         common = [(b, o) for b in bench.batches for o in other.batches if b.batch == o.batch][:1]
         said += [

@@ -137,7 +137,7 @@ def comparison(report: Report) -> list[Row]:
 
 def where_text(bench: Bench, benches: Sequence[Bench]) -> str:
     """`, openvino`, where it is not ONNX Runtime on the CPU alone that was asked for."""
-    return "" if len(benches) == 1 and bench.provider == "cpu" else f", {bench.provider}"
+    return "" if len(benches) == 1 and bench.provider == "cpu" else f", {bench.runtime}"
 
 
 def _top5_row(before: Score | None, after: Score | None) -> list[Row]:

@@ -7,6 +7,7 @@ from graphcomp.runtime.inputs import check_inputs, random_inputs
 from graphcomp.runtime.kernel import ACTIVATIONS, Kernel, Timer, measure, race_timer
 from graphcomp.runtime.machine import adds_in_int16, cores, environment, memory
 from graphcomp.runtime.onnxfile import NodeWork, OnnxFile, node_work
+from graphcomp.runtime.precision import Precision
 from graphcomp.runtime.providers import HEAVY, HOST, PROVIDERS, Provider, asked_of, run_errors
 from graphcomp.runtime.session import OpenSession, open_session, probe
 from graphcomp.runtime.tables import format_table, sweep_table
@@ -23,6 +24,7 @@ __all__ = [
     "OnnxFile",
     "OpenSession",
     "PROVIDERS",
+    "Precision",
     "Provider",
     "RACE_LOADS",
     "TARGETS",

@@ -12,8 +12,7 @@ from graphcomp import records
 def format_table(bench: records.Bench) -> Table:
     """The result as a table that fits 80 columns: times of both models, and below them one line a batch."""
     plural = "s" if bench.threads > 1 else ""
-    kind = "" if bench.precision == "fp32" else f" in {bench.precision}"
-    where = f"{bench.provider}{kind}, {bench.threads} thread{plural}, {bench.environment.cpu}"
+    where = f"{bench.runtime}, {bench.threads} thread{plural}, {bench.environment.cpu}"
     files = f"base {Path(bench.base.path).name}, new {Path(bench.new.path).name}"
     end_to_end = any(row.base.end_to_end_median_ms is not None for row in bench.batches)
     table = Table(
@@ -40,8 +39,7 @@ def sweep_table(benches: Sequence[records.Bench]) -> Table:
     for name in ("batch", "by MACs"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in benches:
-        kind = "" if one.precision == "fp32" else f" in {one.precision}"
-        table.add_column(f"{one.provider}{kind}, 95 % interval", justify="right")
+        table.add_column(f"{one.runtime}, 95 % interval", justify="right")
         table.add_column("of theory", justify="right", no_wrap=True)
     for rows in zip(*(one.batches for one in benches), strict=True):
         cells = [str(rows[0].batch), f"{rows[0].theoretical:.2f}x"]

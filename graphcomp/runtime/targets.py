@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from graphcomp.errors import RecipeError
 from graphcomp.runtime.machine import auto_target
+from graphcomp.runtime.precision import Precision
 from graphcomp.runtime.providers import HOST, Provider
 
 
@@ -17,6 +18,7 @@ class Target:
         multiple: channel counts are rounded up to it, since the kernels compute that many anyway.
         note: where the multiple comes from.
         saturates: of targets for 8 bit files: whether its kernels add pairs of products in int16.
+        precision: that its benchmarks compute in, if not told otherwise.
     """
 
     name: str
@@ -24,6 +26,7 @@ class Target:
     multiple: int
     note: str
     saturates: bool | None = None
+    precision: Precision = "fp32"
 
 
 TARGETS = {
@@ -60,7 +63,13 @@ TARGETS = {
             "OpenVINO in 8 bits, added in int32: steps of 16 channels with VNNI (measured)",
             saturates=False,
         ),
-        Target("cuda-fp16", "cuda", 8, "tensor cores at FP16 (NVIDIA's guide; not yet run on a GPU)"),
+        Target(
+            "cuda-fp16",
+            "cuda",
+            8,
+            "tensor cores at FP16 (NVIDIA's guide; not yet run on a GPU)",
+            precision="fp16",
+        ),
         Target("cuda-tf32", "cuda", 4, "tensor cores at TF32 (NVIDIA's guide; not yet run on a GPU)"),
         Target(
             "tensorrt-int8", "tensorrt", 16, "tensor cores at INT8 (NVIDIA's guide; not yet run on a GPU)"

@@ -81,6 +81,7 @@ def test_defaults(load: Any) -> None:
         "runs": 200,
         "seconds": 10.0,
         "cuda_graphs": False,
+        "precision": None,
     }
     assert load("passes: [fold-bn]\nbench: false").bench is False
 

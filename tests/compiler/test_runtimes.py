@@ -1,19 +1,23 @@
 """Several runtimes in one run: timed side by side, each against itself, and never one by the other."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from graphcomp.compiler import Job, build, make_passes
+from graphcomp.compiler import Job, build, compiler, make_passes, results
 from graphcomp.compiler.recipe import BenchOptions, Recipe
+from graphcomp.compiler.results import runtimes
+from graphcomp.errors import BenchError
 from graphcomp.onnx.quantization import quantize as quantizing
 from graphcomp.passes import PASSES
 from graphcomp.records import Bench, Interval, Report
 from graphcomp.report import read_report, summary_table
 from graphcomp.report.quantized import describe_quantized, runtime_rows
+from graphcomp.runtime import TARGETS, Target, benchmark
 from tests.runtime.test_openvino import StandIn
 from tests.tiny import SHAPE, SPEC, images_in
 
@@ -46,6 +50,51 @@ def test_one_runtime_or_several() -> None:
     for bad in ("cpu,cpu", "cpu,tpu", "", []):
         with pytest.raises(ValidationError):
             BenchOptions(provider=bad)  # type: ignore[arg-type]
+
+
+def test_precision_is_the_targets_unless_it_is_asked_for() -> None:
+    """Of GPUs: beside one a processor stays in float32, alone it is refused before any work."""
+    half, exact = TARGETS["cuda-fp16"], TARGETS["tensorrt-int8"]
+
+    def kinds(target: Target, **options: Any) -> dict[str, str]:
+        return {one.provider: one.precision for one in runtimes(BenchOptions(**options), target)}
+
+    assert kinds(half) == {"cuda": "fp16"} and kinds(exact) == {"tensorrt": "fp32"}
+    assert kinds(half, precision="fp32") == {"cuda": "fp32"}
+    assert kinds(half, provider="cpu,tensorrt") == {"cpu": "fp32", "tensorrt": "fp32"}
+    assert kinds(exact, provider="cpu,tensorrt", precision="bf16") == {"cpu": "fp32", "tensorrt": "bf16"}
+    assert kinds(exact, provider="cpu", precision="fp16") == {"cpu": "fp16"}
+
+
+@pytest.mark.parametrize("provider", ["cpu", "cpu,openvino"])
+def test_precision_without_a_gpu_is_refused_before_any_work(
+    stand_in: StandIn, provider: str, data: str, tmp_path: Path
+) -> None:
+    asked = job(data, provider, "l1{ratio=0.5}")
+    bench = BenchOptions(**BENCH, provider=provider, precision="fp16")  # type: ignore[arg-type]
+    with pytest.raises(BenchError, match="precision: found 'fp16' with provider 'cpu', expected fp32, or"):
+        build(replace(asked, recipe=asked.recipe.model_copy(update={"bench": bench})), tmp_path / "out")
+    assert not (tmp_path / "out" / "state.json").exists()
+
+
+@pytest.mark.slow
+def test_16_bits_are_told_everywhere(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for a GPU: what is told is seen, and what is said of it."""
+    told: list[str] = []
+
+    def timed(*files: Path, provider: Any, precision: str, **options: Any) -> Bench:
+        told.append(precision)
+        found = benchmark(*files, provider="cpu", **options)
+        return found.model_copy(update={"provider": provider, "precision": precision})
+
+    monkeypatch.setattr(compiler, "probe", lambda provider, **options: told.append(options["precision"]))
+    monkeypatch.setattr(results, "benchmark", timed)
+    asked = job(data, "cuda", "l1{ratio=0.5}")
+    bench = asked.recipe.bench.model_copy(update={"precision": "fp16"})  # type: ignore[union-attr]
+    recipe = asked.recipe.model_copy(update={"bench": bench})
+    report = build(replace(asked, recipe=recipe), out := tmp_path / "out")
+    assert told == ["fp16", "fp16"] and [b.runtime for b in report.benches] == ["cuda in fp16"]
+    assert "cuda in fp16, 1 thread" in (out / "report.html").read_text()
 
 
 @pytest.mark.slow
