@@ -8,7 +8,7 @@ The best epoch is chosen by samples held out from the training data. The evaluat
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from pydantic import model_validator
@@ -36,6 +36,9 @@ from graphcomp.train import (
 
 STATE = "training.safetensors"
 """Name of the state file in the working directory."""
+
+FITTING = "refit"
+"""The pass behind which a usual rate may leave the network within a few steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +88,9 @@ class Recovery(Learning, TrainOptions):
         self.require(Outlook(program, context))  # fails now rather than after the training
         data = self._data(program, context)
         train, held_out = self._split(program, data)
-        steps = self.steps(len(train))
-        parts = [f"{steps} steps of up to {self.batch} samples at lr {self.lr}"] if steps else []
+        steps, lr = self.steps(len(train)), self._ready(program).lr
+        rate = lr if lr == "auto" else self.highest
+        parts = [f"{steps} steps of up to {self.batch} samples at lr {rate}"] if steps else []
         parts += [f"statistics from {self.bn_reestimate} samples"] if self.bn_reestimate else []
         return Plan(
             name=self.name,
@@ -116,7 +120,7 @@ class Recovery(Learning, TrainOptions):
         fitted = fit(
             program,
             train,
-            self,
+            self._ready(program),
             held_out=held_out,
             loss=lesson.loss,
             metric=metric_of(program, data) or is_correct,
@@ -132,6 +136,11 @@ class Recovery(Learning, TrainOptions):
             context.momenta.clear()
             context.momenta.update(fitted.momenta)
         return fitted.program, fitted.record.model_copy(update={"teacher": lesson.taught_by})
+
+    def _ready(self, program: Program) -> Self:
+        """With the rate that this network bears: what was fitted in closed form is sharp (`train.rates`)."""
+        is_fitted = any(plan["name"] == FITTING for plan in program.history)
+        return replace(self, lr="auto") if self.lr is None and is_fitted else self
 
     def _seed(self, context: Context) -> int:
         return context.seed if self.seed is None else self.seed

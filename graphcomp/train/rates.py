@@ -62,7 +62,7 @@ def settle(task: Task, stop: Stop, progress: Progress) -> tuple[Task, list[RateT
     """
     options = task.options
     if options.lr != "auto" or not task.steps:
-        known = replace(options, lr=0.01 if options.lr == "auto" else options.lr)
+        known = replace(options, lr=None if options.lr == "auto" else options.lr)
         return replace(task, options=replace(known, statistics=kinds(task)[0])), []
     search = _Search(task, stop, progress)
     trials: list[RateTrial] = []

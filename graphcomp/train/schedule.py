@@ -23,6 +23,9 @@ CYCLE_RISE = 0.3
 CYCLE_START, CYCLE_END = 1 / 25, 1 / 250_000
 """What the one-cycle rate starts and ends with, as fractions of its peak."""
 
+USUAL = 0.01
+"""The rate where none was asked for."""
+
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -31,12 +34,12 @@ class Schedule:
     """Options that decide the learning rate of every step."""
 
     lr: Annotated[
-        Annotated[float, Field(gt=0)] | Literal["auto"],
+        Annotated[float, Field(gt=0)] | Literal["auto"] | None,
         Field(
             description="the highest learning rate; auto: found by short trials, and with it `clip` and "
-            "`statistics` where those are left open"
+            "`statistics` where those are left open; default: 0.01, and auto in a training behind `refit`"
         ),
-    ] = 0.01
+    ] = None
     schedule: Annotated[
         Literal["constant", "step", "cosine", "one-cycle"], Field(description="how the rate changes")
     ] = "cosine"
@@ -71,7 +74,7 @@ class Schedule:
         """The highest rate, where it is known: `train.rates` finds it."""
         if self.lr == "auto":
             raise AssertionError("lr: found auto, expected a rate that was found")
-        return self.lr
+        return USUAL if self.lr is None else self.lr
 
 
 def _cycle(step: int, steps: int) -> float:

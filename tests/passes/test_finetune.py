@@ -61,6 +61,21 @@ def test_accuracy_comes_back() -> None:
     assert recovered.summary == training.summary
 
 
+def test_rates_are_searched_behind_refit_where_none_was_asked_for() -> None:
+    def trained(passes: str) -> Training:
+        _, steps = Pipeline(parse_passes(passes, PASSES)).run(normalised_net(), context(make_data()))
+        training = steps[-1].training
+        assert training is not None
+        return training
+
+    short, cut = "epochs=1, max_steps=2, batch=24, precision=float32", "l1{ratio=0.5, multiple=1}"
+    searched = trained(f"{cut}, refit, finetune{{{short}}}, finetune{{{short}}}")
+    assert searched.rates and searched.lr in {t.rate for t in searched.rates}
+    asked = trained(f"{cut}, refit, finetune{{{short}, lr=0.05}}")
+    usual = trained(f"{cut}, finetune{{{short}}}")
+    assert (asked.rates, asked.lr) == ([], 0.05) and (usual.rates, usual.lr) == ([], 0.01)
+
+
 def test_statistics_alone_without_labels() -> None:
     program = normalised_net()
     step, _, result = run_pass(Finetune(epochs=0, bn_reestimate=50), program, context(random_data(*SHAPE)))
