@@ -250,6 +250,7 @@ def network(name: str, most: int) -> tuple[nn.Module, torch.Tensor]:
     """A network of random weights, and an image of at most this size, or of the smallest that it takes.
 
     Batch statistics are those of eight images: with fresh ones the signal dies on the way in deep networks.
+    Matrices that are made as zeros (a transformer's head) get numbers: zeros would agree with anything.
     """
     kind, _, short = name.partition(":")
     torch.manual_seed(0)
@@ -262,6 +263,9 @@ def network(name: str, most: int) -> tuple[nn.Module, torch.Tensor]:
     most = max(most, SMALLEST.get(short, 0))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(8, channels, *(min(n, most) for n in size), generator=generator)
+    for p in module.parameters():
+        if p.ndim > 1 and not p.any():
+            nn.init.normal_(p, std=0.02)
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.train().momentum = 1.0

@@ -14,7 +14,7 @@ from onnx import ModelProto, helper
 from torch import Tensor, fx
 
 from graphcomp.errors import BenchError
-from graphcomp.ir import Program
+from graphcomp.ir import Program, output_tensors
 from graphcomp.onnx import storage
 from graphcomp.onnx.agreement import disagreement
 from graphcomp.runtime import open_session, run_errors
@@ -28,7 +28,7 @@ def apart(
     samples: Sequence[Tensor],
     most: float,
 ) -> str | None:
-    """The first node that differs from the file by more than `most`, and by how much; None if none does.
+    """The first node or output that differs from the file by more than `most`, and by how much; None if none.
 
     Args:
         program: that was read from the model, or written as it.
@@ -37,13 +37,17 @@ def apart(
         feed, samples: the same inputs, for the runtime and for the program.
         most: a disagreement (see `onnx.agreement`).
     """
-    theirs = _values(model, [*dict.fromkeys(nodes.values())], feed)
+    outputs = [o.name for o in model.graph.output]
+    theirs = _values(model, [*dict.fromkeys([*nodes.values(), *outputs])], feed)
     if theirs is None:
         return "the file's values cannot be had"
     judge = _Judge(program, nodes, theirs, most)
     # What an operator of torch raises at these values raises at the program's own, too.
     with torch.inference_mode():
-        judge.run(*(x.clone() for x in samples))
+        found = output_tensors(judge.run(*(x.clone() for x in samples)))
+    # Whatever lies behind the last value that has a name.
+    for name, value in zip(outputs, found, strict=True):
+        judge.judge("output", value, name)
     return judge.found
 
 
@@ -60,17 +64,21 @@ class _Judge(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         name = self.names.get(n)
-        if name is None or not isinstance(value, Tensor) or not value.is_floating_point():
+        return value if name is None else self.judge(n.name, value, name)
+
+    def judge(self, place: str, value: Any, name: str) -> Any:
+        """The file's value of this name in the place of ours, which is compared with it."""
+        if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         theirs, ours = self.theirs[name], value.numpy()
         if ours.shape != theirs.shape:
-            self.found = self.found or f"{n.name}: shape {ours.shape} of {theirs.shape}"
+            self.found = self.found or f"{place}: shape {ours.shape} of {theirs.shape}"
             return value
         finite = np.isfinite(theirs)
         error = disagreement(ours[finite], theirs[finite], self.most)
         same = np.array_equal(ours[~finite], theirs[~finite].astype(ours.dtype), equal_nan=True)
         if not same or not error <= self.most:
-            self.found = self.found or f"{n.name}: {error:.3g} from {name!r:.120}"
+            self.found = self.found or f"{place}: {error:.3g} from {name!r:.120}"
         return torch.from_numpy(np.array(theirs, ours.dtype))
 
 

@@ -14,6 +14,7 @@ from tests.onnx.onnx_files import OPEN, make
 
 N = OPEN
 X4, X3, X2 = (N, 4, 6, 5), (N, 4, 7), (N, 6)
+QKV = dict.fromkeys("qkv", (N, 2, 5, 3))
 
 
 def weight(*shape: int, seed: int = 0) -> NDArray[np.float32]:
@@ -180,6 +181,9 @@ EXAMPLES: list[Example] = [
     E("GroupNormalization", c={"s": weight(2), "b": weight(2)}, num_groups=2), E("GroupNormalization", c={"s": weight(4), "b": weight(4)}, num_groups=2, opset=21),
     E("LayerNormalization", X3, c={"s": weight(7), "b": weight(7)}), E("LayerNormalization", c={"s": weight(6, 5)}, axis=2), E("LayerNormalization", c={"s": weight(1), "b": weight(6, 5)}, axis=-2),
     E("RMSNormalization", X3, c={"s": weight(7)}, opset=23),
+    E("Attention", i=QKV, opset=23), E("Attention", i=QKV, opset=23, is_causal=1, scale=0.3), E("Attention", i=QKV, c={"m": weight(5, 5)}, opset=24),
+    E("Attention", i=QKV, c={"m": np.tril(np.ones((2, 5, 5), bool))}, opset=23), E("Attention", i={**QKV, "m": (N, 1, 5, 5)}, opset=23, kinds={"m": BOOL}),
+    E("Attention", i={"q": (N, 4, 5, 3), "k": (N, 2, 7, 3), "v": (N, 2, 7, 6)}, opset=23), E("Attention", i={"q": (N, 5, 8), "k": (N, 7, 4), "v": (N, 7, 6)}, opset=23, q_num_heads=4, kv_num_heads=2),
     E("Reshape", c={"s": ints(0, -1)}), E("Reshape", c={"s": ints(-1, 20, 6)}), E("Reshape", c={"s": ints(0, 2, 2, 30)}), E("Reshape", c={"s": ints(-1, 2)}),
     E("Reshape", (N, 6, 4), c={"s": ints(0, 0, 2, 2)}), E("Reshape", X4, c={"s": ints(0, 4, -1)}),
     E("Flatten"), E("Flatten", axis=2), E("Flatten", X4, axis=-1), E("Flatten", X2, axis=0),

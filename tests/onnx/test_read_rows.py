@@ -171,6 +171,26 @@ def test_normalisation_by_the_batch_is_refused(others: Sequence[str]) -> None:
         read_unchecked(make([node], {"x": (OPEN, 4, 6, 5)}, constants, opset=9))
 
 
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ({"softcap": 2.0}, "softcap"),
+        ({"is_causal": 1, "mask": True}, "is_causal beside a mask"),
+        ({"q_num_heads": 3, "kv_num_heads": 3}, r"\(3, 3\) heads"),
+        ({"past": True, "q_num_heads": 2, "kv_num_heads": 2}, "input 4"),
+    ],
+    ids=["softcap", "causal and masked", "heads", "past"],
+)
+def test_attention_that_torch_does_not_compute_is_refused(said: dict[str, float], found: str) -> None:
+    said = dict(said)
+    shape = (OPEN, 5, 8) if "q_num_heads" in said else (OPEN, 2, 5, 3)
+    mask, past = "m" * said.pop("mask", False), ["p", "p"] * said.pop("past", False)
+    node = onnx.helper.make_node("Attention", ["x", "x", "x", mask, *past], ["y"], **said)
+    constants = {"m": np.zeros((5, 5), np.float32), "p": np.zeros((1, 2, 0, 4), np.float32)}
+    with pytest.raises(LoadError, match=rf"Attention .*found {found}"):
+        read_unchecked(make([node], {"x": shape}, constants, opset=23))
+
+
 def test_every_row_has_an_example() -> None:
     assert READS.keys() - {e.operator for e in EXAMPLES} == {
         "Shape",

@@ -1,14 +1,65 @@
-"""Rows of attention; in a file it is what it consists of, so that they are written and never read."""
+"""Rows of attention; what is written is what it consists of, which every operator set has."""
 
 import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphcomp.onnx.rows.registry import writes
+from graphcomp.onnx.rows.node import Node
+from graphcomp.onnx.rows.reading import Reading
+from graphcomp.onnx.rows.registry import reads, writes
+from graphcomp.onnx.rows.shapes import expanded, reshaped
+from graphcomp.onnx.rows.values import Made
 from graphcomp.onnx.rows.wires import NoRow, Wire
 from graphcomp.onnx.rows.writing import Writing
+
+# ---- reading
+
+
+@reads("Attention")
+def read_attention(node: Node, reading: Reading) -> Made:
+    """softmax(scale q k' + mask) v, of (samples, heads, length, width), or heads side by side at the end."""
+    q, k, v = (reading.tensor(node.input(i)) for i in range(3))
+    mask = node.optional(3)
+    node.ignore("qk_matmul_output_mode", "softmax_precision")  # of an output that nobody reads; of rounding
+    if node.number("softcap", 0.0):
+        raise node.refusal("softcap", "none", "no layer of torch computes this")
+    heads = node.integer("q_num_heads", 0), node.integer("kv_num_heads", 0)
+    packed = q.rank == 3
+    if packed:
+        if min(heads) < 1 or any(x.shape[-1] % n for x, n in ((q, heads[0]), (k, heads[1]), (v, heads[1]))):
+            raise node.refusal(f"{heads} heads of {q.shape}", "as many as fit", "the file is not valid ONNX")
+        q, k, v = (_split(reading, x, n) for x, n in ((q, heads[0]), (k, heads[1]), (v, heads[1])))
+    k, v = (_for_heads(node, reading, x, q.shape[1]) for x in (k, v))
+    is_causal = bool(node.integer("is_causal", 0))
+    if is_causal and (mask is not None or any(a[2] != b[2] for a, b in zip(q.shapes, k.shapes, strict=True))):
+        raise node.refusal("is_causal beside a mask or other lengths", "one of them", "give one mask")
+    given: dict[str, Any] = {"is_causal": True} if is_causal else {}
+    if mask is not None:
+        given["attn_mask"] = reading.tensor(mask, "mask")
+    scale = node.number("scale", q.shape[-1] ** -0.5)
+    made = reading.call(F.scaled_dot_product_attention, q, k, v, scale=scale, **given)
+    return reading.call(torch.flatten, reading.call(torch.transpose, made, 1, 2), 2) if packed else made
+
+
+def _split(reading: Reading, x: Made, heads: int) -> Made:
+    parts = reading.call(torch.unflatten, x, 2, (heads, x.shape[2] // heads))
+    return reading.call(torch.transpose, parts, 1, 2)
+
+
+def _for_heads(node: Node, reading: Reading, x: Made, heads: int) -> Made:
+    """Keys or values of which several heads share one, a copy each."""
+    if x.shape[1] == heads:
+        return x
+    if heads % x.shape[1]:
+        raise node.refusal(f"{x.shape[1]} of {heads} heads", "as many for each", "the file is not valid ONNX")
+    times = heads // x.shape[1]
+    one = reading.call(torch.unsqueeze, x, 2)
+    copies = expanded(reading, one, [(*s[:2], times, *s[2:]) for s in x.shapes])
+    return reshaped(node, reading, copies, [(s[0], heads, *s[2:]) for s in x.shapes])
+
 
 # ---- writing
 
