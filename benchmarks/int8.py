@@ -88,7 +88,7 @@ def by_nncf(model: onnx.ModelProto, samples: list[Feeds]) -> onnx.ModelProto:
 
 def batches_of(split: Split, name: str, size: int = BATCH) -> list[Feeds]:
     """All samples; the last batch may be smaller."""
-    return [{name: x.numpy()} for x, _ in split.batches(size)]
+    return [{name: x.numpy()} for (x,), _ in split.batches(size)]
 
 
 def measure(asked: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:

@@ -68,12 +68,12 @@ def gradients(model: nn.Module, data: Data) -> tuple[dict[str, Tensor], dict[str
     """Of every parameter the mean gradient of the loss, and the mean of its squares over samples."""
     model = copy.deepcopy(model).eval()
     some = data.train.spread(GRADIENTS)
-    for x, y in some.batches(64):
+    for (x,), y in some.batches(64):
         (F.cross_entropy(model(x), y, reduction="sum") / len(some)).backward()
     means = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     squares = {n: torch.zeros_like(g) for n, g in means.items()}
     few = data.train.spread(SQUARES)
-    for x, y in few.batches(1):
+    for (x,), y in few.batches(1):
         model.zero_grad()
         F.cross_entropy(model(x), y).backward()
         for name, p in model.named_parameters():

@@ -48,9 +48,9 @@ def images(samples: int) -> Split:
     pixels = rng.randint(0, 256, (samples, 32, 32, 3), dtype=np.uint8)
     mean, std = MEAN.view(-1, 1, 1), STD.view(-1, 1, 1)
 
-    def fetch(indices: Indices) -> Tensor:
+    def fetch(indices: Indices) -> tuple[Tensor]:
         batch = np.ascontiguousarray(pixels[indices].transpose(0, 3, 1, 2))
-        return torch.from_numpy(batch).float().div_(255).sub_(mean).div_(std)
+        return (torch.from_numpy(batch).float().div_(255).sub_(mean).div_(std),)
 
     return Split(torch.from_numpy(rng.randint(0, 10, samples)), np.arange(samples), fetch)
 
@@ -60,7 +60,7 @@ def bare(depth: int, mode: Mode, split: Split, batch: int) -> Callable[[], None]
     layout = LAYOUTS[mode.layout]
     net = ResNet(depth).to(memory_format=layout).train()  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(net.parameters(), LR, MOMENTUM, weight_decay=DECAY)
-    ready = [(x.contiguous(memory_format=layout), y) for x, y in split.batches(batch)]
+    ready = [(x.contiguous(memory_format=layout), y) for (x,), y in split.batches(batch)]
     count = 0
 
     def step() -> None:

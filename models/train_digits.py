@@ -48,7 +48,7 @@ def train(model: nn.Module, split: Split, epochs: int, seed: int) -> None:
     model.train()
     for epoch in range(epochs):
         total = 0.0
-        for images, labels in split.batches(BATCH, shuffle_seed=seed + epoch):
+        for (images,), labels in split.batches(BATCH, shuffle_seed=seed + epoch):
             optimiser.zero_grad()
             loss = F.cross_entropy(model(shifted(images, rng)), labels)
             penalty = SPARSITY * torch.stack([s.abs().sum() for s in scales]).sum()
@@ -63,7 +63,7 @@ def train(model: nn.Module, split: Split, epochs: int, seed: int) -> None:
 @torch.inference_mode()
 def accuracy(model: nn.Module, split: Split) -> float:
     """Top-1 accuracy in [0, 1]."""
-    correct = sum(int((model(x).argmax(1) == y).sum()) for x, y in split.batches(256))
+    correct = sum(int((model(x).argmax(1) == y).sum()) for (x,), y in split.batches(256))
     return correct / len(split)
 
 

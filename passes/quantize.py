@@ -51,11 +51,11 @@ class Quantize:
     def require(self, outlook: Outlook) -> None:
         """Samples of the network's own kind, labelled or not, and something to quantise."""
         data = require_data(self.name, outlook.context)
-        read = outlook.program.example_inputs[0].dtype
-        if read != torch.float32:
+        wide = [x.dtype for x in outlook.program.example_inputs if x.is_floating_point()]
+        if any(dtype != torch.float32 for dtype in wide):
             raise PassError(
-                f"{self.name}: found a network that reads {read}, expected torch.float32, whose range is "
-                "that of samples; leave it out"
+                f"{self.name}: found a network that reads {', '.join(map(str, wide))}, expected "
+                "torch.float32, whose range is that of samples; leave it out"
             )
         _check_samples(self.name, data)
         if outlook.plain and not any(

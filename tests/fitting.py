@@ -43,7 +43,7 @@ def samples(x: Tensor) -> Data:
         raise AssertionError("refit looked at evaluation data")
 
     none = torch.zeros(len(x), dtype=torch.int64)
-    train = Split(none, np.arange(len(x)), lambda i: x[torch.from_numpy(i)], labelled=False)
+    train = Split(none, np.arange(len(x)), lambda i: (x[torch.from_numpy(i)],), labelled=False)
     return Data(train, replace(train, fetch=forbidden), 0, "normal", "samples")
 
 
@@ -54,7 +54,7 @@ def normal_data(shape: Sequence[int], count: int = 64, seed: int = 0) -> Data:
 
 
 def all_of(data: Data) -> Tensor:
-    x, _ = next(data.train.batches(len(data.train)))
+    (x,), _ = next(data.train.batches(len(data.train)))
     return x
 
 

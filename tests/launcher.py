@@ -63,7 +63,7 @@ def labelled_data() -> Data:
     """Half of the labels are what the tiny network says."""
     data = random_data(3, 8, 8)
     with torch.no_grad():
-        labels = torch.cat([tiny_program()(x).argmax(1) for x, _ in data.eval.batches(64)])
+        labels = torch.cat([tiny_program()(x).argmax(1) for (x,), _ in data.eval.batches(64)])
     labels[::2] = (labels[::2] + 1) % 4
     return replace(data, eval=replace(data.eval, labels=labels, labelled=True))
 

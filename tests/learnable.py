@@ -25,7 +25,7 @@ def arrays(samples: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int
 def make_split(samples: int = 96, seed: int = 0) -> Split:
     images, labels = arrays(samples, seed)
     x = torch.from_numpy(images)
-    return Split(torch.from_numpy(labels), np.arange(samples), lambda i: x[torch.from_numpy(i)])
+    return Split(torch.from_numpy(labels), np.arange(samples), lambda i: (x[torch.from_numpy(i)],))
 
 
 def make_data(samples: int = 120) -> Data:
@@ -34,7 +34,7 @@ def make_data(samples: int = 120) -> Data:
 
 def exact(split: Split) -> Split:
     """The same samples in float64."""
-    return replace(split, fetch=lambda i: split.fetch(i).double())
+    return replace(split, fetch=lambda i: (split.fetch(i)[0].double(),))
 
 
 def exact_data() -> Data:

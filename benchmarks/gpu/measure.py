@@ -277,7 +277,7 @@ def finetune(asked: Asked, tell: Tell) -> None:
     def trained(**options: Any) -> Any:
         batch = 16 if asked.dry else 256
         how = TrainOptions(batch=batch, lr=0.05, held_out=0, keep="last", **options)
-        augmentation = find_augmentation("auto", data.spec, (3, 32, 32), None)
+        augmentation = find_augmentation("auto", data.spec, [(3, 32, 32)], None)
         return fit(small, data.train, how, augmentation=augmentation).program
 
     with told(tell, row):
@@ -304,7 +304,7 @@ def accuracy(program: Any, split: Any) -> float:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module, right = program.module.to(device).eval(), 0
     with torch.inference_mode():
-        for x, y in split.batches(500):
+        for (x,), y in split.batches(500):
             right += int((module(x.to(device)).argmax(1).cpu() == y).sum())
     program.module.to("cpu")
     return right / len(split)

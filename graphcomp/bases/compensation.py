@@ -22,7 +22,6 @@ from graphcomp.bases.sums import own_shares
 from graphcomp.budget import Judgement, Scores
 from graphcomp.channels import ChannelGroup, Channels, Ints, Join
 from graphcomp.data import Split
-from graphcomp.errors import AnalysisError
 from graphcomp.ir import DctLayer, Program
 from graphcomp.measure import (
     Gram,
@@ -152,13 +151,8 @@ def reading(
     """Statistics of layers, over so many samples of a pass's calibration data; collective.
 
     Raises:
-        DataError: if there are none. AnalysisError: a network with several inputs.
+        DataError: if there are none.
     """
-    if len(program.example_inputs) != 1:
-        raise AnalysisError(
-            f"{name}: found {len(program.example_inputs)} inputs, expected a network with one; data sources "
-            "yield one tensor a sample"
-        )
     fit, held_out = _parts(require_data(name, context).train, samples, context.seed)
     enough = [n for n in layers if _rows(program, n, len(fit), positions) >= ENOUGH * _columns(program, n)]
     seed, tell = context.seed, part(context.progress, 0, 0.6)

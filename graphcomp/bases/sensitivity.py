@@ -40,7 +40,7 @@ def movements(
     Outputs are centred: what moves all of a sample's alike does not count (METHODS 9.4).
 
     Args:
-        program: with one input; left as it is.
+        program: left as it is.
         split: the samples, all of which are looked at.
         changes: of layers whose outputs are (n, channels, …), or (n, …, channels) of linear ones.
         progress: told a message and a fraction.
@@ -84,7 +84,7 @@ class _Runs(fx.Interpreter, Generic[Key]):
         seen = 0
         with evaluating(self.network):
             for x, _ in split.batches(BATCH):
-                self.args_iter = iter([x])
+                self.args_iter = iter(x)
                 outputs: dict[Key, Tensor] = {}
                 env: dict[fx.Node, Any] = {}
                 for i, node in enumerate(self.nodes):
@@ -94,7 +94,7 @@ class _Runs(fx.Interpreter, Generic[Key]):
                 base = _centred(env[self.nodes[-1]])
                 for key, output in outputs.items():
                     moved[key] += float((output - base).double().square().sum())
-                seen += len(x)
+                seen += len(x[0])
                 progress(f"sensitivities: {seen} of {len(split)} samples", seen / len(split))
         return {key: total / len(split) for key, total in moved.items()}
 

@@ -18,7 +18,7 @@ from graphcomp.base import cache as disk
 from graphcomp.base import distributed
 from graphcomp.channels import Channels, Join
 from graphcomp.data import Split
-from graphcomp.ir import editable, evaluating
+from graphcomp.ir import editable, evaluating, moved
 from graphcomp.measure import calibrate
 
 Shares = NDArray[np.float64]
@@ -66,7 +66,7 @@ def _measure(channels: Channels, split: Split) -> dict[str, Tensor]:
     run = _Adding(module, channels.joins)
     with evaluating(module):
         for x, _ in split.subset(mine).batches(batch):
-            run.run(x.to(device))
+            run.run(*moved(x, device))
     for join in channels.joins:  # a process without samples has seen none
         run.sums.setdefault(
             join.node.name, torch.zeros(6, len(join.result), dtype=torch.float64, device=device)

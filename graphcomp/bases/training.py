@@ -146,8 +146,8 @@ class Recovery(Learning, TrainOptions):
         return context.seed if self.seed is None else self.seed
 
     def _augmentation(self, program: Program, data: Data) -> Augmentation:
-        sample = tuple(program.example_inputs[0].shape[1:])
-        return find_augmentation(self.augment, data.spec, sample, self.crop_padding)
+        samples = [tuple(x.shape[1:]) for x in program.example_inputs]
+        return find_augmentation(self.augment, data.spec, samples, self.crop_padding)
 
     def _data(self, program: Program, context: Context) -> Data:
         data = context.data

@@ -95,7 +95,7 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
     elif classes is not None:
         source = without_class_names(source)
     if job.recipe.robustness is not False:
-        require_images(data.eval, source.program.example_inputs[0].shape[1:])  # fails now, as `probe` does
+        require_images(data.eval, source.program)  # fails now, as `probe` does
     threads = job.recipe.bench.threads if job.recipe.bench is not False else 1
     timed = _is_timed_on(target, job.recipe)
     samples = samples_for(source.program, data, spec)

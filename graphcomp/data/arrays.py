@@ -26,6 +26,7 @@ from graphcomp.data.split import (
     whole_split,
 )
 from graphcomp.errors import DataError
+from graphcomp.ir import Batch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -50,12 +51,12 @@ def fetch_bytes(images: NDArray[np.uint8], request: Request) -> Fetch:
     _require_sample(request, images.shape[3:] + images.shape[1:3], in_front(request.shape))
     mean, std = statistics(request)
 
-    def fetch(indices: Indices) -> Tensor:
+    def fetch(indices: Indices) -> Batch:
         batch = np.ascontiguousarray(images[indices].transpose(0, 3, 1, 2))
-        return as_taken(torch.from_numpy(batch).float().div_(255).sub_(mean).div_(std), request.shape)
+        return (as_taken(torch.from_numpy(batch).float().div_(255).sub_(mean).div_(std), request.shape),)
 
     pixels = as_taken(mean, request.shape), as_taken(std, request.shape)
-    return Source(fetch, lambda indices: identity(images, indices, request), pixels)
+    return Source(fetch, lambda indices: identity(images, indices, request), (pixels,))
 
 
 def fetch_floats(samples: NDArray[np.float32], request: Request) -> Fetch:
@@ -66,13 +67,13 @@ def fetch_floats(samples: NDArray[np.float32], request: Request) -> Fetch:
         return identity(samples, indices, request)
 
     if request.mean is None:
-        return Source(lambda indices: torch.from_numpy(samples[indices]), identify)
+        return Source(lambda indices: (torch.from_numpy(samples[indices]),), identify)
     if samples.ndim != 4:
         raise DataError.at(
             request.spec, f"mean and std for samples of shape {samples.shape[1:]}", "CxHxW", "leave them out"
         )
     mean, std = (as_taken(n, request.shape) for n in statistics(request))
-    return Source(lambda indices: torch.from_numpy(samples[indices]).sub_(mean).div_(std), identify)
+    return Source(lambda indices: (torch.from_numpy(samples[indices]).sub_(mean).div_(std),), identify)
 
 
 def identity(samples: NDArray[Any], indices: Indices, request: Request) -> Iterator[Buffer]:

@@ -11,6 +11,7 @@ the epoch and its place in the batch, and neither on how the batch is shared out
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -18,10 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transform
 
-from graphcomp.data.layout import as_planes, as_taken, in_front, is_channels_last
+from graphcomp.data.layout import as_planes, as_taken, in_front
 from graphcomp.errors import DataError
+from graphcomp.ir import Batch
 
 Numbers = NDArray[np.float64]
 """Uniform in [0, 1), one row a sample."""
@@ -46,23 +49,6 @@ class Augmentation(Protocol):
     def __call__(self, images: Tensor, random: Numbers) -> Tensor:
         """New images of the same shape, given `random` of shape (N, numbers)."""
         ...
-
-
-@dataclass(frozen=True)
-class ChannelsLast:
-    """Another augmentation, of images `[N, H, W, C]`."""
-
-    planes: Augmentation
-    sample: tuple[int, ...]
-
-    @property
-    def numbers(self) -> int:
-        """See `Augmentation`."""
-        return self.planes.numbers
-
-    def __call__(self, images: Tensor, random: Numbers) -> Tensor:
-        """See `Augmentation`."""
-        return as_taken(self.planes(as_planes(images, self.sample), random), self.sample)
 
 
 @dataclass(frozen=True)
@@ -109,8 +95,10 @@ class ResizedCropAndFlip:
     def __call__(self, images: Tensor, random: Numbers) -> Tensor:
         """New images."""
         height, width = images.shape[2:]
+        # between whole numbers (a mask's classes) there is nothing
+        how = InterpolationMode.BILINEAR if images.is_floating_point() else InterpolationMode.NEAREST
         changed = [
-            transform.resized_crop(image, *self.window(height, width, row[:-1]), [height, width])
+            transform.resized_crop(image, *self.window(height, width, row[:-1]), [height, width], how)
             for image, row in zip(images, random, strict=True)
         ]
         return _mirrored(torch.stack(changed), random[:, -1])
@@ -133,27 +121,48 @@ def _mirrored(images: Tensor, random: Numbers) -> Tensor:
     return torch.where(chosen, transform.horizontal_flip(images), images)
 
 
-def find_augmentation(name: Name, source: str, sample: tuple[int, ...], padding: int | None) -> Augmentation:
+def augmented(augmentation: Augmentation, batch: Batch, random: Numbers) -> Batch:
+    """A batch whose images are changed, all inputs of a sample alike: what was registered stays so.
+
+    Images are inputs with three dimensions a sample, wherever their channels are; others stay as they are.
+    """
+    if not augmentation.numbers:
+        return batch
+
+    def one(x: Tensor) -> Tensor:
+        sample = tuple(x.shape[1:])
+        if len(sample) != 3:
+            return x
+        return as_taken(augmentation(as_planes(x, sample), random), sample)
+
+    return tuple(map(one, batch))
+
+
+def find_augmentation(
+    name: Name, source: str, samples: Sequence[tuple[int, ...]], padding: int | None
+) -> Augmentation:
     """The augmentation called `name`.
 
     Args:
         name: "auto" chooses by `source`.
         source: the data spec, e.g. `cifar10:DIR?limit=100`.
-        sample: shape of a sample; what has no height and width is left as it is by "auto".
+        samples: shape of a sample of every input; what has no height and width stays as it is.
         padding: of "cifar".
 
     Raises:
-        DataError: for samples that are no images.
+        DataError: where no input takes images.
     """
+    image = next((sample for sample in samples if len(sample) == 3), None)
     if name == "auto":
         kind = source.partition("?")[0].partition(":")[0]
-        name = AUTO.get(kind, "none") if len(sample) == 3 else "none"
-        name = "cifar" if name == "imagenet" and max(in_front(sample)[1:]) <= SMALL_SIDE else name
+        name = AUTO.get(kind, "none") if image is not None else "none"
+        small = image is not None and max(in_front(image)[1:]) <= SMALL_SIDE
+        name = "cifar" if name == "imagenet" and small else name
     if name == "none":
         return Unchanged()
-    if len(sample) != 3:
+    if image is None:
         raise DataError(
-            f"augment={name}: found samples of shape {sample}, expected images (C, H, W); use augment=none"
+            f"augment={name}: found samples of shape {' and '.join(map(str, samples))}, expected images "
+            "(C, H, W); use augment=none"
         )
-    found = CropAndFlip(padding) if name == "cifar" else ResizedCropAndFlip()
-    return ChannelsLast(found, sample) if is_channels_last(sample) else found
+    return CropAndFlip(padding) if name == "cifar" else ResizedCropAndFlip()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from graphcomp.base import is_dir
 from graphcomp.data.arrays import statistics
@@ -17,6 +16,7 @@ from graphcomp.data.layout import COLOURS, as_taken, in_front
 from graphcomp.data.request import Request, either, sizes
 from graphcomp.data.split import Data, Fetch, Indices, Source, Split, describe, split_in_two, whole_split
 from graphcomp.errors import DataError
+from graphcomp.ir import Batch
 
 
 def load_imagefolder(request: Request) -> Data:
@@ -153,9 +153,9 @@ def _file_fetch(paths: list[Path], request: Request) -> Fetch:
     mean, std = statistics(request)
     real = cache(lambda i: paths[i].resolve())
 
-    def fetch(indices: Indices) -> Tensor:
+    def fetch(indices: Indices) -> Batch:
         batch = torch.stack([decode(paths[i], in_front(request.shape)) for i in indices])
-        return as_taken(batch.float().div_(255).sub_(mean).div_(std), request.shape)
+        return (as_taken(batch.float().div_(255).sub_(mean).div_(std), request.shape),)
 
     def identify(indices: Indices) -> Iterator[bytes]:
         yield f"{request.shape} {request.mean} {request.std} {CROP_FRACTION} {DECODED}\n".encode()
@@ -169,4 +169,4 @@ def _file_fetch(paths: list[Path], request: Request) -> Fetch:
             yield f"{real(i)} {status.st_size} {status.st_mtime_ns}\n".encode()
 
     pixels = as_taken(mean, request.shape), as_taken(std, request.shape)
-    return Source(fetch, identify, pixels, held=False)
+    return Source(fetch, identify, (pixels,), held=False)

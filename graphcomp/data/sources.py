@@ -166,7 +166,7 @@ def _noise(request: Request, part: int) -> Split:
         yield f"random {[request.seed, part]} {shape} {numbers}\n".encode()
         yield np.ascontiguousarray(indices).data
 
-    fetch = Source(lambda indices: drawn()[torch.from_numpy(indices)], identify)
+    fetch = Source(lambda indices: (drawn()[torch.from_numpy(indices)],), identify)
     return replace(whole_split(np.zeros(RANDOM_SAMPLES, np.int64), fetch), labelled=False)
 
 

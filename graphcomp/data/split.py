@@ -12,6 +12,7 @@ from torch import Tensor
 
 from graphcomp.base import Buffer, sha256
 from graphcomp.errors import DataError
+from graphcomp.ir import Batch
 
 SPLIT_SEED = 0
 LONGEST_SHOWN = 40
@@ -21,7 +22,8 @@ READ = 1000
 
 Indices = NDArray[np.int64]
 Labels = NDArray[np.int64] | NDArray[np.float32]
-Fetch = Callable[[Indices], Tensor]
+Fetch = Callable[[Indices], Batch]
+Pixels = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,7 @@ class Source:
 
     fetch: Fetch
     identify: Callable[[Indices], Iterable[Buffer]]
-    pixels: tuple[Tensor, Tensor] | None = None
+    pixels: tuple[Pixels | None, ...] = ()
     held: bool = True
     _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
@@ -51,7 +53,7 @@ class Source:
             self._digests[key] = digest
         return digest
 
-    def __call__(self, indices: Indices) -> Tensor:
+    def __call__(self, indices: Indices) -> Batch:
         """See `fetch`."""
         return self.fetch(indices)
 
@@ -64,7 +66,7 @@ class Split:
         labels: int64 `[len]`, the class of every sample; float32 `[len]` or `[len, k]`, its values, for
             regression; zeros if not `labelled`.
         indices: int64 `[len]`, the position of every sample in its source.
-        fetch: reads the samples at some positions of the source as one float32 tensor.
+        fetch: reads the samples at some positions of the source, as a network takes them.
         labelled: whether the labels mean anything.
     """
 
@@ -82,15 +84,15 @@ class Split:
         return self.labelled and self.labels.is_floating_point()
 
     @property
-    def pixels(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and std that pixels in [0, 1] are normalised by; None for other samples.
+    def pixels(self) -> tuple[Pixels | None, ...]:
+        """Of every input the mean and std that pixels in [0, 1] are normalised by; None for other samples.
 
-        `[C, 1, 1]`, or `[1, 1, C]` where samples have their channels last.
+        `[C, 1, 1]`, or `[1, 1, C]` where samples have their channels last. Empty where nothing is known.
         """
-        return self.fetch.pixels if isinstance(self.fetch, Source) else None
+        return self.fetch.pixels if isinstance(self.fetch, Source) else ()
 
-    def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (float32 `[n, C, H, W]` normalised, labels), n = `size` but for a smaller last batch.
+    def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield (inputs, labels): of every input `[n, …]`, n = `size` but for a smaller last batch.
 
         The order is that of the source, or shuffled by `shuffle_seed`. Raises DataError if `size` < 1, or
         if an image cannot be decoded when its batch is due.
@@ -110,7 +112,7 @@ class Split:
         if isinstance(self.fetch, Source):
             samples: Iterable[Buffer] = [bytes.fromhex(self.fetch.digest(self.indices))]
         else:
-            samples = (x.contiguous().numpy().data for x, _ in self.batches(READ))
+            samples = (x.contiguous().numpy().data for batch, _ in self.batches(READ) for x in batch)
         return sha256(chain([f"{self.labelled}\n".encode(), self.labels.numpy().data], samples))
 
     def subset(self, positions: Indices) -> "Split":

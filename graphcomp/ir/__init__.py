@@ -2,6 +2,7 @@
 
 from graphcomp.ir.applying import apply
 from graphcomp.ir.arguments import plain_argument
+from graphcomp.ir.batch import Batch, in_type, moved
 from graphcomp.ir.coefficients import (
     LAYERS,
     Basis,
@@ -49,6 +50,7 @@ from graphcomp.ir.tracing import trace
 
 __all__ = [
     "Basis",
+    "Batch",
     "CASTS",
     "DctConv2d",
     "DctLayer",
@@ -84,12 +86,14 @@ __all__ = [
     "fresh_inputs",
     "function_name",
     "graph_module",
+    "in_type",
     "is_hooked",
     "is_read_later",
     "is_same",
     "load",
     "masked_norm",
     "masked_spread",
+    "moved",
     "named_tensors",
     "narrowest",
     "numbers_of",

@@ -17,7 +17,7 @@ from graphcomp.base import Progress, distributed, quiet
 from graphcomp.base import cache as disk
 from graphcomp.data import Split
 from graphcomp.errors import AnalysisError, DataError
-from graphcomp.ir import Program, editable, evaluating
+from graphcomp.ir import Batch, Program, editable, evaluating, moved
 from graphcomp.measure.statistics import SUMS, Covariance, Request, Statistic, Zeros
 
 BATCHES = 4, 128
@@ -47,7 +47,7 @@ def collect(
     """Everything that is asked for, from one pass over the data in eval mode; collective (see `distributed`).
 
     Args:
-        program: a network with one input; left as it is.
+        program: left as it is.
         split: the samples.
         requests: duplicates are answered once. Ask for all at once: each call may be a pass over the data.
         samples: only the first so many of the split. Fewer than channels give a singular covariance.
@@ -58,7 +58,7 @@ def collect(
         progress: told a message and the fraction of the samples that were seen.
 
     Raises:
-        AnalysisError: no such node, no such dimension, or a network with several inputs.
+        AnalysisError: no such node, or no such dimension.
         DataError: no samples; one sample, for a covariance; responses that are not finite.
     """
     wanted = list(dict.fromkeys(requests))
@@ -96,11 +96,6 @@ def _first(split: Split, samples: int | None) -> Split:
 
 def _check(program: Program, requests: Sequence[Request]) -> None:
     """Refuse what could not be answered before the long run."""
-    if len(program.example_inputs) != 1:
-        raise AnalysisError(
-            f"calibration: found {len(program.example_inputs)} inputs, expected a network with one; data "
-            "sources yield one tensor a sample"
-        )
     nodes = {node.name: node for node in program.graph.nodes}
     for request in requests:
         if request.node not in nodes:
@@ -119,7 +114,7 @@ def _check(program: Program, requests: Sequence[Request]) -> None:
 
 def watch(
     program: Program,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     watchers: Mapping[str, Watcher],
     told: Callable[[int], None] = lambda seen: None,
 ) -> int:
@@ -139,10 +134,10 @@ def watch(
     interpreter = _Watching(program.module, watchers)
     seen = 0
     with evaluating(program.module):
-        for x in batches:
+        for batch in batches:
             with torch.no_grad():
-                interpreter.run(x)
-            seen += len(x)
+                interpreter.run(*batch)
+            seen += len(batch[0])
             told(seen)
     return seen
 
@@ -168,7 +163,8 @@ def _measure(
         program = replace(program, module=editable(program).to(device))
     sums = {r: SUMS[r.kind](r) for r in requests}
     # Every process looks at the first sample: the same shifts and shapes, even where its share is empty.
-    watch(program, [next(split.batches(1))[0].to(device)], _by_node({r: s.start for r, s in sums.items()}))
+    first, _ = next(split.batches(1))
+    watch(program, [moved(first, device)], _by_node({r: s.start for r, s in sums.items()}))
     shifts = distributed.broadcast([s.shift.cpu() for s in sums.values()])
     for accumulator, shift in zip(sums.values(), shifts, strict=True):
         accumulator.shift = shift.to(device)
@@ -178,7 +174,7 @@ def _measure(
         of_all = seen * len(split) // len(mine)
         progress(f"calibrate: {of_all:,} of {len(split):,} samples", seen / len(mine))
 
-    inputs = (x.to(device) for x, _ in mine.batches(batch))
+    inputs = (moved(x, device) for x, _ in mine.batches(batch))
     watch(program, inputs, _by_node({r: s.add for r, s in sums.items()}), told)
     distributed.all_reduce(t for s in sums.values() for t in s.sums)
     return {r: s.result() for r, s in sums.items()}

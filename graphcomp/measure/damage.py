@@ -12,7 +12,7 @@ alike at every evaluation: what is random depends on the seed, the kind, and the
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graphcomp.base import Progress, quiet
-from graphcomp.data import Indices, Split, as_planes, as_taken
+from graphcomp.data import Indices, Pixels, Split, as_planes, as_taken
 from graphcomp.errors import DataError
-from graphcomp.ir import Program
+from graphcomp.ir import Batch, Program
 from graphcomp.measure.evaluate import score
 from graphcomp.records import CorruptedScore
 
@@ -83,12 +83,14 @@ DAMAGE: dict[Kind, Callable[[Tensor, float, Tensor], Tensor]] = {
 }
 
 
-def require_images(split: Split, sample: Sequence[int]) -> None:
-    """DataError unless there are labels to score by and samples that are images."""
+def require_images(split: Split, program: Program) -> None:
+    """DataError unless there are labels to score by and an input that takes images."""
     if not split.labelled:
         raise DataError("robustness: found data without labels, expected some to score by; give other --data")
-    if len(sample) != 3:
-        raise DataError(f"robustness: found samples of shape {tuple(sample)}, expected images (C, H, W)")
+    samples = [tuple(x.shape[1:]) for x in program.example_inputs]
+    if all(len(sample) != 3 for sample in samples):
+        found = " and ".join(map(str, samples))
+        raise DataError(f"robustness: found samples of shape {found}, expected images (C, H, W)")
 
 
 def robustness(
@@ -103,7 +105,7 @@ def robustness(
 
     Args:
         program: a network whose outputs the labels can be compared with.
-        split: labelled images.
+        split: labelled samples. All of their inputs that are images are damaged, alike; others stay.
         corruptions: what is done to them, one score each.
         seed: of directions and places.
         progress: told what is scored, and which fraction is done.
@@ -111,38 +113,58 @@ def robustness(
     Raises:
         DataError: no labels, no images, or labels that the network has no outputs for.
     """
-    require_images(split, program.example_inputs[0].shape[1:])
-    scale = black_and_white(split)
+    require_images(split, program)
+    scales = black_and_white(split)
     scores = []
     for i, corruption in enumerate(corruptions):
         progress(f"robustness: {corruption.kind} {corruption.amount:g}", i / len(corruptions))
-        found = score(program, corrupted(split, corruption, scale, seed), shared=True)
+        found = score(program, corrupted(split, corruption, scales, seed), shared=True)
         if found is None:
             raise DataError("robustness: found outputs that the labels say nothing of, expected a classifier")
         scores.append(CorruptedScore(corruption=corruption.kind, amount=corruption.amount, score=found))
     return scores
 
 
-def black_and_white(split: Split) -> tuple[Tensor, Tensor]:
-    """The values of black and of white pixels, each `[C, 1, 1]` or `[]`."""
-    if split.pixels is not None:
-        mean, std = split.pixels
+def black_and_white(split: Split) -> list[Pixels]:
+    """The values of black and of white pixels of every input, each `[C, 1, 1]` or `[]`."""
+    seen = None if split.pixels and all(split.pixels) else _extremes(split)
+    count = len(seen or split.pixels)
+    known = split.pixels or (None,) * count
+    return [_ends(of, None if seen is None else seen[i]) for i, of in enumerate(known)]
+
+
+def _extremes(split: Split) -> list[Pixels]:
+    """The smallest and the largest value of every input."""
+
+    def ends(x: Tensor) -> Any:
+        return (x if x.is_floating_point() else x.float()).aminmax()
+
+    columns = zip(*(map(ends, batch) for batch, _ in split.batches(1000)), strict=True)
+    return [(torch.stack([r.min for r in c]).min(), torch.stack([r.max for r in c]).max()) for c in columns]
+
+
+def _ends(pixels: Pixels | None, seen: Pixels | None) -> Pixels:
+    if pixels is not None:
+        mean, std = pixels
         return -mean / std, (1 - mean) / std
-    ranges = [x.aminmax() for x, _ in split.batches(1000)]
-    low, high = torch.stack([r.min for r in ranges]).min(), torch.stack([r.max for r in ranges]).max()
+    low, high = cast(Pixels, seen)
     return low, torch.where(high > low, high, low + 1)
 
 
-def corrupted(split: Split, corruption: Corruption, scale: tuple[Tensor, Tensor], seed: int) -> Split:
-    """The same samples and labels with damaged images; `scale` is that of `black_and_white`."""
-    black, white = scale
+def corrupted(split: Split, corruption: Corruption, scales: Sequence[Pixels], seed: int) -> Split:
+    """The same samples and labels with damaged images; `scales` are those of `black_and_white`."""
     state = np.random.RandomState([seed, list(DAMAGE).index(corruption.kind)])
     random = state.random_sample((int(split.indices.max()) + 1, NUMBERS))
 
-    def fetch(indices: Indices) -> Tensor:
-        pixels = (split.fetch(indices) - black) / (white - black)
+    def fetch(indices: Indices) -> Batch:
+        inputs = zip(split.fetch(indices), scales, strict=True)
+        return tuple(damaged(x, *scale, random[indices]) for x, scale in inputs)
+
+    def damaged(images: Tensor, black: Tensor, white: Tensor, random: Numbers) -> Tensor:
+        if images.ndim != 4 or not images.is_floating_point():
+            return images
+        pixels = (images - black) / (white - black)
         sample = tuple(pixels.shape[1:])
-        damaged = corruption(as_planes(pixels, sample), random[indices])
-        return as_taken(damaged, sample) * (white - black) + black
+        return as_taken(corruption(as_planes(pixels, sample), random), sample) * (white - black) + black
 
     return replace(split, fetch=fetch)

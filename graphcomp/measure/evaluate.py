@@ -1,7 +1,7 @@
 """How good a program is: accuracy or mean error with its interval, and drift between two programs."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from graphcomp.base import distributed
 from graphcomp.data import Data, Split
 from graphcomp.errors import DataError
-from graphcomp.ir import Program, output_tensors
+from graphcomp.ir import Batch, Program, output_tensors
 from graphcomp.measure.calibrate import batch_size
 from graphcomp.records import Drift, Interval, Score
 
@@ -214,36 +214,34 @@ def _summed(
     batch = batch_size(program)
     part = _some(split).subset(distributed.share(len(split), batch)) if shared else _some(split)
     for x, y in part.batches(batch):
-        total += of(program(x), y)
+        total += of(program(*x), y)
     if shared:
         distributed.all_reduce([total])
     return total
 
 
 @torch.no_grad()
-def drift(before: Program, after: Program, batches: Iterable[Tensor]) -> Drift:
+def drift(before: Program, after: Program, batches: Iterable[Batch]) -> Drift:
     """Relative L2 of the outputs, and the share of samples with the same top-1 class."""
     difference = norm = 0.0
     same = total = 0
     classifier = is_classifier(before)
-    for x in (part for batch in batches for part in torch.split(batch, batch_size(before))):
-        old, new = output_tensors(before(x)), output_tensors(after(x))
+    for x in (part for batch in batches for part in _split(batch, batch_size(before))):
+        old, new = output_tensors(before(*x)), output_tensors(after(*x))
         difference += sum(float((a - b).double().square().sum()) for a, b in zip(old, new, strict=True))
         norm += sum(float(a.double().square().sum()) for a in old)
         if classifier:
             same += int((old[0].argmax(1) == new[0].argmax(1)).sum())
-        total += len(x)
+        total += len(x[0])
     ratio = math.sqrt(difference / norm) if norm else math.sqrt(difference)
     return Drift(relative_l2=ratio, top1_agreement=same / total if classifier and total else None)
 
 
-def first_inputs(split: Split, samples: int) -> list[Tensor]:
+def _split(batch: Batch, size: int) -> Iterator[Batch]:
+    return zip(*(torch.split(x, size) for x in batch), strict=True)
+
+
+def first_inputs(split: Split, samples: int) -> list[Batch]:
     """The inputs of the first `samples` samples, in batches."""
-    found: list[Tensor] = []
-    left = samples
-    for x, _ in split.batches(BATCH):
-        found.append(x[:left])
-        left -= len(x)
-        if left <= 0:
-            break
-    return found
+    some = split.subset(np.arange(min(samples, len(split))))
+    return [x for x, _ in some.batches(BATCH)]

@@ -17,7 +17,7 @@ from graphcomp.base import Progress, distributed, quiet
 from graphcomp.base import cache as disk
 from graphcomp.data import Split
 from graphcomp.errors import AnalysisError, DataError
-from graphcomp.ir import Program, editable, named_tensors
+from graphcomp.ir import Program, editable, moved, named_tensors
 from graphcomp.measure.evaluate import is_classifier, require_outputs
 
 BATCH = 250
@@ -43,7 +43,7 @@ def mean_gradients(
     """The mean gradient of the cross-entropy for each of `tensors`; collective (see `distributed`).
 
     Args:
-        program: a classifier with one input; left as it is, its `grad` and `requires_grad` too.
+        program: a classifier; left as it is, its `grad` and `requires_grad` too.
         split: labelled samples.
         tensors: dotted names of floating point parameters or buffers; frozen ones may be asked for.
         samples: so many, evenly spaced over the split (which may be sorted by class); None for all.
@@ -84,10 +84,10 @@ def batch_size(program: Program) -> int:
 
 
 def _check(program: Program, split: Split, names: Sequence[str]) -> None:
-    if len(program.example_inputs) != 1 or not is_classifier(program):
+    if not is_classifier(program):
         raise AnalysisError(
-            f"gradients: found a network of {len(program.example_inputs)} input(s) whose output is not "
-            "(batch, classes), expected a classifier of one input, whose loss is the cross-entropy"
+            "gradients: found a network whose output is not (batch, classes), expected a classifier, whose "
+            "loss is the cross-entropy"
         )
     for name in names:
         if name not in program.tensors or not program.tensors[name].is_floating_point():
@@ -115,7 +115,7 @@ def _measure(
     mine = split.subset(distributed.share(len(split), batch))
     seen = 0
     for x, y in mine.batches(batch):
-        logits = module(x.to(device))
+        logits = module(*moved(x, device))
         require_outputs(logits, y)
         loss = F.cross_entropy(logits, y.to(device), reduction="sum")
         found = torch.autograd.grad(loss, leaves, allow_unused=True)

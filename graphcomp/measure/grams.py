@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from graphcomp.base import Progress, distributed, quiet
 from graphcomp.base import cache as disk
 from graphcomp.data import Split
-from graphcomp.ir import Program, editable, evaluating, output_tensors
+from graphcomp.ir import Batch, Program, editable, evaluating, moved, output_tensors
 from graphcomp.measure import calibrate, gradients
 from graphcomp.measure.patches import Positions, is_linear, matrix_shape, patches_at
 from graphcomp.measure.regression import Moments
@@ -60,7 +60,7 @@ def grams(
     """Second moments of the patches that layers read, over all samples of a split; collective.
 
     Args:
-        program: with one input; left as it is.
+        program: left as it is.
         split: the samples.
         layers: paths of layers that mix channels (`is_mixing`); calls of one layer add up.
         positions, seed: see `Positions`.
@@ -130,19 +130,20 @@ def _measure(
     by_source: dict[str, list[fx.Node]] = {}
     for node in calls:
         by_source.setdefault(cast(fx.Node, node.args[0]).name, []).append(node)
-    first = next(split.batches(min(batch, len(split))))[0].to(device)
-    calibrate.watch(program, [first], {source: partial(begin, nodes) for source, nodes in by_source.items()})
+    first, _ = next(split.batches(min(batch, len(split))))
+    begins = {source: partial(begin, nodes) for source, nodes in by_source.items()}
+    calibrate.watch(program, [moved(first, device)], begins)
     shared = distributed.broadcast({name: shift.cpu() for name, shift in shifts.items()})
     sums = {n: Moments(a.to(device), a.new_zeros(len(a), 0).to(device)) for n, a in shared.items()}
     before = kept = _resume(place, sums)
     rest = mine[before:]
     starts = iter(rest[:: max(batch, 1)].tolist())
 
-    def inputs() -> Iterator[Tensor]:
+    def inputs() -> Iterator[Batch]:
         nonlocal now
         for x, _ in split.subset(rest).batches(batch):
             now = next(starts)
-            yield x.to(device)
+            yield moved(x, device)
 
     def told(count: int) -> None:
         nonlocal kept
@@ -200,7 +201,7 @@ def output_weights(
     """f of every output channel of these layers, float64 `[out]`; collective.
 
     Args:
-        program: with one input, differentiable; left as it is.
+        program: differentiable; left as it is.
         split: the samples, all of which are looked at.
         layers: paths of layers; calls of one layer add up.
         seed: of v.
@@ -233,14 +234,14 @@ def _squares(
         for at in range(0, len(mine), batch):
             positions = mine[at : at + batch]
             x, _ = next(split.subset(positions).batches(len(positions)))
-            x = x.to(device).requires_grad_().clone()  # a network may change its input, but no leaf, in place
-            z = torch.cat([t.flatten(1) for t in output_tensors(run.run(x))], 1)
+            z = torch.cat([t.flatten(1) for t in output_tensors(run.run(*moved(x, device)))], 1)
             signs = []
             for number in positions.tolist():
                 generator = torch.Generator().manual_seed(hash((seed, number)) % (1 << 63))
                 v = torch.randint(0, 2, (z.shape[1],), generator=generator).to(z.dtype) * 2 - 1
                 signs.append(v - v.mean())
-            torch.autograd.backward([(z * torch.stack(signs).to(device)).sum()])
+            if z.requires_grad:  # no layer was asked for otherwise, or the outputs read none
+                torch.autograd.backward([(z * torch.stack(signs).to(device)).sum()])
             progress(
                 f"weights of outputs: {at + len(positions):,} samples", (at + len(positions)) / len(mine)
             )
@@ -258,7 +259,9 @@ class _Weighing(fx.Interpreter):
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run it, and watch what arrives at its output; a hook sees it as it was before changes in place."""
         value = super().call_module(target, args, kwargs)
-        if target in self.sums and value.requires_grad:
+        if target in self.sums:
+            if not value.requires_grad:  # neither inputs nor weights ask for gradients: the first layers do
+                value = value.requires_grad_().clone()  # a network may change it, but no leaf, in place
             module = self.fetch_attr(target)
             dims = tuple(range(1, value.ndim - 1) if is_linear(module) else range(2, value.ndim))
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graphcomp.base import distributed
-from graphcomp.data import Augmentation, Split
+from graphcomp.data import Augmentation, Split, augmented
+from graphcomp.ir import Batch
 
 T = TypeVar("T")
 
@@ -31,12 +32,12 @@ class Piece:
     """Samples that go through the network together.
 
     Attributes:
-        inputs: `[n, …]`, augmented.
+        inputs: `[n, …]` each, augmented.
         labels: int64 `[n]`.
         share: n / samples of the step; over all pieces of all processes these add up to 1.
     """
 
-    inputs: Tensor
+    inputs: Batch
     labels: Tensor
     share: float
 
@@ -50,7 +51,7 @@ class Batches:
         split: the samples.
         batch: samples a step at most, over all pieces and processes.
         pieces: into which each process cuts its part of a step.
-        augmentation: of the inputs.
+        augmentation: of the inputs that are images.
         seed: of order and augmentation.
     """
 
@@ -79,7 +80,7 @@ class Batches:
     def _piece(self, rows: NDArray[np.int64], random: NDArray[np.float64], total: int) -> Piece:
         inputs = self.split.fetch(self.split.indices[rows])
         labels = self.split.labels[torch.from_numpy(rows)]
-        return Piece(self.augmentation(inputs, random), labels, len(rows) / total)
+        return Piece(augmented(self.augmentation, inputs, random), labels, len(rows) / total)
 
 
 def part(count: int, parts: int, index: int) -> slice:

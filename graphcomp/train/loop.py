@@ -14,6 +14,7 @@ from torch import Tensor
 from graphcomp.base import Progress, Stop, distributed, save_state
 from graphcomp.data import Split
 from graphcomp.errors import DataError, PassError
+from graphcomp.ir import Batch
 from graphcomp.records import EpochRow, ModeTrial, RateTrial
 from graphcomp.train.batches import Batches, Piece, ahead, noise_seed
 from graphcomp.train.network import Mode, Network
@@ -161,7 +162,7 @@ class Loop:
         try:
             outputs, watched = self.network(inputs)
         except ValueError as error:
-            if len(inputs) > 1:
+            if len(piece.labels) > 1:
                 raise
             raise PassError(
                 f"training: found one sample to normalise ({error}), expected more; use a larger batch or a "
@@ -315,7 +316,7 @@ class Loop:
 
 
 @torch.no_grad()
-def mean_score(predict: Callable[[Tensor], Any], split: Split, metric: Metric) -> float:
+def mean_score(predict: Callable[[Batch], Any], split: Split, metric: Metric) -> float:
     """The mean of a metric over a split; the processes share the work and get the same number."""
     sums = torch.zeros(2, dtype=torch.float64)
     mine = split.subset(distributed.share(len(split), SCORE_BATCH))

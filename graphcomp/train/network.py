@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from graphcomp.base import distributed
 from graphcomp.errors import AnalysisError
-from graphcomp.ir import Program, acts_in_place, editable, same_memory
+from graphcomp.ir import Batch, Program, acts_in_place, editable, in_type, same_memory
 from graphcomp.train.normalisation import BatchNorm, synchronise
 
 Precision = Literal["float32", "bf16"]
@@ -90,21 +90,25 @@ class Network:
             if isinstance(norm, BatchNorm) and self.statistics == "frozen" and norm.running_mean is not None:
                 norm.eval()
 
-    def __call__(self, inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+    def __call__(self, inputs: Batch) -> tuple[Any, dict[str, Tensor]]:
         """The network's outputs, and those of the watched nodes by name; float32 at least."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mode.precision == "bf16"):
-            outputs, watched = nn.Module.__call__(self.run, inputs)
+            outputs, watched = nn.Module.__call__(self.run, *inputs)
         return _wide(outputs), dict(zip(self.watch, _wide(watched), strict=True))
 
-    def predict(self, inputs: Tensor) -> Any:
+    def predict(self, inputs: Batch) -> Any:
         """The outputs alone, in the program's own precision and on the CPU; the mode is the module's."""
-        outputs, _ = self.module(self.place(inputs))
+        outputs, _ = self.module(*self.place(inputs))
         return tree_map(lambda v: v.cpu() if isinstance(v, Tensor) else v, outputs)
 
-    def place(self, inputs: Tensor) -> Tensor:
-        """Inputs in the device, type and layout that the network takes."""
-        layout = LAYOUTS[self.mode.layout] if inputs.ndim == 4 else torch.contiguous_format
-        return inputs.to(self.device, self.dtype, non_blocking=True, memory_format=layout)
+    def place(self, inputs: Batch) -> Batch:
+        """Inputs in the device, type and layout that the network takes; whole numbers keep their type."""
+
+        def placed(x: Tensor) -> Tensor:
+            layout = LAYOUTS[self.mode.layout] if x.ndim == 4 else torch.contiguous_format
+            return x.to(self.device, non_blocking=True, memory_format=layout)
+
+        return tuple(map(placed, in_type(inputs, self.dtype)))
 
     def seed(self, seed: int) -> None:
         """Seed what the network draws (dropout); torch.manual_seed takes long to do it for absent devices."""

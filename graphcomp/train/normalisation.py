@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from graphcomp.base import distributed
 from graphcomp.errors import PassError
-from graphcomp.ir import FrozenBatchNorm2d, Program, editable
+from graphcomp.ir import Batch, FrozenBatchNorm2d, Program, editable
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -63,7 +63,7 @@ class _Moments:
 
 @torch.no_grad()
 def reestimate(
-    program: Program, batches: Iterable[Tensor], told: Callable[[int], None] = lambda seen: None
+    program: Program, batches: Iterable[Batch], told: Callable[[int], None] = lambda seen: None
 ) -> Program:
     """A program whose batch normalisations have the statistics of `batches`; nothing else changes.
 
@@ -87,8 +87,8 @@ def reestimate(
         norm.train().register_forward_pre_hook(moments[name])
     seen = 0
     for x in batches:
-        net(x)
-        seen += len(x)
+        net(*x)
+        seen += len(x[0])
         told(seen)
     distributed.all_reduce(t for m in moments.values() for t in (m.count, m.sums))
     return replace(program, module=editable(program, _statistics(program, moments)))

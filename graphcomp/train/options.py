@@ -12,7 +12,7 @@ from torch import Tensor
 
 from graphcomp.base import cache, sha256, tensor_parts
 from graphcomp.data import Augmentation, Name, Split
-from graphcomp.ir import Program
+from graphcomp.ir import Batch, Program
 from graphcomp.measure import absolute_errors, values_like
 from graphcomp.train.network import Mode, Statistics
 from graphcomp.train.schedule import OPTIONS, Schedule
@@ -113,7 +113,7 @@ class Seen:
         tensors: parameters and buffers of the network in training by dotted name, for penalties.
     """
 
-    inputs: Tensor
+    inputs: Batch
     labels: Tensor
     outputs: Any
     watched: Mapping[str, Tensor]

@@ -25,7 +25,7 @@ from torch import Tensor
 from graphcomp.base import Progress, distributed, load_state, quiet, stoppable
 from graphcomp.data import Augmentation, Split, Unchanged
 from graphcomp.errors import DataError, PassError
-from graphcomp.ir import Program
+from graphcomp.ir import Batch, Program, in_type
 from graphcomp.records import Training
 from graphcomp.train.batches import part, random_state
 from graphcomp.train.loop import Loop, mean_score
@@ -155,11 +155,6 @@ def check_training(
     program: Program, train: Split, options: TrainOptions, held_out: Split | None = None
 ) -> None:
     """Refuse what cannot be trained; DataError and PassError as for `fit`."""
-    if len(program.example_inputs) != 1:
-        raise PassError(
-            f"training: found a network with {len(program.example_inputs)} inputs, expected one: data "
-            "sources yield one tensor a sample"
-        )
     pieces = options.accumulate * distributed.world_size()
     if min(len(train), options.batch) < pieces:
         raise DataError(
@@ -240,13 +235,13 @@ def _reestimated(program: Program, task: Task, samples: int, progress: Progress)
     count = math.ceil(samples / task.options.batch)
     cuts = [np.arange(samples)[part(samples, count, i)] for i in range(count)]
     mine = cuts[distributed.rank() :: distributed.world_size()]
-    inputs = (chosen.fetch(chosen.indices[rows]).to(_dtype(program)) for rows in mine)
+    inputs = (in_type(chosen.fetch(chosen.indices[rows]), _dtype(program)) for rows in mine)
     total = sum(map(len, mine))
     return reestimate(program, inputs, lambda seen: progress(f"estimate statistics, {seen}/{total}", 1.0))
 
 
-def _predictor(program: Program) -> Callable[[Tensor], Any]:
-    return lambda inputs: program(inputs.to(_dtype(program)))
+def _predictor(program: Program) -> Callable[[Batch], Any]:
+    return lambda inputs: program(*in_type(inputs, _dtype(program)))
 
 
 def _dtype(program: Program) -> torch.dtype:

@@ -113,7 +113,7 @@ def response_forms(
     """The forms of layers of one group, and why others have none; collective.
 
     Raises:
-        DataError: no samples. AnalysisError: a network with several inputs.
+        DataError: no samples.
     """
     seen = reading(program, context, name, layers)
     found, changes, expected = list[Forms](), {}, {}

@@ -32,7 +32,7 @@ def response_energies(
     """Eigenvalues by layer, largest first, as losses of the outputs, and why others have none; collective.
 
     Args:
-        program: with one input.
+        program: left as it is.
         layers: convolutions and linear layers of one group.
         context: holds the samples.
         name: of the pass that asks.

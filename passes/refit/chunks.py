@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from graphcomp.base import distributed
 from graphcomp.bases import copied_values
 from graphcomp.data import Split
-from graphcomp.ir import Program
+from graphcomp.ir import Batch, Program
 from graphcomp.measure import calibrate
 
 HELD_OUT = 8
@@ -24,18 +24,18 @@ class Chunk(fx.Interpreter):
     """Some samples, and what is alive of them where they are.
 
     Attributes:
-        x, count, first: the samples, how many, and the number of the first one in its split.
+        inputs, count, first: the samples, how many, and the number of the first one in its split.
         number: of the chunk, over all processes.
         targets: what calls of layers are to yield, by the call's node.
         held: values that are needed again, by what begins with them, with their versions: what is changed in
             place is of no use.
     """
 
-    def __init__(self, module: fx.GraphModule, x: Tensor, first: int, number: int) -> None:
+    def __init__(self, module: fx.GraphModule, inputs: Batch, first: int, number: int) -> None:
         super().__init__(module)
         self.env: dict[fx.Node, Any] = {}
-        self.args_iter = iter([x])
-        self.x, self.count, self.first, self.number = x, len(x), first, number
+        self.args_iter = iter(inputs)
+        self.inputs, self.count, self.first, self.number = inputs, len(inputs[0]), first, number
         self.targets: dict[str, Tensor] = {}
         self.held: dict[str, tuple[Tensor, int]] = {}
 
@@ -86,7 +86,7 @@ class Chunk(fx.Interpreter):
         yield from (value for value, _ in self.held.values())
 
 
-def draw(original: Program, split: Split, seed: int) -> Iterator[tuple[Tensor, int, int]]:
+def draw(original: Program, split: Split, seed: int) -> Iterator[tuple[Batch, int, int]]:
     """This process's samples in random order: batches, the number of each one's first, and its own."""
     size = max(1, min(calibrate.batch_size(original), math.ceil(len(split) / (2 * HELD_OUT))))
     shuffled = split.subset(np.random.default_rng(seed).permutation(len(split)))

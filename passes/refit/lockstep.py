@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from graphcomp.base import Progress, distributed
 from graphcomp.data import Split
-from graphcomp.ir import Program, editable, evaluating
+from graphcomp.ir import Program, editable, evaluating, moved
 from graphcomp.measure import Positions, layer_row, matrix_shape, output_weights
 from graphcomp.passes.refit.chunks import Chunk, draw
 from graphcomp.passes.refit.comparison import WEAK, Rows, scale_behind
@@ -85,11 +85,11 @@ def fit(
     lines = find_lines(program, units) if limits.together and not limits.bias_only else {}
     starts = {line.nodes[0].name for line in lines.values()}
     records: dict[str, FittedLayer] = {}
-    moved = _moved(original, [unit for unit in units if unit.layer in lines], split, limits.seed)
+    moves = _moved(original, [unit for unit in units if unit.layer in lines], split, limits.seed)
     with tempfile.TemporaryDirectory(prefix="graphcomp-refit-") as folder, evaluating(module):
         shelf = Shelf(Path(folder), limits.memory)
         drawn = draw(original, split, limits.seed)
-        chunks = [Chunk(module, x.to(device), first, number) for x, first, number in drawn]
+        chunks = [Chunk(module, moved(x, device), first, number) for x, first, number in drawn]
         places = Positions(limits.positions, limits.seed)
         missing = [unit for unit in units if unit.layer not in known]
         if missing:
@@ -109,7 +109,7 @@ def fit(
                     rows = rows_of(program, module, unit, chunks, places, shelf)
                     records[unit.layer], changed = fit_layer(module, unit, rows, choice)
                     if line is not None:
-                        weights = _weights(module, unit, moved)
+                        weights = _weights(module, unit, moves)
                         changed |= _together(
                             module, line, weights, records, rows, chunks, choice, limits.seed
                         )
@@ -148,11 +148,11 @@ def _moved(original: Program, ends: Sequence[Unit], split: Split, seed: int) -> 
         return {}
 
 
-def _weights(module: fx.GraphModule, unit: Unit, moved: Mapping[str, Tensor]) -> Tensor | None:
+def _weights(module: fx.GraphModule, unit: Unit, moves: Mapping[str, Tensor]) -> Tensor | None:
     """Of errors by channel at the end of a line, of mean square 1; None: all alike."""
-    if unit.origin.layer not in moved:
+    if unit.origin.layer not in moves:
         return None
-    squares = moved[unit.origin.layer][torch.from_numpy(unit.origin.rows)].to(distributed.device())
+    squares = moves[unit.origin.layer][torch.from_numpy(unit.origin.rows)].to(distributed.device())
     scale = scale_behind(module, unit, len(squares), squares).square()
     of_errors = squares / scale.clamp(min=float(scale.max()) * WEAK**2)
     return (of_errors / of_errors.mean().clamp(min=1e-300)).sqrt()

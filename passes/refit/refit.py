@@ -25,7 +25,6 @@ from torch import Tensor
 
 from graphcomp.base import cache, distributed
 from graphcomp.bases import OPTIONS, Globs, Learning, find_step, not_asked, options_of, require_matches
-from graphcomp.errors import AnalysisError
 from graphcomp.ir import Program
 from graphcomp.measure import is_mixing
 from graphcomp.passes.refit.lineage import origins, packed, unpacked
@@ -77,11 +76,6 @@ class Refit(Learning):
     def require(self, outlook: Outlook) -> None:
         """Data, an earlier program and layers for every glob."""
         require_data(self.name, outlook.context)
-        if len(outlook.program.example_inputs) != 1:
-            raise AnalysisError(
-                f"{self.name}: found {len(outlook.program.example_inputs)} inputs, expected a network with "
-                "one; data sources yield one tensor a sample"
-            )
         names = [earlier.name for earlier in outlook.context.earlier]
         if self.teacher is not None and find_step(self.teacher, names) is None:
             place_of(self.teacher, names)

@@ -50,7 +50,8 @@ def watch(
     for call in (call for unit in units for call in unit.calls):
         by_node.setdefault(call.seen, []).append(call)
     watchers = {node: partial(keep, wanted) for node, wanted in by_node.items()}
-    calibrate.watch(original, (chunk.x.clone() for chunk in chunks), watchers, next_chunk)
+    inputs = (tuple(x.clone() for x in chunk.inputs) for chunk in chunks)  # a network may change its own
+    calibrate.watch(original, inputs, watchers, next_chunk)
 
 
 def places_of(program: Program, unit: Unit, chunk: Chunk, drawn: Positions) -> Tensor:
@@ -60,7 +61,7 @@ def places_of(program: Program, unit: Unit, chunk: Chunk, drawn: Positions) -> T
         plane, maps = math.prod(shape[:-1]) // samples, 1
     else:
         plane, maps = math.prod(shape[2:]), shape[0] // samples
-    return drawn.of(plane, chunk.first * maps, chunk.count * maps).to(chunk.x.device)
+    return drawn.of(plane, chunk.first * maps, chunk.count * maps).to(chunk.inputs[0].device)
 
 
 def rows_of(

@@ -38,7 +38,7 @@ def many(count: int, *shape: int) -> Data:
     """Unlabelled normal samples to calibrate with."""
     x = torch.randn(count, *shape, generator=torch.Generator().manual_seed(7))
     labels = torch.zeros(count, dtype=torch.int64)
-    train = Split(labels, np.arange(count), lambda at: x[torch.from_numpy(at)], labelled=False)
+    train = Split(labels, np.arange(count), lambda at: (x[torch.from_numpy(at)],), labelled=False)
     return replace(random_data(*shape), train=train)
 
 
@@ -114,7 +114,7 @@ def test_grams_are_second_moments() -> None:
     program, data = tiny_program(), many(24, *SHAPE[1:])
     found = grams(program, data.train, ["inner", "fc"], positions=7, seed=3, memory=1)
     n = len(data.train)
-    x = next(data.train.batches(n))[0]
+    x = next(data.train.batches(n))[0][0]
     seen: dict[str, Tensor] = {}
 
     def keep(name: str, module: nn.Module, args: Any, y: Tensor) -> None:
@@ -161,7 +161,7 @@ def test_output_weights_are_squared_gradients() -> None:
     program, data = tiny_program(), many(6, *SHAPE[1:])
     found = output_weights(program, data.train, ["inner", "fc"], seed=5)
     n = len(data.train)
-    x = next(data.train.batches(n))[0]
+    x = next(data.train.batches(n))[0][0]
     total = torch.zeros(16, dtype=torch.float64)
     for i in range(n):
         generator = torch.Generator().manual_seed(hash((5, i)) % (1 << 63))
@@ -215,7 +215,7 @@ def test_sensitivities_are_how_far_outputs_move() -> None:
     groups = [g for g in channels.groups if g.pinned is None]
     curves = {g: (statistics.curve(g), 8) for g in groups}
     found = statistics.sensitivities(curves)
-    x = torch.cat([x for x, _ in statistics.held_out.batches(64)])
+    x = torch.cat([x for (x,), _ in statistics.held_out.batches(64)])
     base = program(x)
     base = base - base.mean(1, keepdim=True)
     for group, (curve, _) in curves.items():
@@ -301,7 +301,7 @@ def test_the_pass(options: dict[str, Any], fold: bool) -> None:
 def test_refitted_it_is_closer_than_by_norms() -> None:
     program, data = tiny_program(), many(300, *SHAPE[1:])
     distance = {}
-    x = next(data.eval.batches(64))[0]
+    x = next(data.eval.batches(64))[0][0]
     for criterion in (L1, Obs):
         passes = [FoldBN(), criterion(ratio=0.5, multiple=1), Refit()]
         small, _ = Pipeline(passes).run(program, context(data))
@@ -355,7 +355,7 @@ def test_other_samples_are_other_statistics_of_one_program() -> None:
     """Nothing is remembered but by content."""
     program, data = tiny_program(), many(300, *SHAPE[1:])
     train = data.train
-    other = replace(data, train=replace(train, fetch=lambda at: 3 * train.fetch(at) + 1))
+    other = replace(data, train=replace(train, fetch=lambda at: (3 * train.fetch(at)[0] + 1,)))
     asked = Obs(target={"macs": 0.5}, multiple=1)
     found = [asked.plan(program, context(d)).evidence["groups"] for d in (data, other, data)]
     assert found[0] == found[2]

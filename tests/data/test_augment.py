@@ -92,15 +92,15 @@ def test_what_a_sample_gets_does_not_depend_on_the_others() -> None:
     ],
 )
 def test_auto(source: str, sample: tuple[int, ...], expected: object) -> None:
-    assert find_augmentation("auto", source, sample, None) == expected
+    assert find_augmentation("auto", source, [sample], None) == expected
 
 
 def test_by_name() -> None:
-    assert find_augmentation("cifar", "digits", (3, 32, 32), 8) == CropAndFlip(8)
-    assert find_augmentation("imagenet", "digits", (3, 32, 32), None) == ResizedCropAndFlip()
-    assert find_augmentation("none", "cifar10:D", (3, 32, 32), None) == Unchanged()
+    assert find_augmentation("cifar", "digits", [(3, 32, 32)], 8) == CropAndFlip(8)
+    assert find_augmentation("imagenet", "digits", [(3, 32, 32)], None) == ResizedCropAndFlip()
+    assert find_augmentation("none", "cifar10:D", [(3, 32, 32)], None) == Unchanged()
     with pytest.raises(DataError, match=r"augment=cifar: found samples of shape \(7,\)"):
-        find_augmentation("cifar", "npz:F", (7,), None)
+        find_augmentation("cifar", "npz:F", [(7,)], None)
 
 
 def test_unchanged() -> None:

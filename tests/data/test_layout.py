@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from graphcomp.compiler.source import load_source, open_data
-from graphcomp.data import Data, find_augmentation, load_data
+from graphcomp.data import Data, augmented, find_augmentation, load_data
 from graphcomp.data.layout import in_front, is_channels_last
 from graphcomp.ir import trace
 from graphcomp.measure import Corruption, robustness
@@ -46,18 +46,18 @@ def both(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Data, Data]:
 def test_samples_are_the_same(both: tuple[Data, Data]) -> None:
     planes, last = both
     for one, other in ((planes.train, last.train), (planes.eval, last.eval)):
-        ((x, y), (z, w)) = (next(iter(s.batches(12))) for s in (one, other))
+        (((x,), y), ((z,), w)) = (next(iter(s.batches(12))) for s in (one, other))
         assert z.is_contiguous() and z.shape[1:] == LAST
         assert torch.equal(x, z.permute(0, 3, 1, 2)) and torch.equal(y, w)
 
 
 @pytest.mark.parametrize("name", ["cifar", "imagenet"])
 def test_augmentation_is_of_the_image(both: tuple[Data, Data], name: str) -> None:
-    planes, last = (find_augmentation(name, "", shape, 2) for shape in (PLANES, LAST))  # type: ignore[arg-type]
-    (x, _), (z, _) = (next(iter(d.train.batches(6))) for d in both)
+    planes, last = (find_augmentation(name, "", [shape], 2) for shape in (PLANES, LAST))  # type: ignore[arg-type]
+    ((x,), _), ((z,), _) = (next(iter(d.train.batches(6))) for d in both)
     random = np.random.default_rng(0).random((len(x), planes.numbers))
     assert planes.numbers == last.numbers
-    assert torch.equal(planes(x, random), last(z, random).permute(0, 3, 1, 2))
+    assert torch.equal(planes(x, random), augmented(last, (z,), random)[0].permute(0, 3, 1, 2))
     assert not torch.equal(planes(x, random), x)
 
 
@@ -93,7 +93,7 @@ def test_a_file_with_channels_last_is_evaluated_as_the_other(tmp_path: Path) -> 
     for name in ("planes", "last"):
         source = load_source(str(tmp_path / f"{name}.onnx"))
         data = open_data("digits?limit=60", source.program, 0)
-        x, _ = next(iter(data.eval.batches(60)))
+        (x,), _ = next(iter(data.eval.batches(60)))
         with torch.no_grad():
             scores.append(source.program(x))
     torch.testing.assert_close(scores[0], scores[1])

@@ -137,7 +137,7 @@ def test_floats_are_drawn_as_ever() -> None:
 def test_random_data_and_exports_take_token_ids(tmp_path: Path) -> None:
     program = tokens(*RANGES["embedding"][:2])
     data = open_data("random?limit=16", program, 0)
-    ((x, _),) = data.train.batches(64)
+    (((x,), _),) = data.train.batches(64)
     assert x.dtype == torch.int64 and 0 <= int(x.min()) < int(x.max()) < SIZE
     assert "0 to 49" in data.description
     program(x)

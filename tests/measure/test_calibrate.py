@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from graphcomp.base.cache import VARIABLE
 from graphcomp.data.split import Split
 from graphcomp.errors import AnalysisError, DataError
+from graphcomp.ir import trace
 from graphcomp.ir.program import Program
 from graphcomp.measure import calibrate
 from graphcomp.measure.calibrate import BATCHES, batch_size, collect, watch
@@ -30,7 +31,7 @@ def _no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def split(x: Tensor) -> Split:
     """Unlabelled samples that are exactly `x`."""
     labels = torch.zeros(len(x), dtype=torch.int64)
-    return Split(labels, np.arange(len(x)), lambda i: x[torch.from_numpy(i)], labelled=False)
+    return Split(labels, np.arange(len(x)), lambda i: (x[torch.from_numpy(i)],), labelled=False)
 
 
 def covariance(program: Program, x: Tensor, node: str, dim: int = 1, **options: Any) -> Covariance:
@@ -248,9 +249,9 @@ def test_everything_from_one_pass() -> None:
     program, x = conv_net(), torch.randn(20, 3, 8, 8)
     read: list[int] = []
 
-    def fetch(indices: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
+    def fetch(indices: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[Tensor]:
         read.extend(indices.tolist())
-        return x[torch.from_numpy(indices)]
+        return (x[torch.from_numpy(indices)],)
 
     requests = [Request("_0", "covariance"), Request("_0", "zeros"), Request("_3", "covariance")]
     data = Split(torch.zeros(20, dtype=torch.int64), np.arange(20), fetch, labelled=False)
@@ -318,7 +319,7 @@ def test_watches_every_batch_of_the_nodes_asked_for() -> None:
     batches = [torch.randn(n, 3, 4, 4) for n in (3, 1, 2)]
     seen: list[Tensor] = []
     told: list[int] = []
-    assert watch(program, iter(batches), {"_0": seen.append}, told.append) == 6
+    assert watch(program, ((x,) for x in batches), {"_0": seen.append}, told.append) == 6
     assert told == [3, 4, 6]
     with torch.no_grad():
         assert all(torch.equal(conv, net[0](x)) for x, conv in zip(batches, seen, strict=True))
@@ -357,11 +358,16 @@ def test_not_a_tensor() -> None:
 
 
 def test_several_inputs() -> None:
-    net = Net(lambda m, x: m.act(x), act=nn.ReLU())
-    program = traced(net, 1, 4)
-    two = Program(program.module, program.example_inputs * 2)
-    with pytest.raises(AnalysisError, match="found 2 inputs, expected a network with one"):
-        covariance(two, torch.randn(4, 4), "act")
+    """Every input is its own, in the order of forward's arguments."""
+    net = Net(lambda m, x, y: m.act(x - 2 * y), act=nn.Identity())
+    program = trace(net, (torch.ones(1, 4), torch.ones(1, 4)))
+    x, y = torch.randn(2, 9, 4, dtype=torch.float32)
+    labels = torch.zeros(9, dtype=torch.int64)
+    data = Split(labels, np.arange(9), lambda i: (x[i], y[i]), labelled=False)
+    request = Request("act", "covariance")
+    found = cast(Covariance, collect(program, data, [request], batch=4, cache=False)[request])
+    alone = covariance(identity(4), x - 2 * y, "_0")
+    assert close(found.mean, alone.mean, 1e-12) and close(found.matrix, alone.matrix, 1e-12)
 
 
 # ---------------------------------------------------------------------- never twice

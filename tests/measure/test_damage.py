@@ -72,30 +72,29 @@ def bytes_file(tmp_path: Path) -> str:
 
 def test_pixels_are_damaged_before_their_normalisation(tmp_path: Path) -> None:
     split = load_data(bytes_file(tmp_path), input_shape=(3, 6, 6), seed=0).eval
-    assert split.pixels is not None
-    mean, std = split.pixels
+    ((mean, std),) = split.pixels
     darker = corrupted(split, Corruption("brightness", 0.5), black_and_white(split), 0)
-    (before, labels), (after, same_labels) = next(split.batches(99)), next(darker.batches(99))
+    ((before,), labels), ((after,), same_labels) = next(split.batches(99)), next(darker.batches(99))
     assert torch.allclose(after * std + mean, 0.5 * (before * std + mean), atol=1e-6)
     assert torch.equal(labels, same_labels)
     covered = corrupted(split, Corruption("occlusion", 0.25), black_and_white(split), 0)
-    found = next(covered.batches(99))[0] * std + mean
+    found = next(covered.batches(99))[0][0] * std + mean
     assert int((found.abs().amax(1) < 1e-6).sum()) >= 9 * len(split)  # black, not the mean colour
 
 
 def test_unknown_pixels_go_from_the_smallest_to_the_largest_value() -> None:
     split = make_split(30)
-    assert split.pixels is None
-    black, white = black_and_white(split)
-    x = next(split.batches(30))[0]
+    assert split.pixels == ()
+    ((black, white),) = black_and_white(split)
+    x = next(split.batches(30))[0][0]
     assert (float(black), float(white)) == (float(x.min()), float(x.max()))
-    dark = next(corrupted(split, Corruption("brightness", 0.25), (black, white), 0).batches(30))[0]
+    dark = next(corrupted(split, Corruption("brightness", 0.25), [(black, white)], 0).batches(30))[0][0]
     assert torch.allclose(dark - black, 0.25 * (x - black), atol=1e-5)
 
 
 def test_even_data_are_no_division_by_zero() -> None:
-    split = Split(torch.zeros(2, dtype=torch.int64), np.arange(2), lambda i: torch.ones(len(i), 1, 2, 2))
-    found = next(corrupted(split, EVERY[0], black_and_white(split), 0).batches(2))[0]
+    split = Split(torch.zeros(2, dtype=torch.int64), np.arange(2), lambda i: (torch.ones(len(i), 1, 2, 2),))
+    found = next(corrupted(split, EVERY[0], black_and_white(split), 0).batches(2))[0][0]
     assert torch.equal(found, torch.ones(2, 1, 2, 2))
 
 
@@ -107,12 +106,12 @@ def test_a_sample_is_always_damaged_alike(corruption: Corruption) -> None:
 
     def images(split: Split, seed: int, size: int) -> Tensor:
         damaged = corrupted(split, corruption, scale, seed)
-        return torch.cat([x for x, _ in damaged.batches(size)])
+        return torch.cat([x for (x,), _ in damaged.batches(size)])
 
     whole = images(split, 0, 20)
     assert torch.allclose(images(split, 0, 3), whole, atol=1e-6)
     part = corrupted(split, corruption, scale, 0).subset(np.array([3, 11]))
-    assert torch.allclose(next(part.batches(2))[0], whole[[3, 11]], atol=1e-6)
+    assert torch.allclose(next(part.batches(2))[0][0], whole[[3, 11]], atol=1e-6)
     if corruption.kind != "brightness":
         assert not torch.allclose(images(split, 1, 20), whole, atol=1e-3)
 
@@ -137,7 +136,7 @@ def test_regression() -> None:
         net[2].bias.zero_()  # type: ignore[operator]
     x = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     x[0, 0, 0, 0], x[0, 0, 0, 1] = 0, 1  # black and white
-    split = Split(x.mean((1, 2, 3)), np.arange(8), lambda i: x[torch.from_numpy(i)])
+    split = Split(x.mean((1, 2, 3)), np.arange(8), lambda i: (x[torch.from_numpy(i)],))
     (row,) = robustness(traced(net, 1, 1, 4, 4), split, [Corruption("brightness", 0.5)])
     assert row.score.measure == "error"
     assert row.score.value == pytest.approx(float(x.mean()) / 2, rel=1e-5)
@@ -145,9 +144,9 @@ def test_regression() -> None:
 
 def test_refusals() -> None:
     with pytest.raises(DataError, match="robustness: found data without labels"):
-        require_images(random_data(*SHAPE).eval, SHAPE)
+        require_images(random_data(*SHAPE).eval, normalised_net())
     with pytest.raises(DataError, match=r"found samples of shape \(7,\), expected images"):
-        require_images(make_split(), (7,))
+        require_images(make_split(), traced(nn.Linear(7, 2), 1, 7))
     with pytest.raises(DataError, match="expected a classifier"):
         robustness(traced(nn.Conv2d(3, 4, 3), 1, *SHAPE), make_split(), EVERY)
     with pytest.raises(DataError, match="without labels"):

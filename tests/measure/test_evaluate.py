@@ -27,7 +27,7 @@ from tests.tiny import traced
 
 
 def split(x: Tensor, y: list[int], labelled: bool = True) -> Split:
-    return Split(torch.tensor(y), np.arange(len(x)), lambda i: x[torch.from_numpy(i)], labelled)
+    return Split(torch.tensor(y), np.arange(len(x)), lambda i: (x[torch.from_numpy(i)],), labelled)
 
 
 def identity(width: int = 3) -> Program:
@@ -126,15 +126,15 @@ def scaled(factor: float) -> Program:
 
 
 def test_drift_of_the_same_program() -> None:
-    found = drift(identity(), identity(), [LOGITS])
+    found = drift(identity(), identity(), [(LOGITS,)])
     assert (found.relative_l2, found.top1_agreement) == (0.0, 1.0)
 
 
 def test_drift_by_hand() -> None:
     """||2x - x|| / ||x|| = 1 and the order stays; ||-x - x|| / ||x|| = 2 and it turns round."""
-    double = drift(identity(), scaled(2.0), [LOGITS[:2], LOGITS[2:]])
+    double = drift(identity(), scaled(2.0), [(LOGITS[:2],), (LOGITS[2:],)])
     assert (double.relative_l2, double.top1_agreement) == (1.0, 1.0)
-    negative = drift(identity(), scaled(-1.0), [LOGITS])
+    negative = drift(identity(), scaled(-1.0), [(LOGITS,)])
     assert (negative.relative_l2, negative.top1_agreement) == (2.0, 0.0)
 
 
@@ -142,13 +142,13 @@ def test_drift_adds_up_over_outputs_and_batches() -> None:
     def two(a: float, b: float) -> Program:
         return traced(Net(lambda m, x: (x * a, {"b": x * b})), 1, 3)
 
-    found = drift(two(1, 1), two(1, 3), [LOGITS[:1], LOGITS[1:]])
+    found = drift(two(1, 1), two(1, 3), [(LOGITS[:1],), (LOGITS[1:],)])
     assert found.relative_l2 == pytest.approx(math.sqrt(4 / 2))
     assert found.top1_agreement is None  # not a classifier
 
 
 def test_drift_from_zero() -> None:
-    found = drift(scaled(0.0), identity(), [torch.ones(1, 3)])
+    found = drift(scaled(0.0), identity(), [(torch.ones(1, 3),)])
     assert found.relative_l2 == pytest.approx(math.sqrt(3))
 
 
@@ -157,7 +157,7 @@ def test_drift_from_zero() -> None:
 )
 def test_first_inputs(samples: int, sizes: Any) -> None:
     x = torch.arange(600.0).view(600, 1)
-    found = first_inputs(split(x, [0] * 600), samples)
+    found = [b for (b,) in first_inputs(split(x, [0] * 600), samples)]
     assert [len(b) for b in found] == (sizes or [250, 250, 100])
     assert torch.equal(torch.cat(found), x[: sum(map(len, found))])
 
@@ -194,7 +194,7 @@ def test_no_confusion() -> None:
 
 
 def values(x: Tensor, y: Tensor) -> Split:
-    return Split(y, np.arange(len(x)), lambda i: x[torch.from_numpy(i)])
+    return Split(y, np.arange(len(x)), lambda i: (x[torch.from_numpy(i)],))
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1)])

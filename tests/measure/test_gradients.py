@@ -29,7 +29,7 @@ def all_at_once(program: Program, split: Split, names: list[str]) -> dict[str, T
     """The definition: one batch, mean loss, on a module in eval mode."""
     module = program.clone().module.eval()
     own = dict(module.named_parameters())
-    ((x, y),) = split.batches(len(split))
+    (((x,), y),) = split.batches(len(split))
     found = torch.autograd.grad(F.cross_entropy(module(x), y), [own[n] for n in names])
     return dict(zip(names, found, strict=True))
 
@@ -151,8 +151,8 @@ def test_refusals() -> None:
     wrong = replace(split, labels=split.labels + 3)
     with pytest.raises(DataError, match=r"labels: found class \d, expected classes below 4"):
         mean_gradients(program, wrong, ["0.weight"])
-    with pytest.raises(AnalysisError, match="expected a classifier of one input"):
+    with pytest.raises(AnalysisError, match="expected a classifier, whose loss"):
         mean_gradients(traced(nn.Conv2d(3, 4, 3), 1, *SHAPE), split, ["weight"])
-    infinite = replace(split, fetch=lambda i: split.fetch(i) * torch.inf)
+    infinite = replace(split, fetch=lambda i: (split.fetch(i)[0] * torch.inf,))
     with pytest.raises(DataError, match=r"0.weight: found NaN or infinite values"):
         mean_gradients(program, infinite, ["0.weight"])

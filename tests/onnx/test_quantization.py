@@ -161,11 +161,11 @@ def split_of(count: int, labels: Tensor | None = None, seed: int = 0) -> Split:
     """Random images."""
     images = torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
     given = torch.zeros(count, dtype=torch.long) if labels is None else labels
-    return Split(given, np.arange(count), lambda i: images[torch.from_numpy(i)], labels is not None)
+    return Split(given, np.arange(count), lambda i: (images[torch.from_numpy(i)],), labels is not None)
 
 
 def feeds_of(model: ModelProto, split: Split) -> list[dict[str, NDArray[Any]]]:
-    return [{model.graph.input[0].name: x.numpy()} for x, _ in split.batches(8)]
+    return [{model.graph.input[0].name: x.numpy()} for (x,), _ in split.batches(8)]
 
 
 class Reader:
@@ -339,7 +339,7 @@ def test_a_file_that_loses_the_race_is_not_written(tmp_path: Path, monkeypatch: 
 def test_accuracy_is_a_paired_difference(tmp_path: Path) -> None:
     path, out = exported(tmp_path), tmp_path / "model-int8.onnx"
     test = split_of(50, seed=2)
-    (images,) = [x for x, _ in test.batches(50)]
+    (images,) = [x for (x,), _ in test.batches(50)]
     (logits,) = checks.run_all(path.read_bytes(), [{"input": images.numpy()}])[0]
     labelled = split_of(50, torch.from_numpy(logits.argmax(1)), seed=2)
     made = quantize_onnx(path, out, split_of(64), evaluate=labelled, faster_only=False)
@@ -369,8 +369,8 @@ def test_files_that_cannot_be_quantised_are_refused(tmp_path: Path) -> None:
         quantize_onnx(path, path, split_of(64))
     with pytest.raises(BenchError, match=r"missing\.onnx"):
         quantize_onnx(tmp_path / "missing.onnx", out, split_of(64))
-    small = Split(torch.zeros(64), np.arange(64), lambda i: torch.zeros(len(i), 3, 12), False)
-    with pytest.raises(DataError, match="samples: found 3x12"):
+    small = Split(torch.zeros(64), np.arange(64), lambda i: (torch.zeros(len(i), 3, 12),), False)
+    with pytest.raises(DataError, match="samples of input: found float32 of 3x12, expected float32 of 3x12x12"):
         quantize_onnx(path, out, small)
     model = onnx.load(path)
     model.graph.node.append(helper.make_node("QuantizeLinear", ["output", "scale"], ["q"], "q"))
@@ -393,7 +393,7 @@ def test_files_that_cannot_be_quantised_are_refused(tmp_path: Path) -> None:
 def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     path = exported(tmp_path)
     images = torch.full((64, 3, 12, 12), float("nan"))
-    bad = Split(torch.zeros(64), np.arange(64), lambda i: images[torch.from_numpy(i)], False)
+    bad = Split(torch.zeros(64), np.arange(64), lambda i: (images[torch.from_numpy(i)],), False)
     with pytest.raises(ExportError, match="infinities or NaN"):
         quantize_onnx(path, tmp_path / "out.onnx", bad)
 

@@ -130,7 +130,7 @@ def test_part_of_a_step_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Of numbers at the end; and a step is one of samples, not of the extremes, which span more."""
     quantize_file(exported(tmp_path), out := tmp_path / "a.onnx", split_of(64), timing=None)
     model, layers = onnx.load(out), find_layers(onnx.load(tmp_path / "model.onnx"))[0]
-    feeds = {"input": next(iter(split_of(8).batches(8)))[0].numpy()}
+    feeds = {"input": next(iter(split_of(8).batches(8)))[0][0].numpy()}
     real, off = checks.open_session, 0.0
     spans: list[float] = []
 
@@ -155,5 +155,5 @@ def test_part_of_a_step_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_file_of_which_no_layer_is_rounded_has_none_to_compare(tmp_path: Path) -> None:
     """As other quantizers write them: nothing is asked of the runtime."""
     layers, _ = find_layers(onnx.load(exported(tmp_path)))
-    feeds = {"input": next(iter(split_of(8).batches(8)))[0].numpy()}
+    feeds = {"input": next(iter(split_of(8).batches(8)))[0][0].numpy()}
     assert checks.errors_by_layer(onnx.load(tmp_path / "model.onnx"), layers, feeds) == {}

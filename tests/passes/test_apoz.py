@@ -88,7 +88,7 @@ def test_value_by_hand() -> None:
     x = torch.tensor(
         [[[[1.0, -1.0], [0.0, 2.0]], [[-1.0, -1.0], [-3.0, 2.0]]], [[[1.0, 1.0], [1.0, -2.0]]] * 2]
     )
-    split = Split(torch.zeros(2, dtype=torch.int64), np.arange(2), lambda i: x[torch.from_numpy(i)], False)
+    split = Split(torch.zeros(2, dtype=torch.int64), np.arange(2), lambda i: (x[torch.from_numpy(i)],), False)
     data = Data(split, split, None, "by hand", "two samples")
     assert scores(traced(net, 1, 2, 2, 2), data, "0") == [3 / 8, 4 / 8]
 

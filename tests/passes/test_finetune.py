@@ -380,7 +380,7 @@ def value_data(outputs: int = 1) -> Data:
     weight = torch.randn(outputs, 3 * 8 * 8, generator=torch.Generator().manual_seed(5)) / 14
 
     def with_values(split: Split) -> Split:
-        x = split.fetch(split.indices)
+        (x,) = split.fetch(split.indices)
         y = x.flatten(1) @ weight.T
         return replace(split, labels=y[:, 0] if outputs == 1 else y)
 

@@ -36,7 +36,7 @@ RESPONSES = np.random.default_rng(5).normal(size=(300, 8)) @ np.random.default_r
 def data_of(samples: Matrix | Tensor) -> Data:
     """Calibration on these samples."""
     x = torch.as_tensor(samples, dtype=torch.float32)
-    split = Split(torch.zeros(len(x), dtype=torch.int64), np.arange(len(x)), lambda i: x[i], False)
+    split = Split(torch.zeros(len(x), dtype=torch.int64), np.arange(len(x)), lambda i: (x[i],), False)
     return Data(split, split, None, "test", "by hand")
 
 
@@ -102,7 +102,7 @@ def outputs(program: Program, data: Data, *nodes: str) -> list[Matrix]:
     """What nodes yield for the calibration data, max-pooled over all but sample and channel (dimension 1)."""
     recorder = Recorder(program, nodes)
     with torch.no_grad():
-        for x, _ in data.train.batches(50):
+        for (x,), _ in data.train.batches(50):
             recorder.run(x)
     whole = [torch.cat(recorder.found[name]).double() for name in nodes]
     return [(x if x.ndim == 2 else x.flatten(2).amax(2)).numpy() for x in whole]
@@ -203,7 +203,7 @@ def test_linear_layers_on_tokens_are_pooled_over_the_tokens() -> None:
     net = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 5))
     program, data = traced(net, 1, 10, 6), noise(10, 6, samples=80)
     (found,) = spectra(planned(program, data, energy=0.9)).values()
-    x = torch.cat([x for x, _ in data.train.batches(50)])
+    x = torch.cat([x for (x,), _ in data.train.batches(50)])
     with torch.no_grad():
         samples = cast(nn.Linear, program.layer("0"))(x).amax(1).double().numpy()
     assert found.eigenvalues == pytest.approx(eigenvalues(np.cov(samples, rowvar=False)), rel=2e-5)

@@ -65,7 +65,7 @@ def test_accuracy_is_that_of_the_files(finished: tuple[Path, Report], data: str)
     """By sessions of their own, on all evaluation samples."""
     out, report = finished
     samples = graphcomp.load_data(data, input_shape=SHAPE[1:], seed=0).eval
-    feeds = [{"input": x.numpy()} for x, _ in samples.batches(16)]
+    feeds = [{"input": x.numpy()} for (x,), _ in samples.batches(16)]
     labels = samples.labels.numpy()
     right = [
         np.concatenate([y[0].argmax(1) for y in checks.run_all((out / name).read_bytes(), feeds)]) == labels

@@ -310,7 +310,7 @@ def test_copies_of_channels_are_merged(dtype: torch.dtype) -> None:
     data = make_data() if dtype == torch.float32 else exact_data()
     ran = run([*passes("l1{ratio=0.375, multiple=1, include=['0']}"), Refit()], program, context(data))
     assert ran.plans[0].decisions["rows"]["0.weight"] == [5, 6, 7]
-    x = next(data.eval.batches(60))[0]
+    x = next(data.eval.batches(60))[0][0]
     expected = outputs(program, x)
     far, near = (
         float((outputs(p, x) - expected).norm() / expected.norm()) for p in (ran.programs[1], ran.result)
@@ -334,7 +334,7 @@ def test_constant_channels_go_into_the_bias(options: dict[str, Any]) -> None:
     small = removed("l1{ratio=0.5, multiple=1, include=['0']}", program)
     assert small.history[-1]["decisions"]["rows"]["0.weight"] == [4, 5, 6, 7]
     result = refitted(Refit(**options), program, small, data)
-    x = next(data.eval.batches(60))[0]
+    x = next(data.eval.batches(60))[0][0]
     expected = outputs(program, x)
     far, near = (float((outputs(p, x) - expected).norm() / expected.norm()) for p in (small, result))
     assert far > 0.1 and near < 1e-5

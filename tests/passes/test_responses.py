@@ -33,7 +33,7 @@ def test_the_tail_is_what_the_best_factors_lose() -> None:
 @pytest.mark.parametrize("fold", [False, True])
 def test_refit_makes_the_factors_those_of_the_responses(fold: bool) -> None:
     program, data = tiny_program(), many(600, *SHAPE[1:])
-    x = next(data.eval.batches(64))[0]
+    x = next(data.eval.batches(64))[0][0]
     passes = [FoldBN()] if fold else []
     asked = LowRank(target={"macs": 0.6}, multiple=1, fit="responses", exclude=("stem",))
     distances = []

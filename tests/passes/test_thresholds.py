@@ -44,7 +44,7 @@ def gate(weight: float) -> tuple[Program, Split]:
         cast(Tensor, net[4].bias).zero_()
     x = torch.tensor([1.0, -1.0] * 20).view(-1, 1, 1, 1)
     labels = torch.tensor([0, 1] * 20)
-    return traced(net, 1, 1, 1, 1), Split(labels, np.arange(40), lambda i: x[torch.from_numpy(i)])
+    return traced(net, 1, 1, 1, 1), Split(labels, np.arange(40), lambda i: (x[torch.from_numpy(i)],))
 
 
 def test_t3_8_the_shift_behind_a_normalisation_is_lost_as_well() -> None:

@@ -70,7 +70,7 @@ EVALUATES: dict[str, Callable[[Program, Path], Any]] = {
     "collect": collected,
     "gradients": lambda p, _: mean_gradients(p, SPLIT, ["0.weight"], cache=False)["0.weight"],
     "statistics": lambda p, _: weights(reestimate(p, first_inputs(SPLIT, 60))),
-    "teacher": lambda p, _: Network(p, [], Mode(), training=False)(torch.ones(2, 3, 8, 8))[0],
+    "teacher": lambda p, _: Network(p, [], Mode(), training=False)((torch.ones(2, 3, 8, 8),))[0],
     "check": lambda p, _: check(p),
     "difference": lambda p, _: difference(normalised_net(), p),
     "scrambled": lambda p, _: weights(scrambled(p)),

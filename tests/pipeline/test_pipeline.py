@@ -97,7 +97,9 @@ def test_drift_is_measured_where_values_change() -> None:
 def test_drift_is_that_of_the_first_250_samples() -> None:
     """As said in the report; ten times fewer scatter, ten times more take as long as an evaluation."""
     x = torch.randn(2500, *SHAPE[1:])
-    split = Split(torch.zeros(len(x), dtype=torch.int64), np.arange(len(x)), lambda positions: x[positions])
+    split = Split(
+        torch.zeros(len(x), dtype=torch.int64), np.arange(len(x)), lambda positions: (x[positions],)
+    )
     before, after = tiny_program(), run_pass(L1(ratio=0.5), tiny_program(), context())[2]
     found = context(Data(split, split, None, "by hand", "normal")).drift(before, after)
     assert found == drift(before, after, first_inputs(split, 250))
@@ -117,7 +119,7 @@ def test_accuracy_after_every_step() -> None:
     program = tiny_program()
     unlabelled = random_data(3, 8, 8)
     with torch.no_grad():
-        labels = torch.cat([program(x).argmax(1) for x, _ in unlabelled.eval.batches(64)])
+        labels = torch.cat([program(x).argmax(1) for (x,), _ in unlabelled.eval.batches(64)])
     data = replace(unlabelled, eval=replace(unlabelled.eval, labels=labels, labelled=True))
     _, steps = Pipeline([FoldBN(), Scripted(scale_in_simulate=-1.0)]).run(program, context(data))
     first, second = (s.after.score for s in steps)

@@ -672,7 +672,7 @@ def test_networks_that_are_no_classifiers_are_told_by_what_they_yield(
     program = traced(Net(lambda m, x: outputs(m.conv(x)), conv=nn.Conv2d(3, 4, 1)), *SHAPE)
     bare = snapshot(BEFORE.layers)
     step = STEP.model_copy(
-        update={"after": bare, "drift": drift(program, program, [torch.ones(2, *SHAPE[1:])])}
+        update={"after": bare, "drift": drift(program, program, [(torch.ones(2, *SHAPE[1:]),)])}
     )
     found = make(data="npz:x.npz", baseline=bare, final=bare, steps=[step])
     reason = "Accuracy was not measured: the outputs are not those of a classifier."

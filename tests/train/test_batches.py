@@ -49,7 +49,7 @@ def test_pieces_together_are_the_step() -> None:
     split = make_split(30)
     whole, pieces = (Batches(split, 10, n, CropAndFlip(2), 0)(4) for n in (1, 3))
     assert [len(p.labels) for p in pieces] == [3, 3, 4]
-    assert torch.equal(torch.cat([p.inputs for p in pieces]), whole[0].inputs)
+    assert torch.equal(torch.cat([p.inputs[0] for p in pieces]), whole[0].inputs[0])
     assert torch.equal(torch.cat([p.labels for p in pieces]), whole[0].labels)
     assert sum(p.share for p in pieces) == pytest.approx(1)
     assert whole[0].share == 1
@@ -62,7 +62,7 @@ def test_processes_share_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         found += Batches(split, 11, 1, CropAndFlip(2), 0)(2)
-    assert torch.equal(torch.cat([p.inputs for p in found]), alone.inputs)
+    assert torch.equal(torch.cat([p.inputs[0] for p in found]), alone.inputs[0])
     assert sum(p.share for p in found) == pytest.approx(1)
 
 
@@ -72,12 +72,12 @@ def test_a_step_is_the_same_whatever_ran_before() -> None:
     for step in range(7):
         made(step)
     direct = Batches(make_split(30), 10, 1, augmentation, 5)(7)[0]
-    assert torch.equal(made(7)[0].inputs, direct.inputs)
+    assert torch.equal(made(7)[0].inputs[0], direct.inputs[0])
 
 
 def test_augmentation_changes_from_epoch_to_epoch() -> None:
     made = Batches(make_split(8), 8, 1, CropAndFlip(2), 0)
-    by_sample = [dict(zip(made.rows(s).tolist(), made(s)[0].inputs, strict=True)) for s in (0, 1)]
+    by_sample = [dict(zip(made.rows(s).tolist(), made(s)[0].inputs[0], strict=True)) for s in (0, 1)]
     assert any(not torch.equal(by_sample[0][i], by_sample[1][i]) for i in range(8))
 
 

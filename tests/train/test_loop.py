@@ -192,7 +192,7 @@ def test_t0_8_one_step_after_a_removal(name: str) -> None:
     smaller = drop.apply("test")
     inputs = torch.randn((4, *program.example_inputs[0].shape[1:]), dtype=torch.float64)
     split = Split(
-        torch.zeros(4, dtype=torch.int64), np.arange(4), lambda i: inputs[torch.from_numpy(i)], False
+        torch.zeros(4, dtype=torch.int64), np.arange(4), lambda i: (inputs[torch.from_numpy(i)],), False
     )
 
     def loss(seen: Seen) -> Tensor:

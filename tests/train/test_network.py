@@ -18,7 +18,7 @@ def x(n: int = 4, shape: tuple[int, ...] = (3, 8, 8)) -> Tensor:
 
 
 def watched(program: Program, *names: str) -> dict[str, Tensor]:
-    return Network(program, names, Mode(), training=False)(x())[1]
+    return Network(program, names, Mode(), training=False)((x(),))[1]
 
 
 def test_watched_outputs_are_those_of_the_nodes() -> None:
@@ -28,7 +28,7 @@ def test_watched_outputs_are_those_of_the_nodes() -> None:
     first = program.layer("0")(x())
     assert torch.equal(found["_0"], first)
     assert torch.equal(found["_2"], F.relu(program.layer("1")(first)))
-    assert torch.equal(Network(program, ["_2"], Mode(), training=False)(x())[0], program(x()))
+    assert torch.equal(Network(program, ["_2"], Mode(), training=False)((x(),))[0], program(x()))
 
 
 def test_watched_before_they_are_overwritten() -> None:
@@ -54,7 +54,7 @@ def test_watched_before_they_are_overwritten() -> None:
 
 def test_gradients_flow_through_what_is_watched() -> None:
     network = Network(normalised_net(), ["_2"], Mode())
-    network(x())[1]["_2"].square().mean().backward()
+    network((x(),))[1]["_2"].square().mean().backward()
     gradients = {n: t.grad for n, t in network.module.named_parameters() if t.grad is not None}
     assert set(gradients) == {"0.weight", "1.weight", "1.bias"}
 
@@ -85,7 +85,7 @@ def test_the_program_stays_as_it_was() -> None:
         before = weights(program)
         network = Network(program, (), Mode(), training=training)
         assert network.module.training is training
-        out, _ = network(x())
+        out, _ = network((x(),))
         assert out.requires_grad is training
         if training:
             out.sum().backward()
@@ -107,7 +107,7 @@ def test_frozen_stays_frozen() -> None:
 def test_modes_compute_the_same(mode: Mode) -> None:
     program = tiny_program()
     network = Network(program, (), mode, training=False)
-    out, _ = network(network.place(x()))
+    out, _ = network(network.place((x(),)))
     assert out.dtype == torch.float32
     error = relative_error(out, program(x()).detach())
     assert error < 1e-5 if mode.precision == "float32" else 1e-5 < error < 0.05
@@ -119,14 +119,14 @@ def test_modes_compute_the_same(mode: Mode) -> None:
 def test_prediction_is_in_the_programs_precision() -> None:
     program = tiny_program()
     network = Network(program, (), Mode("bf16"), training=False)
-    assert torch.equal(network.predict(x()), program(x()))
+    assert torch.equal(network.predict((x(),)), program(x()))
 
 
 @pytest.mark.slow
 def test_back_to_a_program_with_its_own_layout_and_type() -> None:
     program = plain_net(torch.float64)
     network = Network(program, (), Mode(layout="channels_last"))
-    assert network.place(x()).dtype == torch.float64
+    assert network.place((x(),))[0].dtype == torch.float64
     back = network.to_program(network.tensors)
     assert same(back, program)
     assert [t.stride() for t in back.tensors.values()] == [t.stride() for t in program.tensors.values()]

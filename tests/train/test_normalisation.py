@@ -15,7 +15,11 @@ from tests.tiny import context, traced
 
 def inputs(samples: int = 60) -> torch.Tensor:
     split = make_split(samples)
-    return split.fetch(split.indices)
+    return split.fetch(split.indices)[0]
+
+
+def each(x: torch.Tensor, size: int) -> list[tuple[torch.Tensor]]:
+    return [(part,) for part in x.split(size)]
 
 
 def statistics(program: Program, layer: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,7 +30,7 @@ def statistics(program: Program, layer: str) -> tuple[torch.Tensor, torch.Tensor
 def test_first_normalisation_gets_the_statistics_of_all_samples(size: int) -> None:
     """Whatever the batches are: unequal ones weigh by their size."""
     program, x = normalised_net(torch.float64), inputs().double()
-    found = reestimate(program, x.split(size))
+    found = reestimate(program, each(x, size))
     rows = program.layer("0")(x).movedim(1, 0).flatten(1)
     mean, var = statistics(found, "1")
     assert torch.allclose(mean, rows.mean(1), rtol=1e-9)
@@ -36,7 +40,7 @@ def test_first_normalisation_gets_the_statistics_of_all_samples(size: int) -> No
 def test_deeper_ones_see_normalised_inputs() -> None:
     """One batch: what training would compute with momentum 1."""
     program, x = normalised_net(torch.float64, dropout=0.5), inputs().double()
-    found = reestimate(program, [x])
+    found = reestimate(program, [(x,)])
     net = program.clone().module.train()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -51,7 +55,7 @@ def test_deeper_ones_see_normalised_inputs() -> None:
 def test_nothing_else_changes() -> None:
     program = normalised_net()
     before = weights(program)
-    found = reestimate(program, inputs().split(20))
+    found = reestimate(program, each(inputs(), 20))
     assert all(torch.equal(t, before[n]) for n, t in program.tensors.items())
     changed = {n for n, t in found.tensors.items() if not torch.equal(t, before[n])}
     assert changed == {"1.running_mean", "1.running_var", "5.running_mean", "5.running_var"}
@@ -62,9 +66,9 @@ def test_nothing_else_changes() -> None:
 def test_large_offset_does_not_hurt() -> None:
     program, x = normalised_net(torch.float64), inputs().double()
     shifted = normalised_net(torch.float64)
-    plain = reestimate(program, x.split(20))
+    plain = reestimate(program, each(x, 20))
     shifted.tensors["0.weight"].data.copy_(program.tensors["0.weight"])
-    moved = reestimate(shifted, (x + 1e4).split(20))
+    moved = reestimate(shifted, each(x + 1e4, 20))
     inner = program.layer("0")(x + 1e4).movedim(1, 0).flatten(1)
     assert torch.allclose(statistics(moved, "1")[1], inner.var(1), rtol=1e-6)
     assert torch.allclose(statistics(plain, "1")[1], program.layer("0")(x).var((0, 2, 3)), rtol=1e-9)
@@ -80,7 +84,7 @@ def test_a_normalisation_called_twice_sees_both() -> None:
             return self.norm(x) + self.norm(x + 2)  # type: ignore[no-any-return]
 
     x = inputs().double()
-    found = reestimate(traced(Twice(), 1, 3, 8, 8).to(torch.float64), [x])
+    found = reestimate(traced(Twice(), 1, 3, 8, 8).to(torch.float64), [(x,)])
     both = torch.cat([x, x + 2])
     assert torch.allclose(found.tensors["norm.running_mean"], both.mean((0, 2, 3)))
     assert torch.allclose(found.tensors["norm.running_var"], both.var((0, 2, 3)))
@@ -90,7 +94,7 @@ def test_without_normalisations() -> None:
     folded = run_pass(FoldBN(), normalised_net(), context())[2]
     for program in (plain_net(), folded):
         with pytest.raises(PassError, match="found no batch normalisation"):
-            reestimate(program, [inputs()])
+            reestimate(program, [(inputs(),)])
 
 
 def test_without_samples() -> None:

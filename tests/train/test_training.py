@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from graphcomp.data.augment import CropAndFlip
 from graphcomp.errors import DataError, PassError
 from graphcomp.ir.program import Program
-from graphcomp.ir.tracing import trace
 from graphcomp.train.batches import Batches, noise_seed
 from graphcomp.train.loop import Average
 from graphcomp.train.options import Seen, TrainOptions, cross_entropy
@@ -37,7 +36,7 @@ def by_hand(program: Program, made: TrainOptions, optimiser: Callable[..., Any],
         (piece,) = batches(step)
         torch.manual_seed(noise_seed(0, step))
         optimizer.zero_grad()
-        F.cross_entropy(net(piece.inputs), piece.labels, label_smoothing=0.1).backward()
+        F.cross_entropy(net(*piece.inputs), piece.labels, label_smoothing=0.1).backward()
         if made.clip is not None:
             torch.nn.utils.clip_grad_norm_(net.parameters(), made.clip)
         optimizer.step()
@@ -76,7 +75,7 @@ def test_reported_loss_is_the_mean_over_the_epochs_samples() -> None:
     """At a rate of almost nothing the network stays, and so does the loss of every sample."""
     program, split = plain_net(torch.float64), make_split(50)
     record = fit(program, split, options(lr=1e-12, epochs=1)).record
-    x, y = next(iter(split.batches(50)))
+    (x,), y = next(iter(split.batches(50)))
     expected = F.cross_entropy(program(x.double()), y)
     assert record.epochs[1].loss == pytest.approx(expected.item(), rel=1e-6)
 
@@ -158,7 +157,7 @@ def test_the_result_is_the_average() -> None:
     for name in ("0.weight", "8.bias"):
         assert torch.allclose(averaged.program.tensors[name], shadow.tensors[name], atol=1e-6), name
     assert not same(averaged.program, plain)
-    x, y = next(iter(held_out.batches(40)))
+    (x,), y = next(iter(held_out.batches(40)))
     score = float((averaged.program(x).argmax(1) == y).double().mean())
     assert averaged.record.epochs[-1].held_out == pytest.approx(score)
 
@@ -198,7 +197,7 @@ def test_statistics_alone() -> None:
     fitted = fit(program, split, options(epochs=0, bn_reestimate=96))
     changed = {n for n, t in fitted.program.tensors.items() if not torch.equal(t, before[n])}
     assert changed == {f"{n}.running_{s}" for n in (1, 5) for s in ("mean", "var")}
-    rows = program.layer("0")(split.fetch(split.indices)).movedim(1, 0).flatten(1)
+    rows = program.layer("0")(*split.fetch(split.indices)).movedim(1, 0).flatten(1)
     assert torch.allclose(fitted.program.tensors["1.running_mean"], rows.mean(1), atol=1e-6)
     assert fitted.record.summary == "statistics from 96 samples"
 
@@ -222,7 +221,7 @@ def test_teacher_and_watched_nodes() -> None:
 
     def loss(seen: Seen) -> Tensor:
         assert not seen.teacher_outputs.requires_grad and not seen.teacher_watched["_2"].requires_grad
-        assert torch.equal(seen.teacher_outputs, teacher(seen.inputs))
+        assert torch.equal(seen.teacher_outputs, teacher(*seen.inputs))
         looked.append(seen.watched["_2"].shape == seen.teacher_watched["_2"].shape)
         hint = (seen.watched["_2"] - seen.teacher_watched["_2"]).square().mean()
         return hint + (seen.outputs - seen.teacher_outputs).square().mean()
@@ -272,15 +271,6 @@ def test_nothing_to_train() -> None:
         tensor.requires_grad_(False)
     with pytest.raises(PassError, match="found no parameter that wants a gradient"):
         trained(program)
-
-
-def test_two_inputs() -> None:
-    class Sum(nn.Module):
-        def forward(self, a: Tensor, b: Tensor) -> Tensor:
-            return a + b
-
-    with pytest.raises(PassError, match="found a network with 2 inputs, expected one"):
-        fit(trace(Sum(), (torch.ones(1, 3), torch.ones(1, 3))), make_split(), options())
 
 
 def test_fewer_samples_than_pieces() -> None:

@@ -24,7 +24,14 @@ from graphcomp.onnx.quantization.grids import GRIDS, Grid
 from graphcomp.onnx.quantization.layers import Layer, find_layers
 from graphcomp.onnx.quantization.qdq import Choice, saturating, write_qdq
 from graphcomp.onnx.quantization.ranges import collect
-from graphcomp.onnx.quantization.samples import calibration, compare, counted, outputs, require_classes
+from graphcomp.onnx.quantization.samples import (
+    calibration,
+    compare,
+    counted,
+    outputs,
+    require_classes,
+    required_inputs,
+)
 from graphcomp.onnx.quantization.sessions import Feeds
 from graphcomp.records import Bench, Plan, Quantized, QuantizedLayer
 from graphcomp.runtime import Provider, adds_in_int16, benchmark, onnxfile, race
@@ -57,7 +64,7 @@ def quantize_onnx(
     to noise on held-out samples. Every fused layer is compared with itself as written, on samples and on
     inputs of 0 and 255: more than one step of its output apart is what silent saturation looks like, and
     refused. Layers that do the outputs most harm go back to float while that takes no time.
-    `path` must have one input and its batch normalisations folded (the pass `fold-bn`); it stays as it is.
+    `path` must have its batch normalisations folded (the pass `fold-bn`); it stays as it is.
 
     Args:
         path: a file of one piece with float32 weights, which may be stored as float16.
@@ -260,13 +267,27 @@ def _read(path: Path) -> tuple[ModelProto, int | None]:
         raise ExportError(
             f"{path}: found QuantizeLinear, expected a float file; quantise what it was made of"
         )
-    stored = {i.name for i in model.graph.initializer}
-    inputs = [i for i in model.graph.input if i.name not in stored]
-    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT:
-        names = ", ".join(i.name for i in inputs)
-        raise ExportError(f"{path}: found inputs {names}, expected one, of float32; samples have one")
-    dims = inputs[0].type.tensor_type.shape.dim
-    return model, (dims[0].dim_value or None) if dims else None
+    return model, _batch(path, model)
+
+
+def _batch(path: Path, model: ModelProto) -> int | None:
+    """How many samples the file takes at a time; None for any number."""
+    sizes = dict[int, str]()
+    for value in required_inputs(model):
+        tensor = value.type.tensor_type
+        if tensor.elem_type in (TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16):
+            kind = TensorProto.DataType.Name(tensor.elem_type)
+            raise ExportError(f"{path}: {value.name}: found {kind}, expected FLOAT; export it in float32")
+        if not tensor.shape.dim:
+            raise ExportError(
+                f"{path}: {value.name}: found no axis of samples, expected one; make it constant"
+            )
+        sizes.setdefault(tensor.shape.dim[0].dim_value, value.name)
+    fixed = {size: name for size, name in sizes.items() if size}
+    if len(fixed) > 1:
+        found = " and ".join(f"{size} of {name}" for size, name in fixed.items())
+        raise ExportError(f"{path}: found {found} at a time, expected as many samples of every input")
+    return next(iter(fixed), None)
 
 
 def _races(

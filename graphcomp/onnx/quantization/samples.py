@@ -1,4 +1,4 @@
-"""What an 8 bit file is made from and judged by: batches of samples in the shape that its input has."""
+"""What an 8 bit file is made from and judged by: batches of samples as its inputs take them."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, ValueInfoProto, helper
 
 from graphcomp.data import Split
 from graphcomp.errors import DataError
@@ -40,26 +40,42 @@ def calibration(
 
 
 def batches(model: ModelProto, split: Split, size: int) -> list[Feeds]:
-    """All whole batches: a file may take no other."""
-    name = input_name(model)
-    found = [x.numpy() for x, _ in split.batches(size) if len(x) == size]
-    (value,) = (i for i in model.graph.input if i.name == name)  # files may list stored weights before it
-    dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
-    shape = found[0].shape
-    if len(shape) != len(dims) or any(d and d != n for d, n in zip(dims[1:], shape[1:], strict=True)):
-        raise DataError.at("samples", "x".join(map(str, shape[1:])), f"{name} of {dims[1:]}", "give others")
-    return [{name: x} for x in found]
+    """All whole batches, an array an input: a file may take no other size."""
+    inputs = required_inputs(model)
+    found = [[x.numpy() for x in batch] for batch, _ in split.batches(size) if len(batch[0]) == size]
+    if len(found[0]) != len(inputs):
+        names = ", ".join(value.name for value in inputs)
+        raise DataError.at(
+            "samples", f"{len(found[0])} tensor(s) a sample", f"one for each of {names}", "give others"
+        )
+    for value, x in zip(inputs, found[0], strict=True):
+        _require_fit(value, x)
+    return [{value.name: x for value, x in zip(inputs, batch, strict=True)} for batch in found]
 
 
-def input_name(model: ModelProto) -> str:
-    """Of the only input."""
+def _require_fit(value: ValueInfoProto, x: NDArray[Any]) -> None:
+    tensor = value.type.tensor_type
+    dims = [d.dim_value for d in tensor.shape.dim]
+    kind = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    fits = len(x.shape) == len(dims) and all(d in (0, n) for d, n in zip(dims[1:], x.shape[1:], strict=True))
+    if not fits or x.dtype != kind:
+        raise DataError.at(
+            f"samples of {value.name}",
+            f"{x.dtype} of {'x'.join(map(str, x.shape[1:]))}",
+            f"{kind} of {'x'.join(str(d or 'any') for d in dims[1:])}",
+            "give others",
+        )
+
+
+def required_inputs(model: ModelProto) -> list[ValueInfoProto]:
+    """What a file has to be given: files may list stored weights as inputs too."""
     stored = {i.name for i in model.graph.initializer}
-    return str(next(i.name for i in model.graph.input if i.name not in stored))
+    return [value for value in model.graph.input if value.name not in stored]
 
 
 def counted(fed: Sequence[Feeds]) -> int:
     """How many samples there are."""
-    return sum(len(x) for feeds in fed for x in feeds.values())
+    return sum(len(next(iter(feeds.values()))) for feeds in fed)
 
 
 def outputs(model: bytes, fed: Sequence[Feeds]) -> list[NDArray[Any]]:
