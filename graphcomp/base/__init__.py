@@ -23,6 +23,7 @@ from graphcomp.base.muting import muted
 from graphcomp.base.nesting import nests_at_most
 from graphcomp.base.progress import Progress, part, quiet
 from graphcomp.base.stopping import Stop, load_state, save_state, stoppable
+from graphcomp.base.user_code import call_in_file
 from graphcomp.base.workers import Engine, Failure, Tell, Told, run_in_processes, run_tasks
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "atomic_entries",
     "atomic_file",
     "cache",
+    "call_in_file",
     "distributed",
     "is_dir",
     "is_file",

@@ -14,7 +14,7 @@ from graphcomp.compiler.recipe import (
     parse_passes,
     validated,
 )
-from graphcomp.compiler.source import Job, data_of, digests, load_source, need_data, open_data
+from graphcomp.compiler.source import Job, data_of, digests, load_source, open_data
 
 __all__ = [
     "BenchOptions",
@@ -33,7 +33,6 @@ __all__ = [
     "load_recipe",
     "load_source",
     "make_passes",
-    "need_data",
     "open_data",
     "parse_passes",
     "read_value",

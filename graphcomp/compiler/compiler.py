@@ -41,12 +41,11 @@ from graphcomp.compiler.source import (
     digests,
     load_source,
     restricted,
-    samples_for,
 )
 from graphcomp.data import Data
 from graphcomp.errors import RecipeError
 from graphcomp.ir import Program, load
-from graphcomp.measure import Corruption, require_classes, require_images, robustness
+from graphcomp.measure import Corruption, require_classes, require_images, require_inputs, robustness
 from graphcomp.pipeline import Context, Earlier, Pass, Pipeline, check_order, exporting, held
 from graphcomp.records import CorruptedScore, Evaluation, Report, Robustness, Step
 from graphcomp.runtime import Target, find_target, probe
@@ -98,10 +97,7 @@ def _build(job: Job, out: Path, resume: bool, overwrite: bool, progress: Progres
         require_images(data.eval, source.program)  # fails now, as `probe` does
     threads = job.recipe.bench.threads if job.recipe.bench is not False else 1
     timed = _is_timed_on(target, job.recipe)
-    samples = samples_for(source.program, data, spec)
-    context = Context(target, samples, job.recipe.seed, threads=threads, timed=timed).holding(
-        job.recipe.budget
-    )
+    context = Context(target, data, job.recipe.seed, threads=threads, timed=timed).holding(job.recipe.budget)
     check_order(job.passes, source.program, context, trained=source.trained)
     fingerprint = distributed.on_first(
         lambda: _fingerprint(job, source.program, spec, data, classes, target.name)
@@ -242,7 +238,8 @@ def compile_program(
 
     Raises:
         RecipeError: no passes, one that is carried out on a file, or an unknown target.
-        DataError: a number of classes that is not that of a classifier's outputs.
+        DataError: samples that are not for this network's inputs, or a number of classes that is not that of
+            a classifier's outputs.
         PassError: naming the pass, the ones before it and the reason (its cause); `program` is untouched.
             Or no pass changed anything, unless `allow_nothing`.
     """
@@ -255,6 +252,7 @@ def compile_program(
             "program; leave it out and give the exported file to quantize_onnx, or use build"
         )
     if data is not None:
+        require_inputs(program, data)
         require_classes(program, data)
     context = Context(find_target(target), data, seed)
     check_order(passes, program, context)

@@ -4,27 +4,21 @@
 | --- | --- |
 | `torchvision:NAME` | a classifier (of images or videos), segmenter or detector of torchvision, untrained |
 | `models:NAME` | a network of `graphcomp.models.MODELS` |
-| `path/to/file.py:factory` | what `factory()` in that file returns |
+| `path/to/file.py:factory` | what `factory()` in that file returns: a network, or (network, example inputs) |
 
 Saved program directories and ONNX files are not built here: ask `is_program_dir`, then use `load`, and
 `is_onnx`, then use `onnx.read_onnx`.
 """
 
 import difflib
-import hashlib
-import importlib.util
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from graphcomp.base import is_dir, is_file
+from graphcomp.base import call_in_file, is_dir, is_file
 from graphcomp.compiler.checkpoints import load_weights
 from graphcomp.errors import LoadError
 
@@ -48,6 +42,7 @@ class LoadedModel:
         name: short name for reports.
         default_data: data spec that belongs to the model.
         untrained: what to say if no weights are loaded: that these are random; None if they need not be.
+        examples: a tensor an input, with the batch, where a user's file gives them.
     """
 
     module: nn.Module
@@ -56,6 +51,7 @@ class LoadedModel:
     name: str
     default_data: str | None = None
     untrained: str | None = None
+    examples: tuple[Tensor, ...] | None = None
 
 
 def is_program_dir(spec: str) -> bool:
@@ -175,87 +171,30 @@ def _bundled(name: str) -> LoadedModel:
 
 
 def _from_file(path: Path, name: str) -> LoadedModel:
-    if not is_file(path):
-        raise LoadError.at(path, "no such file", "a Python file", "correct the path")
-    with _user_code(path):
-        made = _factory(_import(path), path, name)
-        module = made if isinstance(made, nn.Module) else made()
+    made = call_in_file(path, name, nn.Module)
+    module, examples = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, nn.Module):
         raise LoadError.at(
-            f"{path}:{name}", f"a {type(module).__name__}", "a torch.nn.Module", f"return one from {name}()"
+            f"{path}:{name}",
+            f"a {type(module).__name__}",
+            "a torch.nn.Module, or one and its example inputs",
+            f"return that from {name}()",
         )
-    return LoadedModel(module.eval(), None, None, f"{path.stem}:{name}")
-
-
-def _import(path: Path) -> ModuleType:
-    name = f"graphcomp_user_{hashlib.sha256(bytes(path.resolve())).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # the suffix is .py
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and torch.fx look modules up there
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _factory(module: ModuleType, path: Path, name: str) -> Any:
-    made = getattr(module, name, None)
-    if callable(made):
-        return made
-    own = [
-        n
-        for n, v in vars(module).items()
-        if callable(v) and getattr(v, "__module__", None) == module.__name__
-    ]
-    found = f"{name!r} that cannot be called" if hasattr(module, name) else f"no {name!r}"
-    near = _advice(
-        difflib.get_close_matches(name, own, 3), f"it has {', '.join(own) or 'no functions or classes'}"
+    return LoadedModel(
+        module.eval(), None, None, f"{path.stem}:{name}", examples=_examples(path, name, examples)
     )
-    raise LoadError.at(path, found, "a function or class without required arguments", near)
 
 
-@contextmanager
-def _user_code(path: Path) -> Iterator[None]:
-    """Run user code as `python FILE` would: with its folder importable. What fails becomes a LoadError.
-
-    Modules beside the file are forgotten afterwards, so that another file finds its own neighbours.
-    """
-    folder, before = str(path.resolve().parent), set(sys.modules)
-    sys.path.insert(0, folder)
-    try:
-        yield
-    except LoadError:
-        raise
-    except (Exception, SystemExit) as error:
+def _examples(path: Path, name: str, given: Any) -> tuple[Tensor, ...] | None:
+    """Example inputs that a user's file gives with a network."""
+    if given is None:
+        return None
+    found = (given,) if isinstance(given, Tensor) else tuple(given) if isinstance(given, tuple | list) else ()
+    if not found or not all(isinstance(x, Tensor) and x.ndim for x in found):
         raise LoadError.at(
-            _place(path, error), f"{type(error).__name__}: {error}", "a file that loads", "correct it there"
-        ) from error
-    finally:
-        with suppress(ValueError):  # user code may have taken it out itself
-            sys.path.remove(folder)
-        for name in [n for n in set(sys.modules) - before if n.partition(".")[0] not in before]:
-            if _is_beside(name, Path(folder)):
-                del sys.modules[name]
-
-
-def _is_beside(module: str, folder: Path) -> bool:
-    """Whether an imported module is a file or a package in `folder`, not just below it (a .venv, say)."""
-    origin = Path(getattr(sys.modules[module], "__file__", None) or "/")
-    top = module.partition(".")[0]
-    return origin.is_relative_to(folder) and Path(origin.relative_to(folder).parts[0]).stem == top
-
-
-def _place(path: Path, error: BaseException) -> str:
-    """File and line of the innermost frame of the user's own folder."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}"
-    folder = str(path.resolve().parent)
-    frames = [
-        f
-        for f in traceback.extract_tb(error.__traceback__)
-        if str(Path(f.filename).resolve().parent) == folder
-    ]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else str(path)
+            f"{path}:{name}",
+            f"a network and a {type(given).__name__}",
+            "a network and a tensor with the batch for each of its inputs",
+            f"return (network, (x, ...)) from {name}()",
+        )
+    return found

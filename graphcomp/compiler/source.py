@@ -1,31 +1,20 @@
 """What a run starts from: a model with its weights, and the data that belong to it."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
-
 from graphcomp.compiler.classes import restrict_head
+from graphcomp.compiler.examples import check_memory, examples_for
 from graphcomp.compiler.models import is_onnx, is_program_dir, load_model, load_weights
 from graphcomp.compiler.recipe import Recipe
 from graphcomp.data import Data, load_data
-from graphcomp.errors import DataError, LoadError
-from graphcomp.ir import WHOLE, Program, Region, load, numbers_of, trace
+from graphcomp.errors import LoadError
+from graphcomp.ir import WHOLE, Program, Region, load, trace
 from graphcomp.measure import count_outputs, require_classes
 from graphcomp.onnx import read_onnx
 from graphcomp.pipeline import Pass, verify
-
-SHARE = 8
-"""How many times the size of one input has to be free."""
-
-
-LARGEST_RANK = 8
-"""Dimensions of an input, with the batch."""
-
 
 InputShape = tuple[int, ...] | Mapping[str, tuple[int, ...]] | None
 """With the batch, e.g. (1, 3, 224, 224): of the only input, or of inputs by name ("" is the only one)."""
@@ -106,26 +95,15 @@ def load_source(
         return _checked(Source(program, None, None))
     shapes = {"": input_shape} if isinstance(input_shape, tuple) else dict(input_shape or {})
     for given in shapes.values():
-        _check_memory(given)
+        check_memory(given)
     if is_onnx(model):
         return _checked(_from_onnx(model, weights, shapes, rounding))
-    if set(shapes) - {""}:
-        raise LoadError(
-            f"--input-shape: found shapes by name for {model}, expected those of an ONNX file; give one, "
-            "without a name"
-        )
     loaded = load_model(model)
     weights = weights or loaded.default_weights
     said = load_weights(loaded.module, weights) if weights is not None else loaded.untrained
-    shape = shapes.get("") or ((1, *loaded.input_shape) if loaded.input_shape else None)
-    if shape is None:
-        raise LoadError(f"{model}: found no input shape, expected one; give --input-shape, e.g. 1,3,224,224")
-    _check_memory(shape)
-    generator = torch.Generator().manual_seed(0)
-    example = torch.randn(shape, generator=generator)
     program = trace(
         loaded.module,
-        example,
+        examples_for(loaded, model, shapes, arguments or {}),
         copy_weights=False,
         start=region.start,
         until=region.until,
@@ -161,23 +139,6 @@ def data_of(job: Job, source: Source) -> tuple[str, Data, tuple[int, ...] | None
     return spec, data.only(ids), ids
 
 
-def samples_for(program: Program, data: Data, spec: str) -> Data | None:
-    """What passes may read of a job's data; None for random data of a network of several inputs.
-
-    Raises:
-        DataError: samples of one input for a network of several.
-    """
-    count = len(program.example_inputs)
-    if count == 1:
-        return data
-    if spec.partition("?")[0] == "random":
-        return None
-    raise DataError(
-        f"data: found {spec}, whose samples are one input, for a network of {count}, expected random; give "
-        "--data random and passes that read weights alone"
-    )
-
-
 def digests(data: Data) -> dict[str, str]:
     """Hashes of the samples, by which work on them is recognised (`Split.fingerprint`)."""
     return {"train": data.train.fingerprint(), "eval": data.eval.fingerprint()}
@@ -199,42 +160,18 @@ def _how_it_came(program: Program) -> tuple[str, ...]:
     return (*told.remarks, f"specialised to inputs of {sizes} by {places}")
 
 
-def _check_memory(shape: Sequence[int]) -> None:
-    """A network's activations take a multiple of its input: a size that cannot work is no reason to try."""
-    if len(shape) > LARGEST_RANK or max(shape) >= 1 << 31:
-        raise LoadError(
-            f"--input-shape: found {len(shape)} sizes, the largest {str(max(shape))[:20]}, expected at most "
-            f"{LARGEST_RANK} that are no larger than a layer can be; e.g. 1,3,224,224"
-        )
-    needed, free = 4 * math.prod(shape), psutil.virtual_memory().available
-    if SHARE * needed > free:
-        raise LoadError(
-            f"--input-shape: found {','.join(map(str, shape))}, which takes {needed / 2**30:.3g} GiB for one "
-            f"input, expected {SHARE} times less than the {free / 2**30:.3g} GiB of memory that are free"
-        )
-
-
 def restricted(source: Source, classes: Sequence[int], recipe: Recipe) -> Source:
     """The source with a head for some classes only, as the recipe says."""
     return replace(source, program=restrict_head(source.program, classes, recipe.head, recipe.seed))
 
 
-def need_data(spec: str | None, program: Program, seed: int) -> Data | None:
-    """Load a data spec for a program."""
-    return None if spec is None else open_data(spec, program, seed)
-
-
-def open_data(spec: str, program: Program, seed: int) -> Data:
-    """The data that `spec` names, for this program: of its input shape, and with as many classes as outputs.
+def open_data(spec: Any, program: Program, seed: int) -> Data:
+    """The data that `spec` names or is, for this program: for its inputs, with as many classes as outputs.
 
     Raises:
         DataError: see `data.sources`; or a number of classes that is not that of a classifier's outputs.
     """
-    if not program.example_inputs:
-        raise DataError("the program has no inputs, expected one")
     outputs = count_outputs(program)
-    shape = tuple(program.example_inputs[0].shape[1:])
-    numbers = numbers_of(program)[0]
-    data = load_data(spec, input_shape=shape, seed=seed, outputs=outputs, numbers=numbers)
+    data = load_data(spec, program=program, seed=seed, outputs=outputs)
     require_classes(program, data)
     return data

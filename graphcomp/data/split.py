@@ -258,6 +258,23 @@ def split_in_two(labels: Labels, fetch: Fetch, fraction: float) -> tuple[Split, 
     return first, others
 
 
+def unlabelled(split: Split) -> Split:
+    """The same samples, whose labels mean nothing."""
+    return replace(split, labels=torch.zeros(len(split), dtype=torch.int64), labelled=False)
+
+
+def joined(sources: Sequence[Source]) -> Source:
+    """One fetch of what several yield, an input each."""
+    if len(sources) == 1:
+        return sources[0]
+    return Source(
+        lambda indices: tuple(x for source in sources for x in source(indices)),
+        lambda indices: (buffer for source in sources for buffer in source.identify(indices)),
+        tuple(pixels for source in sources for pixels in source.pixels or (None,)),
+        all(source.held for source in sources),
+    )
+
+
 def whole_split(labels: Labels, fetch: Fetch) -> Split:
     """All samples, in the order of their source."""
     return Split(torch.from_numpy(labels), np.arange(len(labels)), fetch)

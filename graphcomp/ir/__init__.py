@@ -17,7 +17,7 @@ from graphcomp.ir.coefficients import (
 )
 from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.hooks import is_hooked
-from graphcomp.ir.inputs import fresh_inputs, numbers_of
+from graphcomp.ir.inputs import fresh_inputs, input_names, numbers_of
 from graphcomp.ir.interface import Interface, Port, Value
 from graphcomp.ir.masked import MASKS, masked_norm, masked_spread
 from graphcomp.ir.meta import run_on_meta
@@ -87,6 +87,7 @@ __all__ = [
     "function_name",
     "graph_module",
     "in_type",
+    "input_names",
     "is_hooked",
     "is_read_later",
     "is_same",

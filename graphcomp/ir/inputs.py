@@ -43,6 +43,14 @@ def fresh_inputs(
     return tuple(map(fresh, program.example_inputs, numbers_of(program)))
 
 
+def input_names(program: Program) -> list[str]:
+    """What each input is called: as its file does, else as forward's argument; `input` if there is one."""
+    if program.interface.inputs:
+        return [port.name for port in program.interface.inputs]
+    names = [str(node.target) for node in program.graph.nodes if node.op == "placeholder"]
+    return ["input"] if len(program.example_inputs) == 1 else names[: len(program.example_inputs)]
+
+
 def numbers_of(program: Program) -> tuple[Numbers | None, ...]:
     """For every input the whole numbers that it may hold.
 
@@ -90,7 +98,7 @@ def _range(program: Program, index: int) -> Numbers | None:
     while most - high > 1:  # takes(high), and not takes(most)
         middle = (high + most) // 2
         high, most = (middle, most) if takes(middle) else (high, middle)
-    return Numbers(example.dtype, low, high)
+    return Numbers(example.dtype, low, high, bounded=True)
 
 
 @torch.no_grad()

@@ -9,11 +9,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Numbers:
-    """The whole numbers that an input may hold: `low` to `high`, both included."""
+    """The whole numbers that an input may hold: `low` to `high`, both included.
+
+    `bounded`: the network takes none above; else `high` is a guess at what such an input usually is.
+    """
 
     dtype: torch.dtype
     low: int
     high: int
+    bounded: bool = False
 
     def __str__(self) -> str:
         return f"{self.low} to {self.high}"

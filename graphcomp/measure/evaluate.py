@@ -12,7 +12,7 @@ from torch import Tensor
 from graphcomp.base import distributed
 from graphcomp.data import Data, Split
 from graphcomp.errors import DataError
-from graphcomp.ir import Batch, Program, output_tensors
+from graphcomp.ir import Batch, Program, input_names, output_tensors
 from graphcomp.measure.calibrate import batch_size
 from graphcomp.records import Drift, Interval, Score
 
@@ -71,6 +71,24 @@ def require_classes(program: Program, data: Data) -> None:
     outputs = count_outputs(program)
     if outputs is not None:
         data.require_outputs(outputs)
+
+
+def require_inputs(program: Program, data: Data) -> None:
+    """DataError unless samples have a tensor of the right kind for every input of a program."""
+    names = input_names(program)
+    (batch, _) = next(data.train.batches(1))
+    if len(batch) != len(names):
+        raise DataError.at(
+            data.spec,
+            f"{len(batch)} tensor(s) a sample",
+            f"one for each of {', '.join(names)}",
+            "load data for this network: load_data(..., program=program)",
+        )
+    for name, x, example in zip(names, batch, program.example_inputs, strict=True):
+        kinds = [t.is_floating_point() for t in (x, example)]
+        if kinds[0] != kinds[1] or x.dim() != example.dim():
+            found, expected = (f"{t.dtype} of shape {tuple(t.shape[1:])}" for t in (x, example))
+            raise DataError.at(f"{data.spec}: {name}", found, expected, "convert the samples")
 
 
 @torch.no_grad()

@@ -7,11 +7,12 @@ in tuples get `_0`, `_1`, …, those in dicts their keys.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from onnx import ModelProto
 from torch import Tensor
 
+from graphcomp import ir
 from graphcomp.base import nests_at_most
 from graphcomp.errors import ExportError, LoadError, first_line
 from graphcomp.ir import Program, output_tensors
@@ -25,10 +26,7 @@ _MOST_HISTORY, _MOST_DEPTH = 1 << 20, 256
 def input_names(program: Program) -> list[str]:
     """A name for every example input."""
     _require_fit(program)
-    if program.interface.inputs:
-        return [port.name for port in program.interface.inputs]
-    names = [cast(str, n.target) for n in program.graph.nodes if n.op == "placeholder"]
-    return ["input"] if len(program.example_inputs) == 1 else names[: len(program.example_inputs)]
+    return ir.input_names(program)
 
 
 def output_names(program: Program) -> list[str]:

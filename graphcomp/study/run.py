@@ -23,7 +23,7 @@ from graphcomp.base import LOCK, Engine, Failure, Tell, Told, read_record, run_t
 from graphcomp.compiler import build
 from graphcomp.data import Data, load_data
 from graphcomp.errors import GraphcompWarning, OutputError, RecipeError
-from graphcomp.ir import Program, load, numbers_of
+from graphcomp.ir import Program, load
 from graphcomp.measure import confusion, count_outputs
 from graphcomp.records import Bench, Record, Report, Robustness, Snapshot
 from graphcomp.runtime import cores
@@ -105,14 +105,12 @@ def left_by(report: Report, place: Path) -> tuple[Program, Data]:
         LoadError, DataError: what is there no more, or damaged.
     """
     program = load(place / "program")
-    shape = tuple(program.example_inputs[0].shape[1:])
     some = report.recipe.get("classes") is not None
     data = load_data(
         report.recipe["data"],
-        input_shape=shape,
+        program=program,
         seed=report.seed,
         outputs=None if some else count_outputs(program),
-        numbers=numbers_of(program)[0],
     )
     return program, data.only(data.ids_of(report.recipe["classes"])) if some else data
 

@@ -149,7 +149,10 @@ def test_files_are_isolated(tmp_path):
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("wrong", "found a int, expected a torch.nn.Module; return one from wrong()"),
+        (
+            "wrong",
+            "found a int, expected a torch.nn.Module, or one and its example inputs; return that from wrong",
+        ),
         (
             "mkae",
             "found no 'mkae', expected a function or class without required arguments; did you mean make?",

@@ -233,8 +233,9 @@ WITH_NAN[0, 0, 0, 0] = np.nan
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"x": images()}, "found arrays x, expected x, y or x_train"),
-        ({"a": images()}, "found arrays nothing"),
+        ({"a": images()}, "found arrays a, expected x, y or x_train, y_train, x_test, y_test (y where"),
+        ({}, "found arrays nothing"),
+        ({"x": images(), "y": LABELS, "labels": LABELS}, "found arrays labels or x or y"),
         ({"x": images(), "y": LABELS, "x_test": images()}, "found arrays x or x_test or y"),
         ({"x": images(0), "y": LABELS[:0]}, "found no calibration samples"),
         ({"x": images(1), "y": LABELS[:1]}, "samples, expected at least one"),

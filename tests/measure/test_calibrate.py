@@ -359,8 +359,16 @@ def test_not_a_tensor() -> None:
 
 def test_several_inputs() -> None:
     """Every input is its own, in the order of forward's arguments."""
-    net = Net(lambda m, x, y: m.act(x - 2 * y), act=nn.Identity())
-    program = trace(net, (torch.ones(1, 4), torch.ones(1, 4)))
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.Identity()
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return cast(Tensor, self.act(x - 2 * y))
+
+    program = trace(Two(), (torch.ones(1, 4), torch.ones(1, 4)))
     x, y = torch.randn(2, 9, 4, dtype=torch.float32)
     labels = torch.zeros(9, dtype=torch.int64)
     data = Split(labels, np.arange(9), lambda i: (x[i], y[i]), labelled=False)

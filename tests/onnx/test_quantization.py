@@ -370,7 +370,9 @@ def test_files_that_cannot_be_quantised_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"missing\.onnx"):
         quantize_onnx(tmp_path / "missing.onnx", out, split_of(64))
     small = Split(torch.zeros(64), np.arange(64), lambda i: (torch.zeros(len(i), 3, 12),), False)
-    with pytest.raises(DataError, match="samples of input: found float32 of 3x12, expected float32 of 3x12x12"):
+    with pytest.raises(
+        DataError, match="samples of input: found float32 of 3x12, expected float32 of 3x12x12"
+    ):
         quantize_onnx(path, out, small)
     model = onnx.load(path)
     model.graph.node.append(helper.make_node("QuantizeLinear", ["output", "scale"], ["q"], "q"))
