@@ -20,7 +20,7 @@ from graphcomp.onnx.quantization.layers import find_layers
 from graphcomp.passes import Quantize
 from graphcomp.pipeline import check_order
 from tests.onnx.test_quantization import Convolutions, exported, split_of
-from tests.tiny import context, random_data
+from tests.tiny import context, random_data, traced
 
 
 def test_what_is_no_number_is_no_signal() -> None:
@@ -83,9 +83,12 @@ class Tokens(nn.Module):
 
 
 def test_inputs_that_have_no_range_are_refused_before_any_work() -> None:
-    program = trace(Tokens().eval(), torch.zeros(1, 3, dtype=torch.int64))
-    with pytest.raises(PassError, match=r"quantize: found a network that reads torch\.int64, expected"):
+    """Whole numbers have one of their own, and nobody rounds them."""
+    program = traced(nn.Conv2d(3, 4, 3), 1, 3, 12, 12).to(torch.float64)
+    with pytest.raises(PassError, match=r"quantize: found a network that reads torch\.float64, expected"):
         check_order([Quantize()], program, context(named_data()))
+    words = trace(Tokens().eval(), torch.zeros(1, 3, dtype=torch.int64))
+    check_order([Quantize()], words, context(named_data()))
 
 
 def named_data() -> Data:

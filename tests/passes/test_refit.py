@@ -770,20 +770,6 @@ def test_what_cannot_work_is_refused_before_anything_runs() -> None:
         check_order([*passes(HALF), Refit()], program, context())
     with pytest.raises(PassError, match="nowhere"):
         check_order([Refit(include=("nowhere",))], program, given)
-    two = trace(Net2(), (torch.randn(1, 3), torch.randn(1, 3)))
-    with pytest.raises(PassError, match="found 2 inputs, expected a network with one"):
-        check_order([Refit()], two, given)
-
-
-class Net2(nn.Module):
-    """Two inputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(3, 3)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.fc(x) + y
 
 
 # ---- On a GPU
