@@ -26,21 +26,18 @@ Inputs = Annotated[
     list[str] | None,
     typer.Option("--input", help="value of an argument that is no tensor, e.g. mask=none; once for each"),
 ]
-InputShape = Annotated[str | None, typer.Option("--input-shape", help="with the batch, e.g. 1,3,224,224")]
 InputShapes = Annotated[
     list[str] | None,
     typer.Option(
         "--input-shape",
-        help="with the batch, e.g. 1,3,224,224; for ONNX files that leave sizes open, and by input where "
-        "there are several: NAME=1,3,224,224",
+        help="with the batch, e.g. 1,3,224,224; by input where there are several: NAME=1,3,224,224; of ONNX "
+        "files for sizes that they leave open",
     ),
 ]
 
 
-def shape_of(text: str | None) -> tuple[int, ...] | None:
+def _shape_of(text: str) -> tuple[int, ...]:
     """Of one sample; RecipeError if the text is no shape."""
-    if text is None:
-        return None
     try:
         shape = tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
@@ -57,8 +54,7 @@ def shapes_of(texts: list[str] | None) -> dict[str, tuple[int, ...]] | None:
     shapes: dict[str, tuple[int, ...]] = {}
     for text in texts or ():
         name, _, sizes = text.rpartition("=")  # names of inputs may have a `=` themselves
-        shape = shape_of(sizes)
-        assert shape is not None
+        shape = _shape_of(sizes)
         if name in shapes or (shapes and "" in (name, *shapes)):
             raise RecipeError(
                 f"--input-shape: found {text!r} beside others, expected one for each input, by name; e.g. "

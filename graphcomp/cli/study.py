@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from graphcomp.cli.console import err_console, interrupted, tell
-from graphcomp.cli.options import InputShape, Weights, labels_of, refuse_idle, settings_of, shape_of
+from graphcomp.cli.options import InputShapes, Weights, labels_of, refuse_idle, settings_of, shapes_of
 from graphcomp.cli.recipes import or_bundled
 
 
@@ -17,7 +17,7 @@ def study_command(
     ],
     weights: Weights = None,
     data: Annotated[str | None, typer.Option("--data", help="instead of the recipe's")] = None,
-    input_shape: InputShape = None,
+    input_shape: InputShapes = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="keep finished cells, go on with the others")
     ] = False,
@@ -64,7 +64,9 @@ def study_command(
     path = or_bundled(study)
     own = str(weights) if weights else None
     changed, chosen = settings_of(settings), labels_of(only)
-    plan = load_study(path, shape_of(input_shape), quick=quick, settings=changed, weights=own, data=data)
+    shapes = shapes_of(input_shape)
+    shape = shapes and shapes.get("", shapes)
+    plan = load_study(path, shape, quick=quick, settings=changed, weights=own, data=data)
     if show:
         idle = {"resume": "--resume", "workers": "--workers", "out": "--out", "check": "--check"}
         refuse_idle(context, "with --list, which runs nothing", idle, "leave one out")

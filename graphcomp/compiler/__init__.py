@@ -14,11 +14,12 @@ from graphcomp.compiler.recipe import (
     parse_passes,
     validated,
 )
-from graphcomp.compiler.source import Job, data_of, digests, load_source, open_data
+from graphcomp.compiler.source import InputShape, Job, data_of, digests, load_source, open_data
 
 __all__ = [
     "BenchOptions",
     "Compiled",
+    "InputShape",
     "Job",
     "PassTable",
     "Recipe",

@@ -85,8 +85,8 @@ def _sliced(program: Program, wanted: Sequence[int]) -> Program:
 
 @torch.no_grad()
 def _check(whole: Program, sliced: Program, wanted: Sequence[int]) -> None:
-    (x,) = fresh_inputs(whole, 1, 0, torch.float64)
-    error = relative_error(sliced(x), whole(x)[:, list(wanted)])
+    inputs = fresh_inputs(whole, 1, 0, torch.float64)
+    error = relative_error(sliced(*inputs), whole(*inputs)[:, list(wanted)])
     if not error <= TOLERANCE:
         raise VerifyError(
             f"head: found logits that differ by {error:.3g} (relative, float64), expected those of the whole "

@@ -118,7 +118,7 @@ class Report(Record):
         default=None, description="that was asked for, with the batch; null for the model's own"
     )
     input_shapes: dict[str, tuple[int, ...]] = Field(
-        default_factory=dict, description="that were asked for, of an ONNX file's inputs by name"
+        default_factory=dict, description="that were asked for, of inputs by name"
     )
     recipe: dict[str, Any] = Field(description="the passes and options that ran, as a recipe file holds them")
     baseline: Snapshot = Field(description="the program before the first pass")

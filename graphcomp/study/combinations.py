@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from graphcomp.compiler import load_source
+from graphcomp.compiler import InputShape, load_source
 from graphcomp.errors import RecipeError
 from graphcomp.factors import candidates
 from graphcomp.ir import Region
@@ -107,7 +107,7 @@ def _regions(
     return regions(blocks_of(layers(network), axis.blocks, place), axis)
 
 
-def layers_of(network: dict[str, Any], shape: tuple[int, ...] | None) -> list[str]:
+def layers_of(network: dict[str, Any], shape: InputShape) -> list[str]:
     """Of what a recipe's fields say is to be compressed; those of another type every cell's recipe says.
 
     Raises:

@@ -33,6 +33,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from graphcomp.base import json_sha256, sha256
 from graphcomp.compiler import (
+    InputShape,
     Job,
     PassTable,
     Recipe,
@@ -70,10 +71,14 @@ class Quick(BaseModel):
     grid: Grids | None = None
 
 
+Shape = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)]
+"""Of an input, with the batch."""
+
+
 class Study(BaseModel):
     """A study file. `class_names` are for the tables; `workers` cells run at a time, on `engine`.
 
-    `input_shape` is (1, C, H, W); a model that says so itself needs none.
+    `input_shape` is (1, C, H, W), or such shapes by input; a model that says so itself needs none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -84,7 +89,7 @@ class Study(BaseModel):
     repeats: tuple[str, ...] = ()
     paper: Paper | None = None
     quick: Quick | None = None
-    input_shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] | None = None
+    input_shape: Shape | Annotated[dict[str, Shape], Field(min_length=1)] | None = None
     class_names: tuple[str, ...] | None = None
     engine: Literal["local", "ray"] = "local"
     workers: Annotated[int, Field(ge=1)] | None = None
@@ -125,7 +130,7 @@ class Cell:
 
 def load_study(
     path: Path,
-    input_shape: tuple[int, ...] | None = None,
+    input_shape: InputShape = None,
     *,
     quick: bool = False,
     settings: Mapping[str, Any] | None = None,
@@ -251,7 +256,7 @@ def _job(
     labels: Mapping[str, str],
     fields: dict[str, Any],
     table: PassTable,
-    shape: tuple[int, ...] | None,
+    shape: InputShape,
     place: str,
 ) -> Job:
     title = ", ".join(f"{axis} {label}" for axis, label in labels.items())
@@ -310,7 +315,7 @@ def _what_chooses_samples(job: Job) -> tuple[Any, ...]:
     recipe = job.recipe
     whole = recipe.data is not None and "limit=" not in recipe.data and not recipe.data.startswith("random")
     seed = None if whole else recipe.seed
-    network = job.model, job.weights, job.input_shape, recipe.region, repr(recipe.arguments)
+    network = job.model, job.weights, repr(job.input_shape), recipe.region, repr(recipe.arguments)
     return *network, recipe.data, seed, recipe.classes
 
 

@@ -7,8 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,42 +31,12 @@ from graphcomp.records import Bench, Evaluation, Explanation, Plan
 from graphcomp.report.report import read_report
 from graphcomp.runtime.doctor import Finding
 from graphcomp.runtime.session import probe
+from tests.cli.conftest import Cli, Result
 from tests.runtime.test_bench import write
 from tests.tiny import SPEC, tiny
 
 ROOT = Path(__file__).parents[2]
 TINY = [SPEC, "--input-shape", "1,3,8,8", "--data", "random?limit=8", "--target", "cpu-avx2"]
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Result]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Cli]:
-    """Run `graphcomp ARGS…` in an empty directory."""
-
-    def run(*args: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["graphcomp", *map(str, args)])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            command_line.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    with warnings.catch_warnings():  # the command switches them off
-        yield run
 
 
 @pytest.fixture(scope="module")
