@@ -36,7 +36,7 @@ def compile_command(
         str | None,
         typer.Option(
             "--data",
-            help="digits, imagefolder:DIR, cifar10:DIR, cifar100:DIR, npz:FILE or random; "
+            help="digits, imagefolder:DIR, cifar10:DIR, cifar100:DIR, npz:FILE, FILE.py:NAME or random; "
             "?limit=N&mean=…&std=…",
         ),
     ] = None,

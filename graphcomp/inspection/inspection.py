@@ -26,7 +26,7 @@ from graphcomp.channels import (
     compact,
     varying,
 )
-from graphcomp.ir import Program, describe, describe_module, op_name, output_tensors
+from graphcomp.ir import Program, describe, describe_module, input_names, op_name, output_tensors
 from graphcomp.measure import layer_row, snapshot
 from graphcomp.records import LayerRow, Record
 
@@ -121,6 +121,7 @@ class Inspection(Record):
     schema_version: Literal[1] = 1
     model: str = Field(description="class name of the network")
     input_shapes: list[tuple[int, ...]]
+    input_names: list[str] = Field(description="what data call them, in the same order")
     join: JoinPolicy
     nodes: list[NodeRow]
     layers: list[LayerRow]
@@ -142,6 +143,7 @@ def inspect(program: Program, join: JoinPolicy = "couple") -> Inspection:
     return Inspection(
         model=type(program.module).__name__,
         input_shapes=[tuple(x.shape) for x in program.example_inputs],
+        input_names=input_names(program),
         join=join,
         nodes=[gatherer.node(node) for node in program.graph.nodes],
         layers=cost.layers,

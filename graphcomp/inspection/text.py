@@ -16,6 +16,7 @@ def render(inspection: Inspection, console: Console) -> None:
     console.print(_groups_table(inspection, min(console.width, 120)))
     if inspection.pinned:
         console.print(_pinned_table(inspection))
+    console.print(Text(describe_inputs(inspection)))
     console.print(Text(describe_totals(inspection)))
 
 
@@ -58,6 +59,13 @@ def _pinned_table(inspection: Inspection) -> Table:
         groups = [f"#{number} {name[number]}" for number in row.groups]
         table.add_row(Text(row.reason), str(row.channels), Text(some(groups)), Text(some(row.nodes)))
     return table
+
+
+def describe_inputs(inspection: Inspection) -> str:
+    """The inputs by name, in one line, without the batch."""
+    pairs = zip(inspection.input_names, inspection.input_shapes, strict=True)
+    shapes = (f"{name} {'x'.join(map(str, shape[1:])) or 'a number'}" for name, shape in pairs)
+    return f"{'inputs' if len(inspection.input_names) > 1 else 'input'}: {', '.join(shapes)}"
 
 
 def describe_totals(inspection: Inspection) -> str:
