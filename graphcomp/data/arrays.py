@@ -65,9 +65,8 @@ def fetch_numbers(samples: NDArray[Any], request: Request) -> Source:
 def require_numbers(place: str, low: int, high: int, slot: Slot) -> None:
     """DataError unless an input takes whole numbers from `low` to `high`."""
     limits = torch.iinfo(slot.dtype)
-    least, most = limits.min, limits.max
-    if slot.numbers is not None and slot.numbers.bounded:
-        least, most = slot.numbers.low, slot.numbers.high
+    low_end, high_end = (None, None) if slot.numbers is None else slot.numbers.ends
+    least, most = limits.min if low_end is None else low_end, limits.max if high_end is None else high_end
     if low < least or high > most:
         raise DataError.at(
             place, f"numbers from {low} to {high}", f"{least} to {most}, which {slot} takes", "correct them"

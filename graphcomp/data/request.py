@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from graphcomp.errors import DataError
 from graphcomp.ir import Numbers, Program, input_names, numbers_of
@@ -26,12 +27,14 @@ class Slot:
         shape: of one sample, without the batch.
         dtype: of the input.
         numbers: that it may hold, if it holds whole ones and these are known.
+        example: whole numbers `[1, …]` that are all that is known to work, where `numbers` are not.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     numbers: Numbers | None = None
+    example: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.name} ({sizes(self.shape)})"
@@ -40,7 +43,7 @@ class Slot:
 def slots_of(program: Program) -> tuple[Slot, ...]:
     """The inputs of a program."""
     found = zip(input_names(program), program.example_inputs, numbers_of(program), strict=True)
-    return tuple(Slot(name, tuple(x.shape[1:]), x.dtype, numbers) for name, x, numbers in found)
+    return tuple(Slot(name, tuple(x.shape[1:]), x.dtype, numbers, x) for name, x, numbers in found)
 
 
 @dataclass(frozen=True)

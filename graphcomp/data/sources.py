@@ -197,8 +197,9 @@ def _random(request: Request) -> Data:
 
 
 def _drawn_of(slot: Slot) -> str:
-    what = "standard normal" if slot.numbers is None else f"whole ({slot.numbers})"
-    return f"{what} {sizes(slot.shape)}"
+    if slot.numbers is not None:
+        return f"whole ({slot.numbers}) {sizes(slot.shape)}"
+    return f"{'standard normal' if slot.dtype.is_floating_point else 'the same'} {sizes(slot.shape)}"
 
 
 def _noise(request: Request, part: int) -> Split:
@@ -211,17 +212,22 @@ def _noise(request: Request, part: int) -> Split:
 def _drawn(slot: Slot, key: list[int]) -> Source:
     """Drawn when it is first asked for: without labels nothing reads what would be evaluated on."""
     shape, numbers = (RANDOM_SAMPLES, *slot.shape), slot.numbers
+    unknown = numbers is None and not slot.dtype.is_floating_point  # which numbers it takes
 
     @cache
     def drawn() -> Tensor:
         rng = np.random.RandomState(key)
         if numbers is not None:
             return torch.from_numpy(rng.randint(numbers.low, numbers.high + 1, shape)).to(numbers.dtype)
+        if unknown and slot.example is not None:
+            return slot.example.expand(shape).clone()
         return torch.from_numpy(rng.standard_normal(shape).astype(np.float32)).to(slot.dtype)
 
     def identify(indices: Indices) -> Iterator[Buffer]:
         yield f"random {key} {shape} {numbers} {slot.dtype}\n".encode()
         yield np.ascontiguousarray(indices).data
+        if unknown:
+            yield drawn().numpy().data
 
     return Source(lambda indices: (drawn()[torch.from_numpy(indices)],), identify)
 

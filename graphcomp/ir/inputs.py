@@ -98,7 +98,8 @@ def _range(program: Program, index: int) -> Numbers | None:
     while most - high > 1:  # takes(high), and not takes(most)
         middle = (high + most) // 2
         high, most = (middle, most) if takes(middle) else (high, middle)
-    return Numbers(example.dtype, low, high, bounded=True)
+    ends = low == torch.iinfo(example.dtype).min or not takes(low - 1)  # Python also counts from the end
+    return Numbers(example.dtype, low, high, (low if ends else None, high))
 
 
 @torch.no_grad()

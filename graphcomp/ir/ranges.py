@@ -1,7 +1,7 @@
 """The whole numbers that an input may hold: what is drawn for checks, exports and random data."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,13 +11,14 @@ from torch import Tensor
 class Numbers:
     """The whole numbers that an input may hold: `low` to `high`, both included.
 
-    `bounded`: the network takes none above; else `high` is a guess at what such an input usually is.
+    `ends`: below and above which the network takes none; None where that is not known, and `low` or `high` is
+    a guess at what such an input usually is.
     """
 
     dtype: torch.dtype
     low: int
     high: int
-    bounded: bool = False
+    ends: tuple[int | None, int | None] = field(default=(None, None), compare=False)
 
     def __str__(self) -> str:
         return f"{self.low} to {self.high}"

@@ -179,6 +179,14 @@ def _firsts(inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
                 f"example_inputs: found {type(x).__name__} for input {index}, expected one tensor an input; "
                 "for a network that takes others, name the module whose call takes tensors first (start)"
             )
+        if x.dim() == 0 or len(x) != len(inputs[0]):
+            found = f"{len(x)} sample(s)" if x.dim() else "no axis of samples"
+            expected = f"{len(inputs[0])}, as many as of the first" if index else "at least one dimension"
+            raise TraceError(
+                f"example_inputs: found {found} in input {index}, of shape {tuple(x.shape)}, expected "
+                f"{expected}; a number that is the same for all samples is no input: give it by name "
+                "(arguments=, --input), a tensor as a buffer of the network"
+            )
     return tuple(x[:1].detach().clone() for x in inputs)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from graphcomp.channels import analyse
 from graphcomp.compiler.source import open_data
+from graphcomp.errors import TraceError
 from graphcomp.ir.inputs import fresh_inputs, numbers_of
 from graphcomp.ir.program import Program
 from graphcomp.ir.ranges import Numbers
@@ -88,6 +89,8 @@ def test_whole_numbers_come_from_the_range_that_the_layers_take(name: str) -> No
     read, example, (low, high) = RANGES[name]
     program = tokens(read, example)
     assert numbers_of(program) == (Numbers(example.dtype, low, high),)
+    ends = {"item": (None, high), "next": (None, high), "bounded": (None, None)}  # take -1; anything
+    assert numbers_of(program)[0].ends == ends.get(name, (low, high))  # type: ignore[union-attr]
     (x,), (y,) = fresh_inputs(program, 64, 0), fresh_inputs(program, 64, 1)
     assert x.shape == (64, LENGTH) and x.dtype == example.dtype and not torch.equal(x, y)
     assert low <= int(x.min()) < int(x.max()) <= high
@@ -123,6 +126,10 @@ def test_inputs_that_index_one_table_together_repeat_the_example() -> None:
     program = trace(Two(), (3 * ONES, 7 * ONES))
     assert numbers_of(program) == (None, None)
     assert torch.equal(fresh_inputs(program, 2, 0)[1], 7 * ONES.expand(2, -1))
+    data = open_data("random", program, 0)
+    assert torch.equal(data.train.fetch(data.train.indices[:2])[1], 7 * ONES.expand(2, -1))
+    other = open_data("random", trace(Two(), (3 * ONES, 6 * ONES)), 0)
+    assert other.train.fingerprint() != data.train.fingerprint()
 
 
 def test_floats_are_drawn_as_ever() -> None:
@@ -193,3 +200,30 @@ def test_memory_that_is_read_as_another_type_stays() -> None:
 
     program = trace(Net(forward, a=_conv(3, 16), head=_head(16)).eval(), torch.zeros(1, 3, 8, 8))
     assert program.to(torch.float64)(torch.zeros(1, 3, 8, 8).double())[1].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (torch.tensor(2.0), r"found no axis of samples in input 1, of shape \(\), expected 1"),
+        (
+            torch.ones(4),
+            r"found 4 sample\(s\) in input 1, of shape \(4,\), expected 1, as many as of the first",
+        ),
+    ],
+)
+def test_what_has_no_samples_is_no_input(scale: Tensor, message: str) -> None:
+    """It would be cut to its first number; as an argument it is a value."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            return cast(Tensor, self.fc(x)) * scale
+
+    with pytest.raises(TraceError, match=message):
+        trace(Scaled(), (torch.ones(1, 3), scale))
+    program = trace(Scaled(), torch.ones(1, 3), arguments={"scale": 2.0})
+    assert torch.equal(program(torch.ones(2, 3)), 2 * program.layer("fc")(torch.ones(2, 3)))
