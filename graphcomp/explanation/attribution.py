@@ -41,6 +41,8 @@ N = TypeVar("N", str, int)
 BLOCKED = "com.microsoft.nchwc"
 ADDED = frozenset({"ReorderInput", "ReorderOutput", "MemcpyFromHost", "MemcpyToHost"})
 EIGHT_BITS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger"})
+ROUNDED = "8 bits"
+"""The form of operators that read or make bytes."""
 NOT_A_PASS = frozenset({"", "trace"})
 TENSOR_CORES = re.compile(r"tensorop|hmma|imma|s1688|s16816|s884|tf32|wgmma", re.IGNORECASE)
 
@@ -321,6 +323,6 @@ def _computed(operator: Operator, sources: Sequence[Source], multiple: int) -> i
 def _form(operator: Operator) -> str:
     if operator.kernels:
         return "tensor cores" if any(map(TENSOR_CORES.search, operator.kernels)) else "CUDA cores"
-    if operator.node.op in EIGHT_BITS or operator.node.op.startswith("QLinear"):
-        return "8 bits"
+    if operator.node.op in EIGHT_BITS | ROUNDING or operator.node.op.startswith("QLinear"):
+        return ROUNDED
     return "blocked" if operator.node.domain == BLOCKED else "plain"

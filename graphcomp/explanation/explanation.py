@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from graphcomp.base import Progress, quiet
-from graphcomp.explanation.attribution import AttributedKernel, attribute
+from graphcomp.explanation.attribution import ROUNDED, AttributedKernel, attribute
 from graphcomp.explanation.gathers import ChannelPick, find_gathers, price
 from graphcomp.explanation.matching import Matching
 from graphcomp.explanation.profiling import Profile, trace_pair
@@ -256,5 +256,11 @@ def _part(kind: PartKind, rows: Iterable[ExplainedRow], whole: float | None) -> 
         by_pass[""] = whole
     for row in rows:
         if kind in row.parts:
-            by_pass[row.made_by or ""] += row.parts[kind]
+            by_pass[_pass_of(row, kind)] += row.parts[kind]
     return Part(kind=kind, ms=sum(by_pass.values()), by_pass=dict(by_pass))
+
+
+def _pass_of(row: ExplainedRow, kind: PartKind) -> str:
+    """A layer that became 8 bits was last changed, as a layer, by another pass; its width is that one's."""
+    rounded = ROUNDED in row.new_form and ROUNDED not in row.base_form
+    return "quantize" if rounded and kind != "padding" else row.made_by or ""

@@ -57,6 +57,9 @@ def test_explained(tmp_path: Path) -> None:
     rows = {row.layer: row for row in found.rows if row.base_macs}
     assert set(rows) == set(NAMES) and {row.new_form for row in rows.values()} == {"8 bits"}
     assert all(set(row.parts) == {"padding", "kernel"} for row in rows.values())
+    by_pass = {part.kind: set(part.by_pass) for part in found.parts}
+    assert by_pass["kernel"] == {"quantize"} and by_pass["padding"] == {""}  # no pass changed a width
+    assert all("quantize" in by_pass[kind] for kind in ("kernel", "fusion"))
 
 
 @pytest.mark.parametrize("name", ["by channel", "nameless", "defaults"])
