@@ -102,9 +102,13 @@ def _convolved(module: nn.Conv2d, padding: tuple[int, ...], shape: Sequence[int]
 
 
 def _quick_function(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The same for activations, and for arithmetic on two tensors of one type."""
+    """The same for activations, what is put together or turned, and arithmetic on two tensors of one type."""
     if function in SAME_SHAPE_FUNCTIONS and len(args) == 1:
         return args[0] if kwargs.get("inplace") else _empty(args[0], args[0].shape)
+    if function is torch.roll:
+        return _empty(args[0], args[0].shape)
+    if function is torch.cat and args and isinstance(args[0], tuple | list):
+        return _joined(args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0))
     size = kwargs.get("size")
     if (
         function is F.interpolate
@@ -120,6 +124,17 @@ def _quick_function(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, A
         return None
     shape = a.shape if a.shape == b.shape else torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
     return _empty(a, shape)
+
+
+def _joined(parts: Sequence[Tensor], axis: Any) -> Tensor | None:
+    """Tensors of one type one behind another; None where their other axes differ, or they have none."""
+    first = parts[0].shape if parts else ()
+    if not isinstance(axis, int) or not -len(first) <= axis < len(first):
+        return None
+    axis %= len(first)
+    if len({(p.dtype, p.shape[:axis], p.shape[axis + 1 :]) for p in parts}) > 1:
+        return None
+    return _empty(parts[0], (*first[:axis], sum(p.shape[axis] for p in parts), *first[axis + 1 :]))
 
 
 def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:

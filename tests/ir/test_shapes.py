@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import graphcomp
 from graphcomp.errors import GraphcompWarning, InputError, TraceError
 from graphcomp.ir import load, save
+from graphcomp.ir.meta import _quick_function
 
 
 class Net(nn.Module):
@@ -289,3 +290,34 @@ def test_what_others_read_stays_tied() -> None:
     program = graphcomp.trace(model, x)
     torch.testing.assert_close(program(x), model(x))
     assert sum(isinstance(m, nn.Conv2d) for m in program.called_modules().values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "kwargs"),
+    [
+        (torch.cat, ([(2, 3, 4), (2, 5, 4)], 1), {}),
+        (torch.cat, ([(2, 3), (4, 3)],), {}),
+        (torch.cat, ([(2, 3), (2, 1), (2, 0)],), {"dim": -1}),
+        (torch.cat, ([(0,), (2, 3)],), {}),
+        (torch.roll, ((2, 3, 4),), {"shifts": (1, -1), "dims": (1, 2)}),
+        (torch.roll, ((2, 3), 1), {}),
+    ],
+    ids=str,
+)
+def test_shapes_without_the_meta_device_are_its_own(
+    function: Callable[..., Tensor], args: Any, kwargs: Any
+) -> None:
+    def filled(value: Any) -> Any:
+        if isinstance(value, list):
+            return [filled(v) for v in value]
+        return torch.zeros(value, dtype=torch.float64, device="meta") if isinstance(value, tuple) else value
+
+    args = tuple(map(filled, args))
+    quick, made = _quick_function(function, args, kwargs), function(*args, **kwargs)
+    assert quick is None or (quick.shape, quick.dtype) == (made.shape, made.dtype)
+    assert (quick is None) == (function is torch.cat and args[0][0].shape == (0,))
+
+
+def test_joins_of_several_types_are_left_to_torch() -> None:
+    parts = [torch.zeros(2, dtype=t, device="meta") for t in (torch.float32, torch.float64)]
+    assert _quick_function(torch.cat, (parts,), {}) is None
