@@ -6,6 +6,7 @@ layer does to the outputs depends on what is behind it; it is measured, once a g
 statistics were taken of (METHODS 9.4, `sensitivity`).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -27,11 +28,11 @@ from graphcomp.measure import (
     Gram,
     as_weight,
     grams,
-    is_linear,
     is_mixing,
     matrix,
     matrix_shape,
     output_weights,
+    plane_of,
 )
 from graphcomp.pipeline import Context, require_data
 
@@ -304,8 +305,8 @@ def _rows(program: Program, layer: str, samples: int, positions: int) -> int:
     """Rows that so many samples give of what a layer reads."""
     node = next(n for n in program.graph.nodes if n.op == "call_module" and n.target == layer)
     shape = program.shape(node) or ()
-    plane = shape[1:-1] if is_linear(program.layer(layer)) else shape[2:]
-    return samples * min(int(np.prod(plane)), positions)
+    plane = plane_of(shape, cast(Tensor, program.layer(layer).weight).ndim)
+    return samples * min(math.prod(plane), positions)
 
 
 def _columns(program: Program, layer: str) -> int:

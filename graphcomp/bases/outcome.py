@@ -23,7 +23,8 @@ def untouched(
             step = rounding_step(group, multiple)
             reason = f"all {width} channels are the fewest that stay in steps of {step}"
         else:
-            reason = "nothing left to remove after rounding up and the criterion's choice"
+            step = rounding_step(group, multiple)
+            reason = f"nothing left to remove after rounding up to steps of {step} and the criterion's choice"
         found.append(LeftAlone(where=group.name, reason=reason))
     return found
 

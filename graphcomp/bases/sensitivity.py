@@ -15,7 +15,8 @@ from torch.fx.node import map_aggregate
 from graphcomp.base import Progress, part
 from graphcomp.base import cache as disk
 from graphcomp.data import Split
-from graphcomp.ir import Program, editable, evaluating, output_tensors
+from graphcomp.ir import Program, editable, evaluating
+from graphcomp.measure import by_sample
 
 BATCH = 32
 """Samples at a time: what is alive where sets begin is copied."""
@@ -53,7 +54,7 @@ def movements(
     for start in range(0, len(missing), AT_ONCE):
         some = {key: changes[key] for key in missing[start : start + AT_ONCE]}
         tell = part(progress, start / len(missing), len(some) / len(missing))
-        for key, moved in _Runs(editable(program), some).over(split, tell).items():
+        for key, moved in _Runs(program, some).over(split, tell).items():
             found[key] = moved
             disk.store(KIND, keys[key], {"moved": torch.tensor(moved, dtype=torch.float64)})
     return {key: found[key] for key in changes}
@@ -69,9 +70,12 @@ def _digest(change: Change) -> str:
 
 
 class _Runs(fx.Interpreter, Generic[Key]):
-    def __init__(self, module: fx.GraphModule, changes: Mapping[Key, Change]) -> None:
+    def __init__(self, program: Program, changes: Mapping[Key, Change]) -> None:
+        module = editable(program)
         super().__init__(module)
         self.network, self.changes = module, changes
+        self.program, self.samples = program, 0
+        self.batch = 1 if program.interface.one_at_a_time else BATCH
         self.nodes: list[fx.Node] = list(module.graph.nodes)
         self.offsets: dict[str, Tensor] = {}
         self.due: dict[fx.Node, list[Key]] = {}
@@ -83,20 +87,24 @@ class _Runs(fx.Interpreter, Generic[Key]):
         moved = dict.fromkeys(self.changes, 0.0)
         seen = 0
         with evaluating(self.network):
-            for x, _ in split.batches(BATCH):
-                self.args_iter = iter(x)
+            for x, _ in split.batches(self.batch):
+                self.args_iter, self.samples = iter(x), len(x[0])
                 outputs: dict[Key, Tensor] = {}
                 env: dict[fx.Node, Any] = {}
                 for i, node in enumerate(self.nodes):
                     for key in self.due.get(node, ()):
                         outputs[key] = self.changed(self.changes[key], self.nodes[i:], copied_values(env))
                     self.step(node, env)
-                base = _centred(env[self.nodes[-1]])
+                base = self.outputs(env)
                 for key, output in outputs.items():
                     moved[key] += float((output - base).double().square().sum())
                 seen += len(x[0])
                 progress(f"sensitivities: {seen} of {len(split)} samples", seen / len(split))
         return {key: total / len(split) for key, total in moved.items()}
+
+    def outputs(self, env: Mapping[fx.Node, Any]) -> Tensor:
+        z = by_sample(self.program, env[self.nodes[-1]], self.samples)
+        return z - z.mean(1, keepdim=True)
 
     def step(self, node: fx.Node, env: dict[fx.Node, Any]) -> None:
         self.env = env
@@ -117,7 +125,7 @@ class _Runs(fx.Interpreter, Generic[Key]):
         for name, weight in before.items():
             own[name].copy_(weight)
         self.offsets.clear()
-        return _centred(env[nodes[-1]])
+        return self.outputs(env)
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """With what is added to its channels."""
@@ -143,8 +151,3 @@ def copied_values(env: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
         return new.set_(memo[storage._cdata], value.storage_offset(), value.shape, value.stride())
 
     return {node: map_aggregate(value, copied) for node, value in env.items()}
-
-
-def _centred(output: Any) -> Tensor:
-    z = torch.cat([t.flatten(1) for t in output_tensors(output)], 1)
-    return z - z.mean(1, keepdim=True)

@@ -12,7 +12,7 @@ from torch import fx
 
 from graphcomp.channels import CONCATENATIONS
 from graphcomp.ir import Program, op_name
-from graphcomp.measure import layer_row
+from graphcomp.measure import layer_row, plane_of
 from graphcomp.runtime import ACTIVATIONS, Kernel
 
 Operator = tuple[Kernel, int, int]
@@ -71,7 +71,7 @@ def _layer_call(program: Program, node: fx.Node) -> Call | None:
     source = cast(fx.Node, node.args[0] if node.args else node.kwargs["input"])
     before, after = program.shape(source) or (), program.shape(node) or ()
     if not row.kernel:
-        return Call(node, source, Kernel("linear", tuple(before[1:-1])), row.in_channels, row.out_channels)
+        return Call(node, source, Kernel("linear", plane_of(before, 2)), row.in_channels, row.out_channels)
     rank = len(row.kernel)
     is_transposed = "transpose" in row.kind.lower()
     if is_transposed:  # the adjoint of a convolution from its output to its input, as much work

@@ -7,6 +7,8 @@
 | a file | what the file says; folders may be empty or absent then |
 | nothing | `sorted` if there is a folder for each output, `index` if all names have one; an error otherwise |
 
+Folders that say their index themselves need not be the same in train and val.
+
 A file is JSON (`{"n01443537": 1}`, `{"1": ["n01443537", "goldfish"]}`, or a list whose places are the
 indices), torchvision's `meta.bin` of ImageNet (synsets in order), or text: a line `folder index` or
 `index folder` for each class, separated by a comma, a tab or a space; or a folder a line, in order, with what
@@ -110,6 +112,11 @@ def _deduced(place: object, names: Sequence[str], outputs: int) -> str:
             "?classes=index if the numbers are the network's outputs, or ?classes=FILE",
         )
     return "sorted"
+
+
+def carry_indices(names: Iterable[str]) -> bool:
+    """Whether all names begin with numbers, different ones."""
+    return _carried(names) is not None
 
 
 def _carried(names: Iterable[str]) -> dict[str, int] | None:

@@ -10,7 +10,7 @@ import torch
 
 from graphcomp.base import is_dir
 from graphcomp.data.arrays import statistics
-from graphcomp.data.classes import Folders, folder_classes
+from graphcomp.data.classes import Folders, carry_indices, folder_classes
 from graphcomp.data.images import CROP_FRACTION, DECODED, SUFFIXES, decode, is_image
 from graphcomp.data.layout import COLOURS, as_taken, in_front
 from graphcomp.data.request import Request, either, sizes
@@ -70,12 +70,13 @@ def _separate(request: Request, root: Path, parts: set[str]) -> Data:
         )
     folders = _folders(root / "train")
     extra = sorted(set(_folders(root / held_out)) - set(folders))
-    if extra and not _is_mapped(request):
+    are_named = request.classes != "sorted" and carry_indices([*folders, *extra])
+    if extra and not _is_mapped(request) and not are_named:
         raise DataError.at(
             root / held_out,
             f"class folder {extra[0]!r}",
             f"only those of {root / 'train'}",
-            "make them the same",
+            "make them the same, or begin the names with the index of the output (0017_goldfish)",
         )
     classes = folder_classes(root, sorted([*folders, *extra]), request.outputs, request.classes)
     train, evaluation = (

@@ -1,9 +1,9 @@
 """Random inputs of the kind that a network takes.
 
 Floating point inputs are standard normal. Whole numbers come from the range that the network works on: token
-ids below the size of the embedding that they index, 0 to 255 where nothing bounds them (an image), 0 and 1
-for masks. What bounds them is not argued operator by operator but run: the part of the network that computes
-with whole numbers, on tensors that are filled with one of them.
+ids below the size of the embedding that they index, those that a one-hot code is made of by comparison, 0 to
+255 where nothing bounds them (an image), 0 and 1 for masks. What bounds them is not argued operator by
+operator but run: the part of the network that computes with whole numbers, on tensors full of one.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from graphcomp.ir.program import Program
 from graphcomp.ir.ranges import Numbers
+from graphcomp.ir.text import op_name
 
 MOST = 2**20
 """A network that takes this number takes any."""
@@ -92,6 +93,9 @@ def _range(program: Program, index: int) -> Numbers | None:
     if low is None:
         return None
     if takes(most):
+        codes = _codes(program, index)
+        if codes is not None:
+            return Numbers(example.dtype, low, max(low, min(codes, most)))
         is_mask = example.dtype is not torch.uint8 and smallest >= 0 and largest <= 1
         return Numbers(example.dtype, low, max(low, 1 if is_mask else min(BYTE, most)))
     high = low
@@ -100,6 +104,22 @@ def _range(program: Program, index: int) -> Numbers | None:
         high, most = (middle, most) if takes(middle) else (high, middle)
     ends = low == torch.iinfo(example.dtype).min or not takes(low - 1)  # Python also counts from the end
     return Numbers(example.dtype, low, high, (low if ends else None, high))
+
+
+def _codes(program: Program, index: int) -> int | None:
+    """The largest of the numbers that an input is compared with, all at once: a one-hot code written out."""
+    placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
+    follows = {placeholders[index]}
+    found: list[int] = []
+    for node in program.graph.nodes:
+        if not any(n in follows for n in node.all_input_nodes):
+            continue
+        if op_name(program, node) == "eq":
+            held = [program.tensors[str(n.target)] for n in node.all_input_nodes if n.op == "get_attr"]
+            found += [int(t.max()) for t in held if t.numel() > 1 and _is_whole(t)]
+        elif _is_whole(program.values[node]):
+            follows.add(node)
+    return max(found, default=None)
 
 
 @torch.no_grad()

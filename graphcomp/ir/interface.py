@@ -90,6 +90,11 @@ class Interface(Record):
                 raise ValueError(f"found two ports called {twice!r:.100}, expected names that differ")
         return self
 
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether the network takes one sample at a time: its file is for one, and would mix several."""
+        return bool(self.inputs) and not any(0 in port.axes for port in self.inputs)
+
     def misfit(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> str | None:
         """What in it cannot belong to a network of these inputs and outputs, as `place: found, expected`."""
         for what, ports, tensors in (("inputs", self.inputs, inputs), ("outputs", self.outputs, outputs)):

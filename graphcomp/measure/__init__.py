@@ -43,6 +43,7 @@ from graphcomp.measure.patches import (
     patches_at,
 )
 from graphcomp.measure.regression import Moments, Normal, root
+from graphcomp.measure.samples import by_sample
 from graphcomp.measure.statistics import Covariance, Request, Statistic, Zeros
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "accuracy",
     "as_matrix",
     "as_weight",
+    "by_sample",
     "calibrate",
     "class_statistics",
     "confusion",

@@ -79,7 +79,9 @@ def collect(
 
 
 def batch_size(program: Program) -> int:
-    """Samples at a time: as many as have a largest activation of `ELEMENTS`, within `BATCHES`."""
+    """Samples at a time: as many as have a largest activation of `ELEMENTS`, within `BATCHES`; or one."""
+    if program.interface.one_at_a_time:
+        return 1
     shapes = (program.shape(node) for node in program.graph.nodes if node.op != "get_attr")
     largest = max((int(np.prod(shape)) for shape in shapes if shape is not None), default=1)
     return min(max(ELEMENTS // largest, BATCHES[0]), BATCHES[1])

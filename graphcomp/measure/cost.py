@@ -41,9 +41,12 @@ def macs_of(weight: Sequence[int], plane: Sequence[int] = ()) -> int:
 def plane_of(shape: Sequence[int], weight_ndim: int) -> tuple[int, ...]:
     """Sizes of the positions of an activation, batch 1, that share a weight of so many dimensions.
 
-    For a convolution its plane, for a linear layer the tokens of a sample.
+    For a convolution its plane, for a linear layer the tokens of a sample, wherever the axis of samples is: a
+    sequence may have its time in front, or both in one axis.
     """
-    return tuple(shape[len(shape) - (weight_ndim - 2) :] if weight_ndim > 2 else shape[1:-1])
+    if weight_ndim > 2:
+        return tuple(shape[len(shape) - (weight_ndim - 2) :])
+    return tuple(shape[1:-1] if shape[0] == 1 else shape[:-1])
 
 
 def macs(program: Program) -> int:

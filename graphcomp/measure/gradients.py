@@ -77,7 +77,9 @@ def _key(program: Program, part: Split, names: Sequence[str]) -> str:
 
 
 def batch_size(program: Program) -> int:
-    """Samples at a time whose activations together stay within `ELEMENTS`."""
+    """Samples at a time whose activations together stay within `ELEMENTS`; or one."""
+    if program.interface.one_at_a_time:
+        return 1
     shapes = (program.shape(node) for node in program.graph.nodes if node.op != "get_attr")
     each = sum(math.prod(shape) for shape in shapes if shape is not None)
     return max(1, min(BATCH, ELEMENTS // max(each, 1)))

@@ -9,22 +9,24 @@ one process. Results are kept by content (`base.cache`); so are the sums of a pa
 that was interrupted goes on from there.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
 from graphcomp.base import Progress, distributed, quiet
 from graphcomp.base import cache as disk
 from graphcomp.data import Split
-from graphcomp.ir import Batch, Program, editable, evaluating, moved, output_tensors
+from graphcomp.ir import Batch, Program, editable, evaluating, moved
 from graphcomp.measure import calibrate, gradients
+from graphcomp.measure.cost import plane_of
 from graphcomp.measure.patches import Positions, is_linear, matrix_shape, patches_at
 from graphcomp.measure.regression import Moments
+from graphcomp.measure.samples import by_sample
 
 KIND = "grams"
 """Of entries in the cache."""
@@ -183,8 +185,9 @@ def _resume(place: str, sums: Mapping[str, Moments]) -> int:
 def _patches(program: Program, node: fx.Node, x: Tensor, drawn: Positions, first: int) -> Tensor:
     module = program.layer(str(node.target))
     shape = program.shape(node) or ()
-    size = int(np.prod(shape[1:-1] if is_linear(module) else shape[2:]))
-    return patches_at(module, x, drawn.of(size, first, len(x)).to(x.device))
+    size = math.prod(plane_of(shape, cast(Tensor, module.weight).ndim))
+    samples = x.numel() // x.shape[-1] // size if is_linear(module) else len(x)
+    return patches_at(module, x, drawn.of(size, first, samples).to(x.device))
 
 
 # ---------------------------------------------------------------------- what outputs weigh
@@ -234,9 +237,9 @@ def _squares(
         for at in range(0, len(mine), batch):
             positions = mine[at : at + batch]
             x, _ = next(split.subset(positions).batches(len(positions)))
-            z = torch.cat([t.flatten(1) for t in output_tensors(run.run(*moved(x, device)))], 1)
+            z = by_sample(program, run.run(*moved(x, device)), len(positions))
             signs = []
-            for number in positions.tolist():
+            for number in positions[: len(z)].tolist():
                 generator = torch.Generator().manual_seed(hash((seed, number)) % (1 << 63))
                 v = torch.randint(0, 2, (z.shape[1],), generator=generator).to(z.dtype) * 2 - 1
                 signs.append(v - v.mean())

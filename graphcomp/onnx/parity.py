@@ -65,7 +65,7 @@ def make_cases(
         program: run at all `batches` at the sizes of its example inputs.
         batches, seed, names: sizes, of the random inputs, of the outputs.
         sizes: example inputs of other sizes, at which it runs with the last of `batches` up to two.
-        odd: the same, left out where the program does not run.
+        odd: the same, left out where the program does not run, or yields other axes.
     """
     cases: list[Case] = []
     for batch in batches:
@@ -76,8 +76,14 @@ def make_cases(
         cases += _cases(replace(program, example_inputs=resized), batch, seed, names, _text(resized))
     for resized in odd:
         with contextlib.suppress(ExportError):
-            cases += _cases(replace(program, example_inputs=resized), batch, seed, names, _text(resized))
+            found = list(_cases(replace(program, example_inputs=resized), batch, seed, names, _text(resized)))
+            cases += [case for case in found if _ranks(case) == _ranks(cases[0])]
     return cases
+
+
+def _ranks(case: Case) -> list[int]:
+    """Where torch keeps an axis that a file would squeeze, the network does not run."""
+    return [t.dim() for t in case.expected]
 
 
 def _text(inputs: Sequence[Tensor]) -> str:

@@ -102,21 +102,26 @@ def other_sizes(program: Program, axes: OpenAxes) -> list[tuple[Tensor, ...]]:
     One is larger, by another step for every axis; one differs in every second axis only, and is smaller there
     if that leaves two thirds.
     """
-    names = _open_names(axes)
+    names = open_names(axes)
     if not names:
         return []
-    larger = {name: STEP * (1 + index) for index, name in enumerate(names)}
     mixed = {name: -STEP if index % 2 == 0 else 0 for index, name in enumerate(names)}
-    return [_all_resized(program, axes, larger), _all_resized(program, axes, mixed)]
+    return [_all_resized(program, axes, steps(names)), _all_resized(program, axes, mixed)]
+
+
+def steps(names: Sequence[str]) -> dict[str, int]:
+    """How much larger each is at the first other size: by another step each."""
+    return {name: STEP * (1 + index) for index, name in enumerate(names)}
 
 
 def odd_sizes(program: Program, axes: OpenAxes) -> list[tuple[Tensor, ...]]:
     """The same at a size that no network is made for, where parts of sizes are rounded; not all run there."""
-    odd = {name: ODD + 4 * index for index, name in enumerate(_open_names(axes))}
+    odd = {name: ODD + 4 * index for index, name in enumerate(open_names(axes))}
     return [_all_resized(program, axes, odd)] if odd else []
 
 
-def _open_names(axes: OpenAxes) -> list[str]:
+def open_names(axes: OpenAxes) -> list[str]:
+    """What the axes beside the batch are called whose size is open."""
     return list(dict.fromkeys(name for own in axes for axis, name in own.items() if axis))
 
 

@@ -94,8 +94,14 @@ class Pipeline:
 
 
 def _nothing(steps: Sequence[Step]) -> PassError:
-    left = [f"{k.where}: {k.reason}" for step in steps for k in step.plan.kept]
-    reasons = "; ".join(left[:5]) or "the network has nothing that they work on"
+    places: dict[str, list[str]] = {}
+    for left in (k for step in steps for k in step.plan.kept):
+        places.setdefault(left.reason, []).append(left.where)
+    said = [
+        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}: {why}"
+        for why, names in places.items()
+    ]
+    reasons = "; ".join(said[:5]) or "the network has nothing that they work on"
     names = " > ".join(step.name for step in steps)
     return PassError(
         f"{names}: found nothing to change ({reasons}), expected something; "

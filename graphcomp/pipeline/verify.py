@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphcomp.errors import GraphcompError, VerifyError, first_line
-from graphcomp.ir import DctLayer, Program, fresh_inputs, named_tensors, output_tensors, run_on_meta
+from graphcomp.ir import (
+    DctLayer,
+    DctLinear,
+    Program,
+    fresh_inputs,
+    named_tensors,
+    output_tensors,
+    run_on_meta,
+)
 from graphcomp.train import negative_variances
 
 TOLERANCE = 1e3 * torch.finfo(torch.float64).eps
@@ -18,6 +26,9 @@ TOLERANCE = 1e3 * torch.finfo(torch.float64).eps
 ROUNDINGS = 100
 """Times what one rounding of every weight moves the outputs by counts as equal, too: a network can be so
 ill-conditioned that another order of summation does more than `TOLERANCE`."""
+
+CONSTANT = 1e-6
+"""A channel that tells less of its input than this, relative to its mean, is one of zeros and a bias."""
 
 BLIND = 1e-7
 """Outputs that differ less than this between two inputs (relative) cannot show a wrong removal."""
@@ -179,16 +190,32 @@ class _Calibration(fx.Interpreter):
         cast(Tensor, module.running_var).copy_(var * self.uniform(var))
 
     def rescaled(self, module: nn.Module, value: Tensor) -> Tensor:
-        """What a layer yields, which is scaled with it where that is out of proportion."""
-        spread = float(value.std())
-        if not spread > 0 or 0.1 < spread < 10:
+        """What a layer yields, where its weight is scaled and its bias moved if they are out of proportion.
+
+        In proportion to what its channels tell of their input: the bias that a normalisation was folded into
+        is right for images, and drowns what noise does to a channel. A few such layers, one behind the other,
+        yield the same whatever comes in.
+        """
+        channels = value.ndim - 1 if isinstance(module, nn.Linear | DctLinear) else 1
+        rows = value.movedim(channels, 0).flatten(1)
+        means = rows.mean(1)
+        told = rows - means.unsqueeze(1) if rows.shape[1] > 1 else rows
+        spread, bias = float(told.std()), module.bias
+        if not spread > 0:
             return value
-        weight = cast(Tensor, module.coefficients if isinstance(module, DctLayer) else module.weight)
-        shape = module.weight_shape if isinstance(module, DctLayer) else weight.shape
-        weight.div_(spread)
-        bias = torch.zeros(1) if module.bias is None else cast(Tensor, module.bias)
-        bias = bias.reshape(-1, *[1] * (len(shape) - 2))
-        return (value - bias) / spread + bias
+        like = [-1 if d == channels else 1 for d in range(value.ndim)]
+        if not 0.1 < spread < 10:
+            weight = cast(Tensor, module.coefficients if isinstance(module, DctLayer) else module.weight)
+            weight.div_(spread)
+            base = torch.zeros_like(means) if bias is None else cast(Tensor, bias).detach().clone()
+            value = (value - base.reshape(like)) / spread + base.reshape(like)
+            means, told = (means - base) / spread + base, told / spread
+        if bias is None or rows.shape[1] == 1:
+            return value
+        most = told.std(1)
+        moved = (means.clamp(-most, most) - means) * (most > CONSTANT * means.abs())
+        cast(Tensor, bias).add_(moved)
+        return value + moved.reshape(like)
 
     def uniform(self, like: Tensor) -> Tensor:
         return 0.5 + torch.rand(like.shape, generator=self.generator, dtype=torch.float64)

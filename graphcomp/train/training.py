@@ -155,6 +155,11 @@ def check_training(
     program: Program, train: Split, options: TrainOptions, held_out: Split | None = None
 ) -> None:
     """Refuse what cannot be trained; DataError and PassError as for `fit`."""
+    if program.interface.one_at_a_time:
+        raise PassError(
+            "training: found a network that takes one sample at a time, expected one that takes batches: its "
+            "file is for one sample; write the file with an open batch, or repair without training (refit)"
+        )
     pieces = options.accumulate * distributed.world_size()
     if min(len(train), options.batch) < pieces:
         raise DataError(

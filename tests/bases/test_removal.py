@@ -31,7 +31,7 @@ from graphcomp.passes import L1, PASSES, FoldBN, Random
 from graphcomp.pipeline import Context, Pipeline
 from graphcomp.pipeline.verify import TOLERANCE, difference, verify_pass
 from graphcomp.records import Plan
-from tests.nets import TRAPS, scramble
+from tests.nets import TRAPS, Net, scramble
 from tests.running import run_pass
 from tests.tiny import context, tiny_program, traced
 
@@ -196,8 +196,21 @@ def test_removing_nothing_is_an_error_that_says_why() -> None:
     message = r"l1: found nothing to change \(.*\), expected something; .* --allow-nothing"
     with pytest.raises(PassError, match=message) as caught:
         Pipeline([L1(ratio=0.5, include=("fc",))]).run(tiny_program(), context())
-    for name in ("stem: not included", "inner: not included", "fc: network output (output)"):
+    for name in ("(stem, inner: not included;", "fc: network output (output)"):
         assert name in str(caught.value)
+
+
+def test_every_reason_is_among_those_that_are_said() -> None:
+    """However many layers the first has: six outputs are one reason, and rounding the one that helps."""
+    heads = Net(
+        lambda m, x: tuple(head(m.stem(x)) for head in m.heads),
+        stem=nn.Conv2d(3, 16, 1),
+        heads=nn.ModuleList(nn.Conv2d(16, 2, 1) for _ in range(6)),
+    )
+    with pytest.raises(PassError) as caught:
+        Pipeline([L1(ratio=0.1, multiple=8)]).run(traced(heads, 1, 3, 4, 4), context())
+    assert "and 3 more: network output" in str(caught.value)
+    assert "stem: nothing left to remove after rounding up to steps of 8" in str(caught.value)
 
 
 def test_a_glob_that_matches_nothing_is_an_error() -> None:

@@ -618,6 +618,17 @@ def test_a_flat_folder_of_a_split_is_no_imagefolder(tmp_path):
         load(f"imagefolder:{tmp_path}")
 
 
+def test_folders_that_say_their_output_may_differ(tmp_path):
+    """An image of each class: half of the classes to fit on, the others to judge by."""
+    write_images(tmp_path / "train", {"0003_ant": 1, "0005_cow": 1})
+    write_images(tmp_path / "val", {"0004_bee": 2, "0005_cow": 1})
+    data = load_data(f"imagefolder:{tmp_path}", input_shape=(3, 4, 4), seed=0, outputs=10)
+    assert set(data.train.labels.tolist()) == {3, 5}
+    assert set(data.eval.labels.tolist()) == {4, 5}
+    with pytest.raises(DataError, match="found class folder '0004_bee', expected only those of"):
+        load_data(f"imagefolder:{tmp_path}?classes=sorted", input_shape=(3, 4, 4), seed=0)
+
+
 def test_bad_imagefolder(tmp_path):
     with pytest.raises(DataError, match="found no such directory"):
         load(f"imagefolder:{tmp_path / 'absent'}")

@@ -114,6 +114,22 @@ def test_what_nothing_bounds_is_an_image_or_a_mask(example: Tensor, high: int) -
     verify_half(program)
 
 
+def test_codes_that_are_made_by_comparison_bound_what_they_code() -> None:
+    """Without one a layer's channels get the same at every place, and a normalisation divides by nothing."""
+
+    class OneHot(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("codes", torch.arange(SIZE))
+            self.fc = nn.Linear(SIZE, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.fc((x.unsqueeze(2) == self.codes).float())
+
+    program = trace(OneHot(), torch.zeros(1, 6, dtype=torch.int64))
+    assert numbers_of(program) == (Numbers(torch.int64, 0, SIZE - 1),)
+
+
 def test_inputs_that_index_one_table_together_repeat_the_example() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from graphcomp.errors import LoadError
 from graphcomp.ir import Program
+from graphcomp.onnx.reading.known import evaluate
+from graphcomp.onnx.rows import Known
 from tests.onnx.onnx_files import OPEN, make, read_unchecked, run, truth
 
 F32 = np.float32
@@ -52,6 +55,15 @@ def test_what_the_reference_does_not_have_right_is_computed_by_the_runtime(opera
     model = make(nodes, {"x": (OPEN, 2)}, constants, opset=opset)
     feeds = {"x": numbers(3, 2)}
     np.testing.assert_allclose(run(read_unchecked(model), feeds)[0], truth(model, feeds)[0], rtol=1e-5)
+
+
+def test_layers_as_large_as_those_of_networks_are_computed() -> None:
+    """AlexNet's first linear layer, as a file of ONNX's own has it; what is larger than any is refused."""
+    node = helper.make_node("ConstantOfShape", ["s"], ["y"])
+    (found,) = evaluate(node, 9, [Known((np.array([4096, 9216]),))], 1)
+    assert found.array.shape == (4096, 9216)
+    with pytest.raises(LoadError, match="found a constant of 4294967296 numbers"):
+        evaluate(node, 9, [Known((np.array([65536, 65536]),))], 1)
 
 
 def held(*shape: int, computed: bool) -> Program:

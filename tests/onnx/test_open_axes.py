@@ -10,7 +10,7 @@ from onnx import ModelProto, NodeProto, helper
 
 from graphcomp.errors import LoadError
 from graphcomp.ir import Program
-from graphcomp.onnx import read_onnx
+from graphcomp.onnx import export_onnx, read_onnx
 from graphcomp.onnx.reading.file import OnnxSource
 from graphcomp.onnx.reading.ports import BATCHES, Case, examples, inputs_of, opened
 from graphcomp.onnx.reading.reader import Attempt, build
@@ -90,6 +90,30 @@ def test_a_size_that_is_rounded_otherwise_is_no_part_of_the_input(tmp_path: Path
     up = read_onnx(save(halved(True), tmp_path), {"": (1, 3, SIZE)})
     assert 2 not in up.interface.inputs[0].axes
     assert any("takes inputs of the example's size only" in said for said in up.interface.remarks)
+
+
+@pytest.mark.parametrize("fails", ["squeeze", "concatenation"])
+def test_an_axis_that_is_open_up_to_a_size(fails: str, tmp_path: Path) -> None:
+    """Text lines: any height that pooling makes one of is taken, and the width is free."""
+    last = [helper.make_node("Squeeze", ["p", "two"], ["y"])]
+    if fails == "concatenation":
+        mean = helper.make_node("ReduceMean", ["c", "two"], ["m"])
+        last = [mean, helper.make_node("Concat", ["p", "m"], ["y"], axis=1)]
+    model = make(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+            helper.make_node("MaxPool", ["c"], ["p"], kernel_shape=[48, 1], strides=[48, 1]),
+            *last,
+        ],
+        {"x": ("n", 1, "height", "width")},
+        {"w": np.random.default_rng(0).normal(size=(4, 1, 3, 3)).astype(np.float32), "two": np.array([2])},
+    )
+    program = read_onnx(save(model, tmp_path), {"x": (1, 1, 48, 40)})
+    assert program.interface.inputs[0].axes == {0: "n", 2: "height", 3: "width"}
+    export = export_onnx(program, tmp_path / "again.onnx")
+    assert export.fallback is None
+    assert any("1x80x104" in place for place in export.parity)
+    assert not any("x112x" in place for place in export.parity)
 
 
 @pytest.mark.parametrize("operator", ["GatherElements", "ScatterElements"])

@@ -387,6 +387,19 @@ def test_an_input_shape_must_be_the_files(tmp_path: Path) -> None:
             read_onnx(path, shapes)
 
 
+def test_an_open_size_is_asked_for_in_the_form_to_give_it_in(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=r"give --input-shape x=1,3,\?,\?, with a size for every \?"):
+        read_onnx(write(upsampled("nearest"), tmp_path))
+
+
+def test_layers_of_parts_that_were_fused_are_called_after_the_first(tmp_path: Path) -> None:
+    """TFLite's names of what it fuses: all parts, joined."""
+    fused = "net/re_lu/Relu;net/conv/BiasAdd;net/conv/Conv2D"
+    model = make([conv(fused, "x", "y", "w")], {"x": ("n", 3, 8, 8)}, {"w": weight(4, 3, 3, 3)})
+    program = read_onnx(write(model, tmp_path))
+    assert list(program.called_modules()) == ["net.re_lu"]
+
+
 def test_a_recurrent_network_with_time_in_front(tmp_path: Path) -> None:
     nodes = [
         node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),

@@ -112,7 +112,7 @@ def examples(
                     f"input {i.name!r:.120}",
                     f"open sizes: {_written(i)}",
                     "the size of an example",
-                    f"give --input-shape {i.name}=1,..., with a size for every axis",
+                    f"give --input-shape {i.name}={_template(i)}, with a size for every ?",
                 )
             if size is not None and wanted is not None and wanted != size:
                 raise LoadError.at(
@@ -130,6 +130,11 @@ def examples(
                 f"input {i.name!r:.120}", _written(i), f"at most {_MOST_ELEMENTS} elements", "it is no input"
             )
     return found
+
+
+def _template(i: Input) -> str:
+    """What to write for it: `1,3,?,?`."""
+    return ",".join(["1", *(str(n or "?") for n in i.sizes[1:])])
 
 
 def _written(i: Input) -> str:

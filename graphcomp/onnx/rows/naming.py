@@ -69,13 +69,18 @@ class Names:
             return elements(scopes[-2])
         if found:
             return elements(found["path"])
-        return elements(_scope(node.name) or f"{node.operator}")
+        return elements(_scope(_first(node.name)) or f"{node.operator}")
 
 
 def pass_of(node: Node) -> str:
     """The pass that a node says it was made by; `trace` where it names none."""
     tag = node.tag(PASS_TAG)
     return tag if _PASS.fullmatch(tag) else "trace"
+
+
+def _first(name: str) -> str:
+    """`re_lu/Relu` of `re_lu/Relu;conv2d/BiasAdd;conv2d/Conv2D`: TFLite names what it fuses after all."""
+    return name.partition(";")[0] or name
 
 
 def _scope(name: str) -> str:
@@ -94,7 +99,9 @@ def _scope(name: str) -> str:
 
 def elements(name: str) -> list[str]:
     """A name of a file as elements of a path."""
-    parts = [_ODD.sub("_", part).strip("_")[-_MOST:] for part in re.split(r"[./]", name[-_MOST_TEXT:])]
+    parts = [
+        _ODD.sub("_", part).strip("_")[-_MOST:] for part in re.split(r"[./]", _first(name)[-_MOST_TEXT:])
+    ]
     words = [f"{p}_" if keyword.iskeyword(p) else p for p in parts if p]
     return words[-_DEEPEST:] or ["unnamed"]
 

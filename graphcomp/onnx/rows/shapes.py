@@ -41,16 +41,22 @@ def read_reshape(node: Node, reading: Reading) -> Made:
     sizes = node.known(1, "a shape")
     if sizes is None:
         raise node.refusal("no shape", "one", "the file is not valid ONNX")
-    wanted = [
-        _target(
-            node,
-            x.shapes[case],
-            [int(n) for n in sizes.values[min(case, len(sizes.values) - 1)].reshape(-1)],
-            keeps_zero,
-        )
-        for case in range(len(reading.batches))
-    ]
+    cases = range(len(reading.batches))
+    said = [[int(n) for n in sizes.values[min(c, len(sizes.values) - 1)].reshape(-1)] for c in cases]
+    wanted = [_target(node, x.shapes[c], said[c], keeps_zero) for c in cases]
+    if _follows(reading, said) and all(map(_fits, x.shapes, wanted)):
+        return place(reading, x, wanted)
     return reshaped(node, reading, x, wanted)
+
+
+def _follows(reading: Reading, said: Sequence[list[int]]) -> bool:
+    """Whether the file computes the sizes from those of its input, for any batch."""
+    own = said[reading.batches.index(reading.freed or 1)]
+    return any(s != own for s, b in zip(said, reading.batches, strict=True) if b != (reading.freed or 1))
+
+
+def _fits(shape: Shape, sizes: Shape) -> bool:
+    return math.prod(shape) == math.prod(sizes)
 
 
 def _target(node: Node, shape: Shape, sizes: list[int], keeps_zero: bool) -> Shape:
@@ -77,10 +83,10 @@ def reshaped(node: Node, reading: Reading, x: Made, wanted: Sequence[Shape]) -> 
     Where the file was written for one batch, one of its sizes stands for the samples: more of them come with
     every sample that is added. What it says holds for the file's batch, so it is asked there.
     """
-    if reading.freed is not None and len({math.prod(s) for s in x.shapes}) > 1:
+    if reading.freed is not None and _grows(reading, x):
         wanted = _freed(node, reading, x, wanted)
     for shape, sizes, batch in zip(x.shapes, wanted, reading.batches, strict=True):
-        if math.prod(shape) != math.prod(sizes):
+        if not _fits(shape, sizes):
             raise node.refusal(
                 f"{shape} as {sizes} at batch {batch}",
                 "a shape of as many elements",
@@ -89,15 +95,25 @@ def reshaped(node: Node, reading: Reading, x: Made, wanted: Sequence[Shape]) -> 
     return place(reading, x, wanted)
 
 
+def _grows(reading: Reading, x: Made) -> bool:
+    """Whether it holds more with every sample."""
+    return (
+        len({math.prod(s) for s, b in zip(x.shapes, reading.batches, strict=True) if b != reading.freed}) > 1
+    )
+
+
 def _freed(node: Node, reading: Reading, x: Made, wanted: Sequence[Shape]) -> list[Shape]:
     """The shapes with the samples' axis as long as there are samples.
 
-    It is where as many elements lie before it as before the axis of the input that grows.
+    It is where as many elements lie before it as before the axis of the input that grows. Where that holds
+    more than the samples, the file's own word goes first: its -1 says whether they go with what is before or
+    behind.
     """
     batch = reading.freed or 1
     own = reading.batches.index(batch)
     target, shape = wanted[own], x.shapes[own]
-    grows = [d for d in range(x.rank) if len({s[d] for s in x.shapes}) > 1]
+    others = [s for s, b in zip(x.shapes, reading.batches, strict=True) if b != batch]
+    grows = [d for d in range(x.rank) if any(s[d] != shape[d] for s in others)]
     before = math.prod(shape[: grows[0]])
     places = [j for j in range(len(target)) if math.prod(target[:j]) == before and target[j] % batch == 0]
     if len(grows) != 1 or not places:
@@ -107,7 +123,12 @@ def _freed(node: Node, reading: Reading, x: Made, wanted: Sequence[Shape]) -> li
             "samples cannot be told apart behind it",
         )
     at = grows[0] if grows[0] in places else places[0]
-    return [(*target[:at], target[at] // batch * b, *target[at + 1 :]) for b in reading.batches]
+    if target[at] != batch and all(map(_fits, x.shapes, wanted)):
+        return list(wanted)
+    return [
+        said if b == batch else (*target[:at], target[at] // batch * b, *target[at + 1 :])
+        for said, b in zip(wanted, reading.batches, strict=True)
+    ]
 
 
 def place(reading: Reading, x: Made, wanted: Sequence[Shape]) -> Made:

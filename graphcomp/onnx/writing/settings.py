@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from graphcomp.errors import TraceError
 from graphcomp.ir import Program, run_on_meta
 from graphcomp.onnx.rows.wires import NoRow
-from graphcomp.onnx.sizes import STEP, OpenAxes
+from graphcomp.onnx.sizes import OpenAxes, open_names, steps
 
 _BATCHES = (7, 11)
 """Two that no literal of a network equals by chance in the same way."""
@@ -43,6 +43,7 @@ def settings_of(program: Program, open_axes: OpenAxes, batch: int = 1) -> Settin
     names = list(dict.fromkeys(name for axes in open_axes for name in axes.values()))
     if not names and batch == 1:
         return Settings((program.values,), {})
+    larger = steps(open_names(open_axes))
     found, seen = [], dict[tuple[int, ...], str]()
     chosen: list[dict[str, int]] = [{}, {}] if names else [{}]
     for name in names:
@@ -51,7 +52,7 @@ def settings_of(program: Program, open_axes: OpenAxes, batch: int = 1) -> Settin
             for axis, other in axes.items() if other == name
         )  # fmt: skip
         size = example.shape[axis]
-        pair = _BATCHES if axis == 0 else (size, size + STEP * (1 + len(seen)))
+        pair = _BATCHES if axis == 0 else (size, size + larger[name])
         chosen[0][name], chosen[1][name] = pair
         seen[pair] = name
     for sizes in chosen:

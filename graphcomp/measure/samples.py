@@ -1,0 +1,31 @@
+"""The outputs of a network sample by sample, wherever it has the axis of samples."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphcomp.ir import Program, output_tensors
+
+
+def by_sample(program: Program, output: Any, samples: int) -> Tensor:
+    """All numbers of an output as a matrix: a row a sample, or one for all where they lie behind each other.
+
+    Args:
+        program: whose example's outputs, of one sample, say which axis grows.
+        output: what it yields for that many samples.
+    """
+    found = output_tensors(output)
+    ones = output_tensors(program.output)
+    axes = [_axis(t, one, samples) for t, one in zip(found, ones, strict=True)]
+    if None in axes:
+        return torch.cat([t.reshape(1, -1) for t in found], 1)
+    return torch.cat([t.movedim(d or 0, 0).flatten(1) for t, d in zip(found, axes, strict=True)], 1)
+
+
+def _axis(found: Tensor, one: Tensor, samples: int) -> int | None:
+    """Where an output has a place for each sample; None if an axis holds more than that."""
+    if samples == 1:
+        return None
+    grown = [d for d, (n, m) in enumerate(zip(found.shape, one.shape, strict=True)) if n != m]
+    return grown[0] if len(grown) == 1 and one.shape[grown[0]] == 1 else None
