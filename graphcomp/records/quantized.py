@@ -35,7 +35,7 @@ class GivenBack(Record):
 
 class QuantizedChoice(Record):
     """The decisions of the pass `quantize`, with which its file is written again without data; what is in
-    `bulk` are means of channels.
+    `bulk` are means of channels, and factors of those that are spread.
     """
 
     grid: Literal["pairs", "plain", "reduced"] = Field(description="of the weights")
@@ -43,6 +43,9 @@ class QuantizedChoice(Record):
     layers: list[str] = Field(description="nodes with 8 bit weights")
     in_float: list[str] = Field(description="nodes that could have, and stay in float")
     ranges: dict[str, tuple[float, float]] = Field(description="tensor -> its least and largest value")
+    spread: list[str] = Field(
+        default=[], description="tensors whose channels are multiplied to peak alike; by what: `bulk`"
+    )
 
 
 class Quantized(Record):

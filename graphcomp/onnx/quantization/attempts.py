@@ -20,6 +20,7 @@ from graphcomp.onnx.quantization.qdq import Choice, write_qdq
 from graphcomp.onnx.quantization.ranges import Statistics
 from graphcomp.onnx.quantization.samples import outputs
 from graphcomp.onnx.quantization.sessions import Feeds
+from graphcomp.onnx.quantization.spreading import Factors
 from graphcomp.records import GivenBack
 
 PERCENTILES = (None, 99.999, 99.99)
@@ -44,6 +45,7 @@ class Work:
         statistics: of calibration samples.
         held: batches that are held out.
         expected: what the model computes from them.
+        factors: that are in the model's weights, see `spreading`.
     """
 
     model: ModelProto
@@ -52,6 +54,7 @@ class Work:
     statistics: Statistics
     held: Sequence[Feeds]
     expected: list[NDArray[Any]]
+    factors: Factors = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +104,10 @@ def _attempt(work: Work, grid: Grid, wrong: Mapping[str, str]) -> Attempt:
     statistics = work.statistics
     layers = [layer for layer in work.layers if layer.name not in wrong]
     names, others = tuple(layer.name for layer in layers), (*work.left, *wrong)
-    choices = [Choice(grid, p, statistics.ranges(p), statistics.means, names, others) for p in PERCENTILES]
+    choices = [
+        Choice(grid, p, statistics.ranges(p), statistics.means, names, others, work.factors)
+        for p in PERCENTILES
+    ]
     made = [write_qdq(work.model, layers, choice) for choice in choices]
     decibels = [_snr(work, one) for one in made]
     best = max(range(len(made)), key=decibels.__getitem__)

@@ -7,7 +7,7 @@ import math
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,14 @@ from graphcomp.onnx.quantization import grids
 from graphcomp.onnx.quantization.grids import Grid
 from graphcomp.onnx.quantization.layers import Layer
 from graphcomp.onnx.quantization.shield import keep_in_float, leave_outputs
+from graphcomp.onnx.quantization.spreading import Factors
 from graphcomp.onnx.subgraphs import reads
 from graphcomp.records import Plan, QuantizedChoice
 
 # The runtime widens scales at which a bias leaves int32; half of its range leaves room for the products.
 _BIAS_LIMIT = 2.0**30
 _MOST_CHANNELS = 1 << 20
+_FACTORS = "factors of "  # in front of a tensor's name in a plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,7 @@ class Choice:
         means: float64 (channels,) of every tensor that a layer reads, by its name.
         layers: names of nodes with 8 bit weights.
         in_float: names of the others that multiply.
+        factors: of channels, by tensor, that are in the weights of the model that this was chosen for.
     """
 
     grid: Grid
@@ -46,6 +49,7 @@ class Choice:
     means: Mapping[str, NDArray[np.float64]]
     layers: tuple[str, ...]
     in_float: tuple[str, ...] = ()
+    factors: Factors = field(default_factory=dict)
 
     def plan(self) -> tuple[dict[str, Any], dict[str, str]]:
         """As `decisions` and `bulk` of a plan."""
@@ -55,8 +59,10 @@ class Choice:
             layers=list(self.layers),
             in_float=list(self.in_float),
             ranges=dict(sorted(self.ranges.items())),
+            spread=sorted(self.factors),
         )
         bulk = {name: _packed(mean) for name, mean in sorted(self.means.items())}
+        bulk |= {_FACTORS + name: _packed(factors) for name, factors in sorted(self.factors.items())}
         return record.model_dump(mode="json"), bulk
 
     @classmethod
@@ -65,14 +71,14 @@ class Choice:
         try:
             found = QuantizedChoice.model_validate(plan.decisions)
             means = {name: _unpacked(text) for name, text in plan.bulk.items()}
-        except (ValueError, zlib.error) as error:
+            factors = {name: means.pop(_FACTORS + name) for name in found.spread}
+        except (KeyError, ValueError, zlib.error) as error:
             raise ExportError(
                 f"plan {plan.name!r}: found decisions that are none of 8 bits ({first_line(error)}), "
                 "expected those of plans/NN-quantize.json; quantise anew"
             ) from error
-        return cls(
-            found.grid, found.percentile, found.ranges, means, tuple(found.layers), tuple(found.in_float)
-        )
+        layers, others = tuple(found.layers), tuple(found.in_float)
+        return cls(found.grid, found.percentile, found.ranges, means, layers, others, factors)
 
 
 def _packed(vector: NDArray[np.float64]) -> str:

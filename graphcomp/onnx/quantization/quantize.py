@@ -1,7 +1,7 @@
 """A float file becomes an 8 bit file beside it, which is checked, and raced against it.
 
-one pass of statistics -> a QDQ model for each range -> the best -> its layers checked -> layers that cost no
-time back to float -> race -> file
+channels spread -> one pass of statistics -> a QDQ model for each range -> the best -> its layers checked ->
+layers that cost no time back to float -> race -> file
 """
 
 import fnmatch
@@ -33,6 +33,7 @@ from graphcomp.onnx.quantization.samples import (
     required_inputs,
 )
 from graphcomp.onnx.quantization.sessions import Feeds
+from graphcomp.onnx.quantization.spreading import find_factors, spread
 from graphcomp.records import Bench, Plan, Quantized, QuantizedLayer
 from graphcomp.runtime import Provider, adds_in_int16, benchmark, onnxfile, race
 
@@ -150,7 +151,9 @@ def quantize_file(
             f"{path}: found no float32 output, expected one, by which ranges are chosen and the loss is "
             "judged; export what the last layer yields as well"
         )
-    work = Work(model, layers, left, collect(model, layers, fitted), held, expected)
+    factors = find_factors(model, layers, fitted)
+    model, layers = spread(model, layers, factors)
+    work = Work(model, layers, left, collect(model, layers, fitted), held, expected, factors)
     progress("choose ranges and check layers", 0.3)
     found = checked(work, grid, own or ("pairs" if adds_in_int16() else "plain"))
     unsafe = saturating(found.layers, found.choice)
@@ -228,7 +231,7 @@ def requantize(path: Path, out: Path, plan: Plan) -> None:
             f"{path}: found other layers than in the plan ({', '.join(sorted(differing)[:5])}), expected the "
             "file that the plan was made for; quantise anew"
         )
-    content = write_qdq(model, layers, choice).SerializeToString()
+    content = write_qdq(*spread(model, layers, choice.factors), choice).SerializeToString()
     with atomic_file(out) as temporary:
         temporary.write_bytes(content)
 
