@@ -1,13 +1,15 @@
 """Networks of collections: through which door they come, how many channels may go, and exactness.
 
-    pip install --target DIR --no-deps timm segmentation_models_pytorch huggingface_hub tqdm
+    pip install --target DIR --no-deps timm segmentation_models_pytorch huggingface_hub tqdm \
+        httpx2 httpcore2 truststore h11
     PYTHONPATH=DIR python benchmarks/collections_in.py               # every family; saves after each, resumes
-    PYTHONPATH=DIR python benchmarks/collections_in.py --only 'swin*'
+    PYTHONPATH=DIR python benchmarks/collections_in.py --only 'swin*' --each 3
     PYTHONPATH=DIR python benchmarks/collections_in.py --of smp      # or torchvision: detectors, videos
     python benchmarks/collections_in.py --of smp --render            # write the section of docs/results.md
 
-Of each family of timm the smallest by its name; of segmentation_models_pytorch every architecture; of
-torchvision detectors, as parts between two modules, and networks of videos. Weights are
+Of each family of timm the smallest by their names, those with fewer parameters first; of
+segmentation_models_pytorch every architecture; of torchvision detectors, as parts between two modules, and
+networks of videos. Weights are
 random, in float64. The program is compared with the module on two samples (of a part: with what its last
 module returns in a run of the whole network); then half of all channels that may go are removed, and the
 smaller program is compared with the one that has zeros in their place. A removal that changes nothing
@@ -43,7 +45,7 @@ from graphcomp.ir import output_tensors
 from graphcomp.pipeline import relative_error
 
 TITLES = {
-    "timm": "Networks of timm, one a family",
+    "timm": "Networks of timm, of every family",
     "smp": "Networks of segmentation_models_pytorch",
     "torchvision": "Detectors and networks of videos of torchvision",
 }
@@ -53,8 +55,8 @@ LARGEST = 60e6
 EXACT = 1e-9
 
 
-def families() -> dict[str, str]:
-    """Family (timm's file) -> the network that stands for it."""
+def families(each: int) -> dict[str, list[str]]:
+    """Family (timm's file) -> the networks that stand for it."""
     import timm  # type: ignore[import-not-found] # only here
 
     found: dict[str, list[str]] = {}
@@ -64,7 +66,7 @@ def families() -> dict[str, str]:
     def size(name: str) -> tuple[int, int]:
         return next((i for i, word in enumerate(SMALL) if word in name), len(SMALL)), len(name)
 
-    return {family: min(names, key=size) for family, names in sorted(found.items())}
+    return {family: sorted(names, key=size)[:each] for family, names in sorted(found.items())}
 
 
 @dataclass(frozen=True)
@@ -77,21 +79,30 @@ class Network:
     until: str = ""
 
 
+Networks = dict[str, tuple[str, Callable[[], Network]]]
+"""Name -> family, and how it is made."""
+
+
 def _image(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def _of_timm() -> dict[str, tuple[str, Callable[[], Network]]]:
+def _of_timm(each: int) -> Networks:
     import timm
 
     def build(name: str) -> Network:
         model = timm.create_model(name)
         return Network(model, (_image(2, *model.default_cfg["input_size"]),))
 
-    return {name: (family, partial(build, name)) for family, name in families().items()}
+    def parameters(name: str) -> int:
+        with torch.device("meta"):
+            return sum(p.numel() for p in timm.create_model(name).parameters())
+
+    chosen = {name: family for family, names in families(each).items() for name in names}
+    return {name: (chosen[name], partial(build, name)) for name in sorted(chosen, key=parameters)}
 
 
-def _of_smp() -> dict[str, tuple[str, Callable[[], Network]]]:
+def _of_smp(_: int) -> Networks:
     import segmentation_models_pytorch as smp  # type: ignore[import-not-found] # only here
 
     def build(name: str) -> Network:
@@ -119,7 +130,7 @@ DETECTORS = {
 CLIPS = {"r3d_18": 112, "mc3_18": 112, "r2plus1d_18": 112, "s3d": 224, "mvit_v2_s": 224, "swin3d_t": 224}
 
 
-def _of_torchvision() -> dict[str, tuple[str, Callable[[], Network]]]:
+def _of_torchvision(_: int) -> Networks:
     from torchvision import models
 
     def detector(name: str) -> Network:
@@ -261,6 +272,7 @@ def main() -> None:
     )
     parser.add_argument("--of", choices=COLLECTIONS, default="timm", help="the collection")
     parser.add_argument("--only", default="*", help="families, as a pattern")
+    parser.add_argument("--each", type=int, default=1, help="networks of each family of timm")
     parser.add_argument("--render", action="store_true")
     chosen = parser.parse_args()
     if chosen.render:
@@ -268,7 +280,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     rows = Rows.open(chosen.of, {})
-    for name, (family, build) in COLLECTIONS[chosen.of]().items():
+    for name, (family, build) in COLLECTIONS[chosen.of](chosen.each).items():
         if not fnmatch.fnmatch(family, chosen.only) or name in rows.found:
             continue
         try:
