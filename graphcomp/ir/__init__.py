@@ -15,10 +15,12 @@ from graphcomp.ir.coefficients import (
     narrowest,
     spectrum,
 )
+from graphcomp.ir.concrete import Values
 from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.hooks import is_hooked
 from graphcomp.ir.inputs import fresh_inputs, input_names, numbers_of
 from graphcomp.ir.interface import Interface, Port, Value
+from graphcomp.ir.lifting import bound_arguments, form_of
 from graphcomp.ir.masked import MASKS, masked_norm, masked_spread
 from graphcomp.ir.meta import run_on_meta
 from graphcomp.ir.operators import CASTS, MODULE_NAMES, function_name
@@ -70,10 +72,12 @@ __all__ = [
     "Region",
     "Shape",
     "Value",
+    "Values",
     "WHOLE",
     "acts_in_place",
     "apply",
     "assemble",
+    "bound_arguments",
     "compressed",
     "copy_graph",
     "decode",
@@ -83,6 +87,7 @@ __all__ = [
     "eliminate_dead_nodes",
     "encode",
     "evaluating",
+    "form_of",
     "fresh_inputs",
     "function_name",
     "graph_module",

@@ -83,6 +83,7 @@ MODULE_NAMES: dict[type[nn.Module], str] = {
     nn.AdaptiveAvgPool3d: "adaptive_avg_pool3d", nn.AdaptiveMaxPool1d: "adaptive_max_pool1d",
     nn.AdaptiveMaxPool2d: "adaptive_max_pool2d", nn.AdaptiveMaxPool3d: "adaptive_max_pool3d",
     nn.LPPool1d: "lp_pool1d", nn.LPPool2d: "lp_pool2d", nn.LPPool3d: "lp_pool3d",
+    nn.MaxUnpool1d: "max_unpool1d", nn.MaxUnpool2d: "max_unpool2d", nn.MaxUnpool3d: "max_unpool3d",
     nn.Upsample: "interpolate", nn.UpsamplingBilinear2d: "interpolate",
     nn.UpsamplingNearest2d: "interpolate",
     nn.Softmax: "softmax", nn.Softmax2d: "softmax", nn.LogSoftmax: "log_softmax", nn.Softmin: "softmin",
@@ -206,11 +207,13 @@ def reshape_out_of_place(graph: fx.Graph) -> None:
             source = source.args[0]  # an in-place method returns its operand
 
 
-def name_transposes(graph: fx.Graph) -> None:
-    """Turn `x.mT` into `x.transpose(-2, -1)`, in place: under its name every table knows it."""
+def name_attributes(graph: fx.Graph) -> None:
+    """Turn `x.mT` into `x.transpose(-2, -1)` and `x.data` into `x.detach()`, in place: tables know these."""
     for node in graph.nodes:
         if node.target is getattr and node.args[1] == "mT":
             node.op, node.target, node.args = "call_method", "transpose", (node.args[0], -2, -1)
+        elif node.target is getattr and node.args[1] == "data":
+            node.op, node.target, node.args = "call_method", "detach", node.args[:1]
 
 
 def name_types(graph: fx.Graph) -> None:

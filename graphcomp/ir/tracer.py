@@ -159,8 +159,9 @@ class ShapedTracer(fx.Tracer):
 
     def specialise(self) -> None:
         """Remember where something was decided that would be otherwise at other heights and widths."""
-        here = own_frames(traceback.extract_stack())
-        line = f":{here[-1].lineno}" if here else ""
+        frames = traceback.walk_stack(None)  # innermost first, and without the text of their lines
+        here = next((line for frame, line in frames if _is_own(frame.f_code.co_filename)), None)
+        line = "" if here is None else f":{here}"
         self.specialised.setdefault(f"{self.path or type(self.root).__name__}{line}")
 
 
@@ -201,9 +202,16 @@ def recording_factories() -> Iterator[None]:
         for name in _FACTORIES:
             stack.enter_context(_recording(torch, name))
         stack.enter_context(_recording(builtins, "len"))
+        stack.enter_context(patch.object(torch, "is_tensor", _is_tensor))
         for name in _METHODS:
             stack.enter_context(_recording(Tensor, name))
         yield
+
+
+def _is_tensor(value: Any) -> bool:
+    """Also of what stands for one."""
+    stands = cast(Any, value).tracer.values.of(value.node) if isinstance(value, fx.Proxy) else value
+    return isinstance(stands, Tensor)
 
 
 @contextmanager
@@ -241,6 +249,13 @@ def _recording(owner: ModuleType | type[Tensor], name: str) -> AbstractContextMa
 
 
 def own_frames(stack: Sequence[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
-    """The frames of a network's own code: neither torch's nor those of this room."""
-    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    return [f for f in stack if not f.filename.startswith(ours)]
+    """The frames of a network's own code."""
+    return [f for f in stack if _is_own(f.filename)]
+
+
+_NOT_OWN = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
+def _is_own(file: str) -> bool:
+    """Neither torch's nor of this room."""
+    return not file.startswith(_NOT_OWN)

@@ -16,6 +16,7 @@ from graphcomp.ir.arguments import arguments_of, call_with
 from graphcomp.ir.baking import bake_parametrizations, copied, is_parametrized
 from graphcomp.ir.concrete import Unknown, Values
 from graphcomp.ir.exported import NotLiftedError, classes_of_script, export, has_open_batch, lifted, of_script
+from graphcomp.ir.factories import hold_constants, state_sizes
 from graphcomp.ir.folding import fold_weights
 from graphcomp.ir.frozen import as_layers, holds_frozen
 from graphcomp.ir.hooks import is_hooked
@@ -24,7 +25,7 @@ from graphcomp.ir.interface import Arguments, Interface
 from graphcomp.ir.lifting import lift_layers
 from graphcomp.ir.literals import state_numbers
 from graphcomp.ir.opening import holds_closed, open_modules
-from graphcomp.ir.operators import OUT_OF_PLACE, name_transposes, name_types, reshape_out_of_place
+from graphcomp.ir.operators import OUT_OF_PLACE, name_attributes, name_types, reshape_out_of_place
 from graphcomp.ir.program import (
     PASS_KEY,
     Program,
@@ -238,11 +239,14 @@ def _of_module(
             require_values_of_now(model, graph)
             reshape_out_of_place(graph)
             name_types(graph)
-            name_transposes(graph)
+            name_attributes(graph)
+            state_sizes(model, graph)
             doubt = "" if region else doubts(model, graph)
             # shallow copies: the caller's modules keep their training mode, these are in eval mode
             root = with_tensors(model, cloning() if copy_later else lambda t: t)
-            folded = fold_weights(root, graph, tracer.values) if fold else []
+            values = Values(root, inputs)
+            hold_constants(root, graph, values)
+            folded = fold_weights(root, graph, values) if fold else []
         remarks = (f"the part of {name} from {region}",) if region else ()
         checked, specialised = original if doubt else None, tuple(tracer.specialised)
         return _Captured(name, root, graph, inputs, folded, specialised, remarks, checked, doubt=doubt)
@@ -321,7 +325,9 @@ def _lifted(
     script: Mapping[str, str] | None = None,
 ) -> _Captured:
     root, graph = lifted(exported, model, script)
-    folded = fold_weights(root, graph, Values(root, inputs)) if fold else []
+    values = Values(root, inputs)
+    hold_constants(root, graph, values)
+    folded = fold_weights(root, graph, values) if fold else []
     return _Captured(name, root, graph, inputs, folded, ("torch.export, which knows no other sizes",))
 
 

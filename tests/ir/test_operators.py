@@ -82,6 +82,21 @@ def tokens(x: Any) -> Any:
     return x.flatten(2).transpose(1, 2)
 
 
+PLANES = {1: line, 2: image, 3: volume}
+
+
+def maxima(d: int, x: Any) -> Any:
+    """The largest of every window, and where they were."""
+    pool = getattr(F, f"max_pool{d}d")
+    found = pool(PLANES[d](x), (1, 2, 2) if d > 2 else 2, return_indices=True)
+    return found[0], found[1]
+
+
+def by_computed(d: int, f: Any, x: Any, y: Any, _: Any) -> Any:
+    """A convolution whose weight is made of another activation's first sample."""
+    return f(PLANES[d](x), y[:1].mean((2, 3)).reshape(1, WIDTH, *[1] * d))
+
+
 def pair(f: Any, x: Any, y: Any, _: Any) -> Any:
     return f(x, y)
 
@@ -192,16 +207,26 @@ EXAMPLES: dict[str, Example] = {
     **{f"{k}_pool1d": pooled(2, line) for k in ("avg", "max", "adaptive_avg", "adaptive_max")},
     **{f"{k}_pool2d": pooled(2, image) for k in ("avg", "max", "adaptive_avg", "adaptive_max")},
     **{f"{k}_pool3d": pooled((1, 2, 2), volume) for k in ("avg", "max", "adaptive_avg", "adaptive_max")},
+    **{
+        f"{k}_pool{d}d_with_indices": pooled((1, 2, 2) if d > 2 else 2, before)
+        for k in ("max", "adaptive_max")
+        for d, before in PLANES.items()
+    },
     "lp_pool1d": Example((2, 2), before=line),
     "lp_pool2d": Example((2, 2)),
     "lp_pool3d": Example((2, (1, 2, 2)), before=volume),
+    **{f"conv{d}d": Example(call=partial(by_computed, d)) for d in (1, 2, 3)},
+    **{
+        f"max_unpool{d}d": Example(call=lambda f, x, y, _, d=d: f(*maxima(d, x), (1, 2, 2) if d > 2 else 2))
+        for d in (1, 2, 3)
+    },
     "interpolate": Example((None, 2.0)),
     "batch_norm": Example(call=lambda f, x, y, m: normalised(f, x, m)),
     **dict.fromkeys(
         ["new_zeros", "new_ones"],
-        Example(call=lambda f, x, y, _: x + 0 * f(x, (1, 1, PLANE, 1))),
+        Example(call=lambda f, x, y, _: x + 0 * f(x, x.shape[2:])),
     ),
-    "new_full": Example(call=lambda f, x, y, _: x + f(x, (PLANE, 1), 0.5)),
+    "new_full": Example(call=lambda f, x, y, _: x + f(x, x.shape[2:], 0.5)),
     **dict.fromkeys(["layer_norm", "rms_norm"], Example(((PLANE,),))),
     **dict.fromkeys(["softmax", "log_softmax", "softmin", "cumsum", "cumprod"], Example((2,))),
     "normalize": Example((2.0, 2)),
@@ -240,6 +265,8 @@ MODULES: dict[type[nn.Module], tuple[Any, ...]] = {
     nn.LPPool1d: (2, 2),
     nn.LPPool2d: (2, 2),
     nn.LPPool3d: (2, (1, 2, 2)),
+    **dict.fromkeys([nn.MaxUnpool1d, nn.MaxUnpool2d], (2,)),
+    nn.MaxUnpool3d: ((1, 2, 2),),
     nn.Upsample: (None, 2.0),
     nn.UpsamplingBilinear2d: (None, 2.0),
     nn.UpsamplingNearest2d: (None, 2.0),
@@ -271,6 +298,7 @@ MODULES: dict[type[nn.Module], tuple[Any, ...]] = {
 
 BEFORE: dict[type[nn.Module], Callable[[Any], Any]] = {
     nn.Fold: windows,
+    **{getattr(nn, f"MaxUnpool{d}d"): partial(maxima, d) for d in (1, 2, 3)},
     nn.Embedding: indices,
     **dict.fromkeys([LstmLayer, GruLayer], sequence),
 }
@@ -331,7 +359,8 @@ def branches(row: str) -> list[Branch]:
 
 
 def called(before: Any, name: str, after: Any, x: Any, y: Any, m: Any) -> Any:
-    return after(getattr(m, name)(before(x)))
+    given = before(x)
+    return after(getattr(m, name)(*given if isinstance(given, tuple) else (given,)))
 
 
 def lying(row: str) -> str:
@@ -457,8 +486,12 @@ def test_rows_are_exported(tmp_path: Path) -> None:
     """What ONNX Runtime computes is what the smaller program computes: every row, as function and module."""
     ways = []
     for row in sorted(ROWS):
-        # torch's own adaptive_max_pool yields positions, too, which no row writes
-        found = [w for w in branches(row) if not w.label.startswith("torch.adaptive_max_pool")]
+        # torch's own adaptive_max_pool yields positions, too, which no row writes, and what reads such
+        found = [
+            w
+            for w in branches(row)
+            if not re.match(r"torch\.adaptive_max_pool|.*unpool|.*with_indices", w.label, re.I)
+        ]
         ways += [way for i, way in enumerate(found) if i == 0 or way.module is not None]
     program = network(ways)
     channels = analyse(program)
