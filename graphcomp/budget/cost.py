@@ -67,12 +67,22 @@ def _share(removal: Removal, ids: Ints) -> float:
 
 
 def _positions(channels: Channels, node: fx.Node, weight: Tensor | None) -> list[Ints]:
-    """The channels along axes that a layer runs over, as the layers of tokens of a mixer do."""
-    labels = channels.values.get(node)
-    if not isinstance(labels, Tensor) or weight is None:
+    """The channels along axes that a layer runs over, as the layers of tokens of a mixer do.
+
+    Of a weight that is computed, those that it has.
+    """
+    if weight is None:
+        made = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+        labels = channels.values.get(made) if isinstance(made, fx.Node) else None
+        over = varying(labels) if isinstance(labels, Tensor) else ()
+    else:
+        labels = channels.values.get(node)
+        if not isinstance(labels, Tensor):
+            return []
+        own = labels.ndim - 1 if weight.ndim == 2 else 1
+        over = tuple(d for d in varying(labels) if d not in (0, own))
+    if not isinstance(labels, Tensor):
         return []
-    own = labels.ndim - 1 if weight.ndim == 2 else 1
-    over = [d for d in varying(labels) if d not in (0, own)]
     return [channels.channel_of[labels.movedim(d, 0).reshape(labels.size(d), -1)[:, 0].numpy()] for d in over]
 
 

@@ -5,9 +5,10 @@ from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
-from graphcomp.channels.labels import along, compact, varying
+from graphcomp.channels.labels import along, compact, unlabelled, varying
 from graphcomp.channels.opaque import argument, opaque, operand, pin_value, what
 from graphcomp.channels.tracker import Tracker
+from graphcomp.ir import bound_arguments, form_of
 
 
 def conv(tracker: Tracker, node: fx.Node) -> Any:
@@ -97,6 +98,39 @@ def _depthwise(
     else:
         tracker.site(node, "norm", [(weight, 0), *biases], out)
     return out
+
+
+def computed_conv(tracker: Tracker, node: fx.Node) -> Any:
+    """F.conv2d and its like by a weight that is computed, perhaps for every sample: a product of two.
+
+    Samples lie beside each other among the channels (`x.view(1, b * c, h, w)`, groups=b), of one sample as of
+    several. What both have along the contracted axis goes together; else the kernels' own rows go.
+    """
+    form = form_of(node)
+    given = None if form is None else bound_arguments(form, node)
+    if given is None or "output_padding" in given:
+        return opaque(tracker, node)
+    source, weight, groups = (given[name] for name in ("input", "weight", "groups"))
+    if weight in tracker.constant or not all(map(tracker.is_tensor, (source, weight))):
+        return opaque(tracker, node)  # a layer that is kept as a computation (fold=False)
+    if tracker.program.values.get(groups, groups) != 1:
+        return opaque(tracker, node)
+    labels, kernels, shape = tracker.labels(source), tracker.labels(weight), tracker.shape(node)
+    axis = len(shape) - (kernels.ndim - 2) - 1
+    if is_beside(labels, axis) or is_beside(kernels, 1) and is_beside(kernels, 0):
+        return opaque(tracker, node)
+    if isinstance(given["bias"], fx.Node):
+        pin_value(tracker, node, given["bias"], f"no rule for the bias of a computed {what(tracker, node)}")
+    if 1 in varying(kernels) and axis in varying(labels):
+        vector = tracker.vector(node, kernels, 1)
+        tracker.couple(node, vector, tracker.vector(node, labels, axis))
+        tracker.mixings.append((node, weight, 1, vector, "product", ()))
+        return unlabelled(shape)
+    tracker.pin(node, labels, f"{what(tracker, node)} by computed weights without these channels")
+    if 0 in varying(kernels):
+        return along(tracker.vector(node, kernels, 0), axis, shape)
+    tracker.pin(node, kernels, f"{what(tracker, node)} of what has no channels by computed weights")
+    return unlabelled(shape)
 
 
 def _mint_rows(tracker: Tracker, weight: str, dim: int, count: int) -> Tensor:

@@ -21,7 +21,7 @@ from graphcomp.channels.model import Channels
 from graphcomp.channels.moves import CONCATENATIONS, move, padding_of
 from graphcomp.channels.rules import is_move
 from graphcomp.errors import SurgeryError
-from graphcomp.ir import PASS_KEY, Program, acts_in_place, op_name, same_memory
+from graphcomp.ir import PASS_KEY, Program, Values, acts_in_place, op_name, same_memory
 
 
 class Layouts:
@@ -159,7 +159,11 @@ class Layouts:
                 and self.program.values.get(s, s) == old[first + i]
                 for i, s in enumerate(sizes)
             ]
-            return [wanted[first + i] if w else s for i, (s, w) in enumerate(zip(sizes, wrong, strict=True))]
+            # samples among the channels (`x.view(1, b * 16, h, w)`): what is left for other batches, too
+            return [
+                -1 if w and self.follows_batch(s) else wanted[first + i] if w else s
+                for i, (s, w) in enumerate(zip(sizes, wrong, strict=True))
+            ]
 
         args, target = list(node.args), node.target
         if node.op == "call_module":
@@ -174,6 +178,13 @@ class Layouts:
         else:
             args[1:] = resize(args[1:], 0)
         return self.attempt(node, target, tuple(args), dict(node.kwargs))
+
+    def follows_batch(self, size: Any) -> bool:
+        """Whether a size is another one for two samples."""
+        if not isinstance(size, fx.Node):
+            return False
+        values = Values(self.program.module, self.program.example_inputs)
+        return bool(values.of(size, 2) != values.of(size))
 
     def settled(self, argument: Any) -> int:
         """A dimension, which a network may compute."""

@@ -183,11 +183,7 @@ def reduce(tracker: Tracker, node: fx.Node, couple: Any) -> Any:
         map(tracker.is_tensor, [*node.args[1:], node.kwargs.get("other")])  # may be the first operand again
     ):
         return couple(tracker, node)
-    position = 2 if name in ("norm", "vector_norm") else 1
-    dim = argument(tracker, node, position, "dim", None)
-    if name in _SPREADS and isinstance(dim, bool):
-        dim = None
-    dims = dims_of(dim, labels.ndim)
+    dims = _dims(tracker, node, labels.ndim)
     labels, whole = _mix(tracker, node, labels, dims)
     if whole:
         labels = unlabelled(labels.shape)
@@ -195,6 +191,17 @@ def reduce(tracker: Tracker, node: fx.Node, couple: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_reduced(labels, dims, v.shape) for v in value)
     return _reduced(labels, dims, value.shape)
+
+
+def reduced_dims(tracker: Tracker, node: fx.Node, ndim: int) -> tuple[int, ...] | None:
+    """The axes that mean, sum and their like reduce; None where two tensors are compared."""
+    return _dims(tracker, node, ndim) if sum(map(tracker.is_tensor, node.all_input_nodes)) == 1 else None
+
+
+def _dims(tracker: Tracker, node: fx.Node, ndim: int) -> tuple[int, ...]:
+    name = op_name(tracker.program, node)
+    dim = argument(tracker, node, 2 if name in ("norm", "vector_norm") else 1, "dim", None)
+    return dims_of(None if name in _SPREADS and isinstance(dim, bool) else dim, ndim)
 
 
 def _reduced(labels: Tensor, dims: Sequence[int], shape: Sequence[int]) -> Tensor:

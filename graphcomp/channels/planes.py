@@ -58,3 +58,15 @@ def fold(tracker: Tracker, node: fx.Node) -> Any:
     rows = tracker.vector(node, labels, 1).reshape(shape[1], -1)
     tracker.couple(node, rows[:, :1], rows)
     return along(rows[:, 0], 1, shape)
+
+
+def unpool(tracker: Tracker, node: fx.Node) -> Any:
+    """max_unpool: every channel's plane, at the places where its maxima were found."""
+    places = cast(fx.Node, node.args[1] if len(node.args) > 1 else node.kwargs["indices"])
+    vectors = []
+    for labels in (operand(tracker, node), tracker.labels(places)):
+        if is_beside(labels, 1):
+            return opaque(tracker, node)
+        vectors.append(tracker.vector(node, labels, 1))
+    tracker.couple(node, *vectors)
+    return along(vectors[0], 1, tracker.shape(node))

@@ -11,13 +11,13 @@ all elements alike, mix along one of the two axes, or transpose it (`carry`); wh
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 from torch import Tensor, fx
 
 from graphcomp.channels.labels import along, compact, unlabelled, varying
-from graphcomp.channels.mixing import mixed_dims, stand_in
+from graphcomp.channels.mixing import mixed_dims, reduced_dims, stand_in
 from graphcomp.channels.model import How
 from graphcomp.channels.moves import MOVES, move
 from graphcomp.channels.opaque import opaque, pin_value, what
@@ -43,31 +43,43 @@ def matmul(tracker: Tracker, node: fx.Node) -> Any:
 
 
 def einsum(tracker: Tracker, node: fx.Node) -> Any:
-    """Of two operands, and an equation with every letter once in each."""
+    """Of any number of operands, and an equation with every letter once in each."""
     equation, *operands = node.args
     if len(operands) == 1 and isinstance(operands[0], tuple | list):
         operands = list(operands[0])
     known = isinstance(equation, str) and all(isinstance(x, fx.Node) for x in operands)
     terms, arrow, out = str(equation).replace(" ", "").partition("->")
-    letters = terms.split(",")
+    if not known or not arrow and "." in terms:
+        return opaque(tracker, node)
     if not arrow:
         out = "".join(sorted(c for c in set(terms) if terms.count(c) == 1 and c.isalpha()))
-    if not known or len(operands) != 2 or any(len(set(t)) < len(t) or "." in t for t in (*letters, out)):
+    ranks = [len(tracker.shape(cast(fx.Node, x))) for x in operands]
+    letters = [_spelled(t, n) for t, n in zip(terms.split(","), ranks, strict=True)]
+    result = _spelled(out, len(tracker.shape(node)))
+    if len(operands) < 2 or any(len(set(t)) < len(t) for t in (*letters, result)):
         return opaque(tracker, node)
-    return _product(tracker, node, list(zip(cast(list[fx.Node], operands), letters, strict=True)), out)
+    return _product(tracker, node, list(zip(cast(list[fx.Node], operands), letters, strict=True)), result)
+
+
+def _spelled(term: str, rank: int) -> Letters:
+    """A name an axis; those that an ellipsis stands for are counted from its end."""
+    before, dots, after = term.partition("...")
+    many = rank - len(before) - len(after)
+    return (*before, *(range(many, 0, -1) if dots else ()), *after)
 
 
 def _product(tracker: Tracker, node: fx.Node, terms: Sequence[tuple[fx.Node, Letters]], out: Letters) -> Any:
     if all(source in tracker.constant for source, _ in terms):
         return opaque(tracker, node)
-    found = [_lettered(tracker, node, terms[i], terms[1 - i][1], out) for i in (0, 1)]
+    others = [{x for j, (_, own) in enumerate(terms) if j != i for x in own} for i in range(len(terms))]
+    found = [_lettered(tracker, node, term, other, out) for term, other in zip(terms, others, strict=True)]
     kept: list[tuple[int, Tensor]] = []
-    for letter in dict.fromkeys((*out, *terms[0][1], *terms[1][1])):
-        sides = [i for i in (0, 1) if letter in found[i]]
+    for letter in dict.fromkeys((*out, *(x for _, own in terms for x in own))):
+        sides = [i for i, own in enumerate(found) if letter in own]
         if not sides:
             continue
         labels, (source, letters) = found[sides[0]][letter], terms[sides[0]]
-        shared = all(letter in own for _, own in terms)
+        shared = sum(letter in own for _, own in terms) > 1
         if shared and not _meets(tracker, node, labels, found, terms, letter, letter in out):
             tracker.pin(node, labels, f"{what(tracker, node)} meets no channels along them")
         elif letter in out:
@@ -85,7 +97,7 @@ def _product(tracker: Tracker, node: fx.Node, terms: Sequence[tuple[fx.Node, Let
 
 
 def _lettered(
-    tracker: Tracker, node: fx.Node, term: tuple[fx.Node, Letters], other: Letters, out: Letters
+    tracker: Tracker, node: fx.Node, term: tuple[fx.Node, Letters], other: Collection[Any], out: Letters
 ) -> dict[Any, Tensor]:
     """The letters along which an activation has channels, and these; what else varies is coupled."""
     source, letters = term
@@ -116,6 +128,8 @@ def _meets(
 ) -> bool:
     """Couple the channels along an axis that both operands have; False if one has none that could follow."""
     for (source, letters), own in zip(terms, found, strict=True):
+        if letter not in letters:
+            continue
         axis = list(letters).index(letter)
         if letter in own:
             tracker.couple(node, labels, own[letter])
@@ -238,13 +252,20 @@ def carry(tracker: Tracker, node: fx.Node, kind: str) -> None:
         kind: the name of the rule.
     """
     tables = [s for s in node.all_input_nodes if s in tracker.second]
-    for source in tables:
-        axis, labels = tracker.second[source]
-        found = _carried(tracker, node, kind, source, axis, labels) if len(tables) == 1 else None
-        if found is None:
-            tracker.pin(node, labels, f"{what(tracker, node)} of a table of channels by channels")
-        else:
-            tracker.second[node] = found
+    if not tables:
+        return
+    axis, labels = tracker.second[tables[0]]
+    alike = all(tracker.second[s][0] == axis and tracker.shape(s) == tracker.shape(tables[0]) for s in tables)
+    goes = len(tables) == 1 or alike and kind in _ALIKE
+    found = _carried(tracker, node, kind, tables, axis, labels) if goes else None
+    for source in tables[1:] if found is not None else ():
+        tracker.couple(node, labels, tracker.second[source][1])
+    if isinstance(found, tuple):
+        tracker.second[node] = found
+    elif found is None:
+        why = f"{what(tracker, node)} of a table of channels by channels"
+        for source in tables:
+            tracker.pin(node, tracker.second[source][1], why)
 
 
 def along_second(tracker: Tracker, node: fx.Node) -> list[fx.Node]:
@@ -268,13 +289,18 @@ def _size(tracker: Tracker, node: fx.Node, axis: int) -> int:
     return shape[axis] if len(shape) >= -axis else 1
 
 
+_READ = "read"
+"""What is left of a second axis that an operator has summed over."""
+
+
 def _carried(
-    tracker: Tracker, node: fx.Node, kind: str, source: fx.Node, axis: int, labels: Tensor
-) -> tuple[int, Tensor] | None:
+    tracker: Tracker, node: fx.Node, kind: str, tables: Sequence[fx.Node], axis: int, labels: Tensor
+) -> tuple[int, Tensor] | str | None:
+    source = tables[0]
     shape = tracker.shape(source)
     if kind in _ALIKE and tracker.shape(node) == shape:
         beside = along_second(tracker, node)
-        others = [s for s in node.all_input_nodes if s is not source and tracker.is_tensor(s)]
+        others = [s for s in node.all_input_nodes if s not in tables and tracker.is_tensor(s)]
         if any(_size(tracker, s, axis - len(shape)) > 1 for s in others if s not in beside):
             return None
         for other in beside:
@@ -286,6 +312,18 @@ def _carried(
         if axis in dims and found is not None:
             tracker.mixings.append((node, source, axis, labels, *found))
         return None if found is None else (axis, labels)
+    reduced = reduced_dims(tracker, node, len(shape)) if kind == "reduce" else None
+    if reduced is not None:
+        value = tracker.program.values[node]
+        if axis not in reduced:
+            if not isinstance(value, Tensor):  # with places of maxima: two tables
+                return None
+            return axis if value.ndim == len(shape) else axis - sum(d < axis for d in reduced), labels
+        found = stand_in(tracker, node, len(shape), reduced)
+        if found is None or found[0] in ("spread", "norm"):
+            return None
+        tracker.mixings.append((node, source, axis, labels, *found))
+        return _READ
     name = op_name(tracker.program, node)
     if kind == "move" and (name in _TURNS or MOVES[name] is MOVES["contiguous"]):
         turned = move(

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from graphcomp.channels.labels import along, canonical, compact, concatenate, unlabelled, varying
 from graphcomp.channels.layers import (
+    computed_conv,
     conv,
     embedding,
     functional_norm,
@@ -35,7 +36,7 @@ from graphcomp.channels.opaque import (
     what,
     why_opaque,
 )
-from graphcomp.channels.planes import fold, sample, shaped_like, unfold
+from graphcomp.channels.planes import fold, sample, shaped_like, unfold, unpool
 from graphcomp.channels.products import along_second, attention, carry, einsum, matmul
 from graphcomp.channels.recurrent import recurrent
 from graphcomp.channels.tracker import Tracker, Unread
@@ -101,7 +102,7 @@ def unfollowed(program: Program, constant: frozenset[fx.Node]) -> frozenset[fx.N
     followed: set[fx.Node] = set()
     for node in reversed(program.graph.nodes):
         if node in constant and any(
-            user in followed if user in constant else _find_rule(program, user) is not None
+            user in followed if user in constant else _find_rule(program, user) not in (None, computed_conv)
             for user in node.users
             if user.op.startswith("call_")
         ):
@@ -193,6 +194,9 @@ def _couple(tracker: Tracker, node: fx.Node) -> Any:
             tracker.couple(node, compact(singles[0]).flatten()[:1], compact(x).flatten()[:1])
         lead = singles[0] if singles else torch.zeros((), dtype=torch.int64)
         return compact(lead).flatten()[:1].reshape([1] * len(shape)).expand(shape)
+    along_axes = {tuple(d - x.ndim for d in varying(x)) for x in carrying}
+    if len(along_axes) == 2 and all(len(axes) == 1 for axes in along_axes):
+        return _outer(tracker, node, operands, [axis for (axis,) in along_axes])
     lead = min(carrying, key=lambda x: len(varying(x)))
     axes = {d - lead.ndim for d in varying(lead)}
     whole = False
@@ -203,12 +207,35 @@ def _couple(tracker: Tracker, node: fx.Node) -> Any:
             if bool(compact(x).any()):
                 tracker.couple(node, lead, x)
                 continue
-            tracker.pin(node, lead, "meets what was computed of all channels, laid out along them")
+            tracker.pin(node, lead, LAID_OUT)
             if all(-d <= x.ndim and x.size(d) > 1 for d in axes):
                 whole = True
         elif bool(compact(x).any()):
             tracker.pin(node, x, "is broadcast over other channels")
     return unlabelled(shape) if whole else lead.expand(shape)  # none of it is a channel's
+
+
+LAID_OUT = "meets what was computed of all channels, laid out along them"
+
+
+def _outer(tracker: Tracker, node: fx.Node, operands: list[Tensor], axes: list[int]) -> Tensor:
+    """Channels along one axis meet others along another: a table (`channels.products`)."""
+    found = []
+    for axis in axes:
+        own = [x for x in operands if {d - x.ndim for d in varying(x)} == {axis}]
+        vectors = [tracker.vector(node, x, x.ndim + axis) for x in own]
+        for other in vectors[1:]:
+            tracker.couple(node, vectors[0], other)
+        if any(len(x.shape) >= -axis and x.size(axis) > 1 for x in operands if not any(x is y for y in own)):
+            tracker.pin(node, vectors[0], LAID_OUT)
+        found.append((axis, vectors[0]))
+    for x in operands:
+        if not varying(x) and bool(compact(x).any()):
+            tracker.pin(node, x, "is broadcast over other channels")
+    shape = tracker.shape(node)
+    (axis, labels), (second, beside) = sorted(found, key=lambda f: -f[1].numel())
+    tracker.second[node] = len(shape) + second, beside
+    return along(labels, len(shape) + axis, shape)
 
 
 def _mask(tracker: Tracker, node: fx.Node) -> Any:
@@ -271,14 +298,15 @@ def _item(tracker: Tracker, node: fx.Node) -> Any:
 
 
 def _stack(tracker: Tracker, node: fx.Node) -> Any:
-    """Operands must keep equal shapes."""
+    """Operands must keep equal shapes; what is coupled has the labels of the first."""
     if isinstance(node.args[0], fx.Node):  # one tuple of tensors
         operands = list(cast(Iterable[Tensor], tracker.values[node.args[0]]))
     else:
         operands = [tracker.labels(a) for a in cast(Iterable[fx.Node], node.args[0])]
     for x in operands[1:]:
         tracker.couple(node, operands[0], x)
-    return _move(tracker, node)
+    dim = argument(tracker, node, 1, "dim", 0) % len(tracker.shape(node))
+    return canonical(operands[0]).unsqueeze(dim).expand(tracker.shape(node))
 
 
 def _pad(tracker: Tracker, node: fx.Node) -> Any:
@@ -327,7 +355,10 @@ FUNCTION_RULES: dict[str, Rule] = {
         logical_not bitwise_not nan_to_num zeros_like ones_like""".split(),
         _pass,
     ),
+    **dict.fromkeys([f"{name}_with_indices" for name in _POOLS if "max" in name], _spatial),
     **dict.fromkeys([*_POOLS, "interpolate", "lp_pool1d", "lp_pool2d", "lp_pool3d"], _spatial),
+    **dict.fromkeys(["conv1d", "conv2d", "conv3d"], computed_conv),
+    **dict.fromkeys([f"max_unpool{d}d" for d in (1, 2, 3)], unpool),
     "batch_norm": functional_norm,
     **dict.fromkeys(["layer_norm", "rms_norm"], layer_norm),
     **dict.fromkeys(["softmax", "log_softmax", "softmin", "cumsum", "cumprod", "normalize"], softmax),

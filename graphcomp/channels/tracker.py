@@ -27,11 +27,18 @@ MANY = 1 << 16
 
 
 def _once(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The pairs, of many each once."""
+    """The pairs, of many each once: those that repeat their neighbour are found without sorting."""
     if a.numel() <= MANY:
-        return a, b
+        return a.flatten(), b.flatten()
+    steady = [(d, y) for x, y in ((a, b), (b, a)) for d in range(x.ndim) if not x.stride(d)]
+    if steady:
+        d, other = max(steady, key=lambda found: found[1].size(found[0]))
+        fresh = torch.ones(a.shape, dtype=torch.bool)
+        ends = other.narrow(d, 1, other.size(d) - 1), other.narrow(d, 0, other.size(d) - 1)
+        torch.ne(*ends, out=fresh.narrow(d, 1, other.size(d) - 1))
+        a, b = a[fresh], b[fresh]
     beyond = int(b.max()) + 1
-    pairs = torch.from_numpy(np.unique(a.numpy() * beyond + b.numpy()))
+    pairs = torch.from_numpy(np.unique((a * beyond + b).flatten().numpy()))
     return pairs // beyond, pairs % beyond
 
 
@@ -103,7 +110,7 @@ class Tracker:
         shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
         a, b = a.expand(shape), b.expand(shape)
         if a.data_ptr() != b.data_ptr() or a.shape != b.shape or a.stride() != b.stride():
-            self.edges.append((node.name, *_once(a.flatten(), b.flatten())))
+            self.edges.append((node.name, *_once(a, b)))
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Shape of the node's output; for tensors only."""

@@ -118,7 +118,6 @@ SHARED = {
     "computed": lambda m, x: F.conv2d(x, m.conv.weight * 2),
     "as it is": lambda m, x: torch.einsum("bchw,oc->bohw", x, m.conv.weight[:, :, 0, 0]),
     "by an operator without a rule": lambda m, x: torch.outer(m.conv.bias, m.conv.bias) * x.mean(),
-    "its size": lambda m, x: x.new_ones(m.conv.weight.shape[0]) * x.mean(),
     "an output": lambda m, x: m.conv.weight,
 }
 

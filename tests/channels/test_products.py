@@ -290,7 +290,7 @@ def test_two_tables_are_contracted_along_both_axes() -> None:
 
 ENDS = {
     "a number of its columns": lambda m, s: s / s.shape[-1],
-    "a sum": lambda m, s: s.sum((-2, -1)),
+    "a variance": lambda m, s: s.var((-2, -1)),
     "flattened": lambda m, s: s.flatten(1),
     "as wide as it": lambda m, s: s * m.wide,
     "its columns": lambda m, s: s[:, :, 2:],
@@ -325,6 +325,48 @@ def test_tables_that_end_otherwise_keep_their_second_axis(end: str) -> None:
         verify_pass(ByRows(), program, removal.rows)
 
 
+MET = {
+    "summed over both": lambda m, a, b: (a @ b.mT).sin().sum((1, 2)).unsqueeze(1),
+    "its columns' mean": lambda m, a, b: (a @ b.mT).sin().mean(-1),
+    "its columns' largest": lambda m, a, b: (a @ b.mT).max(-1)[0],
+    "less their largest": lambda m, a, b: ((t := a @ b.mT) - t.amax(-1, keepdim=True).expand_as(t)).exp() @ b,
+    "two of them": lambda m, a, b: ((a @ b.mT).sin() + (a @ b.mT).cos()) @ b,
+    "rows times columns": lambda m, a, b: (a.mean(2)[:, :, None] * b.mean(2)[:, None]).tanh() @ b,
+    "rows and columns, summed": lambda m, a, b: (a.mean(2)[:, :, None] + b.mean(2)[:, None]).exp().sum(2),
+}
+"""What becomes of two layers' channels that meet each other in a table."""
+
+
+@pytest.mark.parametrize("way", MET)
+def test_tables_are_reduced_and_compared_exactly(way: str) -> None:
+    class Met(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 6, 1)
+            with torch.no_grad():
+                width = self.met(torch.zeros(1, 3, 4, 4)).flatten(1).shape[1]
+            self.head = nn.Linear(width, 3)
+
+        def met(self, x: Tensor) -> Tensor:
+            return MET[way](self, self.a(x).flatten(2), self.b(x).flatten(2))
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(self.met(x).flatten(1).sin())
+
+    program = graphcomp.trace(
+        scramble(Met(), 0).double().eval(), torch.zeros(1, 3, 4, 4, dtype=torch.float64)
+    )
+    channels = analyse(program)
+    removal = narrowed(program)
+    assert {name: len(rows) for name, rows in removal.rows.items()} == {"a.weight": 4, "b.weight": 3}
+    for seed in range(4):
+        removal, kept = some(channels, seed).feasible(random_scores(channels, seed))
+        assert not kept
+        verify_pass(ByRows(), program, removal.rows)
+        x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+        torch.testing.assert_close(removal.apply("test")(x), removal.mask()(x), rtol=0, atol=1e-12)
+
+
 EQUATIONS = {
     "contracted with a weight": ("bchw,cd->bdhw", lambda m, x: m.weight, "a", True),
     "contracted twice": ("bchw,bchw->bhw", lambda m, x: m.b(x), "ab", True),
@@ -332,8 +374,15 @@ EQUATIONS = {
     "aligned with a weight": ("bchw,cd->bcdhw", lambda m, x: m.weight, "a", True),
     "summed": ("bchw,bdhw->bdhw", lambda m, x: m.b(x), "ab", True),
     "implicit": ("abcd, ce", lambda m, x: m.weight[:4, :2], "a", True),
+    "three of them": ("bchw,dc,bchw->bdh", lambda m, x: (m.weight.mT[:, :8], m.b(x)), "ab", True),
+    "three, two of them tables": (
+        "...chw,...dhw,...dh->...ch",
+        lambda m, x: (m.b(x), m.b(x)[..., 0]),
+        "ab",
+        True,
+    ),
     "repeated": ("bcii,cd->bdi", lambda m, x: m.weight, "a", False),
-    "open": ("b...h,bd...h->bd...", lambda m, x: m.b(x).unsqueeze(1), "ab", False),
+    "open": ("b...h,bd...h->bd...", lambda m, x: m.b(x).unsqueeze(1), "ab", True),
     "with an input's": ("bchw,bdhw->bchd", lambda m, x: x, "a", True),
     "meeting an input's": ("bchw,bchw->bhw", lambda m, x: x[:, :1].expand(-1, 8, -1, -1) * 1, "a", False),
 }
@@ -353,7 +402,8 @@ def test_equations_go_exactly_or_are_left_alone(name: str) -> None:
             self.head = nn.Linear(width, 3)
 
         def product(self, x: Tensor) -> Tensor:
-            return torch.einsum(equation, self.a(x), other(self, x))
+            others = other(self, x)
+            return torch.einsum(equation, self.a(x), *others if isinstance(others, tuple) else (others,))
 
         def forward(self, x: Tensor) -> Any:
             return self.head(self.product(x).flatten(1).sin())

@@ -76,8 +76,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "begun by a parameter": {"read": "begun by a parameter", "batch_first": True},
     "begun by zeros": {"read": "begun by zeros"},
 }
-KEPT = {"begun by zeros"}
-"""Their units stay: nothing says how wide such a tensor has to become."""
 
 
 def built(kind: type[nn.Module], name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Program]:
@@ -110,7 +108,7 @@ def test_inputs_and_units_go_exactly(kind: type[nn.Module], name: str) -> None:
     removal, _ = half(channels).feasible(random_scores(channels))
     smaller = removal.apply("test")
     assert not torch.allclose(smaller(x), program(x), atol=1e-6)
-    units = UNITS if name in KEPT else UNITS // 2
+    units = UNITS // 2
     for i, path in enumerate(layers):
         layer = smaller.layer(path)
         assert layer.hidden_size == units == layer.weight_hh.shape[1]
