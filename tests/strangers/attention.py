@@ -16,7 +16,9 @@ class Gated(nn.Module):
     def __init__(self, block, width=16):
         super().__init__()
         self.stem, self.block = conv_bn(3, width, 3, 2), block
-        self.tail = nn.Sequential(conv_bn(width, 24, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10))
+        self.tail = nn.Sequential(
+            conv_bn(width, 24, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10)
+        )
 
     def forward(self, x):
         return self.tail(self.block(self.stem(x)))
@@ -49,7 +51,11 @@ class SqueezeExcitation(Gated):
 class CBAMBlock(nn.Module):
     def __init__(self, planes, ratio=4):
         super().__init__()
-        self.shared = nn.Sequential(nn.Conv2d(planes, planes // ratio, 1, bias=False), nn.ReLU(), nn.Conv2d(planes // ratio, planes, 1, bias=False))
+        self.shared = nn.Sequential(
+            nn.Conv2d(planes, planes // ratio, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(planes // ratio, planes, 1, bias=False),
+        )
         self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 
     def forward(self, x):
@@ -89,7 +95,12 @@ class ContextBlock(nn.Module):
         super().__init__()
         planes = int(inplanes * ratio)
         self.conv_mask, self.softmax = nn.Conv2d(inplanes, 1, 1), nn.Softmax(dim=2)
-        self.add = nn.Sequential(nn.Conv2d(inplanes, planes, 1), nn.LayerNorm([planes, 1, 1]), nn.ReLU(), nn.Conv2d(planes, inplanes, 1))
+        self.add = nn.Sequential(
+            nn.Conv2d(inplanes, planes, 1),
+            nn.LayerNorm([planes, 1, 1]),
+            nn.ReLU(),
+            nn.Conv2d(planes, inplanes, 1),
+        )
 
     def forward(self, x):
         batch, channel, height, width = x.size()
@@ -135,7 +146,11 @@ class SKConv(nn.Module):
         super().__init__()
         self.M, self.features = M, features
         self.convs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(features, features, 3, 1, 1 + i, dilation=1 + i, groups=G), nn.BatchNorm2d(features), nn.ReLU())
+            nn.Sequential(
+                nn.Conv2d(features, features, 3, 1, 1 + i, dilation=1 + i, groups=G),
+                nn.BatchNorm2d(features),
+                nn.ReLU(),
+            )
             for i in range(M)
         )
         self.fc = nn.Linear(features, d)
@@ -185,7 +200,11 @@ class DoubleAttentionBlock(nn.Module):
     def __init__(self, channels, c_m=12, c_n=8):
         super().__init__()
         self.c_m, self.c_n = c_m, c_n
-        self.convA, self.convB, self.convV = nn.Conv2d(channels, c_m, 1), nn.Conv2d(channels, c_n, 1), nn.Conv2d(channels, c_n, 1)
+        self.convA, self.convB, self.convV = (
+            nn.Conv2d(channels, c_m, 1),
+            nn.Conv2d(channels, c_n, 1),
+            nn.Conv2d(channels, c_n, 1),
+        )
         self.reconstruct = nn.Conv2d(c_m, channels, 1)
 
     def forward(self, x):
@@ -233,7 +252,9 @@ class ViT(nn.Module):
         self.patch_embed = nn.Conv2d(3, dim, 8, 8)
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim) * 0.1)
         self.pos_embed = nn.Parameter(torch.randn(1, 17, dim) * 0.1)
-        layer = nn.TransformerEncoderLayer(dim, heads, 48, batch_first=True, norm_first=True, activation="gelu")
+        layer = nn.TransformerEncoderLayer(
+            dim, heads, 48, batch_first=True, norm_first=True, activation="gelu"
+        )
         self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 10))
 
@@ -264,7 +285,10 @@ class OwnTransformer(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(conv_bn(3, 12, 3, 2), nn.Conv2d(12, dim, 4, 4))
         self.norm1, self.attn = nn.LayerNorm(dim), OwnAttention(dim, 4)
-        self.norm2, self.mlp = nn.LayerNorm(dim), nn.Sequential(nn.Linear(dim, 40), nn.GELU(), nn.Linear(40, dim))
+        self.norm2, self.mlp = (
+            nn.LayerNorm(dim),
+            nn.Sequential(nn.Linear(dim, 40), nn.GELU(), nn.Linear(40, dim)),
+        )
         self.head = nn.Linear(dim, 10)
 
     def forward(self, x):
@@ -283,7 +307,9 @@ class ShiftedWindows(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.table = nn.Parameter(torch.randn((2 * window - 1) ** 2, heads) * 0.1)
-        coords = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
+        coords = torch.stack(
+            torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+        ).flatten(1)
         relative = (coords[:, :, None] - coords[:, None, :]).permute(1, 2, 0) + window - 1
         self.register_buffer("index", relative[..., 0] * (2 * window - 1) + relative[..., 1])
         self.head = nn.Linear(dim, 10)
@@ -294,7 +320,9 @@ class ShiftedWindows(nn.Module):
         w = self.window
         y = torch.roll(self.norm(x), shifts=(-w // 2, -w // 2), dims=(1, 2))
         y = y.view(B, H // w, w, W // w, w, C).permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, w * w, C)
-        q, k, v = self.qkv(y).reshape(-1, w * w, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(y).reshape(-1, w * w, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         attn = q * (C // self.heads) ** -0.5 @ k.transpose(-2, -1)
         bias = self.table[self.index.view(-1)].view(w * w, w * w, -1).permute(2, 0, 1).contiguous()
         attn = torch.softmax(attn + bias.unsqueeze(0), -1)
@@ -332,7 +360,10 @@ class Queries(nn.Module):
         self.backbone = nn.Sequential(conv_bn(3, 16, 3, 2), conv_bn(16, 32, 3, 2))
         self.input_proj = nn.Conv2d(32, dim, 1)
         self.query_embed = nn.Embedding(queries, dim)
-        self.row_embed, self.col_embed = nn.Parameter(torch.rand(8, dim // 2)), nn.Parameter(torch.rand(8, dim // 2))
+        self.row_embed, self.col_embed = (
+            nn.Parameter(torch.rand(8, dim // 2)),
+            nn.Parameter(torch.rand(8, dim // 2)),
+        )
         self.transformer = nn.Transformer(dim, 2, 1, 1, 32, batch_first=True)
         self.class_embed = nn.Linear(dim, 7)
         self.bbox_embed = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 4))
@@ -340,7 +371,13 @@ class Queries(nn.Module):
     def forward(self, x):
         h = self.input_proj(self.backbone(x))
         H, W = h.shape[-2:]
-        pos = torch.cat([self.col_embed[:W].unsqueeze(0).repeat(H, 1, 1), self.row_embed[:H].unsqueeze(1).repeat(1, W, 1)], dim=-1)
+        pos = torch.cat(
+            [
+                self.col_embed[:W].unsqueeze(0).repeat(H, 1, 1),
+                self.row_embed[:H].unsqueeze(1).repeat(1, W, 1),
+            ],
+            dim=-1,
+        )
         src = pos.flatten(0, 1).unsqueeze(0) + h.flatten(2).permute(0, 2, 1)
         target = self.query_embed.weight.unsqueeze(0).repeat(h.shape[0], 1, 1)
         hs = self.transformer(src, target)
@@ -373,8 +410,18 @@ class InstanceBag(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.cnn = nn.Sequential(conv_bn(3, 12, 3, 2), conv_bn(12, 20, 3, 2), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(20, 24), nn.ReLU())
-        self.V, self.U = nn.Sequential(nn.Linear(24, 16), nn.Tanh()), nn.Sequential(nn.Linear(24, 16), nn.Sigmoid())
+        self.cnn = nn.Sequential(
+            conv_bn(3, 12, 3, 2),
+            conv_bn(12, 20, 3, 2),
+            nn.AdaptiveMaxPool2d(1),
+            nn.Flatten(),
+            nn.Linear(20, 24),
+            nn.ReLU(),
+        )
+        self.V, self.U = (
+            nn.Sequential(nn.Linear(24, 16), nn.Tanh()),
+            nn.Sequential(nn.Linear(24, 16), nn.Sigmoid()),
+        )
         self.w, self.classifier = nn.Linear(16, 1), nn.Linear(24, 2)
 
     def forward(self, x):
@@ -390,7 +437,11 @@ class RMSNorm(nn.Module):
         self.eps, self.weight = eps, nn.Parameter(torch.ones(dim))
 
     def forward(self, x):
-        return self.weight * (x.float() if x.dtype == torch.float16 else x) * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (
+            self.weight
+            * (x.float() if x.dtype == torch.float16 else x)
+            * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        )
 
 
 class RotaryBlock(nn.Module):
@@ -399,9 +450,15 @@ class RotaryBlock(nn.Module):
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
         self.wq, self.wo = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.wk, self.wv = (nn.Linear(dim, kv_heads * self.head_dim, bias=False) for _ in range(2))
-        self.w1, self.w2, self.w3 = nn.Linear(dim, 40, bias=False), nn.Linear(40, dim, bias=False), nn.Linear(dim, 40, bias=False)
+        self.w1, self.w2, self.w3 = (
+            nn.Linear(dim, 40, bias=False),
+            nn.Linear(40, dim, bias=False),
+            nn.Linear(dim, 40, bias=False),
+        )
         self.norm1, self.norm2 = RMSNorm(dim), RMSNorm(dim)
-        freqs = torch.outer(torch.arange(length), 1.0 / 10000 ** (torch.arange(0, self.head_dim, 2) / self.head_dim))
+        freqs = torch.outer(
+            torch.arange(length), 1.0 / 10000 ** (torch.arange(0, self.head_dim, 2) / self.head_dim)
+        )
         self.register_buffer("cos", torch.cat([freqs, freqs], -1).cos())
         self.register_buffer("sin", torch.cat([freqs, freqs], -1).sin())
 
@@ -441,7 +498,11 @@ class Latents(nn.Module):
         super().__init__()
         self.latents = nn.Parameter(torch.randn(n, dim))
         self.norm_x, self.norm_l = nn.LayerNorm(12), nn.LayerNorm(dim)
-        self.to_q, self.to_kv, self.to_out = nn.Linear(dim, 32, bias=False), nn.Linear(12, 64, bias=False), nn.Linear(32, dim)
+        self.to_q, self.to_kv, self.to_out = (
+            nn.Linear(dim, 32, bias=False),
+            nn.Linear(12, 64, bias=False),
+            nn.Linear(32, dim),
+        )
         self.ff = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 64), nn.GELU(), nn.Linear(64, dim))
         self.logits = nn.Linear(dim, 5)
 
@@ -467,7 +528,11 @@ class ReducedAttention(nn.Module):
         self.embed, self.norm = nn.Conv2d(3, dim, 7, 4, 3), nn.LayerNorm(dim)
         self.q, self.kv, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
         self.sr, self.sr_norm = nn.Conv2d(dim, dim, sr, sr), nn.LayerNorm(dim)
-        self.fc1, self.dw, self.fc2 = nn.Linear(dim, 40), nn.Conv2d(40, 40, 3, 1, 1, groups=40), nn.Linear(40, dim)
+        self.fc1, self.dw, self.fc2 = (
+            nn.Linear(dim, 40),
+            nn.Conv2d(40, 40, 3, 1, 1, groups=40),
+            nn.Linear(40, dim),
+        )
         self.head = nn.Linear(dim, 10)
 
     def forward(self, x):

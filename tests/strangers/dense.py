@@ -22,7 +22,11 @@ class DoubleConv(nn.Module):
 class Up(nn.Module):
     def __init__(self, i, o, bilinear):
         super().__init__()
-        self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True) if bilinear else nn.ConvTranspose2d(i, i // 2, 2, 2)
+        self.up = (
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+            if bilinear
+            else nn.ConvTranspose2d(i, i // 2, 2, 2)
+        )
         self.conv = DoubleConv(i + i // 2 if bilinear else i, o)
 
     def forward(self, x1, x2):
@@ -36,7 +40,11 @@ class Up(nn.Module):
 class UNet(nn.Module):
     def __init__(self):
         super().__init__()
-        self.inc, self.down1, self.down2 = DoubleConv(3, 8), nn.Sequential(nn.MaxPool2d(2), DoubleConv(8, 16)), nn.Sequential(nn.MaxPool2d(2), DoubleConv(16, 32))
+        self.inc, self.down1, self.down2 = (
+            DoubleConv(3, 8),
+            nn.Sequential(nn.MaxPool2d(2), DoubleConv(8, 16)),
+            nn.Sequential(nn.MaxPool2d(2), DoubleConv(16, 32)),
+        )
         self.down3 = nn.Sequential(nn.MaxPool2d(2), DoubleConv(32, 64))
         self.up0, self.up1, self.up2 = Up(64, 32, False), Up(32, 16, False), Up(16, 8, False)
         self.outc = nn.Conv2d(8, 2, 1)
@@ -55,7 +63,11 @@ class AttentionUNet(nn.Module):
         super().__init__()
         self.enc1, self.enc2, self.pool = DoubleConv(3, 8), DoubleConv(8, 16), nn.MaxPool2d(2)
         self.up = nn.Sequential(nn.Upsample(scale_factor=2), conv_bn(16, 8))
-        self.W_g, self.W_x, self.psi = conv_bn(8, 6, 1, act=False), conv_bn(8, 6, 1, act=False), nn.Sequential(nn.Conv2d(6, 1, 1), nn.BatchNorm2d(1), nn.Sigmoid())
+        self.W_g, self.W_x, self.psi = (
+            conv_bn(8, 6, 1, act=False),
+            conv_bn(8, 6, 1, act=False),
+            nn.Sequential(nn.Conv2d(6, 1, 1), nn.BatchNorm2d(1), nn.Sigmoid()),
+        )
         self.dec, self.out = DoubleConv(16, 8), nn.Conv2d(8, 1, 1)
 
     def forward(self, x):
@@ -69,7 +81,11 @@ class Backbone(nn.Module):
     def __init__(self, widths=(12, 16, 24)):
         super().__init__()
         self.stem = conv_bn(3, 8, 3, 2)
-        self.c3, self.c4, self.c5 = conv_bn(8, widths[0]), conv_bn(widths[0], widths[1], 3, 2), conv_bn(widths[1], widths[2], 3, 2)
+        self.c3, self.c4, self.c5 = (
+            conv_bn(8, widths[0]),
+            conv_bn(widths[0], widths[1], 3, 2),
+            conv_bn(widths[1], widths[2], 3, 2),
+        )
 
     def forward(self, x):
         c3 = self.c3(self.stem(x))
@@ -95,14 +111,23 @@ class PyramidDetector(nn.Module):
         self.backbone = Backbone()
         self.lateral = nn.ModuleList(nn.Conv2d(c, dim, 1) for c in (12, 16, 24))
         self.smooth = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(3))
-        self.cls_tower, self.box_tower = (nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), nn.GroupNorm(4, dim), nn.ReLU()) for _ in range(2))
-        self.cls, self.box, self.centre = nn.Conv2d(dim, classes, 3, padding=1), nn.Conv2d(dim, 4, 3, padding=1), nn.Conv2d(dim, 1, 3, padding=1)
+        self.cls_tower, self.box_tower = (
+            nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), nn.GroupNorm(4, dim), nn.ReLU())
+            for _ in range(2)
+        )
+        self.cls, self.box, self.centre = (
+            nn.Conv2d(dim, classes, 3, padding=1),
+            nn.Conv2d(dim, 4, 3, padding=1),
+            nn.Conv2d(dim, 1, 3, padding=1),
+        )
         self.scales = nn.ModuleList(Scale() for _ in range(3))
 
     def forward(self, x):
         feats = [lat(f) for lat, f in zip(self.lateral, self.backbone(x))]
         for i in range(len(feats) - 1, 0, -1):
-            feats[i - 1] = feats[i - 1] + F.interpolate(feats[i], size=feats[i - 1].shape[-2:], mode="nearest")
+            feats[i - 1] = feats[i - 1] + F.interpolate(
+                feats[i], size=feats[i - 1].shape[-2:], mode="nearest"
+            )
         logits, boxes, centres = [], [], []
         for level, (f, smooth) in enumerate(zip(feats, self.smooth)):
             f = smooth(f)
@@ -116,7 +141,12 @@ class PyramidDetector(nn.Module):
 class BiFPNLayer(nn.Module):
     def __init__(self, dim):
         super().__init__()
-        self.convs = nn.ModuleList(nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1, groups=dim), nn.Conv2d(dim, dim, 1), nn.BatchNorm2d(dim)) for _ in range(4))
+        self.convs = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(dim, dim, 3, padding=1, groups=dim), nn.Conv2d(dim, dim, 1), nn.BatchNorm2d(dim)
+            )
+            for _ in range(4)
+        )
         self.w1, self.w2 = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 3))
         self.eps = 1e-4
 
@@ -138,7 +168,9 @@ class BiFPN(nn.Module):
         self.backbone, self.classes = Backbone(), classes
         self.proj = nn.ModuleList(conv_bn(c, dim, 1, act=False) for c in (12, 16, 24))
         self.layers = nn.Sequential(BiFPNLayer(dim), BiFPNLayer(dim))
-        self.head = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1, groups=dim), nn.Conv2d(dim, anchors * classes, 1))
+        self.head = nn.Sequential(
+            nn.Conv2d(dim, dim, 3, padding=1, groups=dim), nn.Conv2d(dim, anchors * classes, 1)
+        )
 
     def forward(self, x):
         feats = self.layers([p(f) for p, f in zip(self.proj, self.backbone(x))])
@@ -170,7 +202,11 @@ class Yolo(nn.Module):
     def __init__(self, nc=3, na=3):
         super().__init__()
         self.na, self.no = na, nc + 5
-        self.focus, self.c1, self.c2 = conv_bn(12, 12), CSP(12, 16), nn.Sequential(conv_bn(16, 24, 3, 2), CSP(24, 24, 2))
+        self.focus, self.c1, self.c2 = (
+            conv_bn(12, 12),
+            CSP(12, 16),
+            nn.Sequential(conv_bn(16, 24, 3, 2), CSP(24, 24, 2)),
+        )
         self.spp_in, self.spp_out = conv_bn(24, 12, 1), conv_bn(48, 24, 1)
         self.reduce, self.up_csp = conv_bn(24, 16, 1), CSP(32, 16)
         self.down, self.down_csp = conv_bn(16, 16, 3, 2), CSP(32, 24)
@@ -208,7 +244,17 @@ class DeepLab(nn.Module):
     def __init__(self, classes=4):
         super().__init__()
         self.low, self.high = conv_bn(3, 12, 3, 2), conv_bn(12, 24, 3, 2)
-        self.branches = nn.ModuleList([conv_bn(24, 10, 1), *(nn.Sequential(nn.Conv2d(24, 10, 3, padding=d, dilation=d, bias=False), nn.BatchNorm2d(10), nn.ReLU()) for d in (2, 4))])
+        self.branches = nn.ModuleList(
+            [
+                conv_bn(24, 10, 1),
+                *(
+                    nn.Sequential(
+                        nn.Conv2d(24, 10, 3, padding=d, dilation=d, bias=False), nn.BatchNorm2d(10), nn.ReLU()
+                    )
+                    for d in (2, 4)
+                ),
+            ]
+        )
         self.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d((1, 1)), nn.Conv2d(24, 10, 1), nn.ReLU())
         self.project, self.low_proj = conv_bn(40, 16, 1), conv_bn(12, 6, 1)
         self.classifier = nn.Sequential(conv_bn(22, 16), nn.Conv2d(16, classes, 1))
@@ -219,7 +265,9 @@ class DeepLab(nn.Module):
         x = self.high(low)
         res = [branch(x) for branch in self.branches]
         res.append(F.interpolate(self.image_pool(x), size=x.shape[2:], mode="bilinear", align_corners=False))
-        x = F.interpolate(self.project(torch.cat(res, dim=1)), size=low.shape[2:], mode="bilinear", align_corners=False)
+        x = F.interpolate(
+            self.project(torch.cat(res, dim=1)), size=low.shape[2:], mode="bilinear", align_corners=False
+        )
         x = self.classifier(torch.cat([x, self.low_proj(low)], dim=1))
         return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
@@ -229,13 +277,24 @@ class PyramidPooling(nn.Module):
     def __init__(self):
         super().__init__()
         self.body = nn.Sequential(conv_bn(3, 12, 3, 2), conv_bn(12, 24))
-        self.stages = nn.ModuleList(nn.Sequential(nn.AdaptiveAvgPool2d(s), nn.Conv2d(24, 6, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU(inplace=True)) for s in (1, 2, 3, 6))
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                nn.AdaptiveAvgPool2d(s),
+                nn.Conv2d(24, 6, 1, bias=False),
+                nn.BatchNorm2d(6),
+                nn.ReLU(inplace=True),
+            )
+            for s in (1, 2, 3, 6)
+        )
         self.bottleneck = nn.Sequential(conv_bn(48, 16), nn.Dropout2d(0.1), nn.Conv2d(16, 4, 1))
 
     def forward(self, x):
         x = self.body(x)
         h, w = x.size(2), x.size(3)
-        priors = [F.interpolate(input=stage(x), size=(h, w), mode="bilinear", align_corners=False) for stage in self.stages] + [x]
+        priors = [
+            F.interpolate(input=stage(x), size=(h, w), mode="bilinear", align_corners=False)
+            for stage in self.stages
+        ] + [x]
         return self.bottleneck(torch.cat(priors, 1))
 
 
@@ -251,7 +310,9 @@ class SingleShot(nn.Module):
     def forward(self, x):
         sources = list(self.backbone(x))
         s = sources[0]
-        sources[0] = self.norm.unsqueeze(0).unsqueeze(2).unsqueeze(3).expand_as(s) * (s / (s.pow(2).sum(dim=1, keepdim=True).sqrt() + 1e-10))
+        sources[0] = self.norm.unsqueeze(0).unsqueeze(2).unsqueeze(3).expand_as(s) * (
+            s / (s.pow(2).sum(dim=1, keepdim=True).sqrt() + 1e-10)
+        )
         loc, conf = [], []
         for x, l, c in zip(sources, self.loc, self.conf):
             loc.append(l(x).permute(0, 2, 3, 1).contiguous())
@@ -302,8 +363,15 @@ class SuperResolution(nn.Module):
     def __init__(self, dim=16, scale=2):
         super().__init__()
         self.head = nn.Conv2d(3, dim, 3, padding=1)
-        self.body = nn.ModuleList(nn.Sequential(nn.Conv2d(dim, 24, 3, padding=1), nn.ReLU(True), nn.Conv2d(24, dim, 3, padding=1)) for _ in range(3))
-        self.tail = nn.Sequential(nn.Conv2d(dim, dim * scale**2, 3, padding=1), nn.PixelShuffle(scale), nn.Conv2d(dim, 3, 3, padding=1))
+        self.body = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(dim, 24, 3, padding=1), nn.ReLU(True), nn.Conv2d(24, dim, 3, padding=1))
+            for _ in range(3)
+        )
+        self.tail = nn.Sequential(
+            nn.Conv2d(dim, dim * scale**2, 3, padding=1),
+            nn.PixelShuffle(scale),
+            nn.Conv2d(dim, 3, 3, padding=1),
+        )
         self.register_buffer("mean", torch.tensor([0.4, 0.45, 0.4]).view(1, 3, 1, 1))
 
     def forward(self, x):
@@ -351,7 +419,9 @@ class Flow(nn.Module):
 
     def __init__(self, dim=16, hidden=12, radius=1):
         super().__init__()
-        self.fnet = nn.Sequential(nn.Conv2d(3, 16, 7, 4, 3), nn.InstanceNorm2d(16), nn.ReLU(), nn.Conv2d(16, dim, 3, padding=1))
+        self.fnet = nn.Sequential(
+            nn.Conv2d(3, 16, 7, 4, 3), nn.InstanceNorm2d(16), nn.ReLU(), nn.Conv2d(16, dim, 3, padding=1)
+        )
         self.cnet = nn.Sequential(conv_bn(3, 16, 3, 4), nn.Conv2d(16, 2 * hidden, 1))
         self.hidden, self.radius = hidden, radius
         self.motion = nn.Sequential(nn.Conv2d((2 * radius + 1) ** 2 + 2, 16, 3, padding=1), nn.ReLU())
@@ -373,7 +443,9 @@ class Flow(nn.Module):
         corr = corr.view(b * h * w, 1, h, w)
         net, inp = torch.split(self.cnet(one), [self.hidden, self.hidden], dim=1)
         net, inp = torch.tanh(net), torch.relu(inp)
-        ys, xs = torch.meshgrid(torch.arange(h, dtype=one.dtype), torch.arange(w, dtype=one.dtype), indexing="ij")
+        ys, xs = torch.meshgrid(
+            torch.arange(h, dtype=one.dtype), torch.arange(w, dtype=one.dtype), indexing="ij"
+        )
         coords0 = torch.stack([xs, ys])[None].repeat(b, 1, 1, 1)
         coords1 = coords0
         for _ in range(2):
@@ -425,8 +497,14 @@ class MasksByKernels(nn.Module):
     def __init__(self, protos=8, instances=4):
         super().__init__()
         self.body = nn.Sequential(conv_bn(3, 16, 3, 2), conv_bn(16, 20))
-        self.proto = nn.Sequential(conv_bn(20, 12), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False), nn.Conv2d(12, protos, 1))
-        self.coef = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, instances * protos), nn.Tanh())
+        self.proto = nn.Sequential(
+            conv_bn(20, 12),
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+            nn.Conv2d(12, protos, 1),
+        )
+        self.coef = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, instances * protos), nn.Tanh()
+        )
         self.protos, self.instances = protos, instances
 
     def forward(self, x):
@@ -444,7 +522,12 @@ class Stereo(nn.Module):
         super().__init__()
         self.feature = nn.Sequential(conv_bn(3, 12, 3, 2), nn.Conv2d(12, dim, 3, padding=1))
         self.disparities = disparities
-        self.dres = nn.Sequential(nn.Conv3d(2 * dim, 12, 3, padding=1), nn.BatchNorm3d(12), nn.ReLU(), nn.Conv3d(12, 1, 3, padding=1))
+        self.dres = nn.Sequential(
+            nn.Conv3d(2 * dim, 12, 3, padding=1),
+            nn.BatchNorm3d(12),
+            nn.ReLU(),
+            nn.Conv3d(12, 1, 3, padding=1),
+        )
         self.register_buffer("levels", torch.arange(disparities).view(1, -1, 1, 1).double())
 
     def forward(self, left, right):
@@ -485,7 +568,12 @@ class HighResolution(nn.Module):
         super().__init__()
         self.stem, self.trans = conv_bn(3, 12, 3, 2), conv_bn(12, 20, 3, 2)
         self.b0, self.b1 = conv_bn(12, 12), conv_bn(20, 20)
-        self.fuse = nn.ModuleList([nn.ModuleList([None, nn.Sequential(nn.Conv2d(20, 12, 1, bias=False), nn.BatchNorm2d(12))]), nn.ModuleList([conv_bn(12, 20, 3, 2, act=False), None])])
+        self.fuse = nn.ModuleList(
+            [
+                nn.ModuleList([None, nn.Sequential(nn.Conv2d(20, 12, 1, bias=False), nn.BatchNorm2d(12))]),
+                nn.ModuleList([conv_bn(12, 20, 3, 2, act=False), None]),
+            ]
+        )
         self.heat = nn.Conv2d(12 + 20, 5, 1)
 
     def forward(self, x):
@@ -498,8 +586,17 @@ class HighResolution(nn.Module):
                 if i == j:
                     y = y + xs[j]
                 elif j > i:
-                    y = y + F.interpolate(self.fuse[i][j](xs[j]), size=[xs[i].shape[-2], xs[i].shape[-1]], mode="bilinear", align_corners=True)
+                    y = y + F.interpolate(
+                        self.fuse[i][j](xs[j]),
+                        size=[xs[i].shape[-2], xs[i].shape[-1]],
+                        mode="bilinear",
+                        align_corners=True,
+                    )
                 else:
                     y = y + self.fuse[i][j](xs[j])
             fused.append(F.relu(y))
-        return self.heat(torch.cat([fused[0], F.interpolate(fused[1], scale_factor=2, mode="bilinear", align_corners=True)], 1))
+        return self.heat(
+            torch.cat(
+                [fused[0], F.interpolate(fused[1], scale_factor=2, mode="bilinear", align_corners=True)], 1
+            )
+        )

@@ -89,7 +89,10 @@ class DenseLayer(nn.Module):
     def __init__(self, i, growth):
         super().__init__()
         self.norm1, self.conv1 = nn.BatchNorm2d(i), nn.Conv2d(i, 4 * growth, 1, bias=False)
-        self.norm2, self.conv2 = nn.BatchNorm2d(4 * growth), nn.Conv2d(4 * growth, growth, 3, 1, 1, bias=False)
+        self.norm2, self.conv2 = (
+            nn.BatchNorm2d(4 * growth),
+            nn.Conv2d(4 * growth, growth, 3, 1, 1, bias=False),
+        )
 
     def forward(self, features):
         x = torch.cat(features, 1) if isinstance(features, list) else features
@@ -147,7 +150,10 @@ class MobileNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.features = nn.Sequential(
-            conv_bn(3, 8, 3, 2), InvertedResidual(8, 12, 2, 3), InvertedResidual(12, 12, 1, 4), conv_bn(12, 32, 1)
+            conv_bn(3, 8, 3, 2),
+            InvertedResidual(8, 12, 2, 3),
+            InvertedResidual(12, 12, 1, 4),
+            conv_bn(12, 32, 1),
         )
         self.classifier = nn.Sequential(nn.Linear(32, 24), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(24, 10))
 
@@ -163,7 +169,8 @@ class ShuffleUnits(nn.Module):
         super().__init__()
         self.stem = conv_bn(3, 16, 3, 2)
         self.units = nn.ModuleList(
-            nn.Sequential(conv_bn(8, 8, 1), conv_bn(8, 8, 3, g=8, act=False), conv_bn(8, 8, 1)) for _ in range(3)
+            nn.Sequential(conv_bn(8, 8, 1), conv_bn(8, 8, 3, g=8, act=False), conv_bn(8, 8, 1))
+            for _ in range(3)
         )
         self.fc = nn.Linear(16, 10)
 
@@ -280,7 +287,8 @@ class SoftExperts(nn.Module):
         self.stem = conv_bn(3, 16, 3, 2)
         self.gate = nn.Linear(16, experts)
         self.experts = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(16, 20, 3, padding=1), nn.GELU(), nn.Conv2d(20, 16, 1)) for _ in range(experts)
+            nn.Sequential(nn.Conv2d(16, 20, 3, padding=1), nn.GELU(), nn.Conv2d(20, 16, 1))
+            for _ in range(experts)
         )
         self.head = nn.Linear(16, 10)
 
@@ -355,7 +363,9 @@ class Involution(nn.Module):
         self.reduce = nn.Sequential(nn.Conv2d(channels, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
         self.span = nn.Conv2d(8, k * k * groups, 1)
         self.unfold = nn.Unfold(k, padding=k // 2)
-        self.head = nn.Sequential(conv_bn(channels, 20, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 10))
+        self.head = nn.Sequential(
+            conv_bn(channels, 20, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 10)
+        )
 
     def forward(self, x):
         x = self.stem(x)
@@ -512,7 +522,10 @@ class ConvNeXtBlock(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1, self.pwconv2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
         self.gamma = nn.Parameter(0.1 * torch.ones(dim))
-        self.grn_gamma, self.grn_beta = nn.Parameter(torch.ones(1, 1, 1, 4 * dim)), nn.Parameter(torch.zeros(1, 1, 1, 4 * dim))
+        self.grn_gamma, self.grn_beta = (
+            nn.Parameter(torch.ones(1, 1, 1, 4 * dim)),
+            nn.Parameter(torch.zeros(1, 1, 1, 4 * dim)),
+        )
 
     def forward(self, x):
         shortcut = x
@@ -596,7 +609,14 @@ class NetVLAD(nn.Module):
 class SpatialTransformer(nn.Module):
     def __init__(self):
         super().__init__()
-        self.localization = nn.Sequential(nn.Conv2d(3, 8, 7), nn.MaxPool2d(2, 2), nn.ReLU(True), nn.Conv2d(8, 10, 5), nn.MaxPool2d(2, 2), nn.ReLU(True))
+        self.localization = nn.Sequential(
+            nn.Conv2d(3, 8, 7),
+            nn.MaxPool2d(2, 2),
+            nn.ReLU(True),
+            nn.Conv2d(8, 10, 5),
+            nn.MaxPool2d(2, 2),
+            nn.ReLU(True),
+        )
         self.fc_loc = nn.Sequential(nn.Linear(10 * 4 * 4, 32), nn.ReLU(True), nn.Linear(32, 3 * 2))
         self.conv1, self.conv2 = nn.Conv2d(3, 10, 5), nn.Conv2d(10, 20, 5)
         self.fc1, self.fc2 = nn.Linear(20 * 5 * 5, 50), nn.Linear(50, 10)
@@ -639,7 +659,11 @@ class Recursive(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.inp, self.rec, self.out = nn.Conv2d(3, 16, 3, 1, 1), nn.Conv2d(16, 16, 3, 1, 1), nn.Conv2d(16, 3, 3, 1, 1)
+        self.inp, self.rec, self.out = (
+            nn.Conv2d(3, 16, 3, 1, 1),
+            nn.Conv2d(16, 16, 3, 1, 1),
+            nn.Conv2d(16, 3, 3, 1, 1),
+        )
         self.act = nn.PReLU(16)
 
     def forward(self, x):
@@ -678,10 +702,17 @@ class OldStyle(nn.Module):
     def __init__(self):
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(3, 16, 5, 2, 2), nn.ReLU(True), nn.LocalResponseNorm(5), nn.MaxPool2d(3, 2, ceil_mode=True),
-            nn.Conv2d(16, 24, 3, padding=1, groups=2), nn.ReLU(True), nn.MaxPool2d(3, 2),
+            nn.Conv2d(3, 16, 5, 2, 2),
+            nn.ReLU(True),
+            nn.LocalResponseNorm(5),
+            nn.MaxPool2d(3, 2, ceil_mode=True),
+            nn.Conv2d(16, 24, 3, padding=1, groups=2),
+            nn.ReLU(True),
+            nn.MaxPool2d(3, 2),
         )
-        self.classifier = nn.Sequential(nn.Dropout(), nn.Linear(24 * 3 * 3, 64), nn.Tanh(), nn.Dropout(), nn.Linear(64, 10))
+        self.classifier = nn.Sequential(
+            nn.Dropout(), nn.Linear(24 * 3 * 3, 64), nn.Tanh(), nn.Dropout(), nn.Linear(64, 10)
+        )
 
     def forward(self, x):
         x = self.features(x)
@@ -694,7 +725,9 @@ class DropPathNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = conv_bn(3, 16, 3, 2)
-        self.blocks = nn.ModuleList(nn.Sequential(conv_bn(16, 24), conv_bn(24, 16, act=False)) for _ in range(3))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(conv_bn(16, 24), conv_bn(24, 16, act=False)) for _ in range(3)
+        )
         self.scale = nn.ParameterList(nn.Parameter(torch.full((16, 1, 1), 0.5)) for _ in range(3))
         self.rate = 0.1
         self.fc = nn.Linear(16, 10)

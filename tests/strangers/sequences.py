@@ -30,7 +30,14 @@ class TextCNN(nn.Module):
 class CRNN(nn.Module):
     def __init__(self, hidden=12):
         super().__init__()
-        self.cnn = nn.Sequential(conv_bn(1, 12), nn.MaxPool2d(2), conv_bn(12, 20), nn.MaxPool2d((2, 1)), nn.Conv2d(20, 24, (4, 1)), nn.ReLU())
+        self.cnn = nn.Sequential(
+            conv_bn(1, 12),
+            nn.MaxPool2d(2),
+            conv_bn(12, 20),
+            nn.MaxPool2d((2, 1)),
+            nn.Conv2d(20, 24, (4, 1)),
+            nn.ReLU(),
+        )
         self.rnn, self.fc = nn.LSTM(24, hidden, bidirectional=True, num_layers=2), nn.Linear(2 * hidden, 11)
 
     def forward(self, x):
@@ -90,7 +97,10 @@ class WaveNet(nn.Module):
         self.start = nn.Conv1d(1, residual, 1)
         self.filters = nn.ModuleList(nn.Conv1d(residual, residual, 2, dilation=2**i) for i in range(4))
         self.gates = nn.ModuleList(nn.Conv1d(residual, residual, 2, dilation=2**i) for i in range(4))
-        self.res, self.skips = nn.ModuleList(nn.Conv1d(residual, residual, 1) for _ in range(4)), nn.ModuleList(nn.Conv1d(residual, skip, 1) for _ in range(4))
+        self.res, self.skips = (
+            nn.ModuleList(nn.Conv1d(residual, residual, 1) for _ in range(4)),
+            nn.ModuleList(nn.Conv1d(residual, skip, 1) for _ in range(4)),
+        )
         self.end1, self.end2 = nn.Conv1d(skip, 20, 1), nn.Conv1d(20, 8, 1)
 
     def forward(self, x):
@@ -121,8 +131,14 @@ class TemporalBlock(nn.Module):
     def __init__(self, i, o, d):
         super().__init__()
         self.net = nn.Sequential(
-            weight_norm(nn.Conv1d(i, o, 3, padding=2 * d, dilation=d)), Chomp1d(2 * d), nn.ReLU(), nn.Dropout(0.2),
-            weight_norm(nn.Conv1d(o, o, 3, padding=2 * d, dilation=d)), Chomp1d(2 * d), nn.ReLU(), nn.Dropout(0.2),
+            weight_norm(nn.Conv1d(i, o, 3, padding=2 * d, dilation=d)),
+            Chomp1d(2 * d),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            weight_norm(nn.Conv1d(o, o, 3, padding=2 * d, dilation=d)),
+            Chomp1d(2 * d),
+            nn.ReLU(),
+            nn.Dropout(0.2),
         )
         self.downsample = nn.Conv1d(i, o, 1) if i != o else None
 
@@ -172,8 +188,15 @@ class ShiftsInTime(nn.Module):
 class VideoNet(nn.Module):
     def __init__(self):
         super().__init__()
-        self.spatial, self.temporal = nn.Conv3d(3, 14, (1, 3, 3), (1, 2, 2), (0, 1, 1)), nn.Conv3d(14, 12, (3, 1, 1), padding=(1, 0, 0))
-        self.bn, self.slow, self.fast = nn.BatchNorm3d(12), nn.Conv3d(12, 20, 3, padding=1), nn.Conv3d(12, 8, 3, (2, 1, 1), 1)
+        self.spatial, self.temporal = (
+            nn.Conv3d(3, 14, (1, 3, 3), (1, 2, 2), (0, 1, 1)),
+            nn.Conv3d(14, 12, (3, 1, 1), padding=(1, 0, 0)),
+        )
+        self.bn, self.slow, self.fast = (
+            nn.BatchNorm3d(12),
+            nn.Conv3d(12, 20, 3, padding=1),
+            nn.Conv3d(12, 8, 3, (2, 1, 1), 1),
+        )
         self.fc = nn.Linear(28, 5)
 
     def forward(self, x):
@@ -226,7 +249,9 @@ class GraphConv(nn.Module):
     def __init__(self, i, o, A):
         super().__init__()
         self.conv, self.K = nn.Conv2d(i, o * A.size(0), 1), A.size(0)
-        self.tcn = nn.Sequential(nn.BatchNorm2d(o), nn.ReLU(), nn.Conv2d(o, o, (5, 1), padding=(2, 0)), nn.BatchNorm2d(o))
+        self.tcn = nn.Sequential(
+            nn.BatchNorm2d(o), nn.ReLU(), nn.Conv2d(o, o, (5, 1), padding=(2, 0)), nn.BatchNorm2d(o)
+        )
         self.importance = nn.Parameter(torch.ones(A.size()))
 
     def forward(self, x, A):
@@ -276,7 +301,12 @@ class GraphNet(nn.Module):
 class TNet(nn.Module):
     def __init__(self, k):
         super().__init__()
-        self.k, self.conv, self.fc1, self.fc2 = k, nn.Sequential(nn.Conv1d(k, 16, 1), nn.BatchNorm1d(16), nn.ReLU()), nn.Linear(16, 12), nn.Linear(12, k * k)
+        self.k, self.conv, self.fc1, self.fc2 = (
+            k,
+            nn.Sequential(nn.Conv1d(k, 16, 1), nn.BatchNorm1d(16), nn.ReLU()),
+            nn.Linear(16, 12),
+            nn.Linear(12, k * k),
+        )
 
     def forward(self, x):
         batchsize = x.size()[0]
@@ -329,7 +359,9 @@ class StyleGenerator(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.mapping = nn.Sequential(nn.Linear(10, 16), nn.LeakyReLU(0.2), nn.Linear(16, 12), nn.LeakyReLU(0.2))
+        self.mapping = nn.Sequential(
+            nn.Linear(10, 16), nn.LeakyReLU(0.2), nn.Linear(16, 12), nn.LeakyReLU(0.2)
+        )
         self.const = nn.Parameter(torch.randn(1, 16, 4, 4))
         self.conv1, self.conv2 = ModulatedConv(16, 12, 12), ModulatedConv(12, 10, 12)
         self.to_rgb = nn.Conv2d(10, 3, 1)
@@ -347,8 +379,17 @@ class StyleGenerator(nn.Module):
 class AdaIN(nn.Module):
     def __init__(self):
         super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(3, 12, 3, 1, 1), nn.ReLU(), nn.Conv2d(12, 16, 3, 2, 1), nn.ReLU())
-        self.decoder = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(16, 12, 3), nn.ReLU(), nn.Upsample(scale_factor=2, mode="nearest"), nn.ReflectionPad2d(1), nn.Conv2d(12, 3, 3))
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 12, 3, 1, 1), nn.ReLU(), nn.Conv2d(12, 16, 3, 2, 1), nn.ReLU()
+        )
+        self.decoder = nn.Sequential(
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(16, 12, 3),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2, mode="nearest"),
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(12, 3, 3),
+        )
 
     @staticmethod
     def mean_std(feat, eps=1e-5):
@@ -371,7 +412,12 @@ class Conditioned(nn.Module):
     def __init__(self):
         super().__init__()
         self.emb, self.film1, self.film2 = nn.Embedding(5, 12), nn.Linear(12, 2 * 16), nn.Linear(12, 2 * 20)
-        self.conv1, self.conv2, self.bn1, self.bn2 = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 20, 3, 2, 1), nn.BatchNorm2d(16, affine=False), nn.BatchNorm2d(20, affine=False)
+        self.conv1, self.conv2, self.bn1, self.bn2 = (
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.Conv2d(16, 20, 3, 2, 1),
+            nn.BatchNorm2d(16, affine=False),
+            nn.BatchNorm2d(20, affine=False),
+        )
         self.fc = nn.Linear(20, 4)
 
     def forward(self, x, y):
@@ -388,8 +434,18 @@ class VAE(nn.Module):
     def __init__(self):
         super().__init__()
         self.enc = nn.Sequential(nn.Conv2d(1, 12, 3, 2, 1), nn.ReLU(), nn.Conv2d(12, 16, 3, 2, 1), nn.ReLU())
-        self.fc_mu, self.fc_var, self.dec_in = nn.Linear(16 * 16, 8), nn.Linear(16 * 16, 8), nn.Linear(8, 16 * 16)
-        self.dec = nn.Sequential(nn.ConvTranspose2d(16, 12, 3, 2, 1, 1), nn.BatchNorm2d(12), nn.ReLU(), nn.ConvTranspose2d(12, 1, 3, 2, 1, 1), nn.Sigmoid())
+        self.fc_mu, self.fc_var, self.dec_in = (
+            nn.Linear(16 * 16, 8),
+            nn.Linear(16 * 16, 8),
+            nn.Linear(8, 16 * 16),
+        )
+        self.dec = nn.Sequential(
+            nn.ConvTranspose2d(16, 12, 3, 2, 1, 1),
+            nn.BatchNorm2d(12),
+            nn.ReLU(),
+            nn.ConvTranspose2d(12, 1, 3, 2, 1, 1),
+            nn.Sigmoid(),
+        )
 
     def reparameterize(self, mu, logvar):
         if self.training:
@@ -420,7 +476,9 @@ class Denoiser(nn.Module):
 
     def embed(self, t):
         half = self.dim // 2
-        freqs = torch.exp(-math.log(10000) * torch.arange(half, device=t.device, dtype=torch.float64) / (half - 1))
+        freqs = torch.exp(
+            -math.log(10000) * torch.arange(half, device=t.device, dtype=torch.float64) / (half - 1)
+        )
         args = t[:, None] * freqs[None]
         return torch.cat((args.sin(), args.cos()), dim=-1)
 
@@ -446,7 +504,16 @@ class Coupling(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.nets = nn.ModuleList(nn.Sequential(nn.Conv2d(2, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU(), nn.Conv2d(16, 4, 3, padding=1)) for _ in range(2))
+        self.nets = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(2, 16, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(16, 16, 1),
+                nn.ReLU(),
+                nn.Conv2d(16, 4, 3, padding=1),
+            )
+            for _ in range(2)
+        )
 
     def forward(self, x):
         logdet = 0
@@ -467,7 +534,12 @@ class RadianceField(nn.Module):
         self.register_buffer("bands", 2.0 ** torch.arange(freqs))
         d = 3 + 3 * 2 * freqs
         self.pts = nn.ModuleList([nn.Linear(d, width), nn.Linear(width, width), nn.Linear(width + d, width)])
-        self.sigma, self.feature, self.view, self.rgb = nn.Linear(width, 1), nn.Linear(width, width), nn.Linear(width + d, 12), nn.Linear(12, 3)
+        self.sigma, self.feature, self.view, self.rgb = (
+            nn.Linear(width, 1),
+            nn.Linear(width, width),
+            nn.Linear(width + d, 12),
+            nn.Linear(12, 3),
+        )
 
     def encode(self, x):
         x_ = (x[..., None, :] * self.bands[:, None]).reshape(*x.shape[:-1], -1)
@@ -491,7 +563,14 @@ class Speaker(nn.Module):
         super().__init__()
         self.tdnn1, self.tdnn2 = nn.Conv1d(12, 16, 5, dilation=1), nn.Conv1d(16, 24, 3, dilation=2)
         self.bn1, self.bn2 = nn.BatchNorm1d(16), nn.BatchNorm1d(24)
-        self.attention = nn.Sequential(nn.Conv1d(24, 8, 1), nn.ReLU(), nn.BatchNorm1d(8), nn.Tanh(), nn.Conv1d(8, 24, 1), nn.Softmax(dim=2))
+        self.attention = nn.Sequential(
+            nn.Conv1d(24, 8, 1),
+            nn.ReLU(),
+            nn.BatchNorm1d(8),
+            nn.Tanh(),
+            nn.Conv1d(8, 24, 1),
+            nn.Softmax(dim=2),
+        )
         self.bn3, self.fc = nn.BatchNorm1d(48), nn.Linear(48, 16)
 
     def forward(self, x):
@@ -509,9 +588,15 @@ class SoundUNet(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.enc = nn.ModuleList(nn.Sequential(nn.Conv1d(i, o, 8, 4), nn.ReLU(), nn.Conv1d(o, 2 * o, 1), nn.GLU(1)) for i, o in ((1, 8), (8, 16)))
+        self.enc = nn.ModuleList(
+            nn.Sequential(nn.Conv1d(i, o, 8, 4), nn.ReLU(), nn.Conv1d(o, 2 * o, 1), nn.GLU(1))
+            for i, o in ((1, 8), (8, 16))
+        )
         self.lstm, self.linear = nn.LSTM(16, 16, bidirectional=True), nn.Linear(32, 16)
-        self.dec = nn.ModuleList(nn.Sequential(nn.Conv1d(i, 2 * i, 3, padding=1), nn.GLU(1), nn.ConvTranspose1d(i, o, 8, 4)) for i, o in ((16, 8), (8, 1)))
+        self.dec = nn.ModuleList(
+            nn.Sequential(nn.Conv1d(i, 2 * i, 3, padding=1), nn.GLU(1), nn.ConvTranspose1d(i, o, 8, 4))
+            for i, o in ((16, 8), (8, 1))
+        )
 
     @staticmethod
     def center_trim(x, reference):
@@ -542,13 +627,22 @@ class Recommender(nn.Module):
         super().__init__()
         self.emb, self.linear = nn.Embedding(30, dim), nn.Embedding(30, 1)
         self.dense = nn.Linear(4, dim)
-        self.mlp = nn.Sequential(nn.Linear((fields + 1) * dim, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 12), nn.ReLU(), nn.Linear(12, 1))
+        self.mlp = nn.Sequential(
+            nn.Linear((fields + 1) * dim, 24),
+            nn.BatchNorm1d(24),
+            nn.ReLU(),
+            nn.Linear(24, 12),
+            nn.ReLU(),
+            nn.Linear(12, 1),
+        )
 
     def forward(self, sparse, dense):
         e = torch.cat([self.emb(sparse), self.dense(dense).unsqueeze(1)], dim=1)
         square_of_sum, sum_of_square = torch.sum(e, dim=1) ** 2, torch.sum(e**2, dim=1)
         fm = 0.5 * torch.sum(square_of_sum - sum_of_square, dim=1, keepdim=True)
-        return torch.sigmoid(torch.sum(self.linear(sparse), dim=1) + fm + self.mlp(e.view(e.size(0), -1))).squeeze(1)
+        return torch.sigmoid(
+            torch.sum(self.linear(sparse), dim=1) + fm + self.mlp(e.view(e.size(0), -1))
+        ).squeeze(1)
 
 
 @stranger(image(24, 10))
@@ -558,7 +652,10 @@ class StateSpace(nn.Module):
     def __init__(self, dim=12, state=4, rank=3):
         super().__init__()
         self.dim, self.state, self.rank = dim, state, rank
-        self.in_proj, self.conv = nn.Linear(10, 2 * dim, bias=False), nn.Conv1d(dim, dim, 4, padding=3, groups=dim)
+        self.in_proj, self.conv = (
+            nn.Linear(10, 2 * dim, bias=False),
+            nn.Conv1d(dim, dim, 4, padding=3, groups=dim),
+        )
         self.x_proj, self.dt_proj = nn.Linear(dim, rank + 2 * state, bias=False), nn.Linear(rank, dim)
         self.A_log = nn.Parameter(torch.log(torch.arange(1, state + 1).float()).repeat(dim, 1))
         self.D, self.out_proj = nn.Parameter(torch.ones(dim)), nn.Linear(dim, 10, bias=False)
@@ -587,7 +684,10 @@ class LearnedFilters(nn.Module):
 
     def __init__(self, filters=12, k=15):
         super().__init__()
-        self.low, self.band = nn.Parameter(torch.linspace(0.02, 0.3, filters).view(-1, 1)), nn.Parameter(torch.full((filters, 1), 0.05))
+        self.low, self.band = (
+            nn.Parameter(torch.linspace(0.02, 0.3, filters).view(-1, 1)),
+            nn.Parameter(torch.full((filters, 1), 0.05)),
+        )
         self.register_buffer("n", torch.arange(-(k // 2), k // 2 + 1).view(1, -1) * 2 * math.pi)
         self.register_buffer("window", torch.hamming_window(k, periodic=False))
         self.bn, self.conv, self.fc = nn.BatchNorm1d(filters), nn.Conv1d(filters, 20, 5, 2), nn.Linear(20, 4)
