@@ -302,7 +302,7 @@ def test_what_others_read_stays_tied() -> None:
         (torch.roll, ((2, 3, 4),), {"shifts": (1, -1), "dims": (1, 2)}),
         (torch.roll, ((2, 3), 1), {}),
     ],
-    ids=str,
+    ids=lambda given: getattr(given, "__name__", str(given)),
 )
 def test_shapes_without_the_meta_device_are_its_own(
     function: Callable[..., Tensor], args: Any, kwargs: Any
