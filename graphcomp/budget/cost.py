@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, fx
 
 from graphcomp.channels import Channels, Ints, Removal, varying
-from graphcomp.measure import layer_row, layer_weight, params_trainable
+from graphcomp.measure import params_trainable, products
 
 Counter = Literal["macs", "params"]
 Cost = Callable[[Removal], float]
@@ -30,10 +30,8 @@ class CostModel:
         self.layers: list[tuple[int, str, int]] = []  # node by number, its weight, its MACs
         self.positions: dict[int, list[Ints]] = {}  # node by number, channels along axes that it runs over
         for number, node in enumerate(program.graph.nodes):
-            row = layer_row(program, node)
-            if row is not None:
-                weight = layer_weight(program, node)
-                self.layers.append((number, name_of.get(id(weight), ""), row.macs))
+            for weight, count in products(program, node):
+                self.layers.append((number, name_of.get(id(weight), ""), count))
                 self.positions[number] = _positions(channels, node, weight)
 
     def macs(self, removal: Removal) -> float:

@@ -27,7 +27,7 @@ from graphcomp.channels import (
     varying,
 )
 from graphcomp.ir import Program, describe, describe_module, input_names, op_name, output_tensors
-from graphcomp.measure import layer_row, snapshot
+from graphcomp.measure import products, snapshot
 from graphcomp.records import LayerRow, Record
 
 
@@ -313,18 +313,10 @@ class _Gatherer:
         params = sum((on_group[key] for key in parameters), start=zero)
         macs = zero.copy()
         for node in self.program.graph.nodes:
-            row, weight = layer_row(self.program, node), self._weight(node)
-            if row is not None and weight is not None:
-                macs += on_group.get(id(weight), zero) * (row.macs // weight.numel())
+            for weight, count in products(self.program, node):
+                if weight is not None:
+                    macs += on_group.get(id(weight), zero) * (count // weight.numel())
         return params, macs
-
-    def _weight(self, node: fx.Node) -> Tensor | None:
-        """The stored weight of a layer; None if there is none, or the graph computes it."""
-        if node.op == "call_module":
-            return self.program.tensors.get(f"{node.target}.weight")
-        source = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
-        stored = isinstance(source, fx.Node) and source.op == "get_attr"
-        return self.program.tensors[cast(str, cast(fx.Node, source).target)] if stored else None
 
     def _elements(self, tensor: Tensor, sites: dict[int, Axis]) -> Ints:
         """Per group, the elements of a tensor that at least one of its axes gives to the group."""

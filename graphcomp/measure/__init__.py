@@ -9,6 +9,7 @@ from graphcomp.measure.cost import (
     macs_of,
     params_trainable,
     plane_of,
+    products,
     snapshot,
     with_macs,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "paired_difference",
     "params_trainable",
     "plane_of",
+    "products",
     "patches_at",
     "require_classes",
     "require_images",

@@ -1,7 +1,8 @@
 """What a program costs: parameters and multiply-accumulates, one function a counter.
 
-`macs` counts `n * c/groups * k * oh * ow` for every call of a convolution or linear layer at batch 1, and
-nothing for bias, normalisation, activation and pooling. Percentages are always new / old of one counter.
+`macs` counts `n * c/groups * k * oh * ow` for every call of a convolution or linear layer at batch 1, the
+matrices of a recurrent layer once a step of time, and nothing for bias, normalisation, activation and
+pooling. Percentages are always new / old of one counter.
 """
 
 import math
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from torch import Tensor, fx, nn
 
-from graphcomp.ir import DctLayer, Program, named_tensors, op_name
+from graphcomp.ir import DctLayer, Program, RecurrentLayer, named_tensors, op_name
 from graphcomp.records import LayerRow, Score, Snapshot
 
 if TYPE_CHECKING:
@@ -50,26 +51,30 @@ def plane_of(shape: Sequence[int], weight_ndim: int) -> tuple[int, ...]:
 
 
 def macs(program: Program) -> int:
-    """Multiply-accumulates of convolutions and linear layers for one sample."""
+    """Multiply-accumulates of convolutions, linear and recurrent layers for one sample."""
     return sum(row.macs for row in layer_rows(program))
 
 
 def with_macs(program: Program) -> "nx.MultiDiGraph":
-    """`program.to_networkx()` with what the counters know of convolutions and linear layers.
+    """`program.to_networkx()` with what the counters know of its layers (`layer_rows`).
 
     Their nodes have `macs`, multiply-accumulates of this call for one sample, and `channels`, those that they
     make, also where they are functions.
     """
     graph = program.to_networkx()
     for node in program.graph.nodes:
-        if (row := layer_row(program, node)) is not None:
+        if (row := _any_row(program, node)) is not None:
             graph.add_node(node.name, macs=row.macs, channels=row.out_channels)
     return graph
 
 
 def layer_rows(program: Program) -> list[LayerRow]:
-    """One row a call of a convolution or linear layer, in graph order."""
-    return [row for node in program.graph.nodes if (row := layer_row(program, node)) is not None]
+    """One row a call of a convolution, linear or recurrent layer, in graph order."""
+    return [row for node in program.graph.nodes if (row := _any_row(program, node)) is not None]
+
+
+def _any_row(program: Program, node: fx.Node) -> LayerRow | None:
+    return layer_row(program, node) or _recurrent_row(program, node)
 
 
 def layer_row(program: Program, node: fx.Node) -> LayerRow | None:
@@ -89,6 +94,40 @@ def layer_row(program: Program, node: fx.Node) -> LayerRow | None:
         groups=found.groups,
         params=found.params,
         macs=macs_of(found.shape, plane_of(program.shape(measured) or (), len(found.shape))),
+    )
+
+
+def products(program: Program, node: fx.Node) -> list[tuple[Tensor | None, int]]:
+    """The weights that a node multiplies by, and the multiply-accumulates with each for one sample.
+
+    Empty if it is no layer of `layer_rows`; None is a weight that the network computes, or that is no tensor
+    of its own (of a coefficient layer).
+    """
+    if (row := layer_row(program, node)) is not None:
+        return [(layer_weight(program, node), row.macs)]
+    if (module := _recurrent(program, node)) is None:
+        return []
+    steps = math.prod((program.shape(cast(fx.Node, node.args[0])) or ())[:-1])
+    names = [f"{node.target}.{name}{end}" for end in module.ends for name in module.names[:2]]
+    return [(weight, macs_of(weight.shape) * steps) for weight in map(program.tensors.__getitem__, names)]
+
+
+def _recurrent(program: Program, node: fx.Node) -> RecurrentLayer | None:
+    module = program.layer(cast(str, node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, RecurrentLayer) else None
+
+
+def _recurrent_row(program: Program, node: fx.Node) -> LayerRow | None:
+    module = _recurrent(program, node)
+    if module is None:
+        return None
+    return LayerRow(
+        name=cast(str, node.target),
+        kind=type(module).__name__,
+        in_channels=module.input_size,
+        out_channels=module.hidden_size * len(module.ends),
+        params=sum(tensor.numel() for tensor in module.parameters()),
+        macs=sum(count for _, count in products(program, node)),
     )
 
 

@@ -9,14 +9,14 @@ from graphcomp.records.record import Record
 
 
 class LayerRow(Record):
-    """One convolution or linear layer of a program."""
+    """One convolution, linear or recurrent layer of a program."""
 
     name: str = Field(description="module path, e.g. layer1.0.conv1")
     kind: str = Field(description="class name, e.g. Conv2d")
     in_channels: int = Field(description="or input features")
     out_channels: int = Field(description="or output features")
     kernel: tuple[int, ...] = Field(
-        default=(), description="a number for each spatial axis; empty for a linear layer"
+        default=(), description="a number for each spatial axis; empty for a linear or recurrent layer"
     )
     groups: int = Field(default=1, description="of a grouped convolution")
     params: int = Field(description="elements of weight and bias")

@@ -13,7 +13,8 @@ from graphcomp.channels import Removal, analyse
 from graphcomp.ir import load, save
 from graphcomp.ir.program import Program
 from graphcomp.ir.recurrent import GruLayer, LstmLayer
-from graphcomp.measure import params_trainable
+from graphcomp.measure import macs, params_trainable
+from graphcomp.measure.cost import layer_rows
 from graphcomp.onnx import export_onnx
 from graphcomp.pipeline.verify import check, verify_pass
 from tests.nets import scramble
@@ -105,6 +106,7 @@ def test_inputs_and_units_go_exactly(kind: type[nn.Module], name: str) -> None:
             check(smaller)
             torch.testing.assert_close(smaller(x), removal.mask()(x), rtol=0, atol=1e-12)
             assert params_trainable(smaller) == pytest.approx(cost_of("params", channels)(removal))
+            assert macs(smaller) == pytest.approx(cost_of("macs", channels)(removal))
     removal, _ = half(channels).feasible(random_scores(channels))
     smaller = removal.apply("test")
     assert not torch.allclose(smaller(x), program(x), atol=1e-6)
@@ -189,3 +191,16 @@ def test_shapes_are_known_without_a_run(kind: type[nn.Module], both: bool) -> No
     for given in ((x[..., :3].to("meta"),), (x.to("meta"), state)):
         with pytest.raises(RuntimeError, match="found widths"):
             layer(*given)
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3)])
+def test_matrices_count_once_a_step_of_time(kind: type[nn.Module], gates: int) -> None:
+    _, program = built(kind, "stacked both ways")
+    rows = {row.name: row for row in layer_rows(program) if row.kind in ("LstmLayer", "GruLayer")}
+    assert [(r.in_channels, r.out_channels) for r in rows.values()] == [(WIDTH, 2 * UNITS), (2 * UNITS,) * 2]
+    steps = 6
+    for row in rows.values():
+        assert row.macs == steps * 2 * gates * UNITS * (row.in_channels + UNITS)
+        assert row.params == 2 * gates * UNITS * (row.in_channels + UNITS + 2)
+    others = sum(row.macs for row in layer_rows(program) if row.name not in rows)
+    assert macs(program) == others + sum(row.macs for row in rows.values())

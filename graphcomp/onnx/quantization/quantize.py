@@ -264,7 +264,10 @@ def _read(path: Path) -> tuple[ModelProto, int | None]:
     onnxfile.read(path)
     model = onnx.load(path, load_external_data=False)
     if any(i.data_location == TensorProto.EXTERNAL for i in model.graph.initializer):
-        raise ExportError(f"{path}: found weights in other files, expected one file; save it as one")
+        raise ExportError(
+            f"{path}: found weights in other files, expected one file, as 8 bits are written; save it as one "
+            "where it has less than 2 GB"
+        )
     with_full_weights(model)
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         raise ExportError(
