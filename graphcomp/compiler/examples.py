@@ -30,12 +30,19 @@ def examples_for(
     Args:
         loaded: says what its inputs are, or leaves it to the user.
         model: its spec, for errors.
-        shapes: with the batch; of the only input under "", of several by the name of forward's argument.
+        shapes: with the batch, which is cut to 1; of the only input under "", of several by the name of
+            forward's argument.
         arguments: of forward that are no inputs.
 
     Raises:
         LoadError: no shape, one of an input that there is not, or one that memory has no room for.
     """
+    return tuple(x[:1] if x.dim() else x for x in _examples(loaded, model, shapes, arguments))
+
+
+def _examples(
+    loaded: LoadedModel, model: str, shapes: Mapping[str, Shape], arguments: Mapping[str, Any]
+) -> tuple[Tensor, ...]:
     names = _names(loaded.module, arguments)
     own = loaded.examples
     if own is None and loaded.input_shape is not None:

@@ -27,6 +27,11 @@ from tests.ir.test_operators import ROWS, branches, network
 from tests.nets import scramble
 
 LAYERS_OF_COEFFICIENTS = {"DctConv2d", "DctLinear"}
+UNPOOLING = {
+    *(f"max_unpool{rank}d" for rank in (1, 2, 3)),
+    *(f"{kind}_pool{rank}d_with_indices" for kind in ("max", "adaptive_max") for rank in (1, 2, 3)),
+}
+"""Places in a plane, which torch's exporter writes: those of ONNX count through the batch."""
 """Written as the plain layers; `tests/onnx/test_weights.py` looks at their weights."""
 
 
@@ -195,7 +200,7 @@ def assert_same(program: Program, batches: tuple[int, ...] = (1, 3)) -> None:
 
 def test_every_row_has_an_example() -> None:
     assert set(WRITES) - set(ROWS) == set(MORE) - set(ROWS)
-    assert set(ROWS) - set(WRITES) == LAYERS_OF_COEFFICIENTS
+    assert set(ROWS) - set(WRITES) == LAYERS_OF_COEFFICIENTS | UNPOOLING
 
 
 @pytest.mark.slow

@@ -188,7 +188,7 @@ def test_nothing_to_compress() -> None:
     program = tiny_program()
     pass_ = Dct(rate=2)
     with pytest.raises(
-        PassError, match=r"found nothing to change \(stem: a first convolution; inner: 2304 w"
+        PassError, match=r"found nothing to change \(stem: a first convolution; inner, outer: 2304 w"
     ):
         Pipeline([pass_]).run(program, context())
     _, plan, result = run_pass(pass_, program, context())
