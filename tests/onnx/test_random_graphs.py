@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -262,6 +263,11 @@ def test_a_drawn_file_is_equal_or_refused(model: onnx.ModelProto) -> None:
         try:
             program = read_onnx(path)
         except LoadError as error:
+            if "expected a file that it runs" in str(error):
+                # the runtime adds the pads of a Pad to those of a pool behind it, and then refuses their sum
+                with pytest.raises(Exception, match="smaller than kernel"):
+                    ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+                return
             assert any(
                 name in str(error) for name in [n.name for n in model.graph.node] + ["output", "input"]
             )
