@@ -1,8 +1,9 @@
-"""What a node reads, its bodies counted: those of If, Loop and Scan may read any value around them."""
+"""Who makes and reads the values of a file; bodies of If, Loop and Scan count: these read any around them."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from onnx import AttributeProto, GraphProto, NodeProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 
 def reads(node: NodeProto) -> list[str]:
@@ -16,6 +17,22 @@ def reads(node: NodeProto) -> list[str]:
         names += [o.name for o in body.output]
         names += [name for inner in body.node for name in filter(None, inner.input)]
     return names
+
+
+def makers_of(model: ModelProto) -> dict[str, NodeProto]:
+    """The node that makes each value."""
+    return {output: node for node in model.graph.node for output in node.output}
+
+
+def count_reads(model: ModelProto) -> Counter[str]:
+    """How often nodes read each value; the file's own outputs do not count."""
+    return Counter(name for node in model.graph.node for name in reads(node))
+
+
+def required_inputs(model: ModelProto) -> list[ValueInfoProto]:
+    """What a file has to be given: files may list stored weights as inputs too (before IR version 4)."""
+    stored = {i.name for i in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in stored]
 
 
 def rename_reads(node: NodeProto, renamed: Mapping[str, str]) -> None:

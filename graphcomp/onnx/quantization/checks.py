@@ -19,6 +19,7 @@ from onnx import ModelProto, NodeProto, helper
 
 from graphcomp.onnx.quantization.layers import Layer
 from graphcomp.onnx.quantization.sessions import Feeds, float_tensors, plain_session
+from graphcomp.onnx.subgraphs import makers_of
 from graphcomp.runtime import open_session
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -110,7 +111,7 @@ def census(quantised: ModelProto, layers: Sequence[Layer]) -> tuple[dict[str, in
         open_session(quantised.SerializeToString(), dump=dump)
         nodes = onnx.load(dump).graph.node
     read = {name for node in nodes if node.op_type != _DEQUANTIZE for name in node.input}
-    makers = {output: node for node in quantised.graph.node for output in node.output}
+    makers = makers_of(quantised)
     written = {node.name: node for node in quantised.graph.node}
     unfused = []
     for layer in layers:
@@ -131,7 +132,7 @@ class _Unit:
 
 
 def _unit(model: ModelProto, name: str) -> _Unit | None:
-    makers = {output: node for node in model.graph.node for output in node.output}
+    makers = makers_of(model)
     readers: dict[str, list[NodeProto]] = {}
     for node in model.graph.node:
         for read in node.input:

@@ -30,10 +30,10 @@ from graphcomp.onnx.quantization.samples import (
     counted,
     outputs,
     require_classes,
-    required_inputs,
 )
 from graphcomp.onnx.quantization.sessions import Feeds
 from graphcomp.onnx.quantization.spreading import find_factors, spread
+from graphcomp.onnx.subgraphs import required_inputs
 from graphcomp.records import Bench, Plan, Quantized, QuantizedLayer
 from graphcomp.runtime import Provider, adds_in_int16, benchmark, onnxfile, race
 

@@ -13,6 +13,7 @@ from graphcomp.errors import DataError
 from graphcomp.measure import paired_difference, wilson
 from graphcomp.onnx.quantization.checks import run_all
 from graphcomp.onnx.quantization.sessions import Feeds
+from graphcomp.onnx.subgraphs import required_inputs
 from graphcomp.records import Interval, Score
 
 BATCH = 8
@@ -65,12 +66,6 @@ def _require_fit(value: ValueInfoProto, x: NDArray[Any]) -> None:
             f"{kind} of {'x'.join(str(d or 'any') for d in dims[1:])}",
             "give others",
         )
-
-
-def required_inputs(model: ModelProto) -> list[ValueInfoProto]:
-    """What a file has to be given: files may list stored weights as inputs too."""
-    stored = {i.name for i in model.graph.initializer}
-    return [value for value in model.graph.input if value.name not in stored]
 
 
 def counted(fed: Sequence[Feeds]) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from graphcomp.onnx.subgraphs import reads
+from graphcomp.onnx.subgraphs import count_reads, makers_of
 
 ROUNDED = frozenset({"Conv", "ConvTranspose", "Gemm"})
 """Operators whose weights the runtime would round."""
@@ -22,11 +22,7 @@ def leave_outputs(model: ModelProto) -> None:
 
     The runtime's 8 bit Gemm writes float numbers as well as bytes; its convolutions only bytes.
     """
-    makers = {output: node for node in model.graph.node for output in node.output}
-    readers: dict[str, int] = {}
-    for node in model.graph.node:
-        for name in reads(node):
-            readers[name] = readers.get(name, 0) + 1
+    makers, readers = makers_of(model), count_reads(model)
     gone: list[NodeProto] = []
     for output in model.graph.output:
         last = makers.get(output.name)
@@ -36,7 +32,7 @@ def leave_outputs(model: ModelProto) -> None:
         maker = (
             makers.get(before.input[0]) if before is not None and before.op_type == "QuantizeLinear" else None
         )
-        if last is None or before is None or maker is None or readers.get(output.name):
+        if last is None or before is None or maker is None or readers[output.name]:
             continue
         if maker.op_type != "Gemm":
             continue
@@ -54,7 +50,7 @@ def keep_in_float(model: ModelProto, quantised: Collection[str]) -> None:
     In place. A layer whose number of channels is not known from its weight is not touched by the runtime.
     """
     stored = {i.name: i for i in model.graph.initializer}
-    makers = {output: node for node in model.graph.node for output in node.output}
+    makers = makers_of(model)
     taken = stored.keys() | makers.keys()
     nodes: list[NodeProto] = []
     for node in model.graph.node:

@@ -20,7 +20,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from graphcomp.errors import ExportError
 from graphcomp.onnx.quantization.layers import Layer, find_layers
 from graphcomp.onnx.quantization.sessions import Feeds, plain_session
-from graphcomp.onnx.subgraphs import reads
+from graphcomp.onnx.subgraphs import count_reads, makers_of
 
 Factors = Mapping[str, NDArray[np.float64]]
 """(channels,) of every tensor that is spread, by its name."""
@@ -37,7 +37,7 @@ def find_factors(model: ModelProto, layers: Sequence[Layer], batches: Sequence[F
         layers: of this model; tensors between two of them are spread.
         batches: to see peaks on.
     """
-    names = [layer.x for layer in layers if layer.depthwise and _maker(model, layers, layer) is not None]
+    names = list(_pairs(model, layers))
     if not names:
         return {}
     run, peaks = plain_session(model, names), dict[str, NDArray[np.float64]]()
@@ -68,10 +68,9 @@ def spread(model: ModelProto, layers: Sequence[Layer], factors: Factors) -> tupl
         changed = values * factor.reshape(-1, *[1] * (values.ndim - 1))
         stored[name].CopyFrom(numpy_helper.from_array(changed.astype(values.dtype), name))
 
-    readers = {layer.x: layer for layer in layers if layer.depthwise}
+    pairs = _pairs(model, layers)
     for name, factor in factors.items():
-        layer = readers.get(name)
-        maker = None if layer is None else _maker(model, layers, layer)
+        maker, layer = pairs.get(name, (None, None))
         fits = maker is not None and factor.shape == (len(maker.values),)
         if layer is None or maker is None or not fits or not (np.isfinite(factor) & (factor > 0)).all():
             raise ExportError(
@@ -86,23 +85,28 @@ def spread(model: ModelProto, layers: Sequence[Layer], factors: Factors) -> tupl
     return model, [layer for layer in find_layers(model)[0] if layer.name in taken]
 
 
-def _maker(model: ModelProto, layers: Sequence[Layer], layer: Layer) -> Layer | None:
-    """The convolution whose channels the depthwise `layer` reads, if both and what is between are theirs."""
-    readers: dict[str, int] = dict.fromkeys((o.name for o in model.graph.output), 1)
-    for node in model.graph.node:
-        for name in reads(node):
-            readers[name] = readers.get(name, 0) + 1
-    makers = {output: node for node in model.graph.node for output in node.output}
-    name, node = layer.x, makers.get(layer.x)
-    if readers[name] > 1 or node is None:
-        return None
-    if _passes(model, node):
-        name = node.input[0]
-        if readers[name] > 1:
-            return None
-    found = next((x for x in layers if x.y == name and x.op == "Conv"), None)
-    numbers = [layer.weight, *([] if found is None else [found.weight, *filter(None, [found.bias])])]
-    return None if any(readers[each] > 1 for each in numbers) else found
+def _pairs(model: ModelProto, layers: Sequence[Layer]) -> dict[str, tuple[Layer, Layer]]:
+    """By what a depthwise layer reads: the convolution whose channels these are, and the layer.
+
+    Where nothing else reads their weights, or a value from one to the other.
+    """
+    makers, readers = makers_of(model), count_reads(model)
+    readers.update(output.name for output in model.graph.output)
+    convolutions = {layer.y: layer for layer in layers if layer.op == "Conv"}
+    found: dict[str, tuple[Layer, Layer]] = {}
+    for layer in layers:
+        values, node = [layer.x], makers.get(layer.x)
+        if not layer.depthwise or node is None:
+            continue
+        if _passes(model, node):
+            values.append(node.input[0])
+        maker = convolutions.get(values[-1])
+        if maker is None:
+            continue
+        numbers = (layer.weight, maker.weight, *filter(None, [maker.bias]))
+        if all(readers[name] <= 1 for name in (*values, *numbers)):
+            found[layer.x] = maker, layer
+    return found
 
 
 def _passes(model: ModelProto, node: NodeProto) -> bool:

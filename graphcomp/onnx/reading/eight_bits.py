@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from graphcomp.errors import LoadError
 from graphcomp.onnx.reading.file import OnnxSource, array_of
 from graphcomp.onnx.rows import Array
-from graphcomp.onnx.subgraphs import reads, rename_reads
+from graphcomp.onnx.subgraphs import makers_of, reads, rename_reads
 
 WEIGHTS = "stored weights of 8 bits were read as float32"
 ROUNDING = "the file rounds between layers, which is left out"
@@ -54,7 +54,7 @@ def without_rounding(model: ModelProto) -> bool:
 
     Quantizers take out a Relu where the bytes begin at 0, which cut negative numbers off: it comes back.
     """
-    makers = {output: node for node in model.graph.node for output in node.output}
+    makers = makers_of(model)
     stored = {i.name: i for i in model.graph.initializer}
     outputs = {output.name for output in model.graph.output}
     same: dict[str, str] = {}

@@ -12,6 +12,7 @@ from torch import Tensor
 from graphcomp.errors import LoadError
 from graphcomp.ir import Interface, Port
 from graphcomp.onnx.interface import HISTORY_PROP
+from graphcomp.onnx.subgraphs import required_inputs
 
 BATCHES = (1, 7, 11)
 """What is read for any batch is read for these; a number that follows from one of them is the batch."""
@@ -58,13 +59,12 @@ class Case:
 
 
 def inputs_of(model: ModelProto) -> list[Input]:
-    """The inputs that are no initialisers (before IR version 4 these are listed, too).
+    """The inputs that a file has to be given.
 
     Raises:
         LoadError: naming one that no program can have.
     """
-    held = {t.name for t in model.graph.initializer}
-    found = [_input(v) for v in model.graph.input if v.name not in held]
+    found = [_input(v) for v in required_inputs(model)]
     if not found:
         raise LoadError.at("inputs", "none", "at least one", "a file of constants cannot be compressed")
     return found
