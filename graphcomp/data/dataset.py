@@ -36,7 +36,7 @@ from graphcomp.data.split import (
     unlabelled,
     whole_split,
 )
-from graphcomp.errors import DataError
+from graphcomp.errors import DataError, first_line
 from graphcomp.ir import Batch
 
 TRAIN, EVAL = "train", "eval"
@@ -108,15 +108,10 @@ def _labels(given: Sequence[Any], place: str) -> Labels:
     try:
         found = np.stack([np.asarray(label) for label in given])
     except (ValueError, TypeError) as error:
-        raise DataError.at(where, first_of(error), "one kind for all samples", "correct them") from error
+        raise DataError.at(where, first_line(error), "one kind for all samples", "correct them") from error
     if found.dtype.kind == "f":
         return values(where, found, found.shape[:1])
     return class_ids(where, found, found.shape[:1])
-
-
-def first_of(error: Exception) -> str:
-    """The first line of what an error says."""
-    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 class _Reader:
@@ -150,7 +145,7 @@ class _Reader:
             sample = self.dataset[index]
         except Exception as error:  # the user's own code can raise anything at all
             raise DataError.at(
-                place, f"{type(error).__name__}: {first_of(error)}", "a sample", "correct the dataset"
+                place, f"{type(error).__name__}: {first_line(error)}", "a sample", "correct the dataset"
             ) from error
         given, label = self.parts(place, sample)
         return tuple(_tensor(place, slot, x) for slot, x in zip(self.slots, given, strict=True)), label

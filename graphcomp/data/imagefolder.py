@@ -1,7 +1,6 @@
 """Folders of images: which samples there are, and whose class each one is."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +13,17 @@ from graphcomp.data.classes import Folders, carry_indices, folder_classes
 from graphcomp.data.images import CROP_FRACTION, DECODED, SUFFIXES, decode, is_image
 from graphcomp.data.layout import COLOURS, as_taken, in_front
 from graphcomp.data.request import Request, either, sizes
-from graphcomp.data.split import Data, Fetch, Indices, Source, Split, describe, split_in_two, whole_split
+from graphcomp.data.split import (
+    Data,
+    Fetch,
+    Indices,
+    Source,
+    Split,
+    describe,
+    split_in_two,
+    unlabelled,
+    whole_split,
+)
 from graphcomp.errors import DataError
 from graphcomp.ir import Batch
 
@@ -52,7 +61,7 @@ def _unlabelled(request: Request, root: Path) -> Data:
     paths = _images(root, may_be_empty=False)
     labels = np.zeros(len(paths), np.int64)
     halves = split_in_two(labels, _file_fetch(paths, request), 0.5)
-    train, evaluation = (replace(half, labelled=False) for half in halves)
+    train, evaluation = map(unlabelled, halves)
     if not len(train) or not len(evaluation):
         raise DataError.at(root, f"{len(paths)} image", "at least 2, for two halves", "add images")
     what = f"{root}, images without labels, fixed split into halves"

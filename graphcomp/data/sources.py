@@ -65,7 +65,8 @@ from graphcomp.ir import Program
 
 RANDOM_SAMPLES = 64
 
-InputShape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
+SampleShape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
+"""Without the batch: of the only input, or of inputs by name."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class _Kind:
 def load_data(
     spec: Any,
     *,
-    input_shape: InputShape | None = None,
+    input_shape: SampleShape | None = None,
     program: Program | None = None,
     seed: int,
     outputs: int | None = None,
@@ -114,7 +115,7 @@ def load_data(
     return _checked(replace(kind.load(request), advice=kind.advice), spec, seed, request.limit)
 
 
-def _named(shapes: InputShape | None) -> tuple[Slot, ...]:
+def _named(shapes: SampleShape | None) -> tuple[Slot, ...]:
     by_name = shapes if isinstance(shapes, Mapping) else {"input": tuple(shapes or ())}
     return tuple(Slot(name, tuple(shape)) for name, shape in by_name.items())
 
