@@ -13,17 +13,15 @@ def untouched(
     """Groups that could lose channels and lost none."""
     found = []
     for group in groups:
-        width = len(group.channels)
+        width, step = len(group.channels), rounding_step(group, multiple)
         if removal.kept(group) < width:
             continue
         if width <= max(min_channels, 1):
             tied = f", coupled at {', '.join(group.coupled_by[:3])}" if group.coupled_by else ""
             reason = f"{width} channel(s) wide{tied}"
         elif round_up(1, group, multiple, min_channels) >= width:
-            step = rounding_step(group, multiple)
             reason = f"all {width} channels are the fewest that stay in steps of {step}"
         else:
-            step = rounding_step(group, multiple)
             reason = f"nothing left to remove after rounding up to steps of {step} and the criterion's choice"
         found.append(LeftAlone(where=group.name, reason=reason))
     return found

@@ -183,8 +183,11 @@ class Layouts:
         """Whether a size is another one for two samples."""
         if not isinstance(size, fx.Node):
             return False
-        values = Values(self.program.module, self.program.example_inputs)
-        return bool(values.of(size, 2) != values.of(size))
+        return bool(self._sizes.of(size, 2) != self._sizes.of(size))
+
+    @cached_property
+    def _sizes(self) -> Values:
+        return Values(self.program.module, self.program.example_inputs)
 
     def settled(self, argument: Any) -> int:
         """A dimension, which a network may compute."""
