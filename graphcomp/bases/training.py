@@ -37,9 +37,6 @@ from graphcomp.train import (
 STATE = "training.safetensors"
 """Name of the state file in the working directory."""
 
-FITTING = "refit"
-"""The pass behind which a usual rate may leave the network within a few steps."""
-
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
@@ -139,7 +136,7 @@ class Recovery(Learning, TrainOptions):
 
     def _ready(self, program: Program) -> Self:
         """With the rate that this network bears: what was fitted in closed form is sharp (`train.rates`)."""
-        is_fitted = any(plan["name"] == FITTING for plan in program.history)
+        is_fitted = any(plan.get("fitted", False) for plan in program.history)
         return replace(self, lr="auto") if self.lr is None and is_fitted else self
 
     def _seed(self, context: Context) -> int:

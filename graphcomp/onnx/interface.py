@@ -21,6 +21,8 @@ HISTORY_PROP = "graphcomp.history"
 """Key of the file's metadata: the plans of the passes that made it, as JSON, oldest first."""
 
 _MOST_HISTORY, _MOST_DEPTH = 1 << 20, 256
+_SHORT = "name", "summary", "fitted"
+"""Of plans, what is written of them even where they are too long."""
 
 
 def input_names(program: Program) -> list[str]:
@@ -81,12 +83,12 @@ def describe(model: ModelProto, program: Program) -> None:
 
 
 def _history_text(history: Sequence[dict[str, Any]]) -> str:
-    """The plans without what no verb reads; of plans that are too long only what they are called."""
+    """The plans without what no verb reads; of plans that are too long only what is short (`_SHORT`)."""
     plans = [{k: v for k, v in plan.items() if k not in ("evidence", "kept")} for plan in history]
     text = json.dumps(plans, separators=(",", ":"))
     if len(text) <= _MOST_HISTORY:
         return text
-    return json.dumps([{k: plan.get(k, "") for k in ("name", "summary")} for plan in plans])
+    return json.dumps([{k: plan[k] for k in _SHORT if k in plan} for plan in plans])
 
 
 def read_history(text: str) -> tuple[dict[str, Any], ...]:

@@ -183,6 +183,11 @@ class Plan(Record):
     evidence: dict[str, Any] = Field(
         default_factory=dict, description="why it was decided so: for reports, read by no verb"
     )
+    fitted: bool = Field(
+        default=False,
+        description="whether weights are fitted to data in closed form: a usual learning rate may leave such "
+        "a network within a few steps, so that trainings behind it search theirs",
+    )
     bulk: dict[str, str] = Field(
         default_factory=dict,
         description="decisions that are too many numbers to be read, packed; not in a program's history",

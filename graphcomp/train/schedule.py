@@ -37,7 +37,8 @@ class Schedule:
         Annotated[float, Field(gt=0)] | Literal["auto"] | None,
         Field(
             description="the highest learning rate; auto: found by short trials, and with it `clip` and "
-            "`statistics` where those are left open; default: 0.01, and auto in a training behind `refit`"
+            "`statistics` where those are left open; default: 0.01, and auto behind weights that were fitted "
+            "in closed form (`refit`)"
         ),
     ] = None
     schedule: Annotated[

@@ -103,6 +103,7 @@ class Refit(Learning):
                 "samples": min(self.samples, len(data.train)),
                 "layers": {u.layer: u.origin.layer for u in units},
             },
+            fitted=bool(units),
             bulk={u.layer: packed(u.origin) for u in units},
             kept=left,
             summary=f"{len(units)} layers to fit to {label}" if units else f"nothing differs from {label}",

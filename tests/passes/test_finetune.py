@@ -74,6 +74,17 @@ def test_rates_are_searched_behind_refit_where_none_was_asked_for() -> None:
     asked = trained(f"{cut}, refit, finetune{{{short}, lr=0.05}}")
     usual = trained(f"{cut}, finetune{{{short}}}")
     assert (asked.rates, asked.lr) == ([], 0.05) and (usual.rates, usual.lr) == ([], 0.01)
+    unchanged = trained(f"refit, finetune{{{short}}}")  # nothing was removed: there was nothing to fit
+    assert (unchanged.rates, unchanged.lr) == ([], 0.01)
+
+
+@pytest.mark.parametrize("fitted", [True, False])
+def test_what_was_fitted_in_closed_form_is_said_by_its_plan_and_not_by_a_name(fitted: bool) -> None:
+    plan = Plan(name="mine", fitted=fitted).model_dump(mode="json")
+    program = replace(normalised_net(), history=(plan,))
+    asked = Finetune(epochs=1, max_steps=2, batch=24, precision="float32")
+    step, _, _ = run_pass(asked, program, context(make_data()))
+    assert step.training is not None and bool(step.training.rates) is fitted
 
 
 def test_statistics_alone_without_labels() -> None:
