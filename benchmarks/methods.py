@@ -3,9 +3,11 @@
     python benchmarks/methods.py pfa --model models:resnet56 --weights W --data cifar10:DIR    # one table
     python benchmarks/methods.py --render                             # all that was measured, in the document
     python benchmarks/methods.py --list                               # all suites
+    python benchmarks/methods.py oneshot-grid --only '*obs*refit' …   # some recipes of one
 
 A suite is a list of recipes. Every recipe is one `graphcomp.compile`; what they share (calibration, …) is
-computed once and comes from the cache. Rows are saved as they are known and measured once. Speedups are timed
+computed once and comes from the cache. Rows are saved as they are known and measured once; lines that the
+document has already, of other machines and days, stay in it, and say where they come from. Speedups are timed
 by `graphcomp.benchmark`, each recipe interleaved with the same baseline, one thread, batch 1. Counts of
 `multiple=1` are the paper's and not made to be fast: that is what its columns of time show.
 """
@@ -14,14 +16,15 @@ import argparse
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from rows import DOCS, Row, Rows, table, timed
-from section import replace_section
+from rows import DOCS, Row, Rows, page, timed, written
+from section import read_section, replace_section
 
 import graphcomp
 from graphcomp.compiler.source import load_source
@@ -263,9 +266,14 @@ MOST_NAMED = 6
 # ---------------------------------------------------------------------- measuring
 
 
-def measure(name: str, model: str, weights: Path | None, spec: str, seconds: float) -> None:
-    """All rows of a suite that are missing."""
+def measure(
+    name: str, model: str, weights: Path | None, spec: str, seconds: float, only: Sequence[str] = ("*",)
+) -> None:
+    """All rows of a suite that are missing, of recipes that globs match: those of the first glob first."""
     suite = SUITES[name]
+    wanted = dict.fromkeys(r for glob in only for r in suite.recipes if fnmatch(r.passes, glob))
+    if not wanted:
+        raise SystemExit(f"{name}: found no recipe that {' or '.join(only)} matches; see --list")
     source = load_source(model, weights).program
     data = load_data(spec, input_shape=tuple(source.example_inputs[0].shape[1:]), seed=0)
     said = re.sub(r"\S*/", "", data.description)  # without folders: the document is read elsewhere
@@ -279,7 +287,7 @@ def measure(name: str, model: str, weights: Path | None, spec: str, seconds: flo
         if suite.timed:
             graphcomp.export_onnx(source, base)
             timer = partial(timed, base, seconds)
-        for recipe in suite.recipes:
+        for recipe in wanted:
             row = rows.measure(recipe.passes, partial(_row, source, recipe.passes, data, timer))
             print(f"{recipe.passes}: {row}", flush=True)
 
@@ -324,12 +332,13 @@ def render() -> None:
                 begin, end = (
                     f"<!-- {what}: {e}, written by benchmarks/methods.py -->" for e in ("begin", "end")
                 )
-                replace_section(DOCS, begin, end, f"{begin}\n{_section(name, rows)}\n{end}")
+                new = _section(name, rows, read_section(DOCS, begin, end))
+                replace_section(DOCS, begin, end, f"{begin}\n{new}\n{end}")
 
 
-def _section(name: str, rows: Rows) -> str:
+def _section(name: str, rows: Rows, there: str) -> str:
+    """A suite's section, with the lines of the one that is there for what is not in `rows`."""
     suite, before, settings = SUITES[name], rows.found[BEFORE], rows.settings
-    missing = [r.passes for r in suite.recipes if r.passes not in rows.found]
     model = settings["model"].partition(":")[2]
     options = f" --seconds {settings['seconds']:g}" if suite.timed else ""
     said = f"`python benchmarks/methods.py {name}{options}`, {settings['weights']}, {settings['data']}."
@@ -337,19 +346,22 @@ def _section(name: str, rows: Rows) -> str:
     whole += f"top-1 {_percent(before)} %."
     clock = " Speedups with a * are of CPU time: the machine was busy." if suite.timed else ""
     note = f" {suite.note}" if suite.note else ""
-    lacking = f" Not run: `{'`, `'.join(missing)}`." if missing else ""
-    if len(missing) > MOST_NAMED:
-        lacking = f" Not run: {len(missing)} of the suite's {len(suite.recipes)} recipes."
     spent = ("CPU minutes",) if suite.spent else ()
     top1 = ("top-1 cut, %", suite.after, *spent) if suite.after else ("top-1, %", *spent)
     head = ["% params", "% MACs", *top1, *(("by MACs", "measured") if suite.timed else ())]
-    lines = [_line(r, rows.found[r.passes], before, suite) for r in suite.recipes if r.passes in rows.found]
-    return "\n\n".join(
-        [
-            f"{said} {whole}{note}{clock}{lacking} {rows.places}.",
-            table([*suite.first, *head, *suite.last], lines),
-        ]
-    )
+    head = [*suite.first, *head, *suite.last]
+    known = written(there, f"{said} {whole}", head, len(suite.first))
+    for recipe in suite.recipes:
+        if recipe.passes in rows.found:
+            row = rows.found[recipe.passes]
+            known[recipe.cells] = _line(recipe, row, before, suite), row["where"]
+    order = [recipe.cells for recipe in suite.recipes]
+    lines = {cells: known[cells] for cells in (*order, *known) if cells in known}
+    missing = [r.passes for r in suite.recipes if r.cells not in lines]
+    lacking = f" Not run: `{'`, `'.join(missing)}`." if missing else ""
+    if len(missing) > MOST_NAMED:
+        lacking = f" Not run: {len(missing)} of the suite's {len(suite.recipes)} recipes."
+    return page(f"{said} {whole}{note}{clock}{lacking}", head, lines)
 
 
 def _line(recipe: Recipe, row: Row, before: Row, suite: Suite) -> list[str]:
@@ -386,6 +398,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="as of graphcomp compile")
     parser.add_argument("--data", help="as of graphcomp compile")
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each recipe that is timed")
+    parser.add_argument("--only", nargs="+", metavar="GLOB", help="recipes, those of the first glob first")
     parser.add_argument("--render", action="store_true", help="write the tables into docs/results.md")
     chosen = parser.parse_args()
     if chosen.list:
@@ -394,7 +407,9 @@ def main() -> None:
     if chosen.suite is not None:
         if chosen.data is None:
             parser.error("give --data")
-        measure(chosen.suite, chosen.model, chosen.weights, chosen.data, chosen.seconds)
+        measure(
+            chosen.suite, chosen.model, chosen.weights, chosen.data, chosen.seconds, chosen.only or ("*",)
+        )
     if chosen.render:
         render()
 

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the venv of Torch-Pruning does not have graphcomp installed
 
-from rows import DOCS, Row, Rows, table  # noqa: E402
-from section import replace_section  # noqa: E402
+from rows import DOCS, Row, Rows, page, written  # noqa: E402
+from section import read_section, replace_section  # noqa: E402
 
 import graphcomp  # noqa: E402
 from graphcomp.compiler.source import load_source  # noqa: E402
@@ -162,27 +162,27 @@ def render() -> None:
             begin, end = (
                 f"<!-- oneshot {model}: {e}, written by benchmarks/oneshot.py -->" for e in ("begin", "end")
             )
-            replace_section(DOCS, begin, end, f"{begin}\n{_section(rows)}\n{end}")
+            new = _section(rows, read_section(DOCS, begin, end))
+            replace_section(DOCS, begin, end, f"{begin}\n{new}\n{end}")
 
 
-def _section(rows: Rows) -> str:
+def _section(rows: Rows, there: str) -> str:
+    """The table of a network, with the lines of the one that is there for what is not in `rows`."""
     before, settings = rows.found[BEFORE], rows.settings
-    names = [f"{kind}, {scope}" for scope in reversed(SCOPES) for kind in KINDS]
-    missing = [name for name in names if name not in rows.found]
-    lacking = f" Not run: {'; '.join(missing)}." if missing else ""
-    lines = [
-        [
-            *name.split(", "),
-            *(f"{100 * rows.found[name][what] / before[what]:.2f}" for what in ("params", "macs")),
-            *(f"{100 * rows.found[name][what]:.2f}" for what in ("cut", "top1")),
-        ]
-        for name in names
-        if name in rows.found
-    ]
     head = ["importance", "scope", "% params", "% MACs", "top-1 cut, %", "statistics, %"]
     said = f"`python benchmarks/oneshot.py`, Torch-Pruning, {settings['weights']}, {settings['data']}."
-    whole = f"{settings['model']} before: top-1 {100 * before['top1']:.2f} %."
-    return f"{said} {whole}{lacking} {rows.places}.\n\n{table(head, lines)}"
+    said += f" {settings['model']} before: top-1 {100 * before['top1']:.2f} %."
+    known = written(there, said, head, 2)
+    order = [(kind, scope) for scope in reversed(SCOPES) for kind in KINDS]
+    for kind, scope in order:
+        if (row := rows.found.get(f"{kind}, {scope}")) is not None:
+            shares = (f"{100 * row[what] / before[what]:.2f}" for what in ("params", "macs"))
+            scores = (f"{100 * row[what]:.2f}" for what in ("cut", "top1"))
+            known[kind, scope] = [kind, scope, *shares, *scores], row["where"]
+    lines = {cells: known[cells] for cells in order if cells in known}
+    missing = [", ".join(cells) for cells in order if cells not in lines]
+    lacking = f" Not run: {'; '.join(missing)}." if missing else ""
+    return page(f"{said}{lacking}", head, lines)
 
 
 def main() -> None:

@@ -1,11 +1,13 @@
 """Rows of a table that are measured one by one: each is kept in a file as soon as it is known."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import graphcomp
@@ -15,6 +17,9 @@ from graphcomp.runtime.machine import environment
 Row = dict[str, Any]
 OUT = Path(__file__).parent.parent / "out"
 DOCS = Path(__file__).parent.parent / "docs" / "results.md"
+MARK = "where"
+"""Head of the column that says in which of several places a line was measured."""
+
 SHOWN = ("torch", "torchvision", "onnxruntime-gpu", "onnxruntime")
 
 
@@ -96,6 +101,54 @@ def commit() -> str:
     told = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     found = subprocess.run(told, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return f", commit {found.stdout.strip()}" if found.returncode == 0 else ""
+
+
+Lines = dict[tuple[str, ...], tuple[list[str], str]]
+"""Lines of a table by their first cells: all cells, and where they were measured (`where`)."""
+
+
+def written(section: str, said: str, head: list[str], first: int) -> Lines:
+    """The lines that a section of a document has already, of machines and days whose `out/` is gone.
+
+    Args:
+        section: as `page` makes it; "": no lines.
+        said: what it begins with: the command and what all lines have in common.
+        head: of its table.
+        first: how many cells a line is known by.
+
+    Raises:
+        SystemExit: it says something else, so that its lines do not belong to those that are to be added.
+    """
+    if not section:
+        return {}
+    paragraph, *_, found = section.split("\n\n")
+    top, _, *lines = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in found.splitlines()]
+    marked = top[-1] == MARK
+    if not paragraph.startswith(said) or (top[:-1] if marked else top) != head:
+        raise SystemExit(
+            f"{DOCS}: found rows of {paragraph[:200]!r} with columns {top}, expected {said!r} and {head}; "
+            "measure with the same settings, or take the section out of the document"
+        )
+    place = paragraph.rsplit(". ", 1)[1].removesuffix(".")
+    letters = dict(part.split(": ", 1) for part in re.split("; (?=[a-z]: )", place)) if marked else {}
+    return {
+        tuple(cells[:first]): (cells[:-1], letters[cells[-1]]) if marked else (cells, place)
+        for cells in lines
+    }
+
+
+def page(said: str, head: list[str], lines: Lines) -> str:
+    """A section: what is said, where the lines were measured, and the table.
+
+    Where they were measured in several places a last column says which line in which.
+    """
+    places = list(dict.fromkeys(place for _, place in lines.values()))
+    if len(places) == 1:
+        return f"{said} {places[0]}.\n\n{table(head, [cells for cells, _ in lines.values()])}"
+    marks = dict(zip(places, ascii_lowercase, strict=False))
+    told = "; ".join(f"{mark}: {place}" for place, mark in marks.items())
+    marked = [[*cells, marks[place]] for cells, place in lines.values()]
+    return f"{said} {told}.\n\n{table([*head, MARK], marked)}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -12,3 +12,9 @@ def replace_section(document: Path, begin: str, end: str, new: str) -> None:
     else:
         text = f"{text.rstrip()}\n\n{new}\n"
     document.write_text(text)
+
+
+def read_section(document: Path, begin: str, end: str) -> str:
+    """What the section says now, without the comments; nothing where there is none."""
+    text = document.read_text() if document.exists() else ""
+    return text.split(begin, 1)[1].split(end, 1)[0].strip() if begin in text else ""

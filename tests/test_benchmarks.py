@@ -3,10 +3,16 @@
 import ast
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-FILES = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+FILES = sorted(FOLDER.glob("*.py"))
+HEAD = ["criterion", "repair", "top-1, %"]
+HEADS = ["method", "% params", "% MACs", "top-1, %"]
+SAID = "`python some.py`, weights."
+OURS = {("l1", "refit"): (["l1", "refit", "83.60"], "machine B, 2026-12-01")}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -27,3 +33,52 @@ def test_imports_are_there(path: Path) -> None:
 
 def test_some_are_there() -> None:
     assert len(FILES) > 5
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(FOLDER)
+    return import_module("rows")
+
+
+@pytest.mark.parametrize("places", [1, 2])
+def test_lines_of_a_document_are_read_as_they_were_written(rows: ModuleType, places: int) -> None:
+    there = {("obs", ""): (["obs", "", "85.75"], "machine A, 2026-11-30; 2 more")}
+    lines = there | (OURS if places == 2 else {})
+    section = rows.page(f"{SAID} Not run: 3.", HEAD, lines)
+    assert rows.written(section, SAID, HEAD, 2) == lines
+    assert section.count("machine A") == 1 and section.count("where") == places - 1
+    assert rows.written("", SAID, HEAD, 2) == {}
+
+
+@pytest.mark.parametrize(("said", "head"), [("`python other.py`", HEAD), (SAID, HEAD[:2])])
+def test_lines_of_other_settings_are_not_mixed_in(rows: ModuleType, said: str, head: list[str]) -> None:
+    section = rows.page(SAID, HEAD, OURS)
+    with pytest.raises(SystemExit, match=r"rows of .* expected"):
+        rows.written(section, said, head, 2)
+
+
+def test_what_is_measured_anew_takes_the_place_of_a_line_and_the_others_stay(
+    rows: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = import_module("methods")
+    recipes = [methods.Recipe((name,), name) for name in ("first", "second", "third")]
+    monkeypatch.setitem(methods.SUITES, "mine", methods.Suite(recipes, ("method",)))
+
+    def section(there: str, top1: float, place: str, *names: str) -> str:
+        row = {"params": 100, "macs": 100, "top1": top1, "where": place}
+        found = dict.fromkeys((methods.BEFORE, *names), row)
+        found[methods.BEFORE] = row | {"top1": 0.9}
+        settings = {"model": "models:net", "weights": "w", "data": "d"}
+        return str(methods._section("mine", rows.Rows(tmp_path / "x", found, settings), there))
+
+    first = section("", 0.5, "machine A", "third", "second")
+    again = section(first, 0.75, "machine B", "first", "third")
+    values = {cells[0]: (cells[-1], place) for cells, place in rows.written(again, "", HEADS, 1).values()}
+    assert values == {
+        "first": ("75.00", "machine B"),
+        "second": ("50.00", "machine A"),
+        "third": ("75.00", "machine B"),
+    }
+    assert list(values) == ["first", "second", "third"] and "Not run: `first`." in first
+    assert "Not run" not in again and section(again, 0.75, "machine B", "first", "third") == again
