@@ -37,13 +37,20 @@ def required_inputs(model: ModelProto) -> list[ValueInfoProto]:
 
 def rename_reads(node: NodeProto, renamed: Mapping[str, str]) -> None:
     """Give the values that a node reads, and that its bodies read, their new names, in place."""
-    for reader in (node, *(inner for body in _bodies(node) for inner in body.node)):
+    for reader in with_inner(node):
         for index, name in enumerate(reader.input):
             if name in renamed:
                 reader.input[index] = renamed[name]
     for body in _bodies(node):
         for output in body.output:
             output.name = renamed.get(output.name, output.name)
+
+
+def with_inner(node: NodeProto) -> Iterator[NodeProto]:
+    """A node, and those of its bodies."""
+    yield node
+    for body in _bodies(node):
+        yield from body.node
 
 
 def _bodies(node: NodeProto) -> Iterator[GraphProto]:

@@ -16,6 +16,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.inliner import inline_local_functions
 
 from graphcomp.errors import LoadError, first_line
+from graphcomp.onnx.reading.older import OLDEST, modernise
 from graphcomp.onnx.rows import Array
 from graphcomp.runtime import external
 
@@ -23,7 +24,6 @@ MOST_NODES = 1 << 17
 """Of a file, functions expanded; the largest networks in use have some ten thousand."""
 
 _MOST_BYTES = 2**31 - 1  # what protobuf reads
-_OLDEST = 7  # what ONNX Runtime runs, with which every program is compared
 _DOMAINS = ("", "ai.onnx")
 
 
@@ -62,7 +62,9 @@ def open_file(path: Path) -> OnnxSource:
             path.name, f"{len(model.graph.node)} nodes", f"at most {MOST_NODES}", "this is no network"
         )
     _read_external(path, model)
-    return OnnxSource(path, model, opset)
+    if opset >= OLDEST:
+        return OnnxSource(path, model, opset)
+    return OnnxSource(path, model, OLDEST, (modernise(path.name, model, opset),))
 
 
 def _parse(path: Path) -> ModelProto:
@@ -110,12 +112,12 @@ def _require_text(path: Path, model: ModelProto) -> None:
 def _opset(path: Path, model: ModelProto) -> int:
     versions = {o.version for o in model.opset_import if o.domain in _DOMAINS}
     newest = onnx.defs.onnx_opset_version()
-    if len(versions) != 1 or not _OLDEST <= min(versions) <= newest:
+    if len(versions) != 1 or not 1 <= min(versions) <= newest:
         raise LoadError.at(
             path.name,
             f"operator sets {sorted(versions)}",
-            f"one from {_OLDEST} to {newest}",
-            "convert the file with onnx.version_converter, or install a newer onnx",
+            f"one from 1 to {newest}",
+            "install a newer onnx",
         )
     return int(versions.pop())
 

@@ -64,7 +64,7 @@ def read_onnx(
             read, or if the program does not compute what ONNX Runtime computes from it.
     """
     source = open_file(Path(path))
-    source = replace(source, remarks=read_in_float(source, rounding=rounding))
+    source = replace(source, remarks=(*source.remarks, *read_in_float(source, rounding=rounding)))
     inputs = inputs_of(source.model)
     sizes = examples(inputs, input_shapes)
     fixed = _fixed_batch(inputs)

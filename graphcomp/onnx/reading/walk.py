@@ -5,13 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import onnx
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
+from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto
 
 from graphcomp.errors import GraphcompError, LoadError, first_line
+from graphcomp.onnx.reading.bodies import body_of, written_out
 from graphcomp.onnx.reading.file import array_of
 from graphcomp.onnx.reading.known import RANDOM, constant_of, evaluate
 from graphcomp.onnx.reading.sequences import MAKE, TAKE, Items
 from graphcomp.onnx.rows import READS, VALUE_KEY, Array, Known, Made, Node, Reading, Value
+from graphcomp.onnx.rows.registry import Read
 from graphcomp.onnx.subgraphs import reads
 
 _Result = TypeVar("_Result")
@@ -123,13 +125,15 @@ class Walk:
                     "this is no network",
                 )
             return results
-        return self._by_row(proto, inputs)
-
-    def _by_row(self, proto: NodeProto, inputs: Sequence[Value | None]) -> Sequence[Value]:
-        node = Node(proto, self.opset, inputs)
         row = READS.get(proto.op_type)
+        node = Node(proto, self.opset, inputs)
+        if row is None and (body := body_of(proto, self.opset, inputs)) is not None and depth < _DEEPEST:
+            return self._by_definition(node, body, depth)
         if row is None or not _exists(proto.op_type, self.opset):
             raise _refusal(node, self.opset, row is not None)
+        return self._by_row(node, row)
+
+    def _by_row(self, node: Node, row: Read) -> Sequence[Value]:
         result = self._called(node, lambda: row(node, self.reading))
         results = result if isinstance(result, tuple) else (result,)
         wanted = [i for i, name in enumerate(node.outputs) if self.uses[name] > 0]
@@ -191,14 +195,35 @@ class Walk:
                 f"a second {min(taken)!r:.120}", "a name for each value", "it is not valid ONNX"
             )
         self.arrays |= inside
-        self.uses.update(name for inner in graph.node for name in reads(inner))
-        self.uses.update(o.name for o in graph.output)
-        for inner in graph.node:
+        try:
+            return self._read_inside(
+                graph.node, [o.name for o in graph.output], f"If {proto.name!r:.120}", depth
+            )
+        finally:
+            for name in inside:
+                self.arrays.pop(name, None)
+                self.values.pop(name, None)
+
+    def _by_definition(self, node: Node, body: FunctionProto, depth: int) -> Sequence[Value]:
+        """What the definition of an operator computes."""
+        prefix = f"{node.name}/"
+        nodes = written_out(body, node.proto, self.opset, prefix)
+        place = f"{node.operator} {node.name!r:.120}"
+        try:
+            return self._read_inside(nodes, [prefix + name for name in body.output], place, depth)
+        except LoadError as error:
+            raise LoadError(f"{place}: {error}") from error
+
+    def _read_inside(
+        self, nodes: Sequence[NodeProto], outputs: Sequence[str], place: str, depth: int
+    ) -> Sequence[Value]:
+        """The outputs of nodes that mean something here only: their names are free again."""
+        self.uses.update(name for inner in nodes for name in reads(inner))
+        self.uses.update(outputs)
+        for inner in nodes:
             self._read_node(inner, depth + 1)
-        results = [self._value(o.name, f"If {proto.name!r:.120}") for o in graph.output]
-        # Another body may have the same names for other values.
-        for name in (*inside, *(name for inner in graph.node for name in inner.output)):
-            self.arrays.pop(name, None)
+        results = [self._value(name, place) for name in outputs]
+        for name in (name for inner in nodes for name in inner.output):
             self.values.pop(name, None)
             self.lists.pop(name, None)
         return results
