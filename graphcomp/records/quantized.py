@@ -39,12 +39,17 @@ class QuantizedChoice(Record):
     """
 
     grid: Literal["pairs", "plain", "reduced"] = Field(description="of the weights")
-    percentile: float | None = Field(description="of activations that ranges hold; null: all of them")
+    percentile: float | Literal["mean"] | None = Field(
+        description="of activations that ranges hold; null: all of them; mean: of the samples' own ends"
+    )
     layers: list[str] = Field(description="nodes with 8 bit weights")
     in_float: list[str] = Field(description="nodes that could have, and stay in float")
     ranges: dict[str, tuple[float, float]] = Field(description="tensor -> its least and largest value")
     spread: list[str] = Field(
         default=[], description="tensors whose channels are multiplied to peak alike; by what: `bulk`"
+    )
+    compensated: list[str] = Field(
+        default=[], description="weights that are not rounded to the nearest; by how many steps: `bulk`"
     )
 
 
@@ -58,7 +63,9 @@ class Quantized(Record):
     float_bytes: int = Field(description="size of the float file")
     int8_bytes: int = Field(description="size of the 8 bit file")
     grid: str = Field(description="of the weights: pairs, plain or reduced")
-    percentile: float | None = Field(description="of activations that ranges hold; null: all of them")
+    percentile: float | Literal["mean"] | None = Field(
+        description="of activations that ranges hold; null: all of them; mean: of the samples' own ends"
+    )
     tried_db: dict[str, float] = Field(description="signal to noise of the outputs by ranges that were tried")
     snr_db: float = Field(description="of the outputs, on samples that nothing else was chosen by than this")
     samples: int = Field(description="that ranges and means were taken of")

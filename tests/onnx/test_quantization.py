@@ -216,7 +216,8 @@ def test_corrected_biases_keep_means_in_float64(tmp_path: Path) -> None:
     layers, _ = find_layers(model)
     statistics = collect(model, layers, [{model.graph.input[0].name: x.numpy()}])
     scales = {layer.weight: np.full(layer.values.shape[0], 0.1, np.float32) for layer in layers}
-    qdq.correct_biases(model, layers, scales, statistics.means)
+    weights = {layer.weight: grids.quantised(layer.taps(), scales[layer.weight]) for layer in layers}
+    qdq.correct_biases(model, layers, scales, weights, statistics.means)
     corrected, _ = find_layers(model)
     reads = x.double()
     for layer, index in zip(corrected, (0, 2), strict=True):
@@ -245,7 +246,7 @@ def test_a_network_end_to_end(tmp_path: Path) -> None:
     before = path.read_bytes()
     made = quantize_onnx(path, out, split_of(128), faster_only=False)
     assert path.read_bytes() == before and made.path == str(out) and made.int8_bytes == out.stat().st_size
-    assert not made.in_float and made.snr_db == max(made.tried_db.values()) and len(made.tried_db) == 3
+    assert not made.in_float and made.snr_db == max(made.tried_db.values()) and len(made.tried_db) == 5
     assert [layer.name for layer in made.layers] == ["first", "second", "depthwise", "grouped", "last"]
     assert all(layer.steps in (0, 1) and (layer.snr_db or 0) > 15 for layer in made.layers)
     assert made.operators["QLinearConv"] == 4 and made.operators["QGemm"] == 1
@@ -458,18 +459,25 @@ def test_a_plan_writes_the_same_file_without_data(tmp_path: Path) -> None:
     nodes = onnx.load(again).graph.node
     assert next(n for n in nodes if n.name == "grouped").input[1] == "grouped.weight"
     again.unlink()
+    plain = decisions | {"compensated": []}
+    kept = {name: text for name, text in bulk.items() if name not in map("steps of {}".format, choice.steps)}
+    steps = {"steps of first.weight": base64.b64encode(zlib.compress(b"\0")).decode()}
     for wrong, message in (
         ({"decisions": {**decisions, "grid": "fine"}}, "none of 8 bits"),
         ({"decisions": {}}, "none of 8 bits"),
         ({"bulk": dict.fromkeys(bulk, "AAAA")}, "none of 8 bits"),
-        ({"bulk": {}}, "first: found no range"),
+        ({"bulk": {}, "decisions": plain}, "first: found no range"),
+        (
+            {"bulk": steps | kept, "decisions": {**plain, "compensated": ["first.weight"]}},
+            "first: found 1 steps",
+        ),
         ({"decisions": {**decisions, "ranges": {}}}, "first: found no range"),
     ):
         with pytest.raises(ExportError, match=message):
             requantize(path, again, plan.model_copy(update=wrong))
     bomb = base64.b64encode(zlib.compress(bytes(1 << 24))).decode()
-    with pytest.raises(ExportError, match="more than 1048576 channels"):
-        requantize(path, again, plan.model_copy(update={"bulk": {"x": bomb}}))
+    with pytest.raises(ExportError, match="more than 1048576 numbers"):
+        requantize(path, again, plan.model_copy(update={"bulk": {"x": bomb}, "decisions": plain}))
     other = exported(tmp_path / "other", nn.Sequential(nn.Conv2d(3, 5, 3)))
     with pytest.raises(ExportError, match=r"found other layers than in the plan \(0, "):
         requantize(other, again, plan)

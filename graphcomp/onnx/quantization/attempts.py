@@ -16,15 +16,15 @@ from graphcomp.errors import ExportError
 from graphcomp.onnx.quantization import checks
 from graphcomp.onnx.quantization.grids import Grid
 from graphcomp.onnx.quantization.layers import Layer
-from graphcomp.onnx.quantization.qdq import Choice, write_qdq
-from graphcomp.onnx.quantization.ranges import Statistics
+from graphcomp.onnx.quantization.qdq import Choice, compensate, write_qdq
+from graphcomp.onnx.quantization.ranges import Share, Statistics
 from graphcomp.onnx.quantization.samples import outputs
 from graphcomp.onnx.quantization.sessions import Feeds
 from graphcomp.onnx.quantization.spreading import Factors
 from graphcomp.records import GivenBack
 
-PERCENTILES = (None, 99.999, 99.99)
-"""Ranges that are tried: all values, and what holds this many per cent of them."""
+SHARES: tuple[Share, ...] = (None, 99.999, 99.99, "mean")
+"""Ranges that are tried."""
 SLOWER = 1.01
 """Up to which a time is none that rose: medians of a race repeat to about a hundredth."""
 MOST_TRIES, MOST_REFUSED = 8, 3
@@ -42,7 +42,7 @@ class Work:
     Attributes:
         model, layers: the file, and those of its layers that can be 8 bit.
         left: the others, and why.
-        statistics: of calibration samples.
+        fitted, statistics: batches of calibration samples, and what is known of them.
         held: batches that are held out.
         expected: what the model computes from them.
         factors: that are in the model's weights, see `spreading`.
@@ -51,6 +51,7 @@ class Work:
     model: ModelProto
     layers: Sequence[Layer]
     left: Mapping[str, str]
+    fitted: Sequence[Feeds]
     statistics: Statistics
     held: Sequence[Feeds]
     expected: list[NDArray[Any]]
@@ -105,24 +106,27 @@ def _attempt(work: Work, grid: Grid, wrong: Mapping[str, str]) -> Attempt:
     layers = [layer for layer in work.layers if layer.name not in wrong]
     names, others = tuple(layer.name for layer in layers), (*work.left, *wrong)
     choices = [
-        Choice(grid, p, statistics.ranges(p), statistics.means, names, others, work.factors)
-        for p in PERCENTILES
+        Choice(grid, p, statistics.ranges(p), statistics.means, names, others, work.factors) for p in SHARES
     ]
     made = [write_qdq(work.model, layers, choice) for choice in choices]
     decibels = [_snr(work, one) for one in made]
     best = max(range(len(made)), key=decibels.__getitem__)
-    tried = ["MinMax" if p is None else f"{p} %" for p in PERCENTILES]
+    tried = dict(zip(map(_said, SHARES), decibels, strict=True))
+    choices.append(compensate(work.model, layers, choices[best], work.fitted))
+    made.append(write_qdq(work.model, layers, choices[-1]))
+    decibels.append(_snr(work, made[-1]))
+    tried[f"{_said(SHARES[best])}, compensated"] = decibels[-1]
+    best = max(best, len(SHARES), key=decibels.__getitem__)
     steps = checks.errors_by_layer(made[best], layers, work.held[0])
     left = {**work.left, **wrong}
-    return Attempt(
-        made[best],
-        choices[best],
-        dict(zip(tried, decibels, strict=True)),
-        decibels[best],
-        steps,
-        layers,
-        left,
-    )
+    return Attempt(made[best], choices[best], tried, decibels[best], steps, layers, left)
+
+
+def _said(share: Share) -> str:
+    """Of ranges, for reports."""
+    if share is None:
+        return "MinMax"
+    return "means of samples" if share == "mean" else f"{share} %"
 
 
 def _snr(work: Work, made: ModelProto, batches: int | None = None) -> float:

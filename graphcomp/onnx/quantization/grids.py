@@ -22,7 +22,8 @@ Grid = Literal["pairs", "plain", "reduced"]
 GRIDS: tuple[Grid, ...] = get_args(Grid)
 PAIR = 128
 """255 * 128 fits int16, 255 * 129 does not."""
-_LARGEST: dict[Grid, int] = {"pairs": 127, "plain": 127, "reduced": 64}
+LARGEST: dict[Grid, int] = {"pairs": 127, "plain": 127, "reduced": 64}
+"""Magnitude of a multiple."""
 
 
 def scales(
@@ -36,7 +37,7 @@ def scales(
         least: (output channels,) scales that must not be gone below, e.g. of biases.
     """
     peak = np.abs(taps).max(1, initial=0.0)
-    start = peak.astype(np.float64) / _LARGEST[grid]
+    start = peak.astype(np.float64) / LARGEST[grid]
     if least is not None:
         start = np.maximum(start, least)
     start = np.where(start > np.finfo(np.float32).tiny, start, 1.0).astype(np.float32)

@@ -57,9 +57,12 @@ class Layer:
             return np.moveaxis(values, 1, -1).reshape(len(values), -1)
         return values if self.axis == 0 else values.T
 
-    def along_channels(self, vector: NDArray[np.generic]) -> NDArray[np.generic]:
-        """One number an output channel, in the shape that multiplies the weight."""
-        return vector.reshape([-1 if axis == self.axis else 1 for axis in range(self.values.ndim)])
+    def weight_of(self, taps: Weights) -> Weights:
+        """The inverse of `taps`."""
+        if self.op == "Conv":
+            kernel = self.values.shape[2:]
+            return np.moveaxis(taps.reshape(len(taps), *kernel, -1), -1, 1)
+        return taps if self.axis == 0 else taps.T
 
 
 def find_layers(model: ModelProto) -> tuple[list[Layer], dict[str, str]]:

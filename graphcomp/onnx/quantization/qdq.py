@@ -5,9 +5,10 @@ import copy
 import logging
 import math
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,21 @@ from onnx import ModelProto, numpy_helper
 
 from graphcomp.errors import ExportError, first_line
 from graphcomp.onnx.quantization import grids
+from graphcomp.onnx.quantization.compensation import Steps, compensated
 from graphcomp.onnx.quantization.grids import Grid
 from graphcomp.onnx.quantization.layers import Layer
+from graphcomp.onnx.quantization.ranges import Share
+from graphcomp.onnx.quantization.sessions import Feeds
 from graphcomp.onnx.quantization.shield import keep_in_float, leave_outputs
 from graphcomp.onnx.quantization.spreading import Factors
-from graphcomp.onnx.subgraphs import reads
+from graphcomp.onnx.subgraphs import count_reads, reads
 from graphcomp.records import Plan, QuantizedChoice
 
 # The runtime widens scales at which a bias leaves int32; half of its range leaves room for the products.
 _BIAS_LIMIT = 2.0**30
 _MOST_CHANNELS = 1 << 20
-_FACTORS = "factors of "  # in front of a tensor's name in a plan
+_MOST_WEIGHTS = 1 << 28
+_FACTORS, _STEPS = "factors of ", "steps of "  # in front of a tensor's name in a plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,21 +40,23 @@ class Choice:
 
     Attributes:
         grid: of the weights.
-        percentile: of the activations that `ranges` hold; None: all.
+        percentile: what of the activations `ranges` hold.
         ranges: low and high of every float tensor, by its name.
         means: float64 (channels,) of every tensor that a layer reads, by its name.
         layers: names of nodes with 8 bit weights.
         in_float: names of the others that multiply.
         factors: of channels, by tensor, that are in the weights of the model that this was chosen for.
+        steps: how far weights are from the nearest multiples, see `compensation`.
     """
 
     grid: Grid
-    percentile: float | None
+    percentile: Share
     ranges: Mapping[str, tuple[float, float]]
     means: Mapping[str, NDArray[np.float64]]
     layers: tuple[str, ...]
     in_float: tuple[str, ...] = ()
     factors: Factors = field(default_factory=dict)
+    steps: Steps = field(default_factory=dict)
 
     def plan(self) -> tuple[dict[str, Any], dict[str, str]]:
         """As `decisions` and `bulk` of a plan."""
@@ -60,9 +67,11 @@ class Choice:
             in_float=list(self.in_float),
             ranges=dict(sorted(self.ranges.items())),
             spread=sorted(self.factors),
+            compensated=sorted(self.steps),
         )
-        bulk = {name: _packed(mean) for name, mean in sorted(self.means.items())}
-        bulk |= {_FACTORS + name: _packed(factors) for name, factors in sorted(self.factors.items())}
+        bulk = {name: _packed(mean.astype("<f8")) for name, mean in sorted(self.means.items())}
+        bulk |= {_FACTORS + n: _packed(factors.astype("<f8")) for n, factors in sorted(self.factors.items())}
+        bulk |= {_STEPS + name: _packed(steps) for name, steps in sorted(self.steps.items())}
         return record.model_dump(mode="json"), bulk
 
     @classmethod
@@ -70,27 +79,30 @@ class Choice:
         """What `plan()` gave; ExportError if it is something else."""
         try:
             found = QuantizedChoice.model_validate(plan.decisions)
-            means = {name: _unpacked(text) for name, text in plan.bulk.items()}
-            factors = {name: means.pop(_FACTORS + name) for name in found.spread}
+            bulk = dict(plan.bulk)
+            steps = {n: _unpacked(bulk.pop(_STEPS + n), "i1", _MOST_WEIGHTS) for n in found.compensated}
+            factors = {n: _unpacked(bulk.pop(_FACTORS + n), "<f8", _MOST_CHANNELS) for n in found.spread}
+            means = {name: _unpacked(text, "<f8", _MOST_CHANNELS) for name, text in bulk.items()}
         except (KeyError, ValueError, zlib.error) as error:
             raise ExportError(
                 f"plan {plan.name!r}: found decisions that are none of 8 bits ({first_line(error)}), "
                 "expected those of plans/NN-quantize.json; quantise anew"
             ) from error
         layers, others = tuple(found.layers), tuple(found.in_float)
-        return cls(found.grid, found.percentile, found.ranges, means, layers, others, factors)
+        return cls(found.grid, found.percentile, found.ranges, means, layers, others, factors, steps)
 
 
-def _packed(vector: NDArray[np.float64]) -> str:
-    return base64.b64encode(zlib.compress(vector.astype("<f8").tobytes())).decode()
+def _packed(values: NDArray[Any]) -> str:
+    return base64.b64encode(zlib.compress(values.tobytes())).decode()
 
 
-def _unpacked(text: str) -> NDArray[np.float64]:
-    """ValueError for more channels than a layer can have."""
-    data = zlib.decompressobj().decompress(base64.b64decode(text), _MOST_CHANNELS * 8 + 1)
-    if len(data) > _MOST_CHANNELS * 8:
-        raise ValueError(f"more than {_MOST_CHANNELS} channels")
-    return np.frombuffer(data, "<f8").astype(np.float64)
+def _unpacked(text: str, kind: str, most: int) -> NDArray[Any]:
+    """ValueError for more numbers than there can be."""
+    most_bytes = most * np.dtype(kind).itemsize
+    data = zlib.decompressobj().decompress(base64.b64decode(text), most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ValueError(f"more than {most} numbers")
+    return np.frombuffer(data, kind)
 
 
 def write_qdq(
@@ -109,10 +121,69 @@ def write_qdq(
     """
     taken = [x for x in layers if (x.name in choice.layers if only is None else x.name == only)]
     _check_fits(taken, choice)
-    weights = scales_of(taken, choice.ranges, choice.grid)
+    scales = scales_of(taken, choice.ranges, choice.grid)
+    weights = rounded_weights(model, taken, choice)
     model = copy.deepcopy(model)
-    correct_biases(model, taken, weights, choice.means)
-    return _quantize(model, choice.ranges, taken, weights, choice.in_float, only)
+    correct_biases(model, taken, scales, weights, choice.means)
+    _put(model, taken, scales, weights)
+    return _quantize(model, choice.ranges, taken, scales, choice.in_float, only)
+
+
+def compensate(
+    model: ModelProto, layers: Sequence[Layer], choice: Choice, batches: Sequence[Feeds]
+) -> Choice:
+    """The choice with weights that are rounded for these samples."""
+    taken = [layer for layer in layers if layer.name in choice.layers]
+    scales = scales_of(taken, choice.ranges, choice.grid)
+    return replace(choice, steps=compensated(model, taken, scales, choice.grid, batches))
+
+
+def rounded_weights(
+    model: ModelProto, layers: Sequence[Layer], choice: Choice
+) -> dict[str, NDArray[np.int8]]:
+    """Multiples (output channels, taps) of their scales that the weights of these layers become, by name.
+
+    The nearest ones where something else reads the weight, which must not see what these layers make up for.
+
+    Raises:
+        ExportError: if the choice is one for another model.
+    """
+    scales, read = scales_of(layers, choice.ranges, choice.grid), count_reads(model)
+    readers = Counter(layer.weight for layer in layers)
+    found: dict[str, NDArray[np.int8]] = {}
+    for layer in layers:
+        nearest = grids.quantised(layer.taps(), scales[layer.weight])
+        steps = choice.steps.get(layer.weight)
+        if steps is not None and read[layer.weight] == readers[layer.weight]:
+            fits = steps.size == nearest.size
+            moved = nearest.astype(np.int16) + steps.reshape(nearest.shape) if fits else None
+            if moved is None or (np.abs(moved) > grids.LARGEST[choice.grid] + 1).any():
+                raise ExportError(
+                    f"{layer.name}: found {steps.size} steps for its {nearest.size} weights, or some that "
+                    "lead beyond 8 bits, expected a plan made for this file; quantise anew"
+                )
+            nearest = moved.astype(np.int8)
+        found[layer.weight] = nearest
+    return found
+
+
+def _put(
+    model: ModelProto,
+    layers: Sequence[Layer],
+    scales: Mapping[str, NDArray[np.float32]],
+    weights: Mapping[str, NDArray[np.int8]],
+) -> None:
+    """These multiples in the place of weights, in place: ONNX Runtime's quantizer rounds to the nearest.
+
+    Only where nothing else reads them.
+    """
+    read, readers = count_reads(model), Counter(layer.weight for layer in layers)
+    stored = {i.name: i for i in model.graph.initializer}
+    for layer in layers:
+        if read[layer.weight] == readers[layer.weight]:
+            values = weights[layer.weight].astype(np.float32) * scales[layer.weight][:, None]
+            new = np.ascontiguousarray(layer.weight_of(values))
+            stored[layer.weight].CopyFrom(numpy_helper.from_array(new, layer.weight))
 
 
 def _check_fits(layers: Sequence[Layer], choice: Choice) -> None:
@@ -144,17 +215,18 @@ def scales_of(
     return found
 
 
-def saturating(layers: Sequence[Layer], choice: Choice) -> list[str]:
+def saturating(model: ModelProto, layers: Sequence[Layer], choice: Choice) -> list[str]:
     """Those of the chosen layers whose sums can leave int16 on x86 without VNNI, whatever runs here."""
     taken = [layer for layer in layers if layer.name in choice.layers and not layer.depthwise]
-    scales = scales_of(taken, choice.ranges, choice.grid)
-    return [x.name for x in taken if grids.saturates(grids.quantised(x.taps(), scales[x.weight])).any()]
+    weights = rounded_weights(model, taken, choice)
+    return [layer.name for layer in taken if grids.saturates(weights[layer.weight]).any()]
 
 
 def correct_biases(
     model: ModelProto,
     layers: Sequence[Layer],
     scales: Mapping[str, NDArray[np.float32]],
+    weights: Mapping[str, NDArray[np.int8]],
     means: Mapping[str, NDArray[np.float64]],
 ) -> None:
     """Give every convolution and Gemm a bias of its own that undoes what rounding does to its means.
@@ -168,7 +240,7 @@ def correct_biases(
             continue
         scale = scales[layer.weight]
         taps = layer.taps()
-        rounded = grids.quantised(taps, scale).astype(np.float32) * scale[:, None]
+        rounded = weights[layer.weight].astype(np.float32) * scale[:, None]
         inner = layer.values.shape[1] if layer.op == "Conv" else taps.shape[1]
         lost = (taps - rounded).reshape(len(taps), -1, inner)
         before = 0.0 if layer.bias_values is None else layer.bias_values.astype(np.float64)

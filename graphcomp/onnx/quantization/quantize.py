@@ -1,7 +1,7 @@
 """A float file becomes an 8 bit file beside it, which is checked, and raced against it.
 
-channels spread -> one pass of statistics -> a QDQ model for each range -> the best -> its layers checked ->
-layers that cost no time back to float -> race -> file
+channels spread -> one pass of statistics -> a QDQ model for each range -> the best -> its weights rounded for
+the samples -> its layers checked -> layers that cost no time back to float -> race -> file
 """
 
 import fnmatch
@@ -61,10 +61,12 @@ def quantize_onnx(
 
     For CPUs: QuantizeLinear and DequantizeLinear around layers, which ONNX Runtime fuses; u8 asymmetric
     activations, s8 symmetric weights with a scale an output channel, int32 biases that keep the means of
-    outputs. Ranges of activations are those of `attempts.PERCENTILES` that leave the outputs the best signal
-    to noise on held-out samples. Every fused layer is compared with itself as written, on samples and on
-    inputs of 0 and 255: more than one step of its output apart is what silent saturation looks like, and
-    refused. Layers that do the outputs most harm go back to float while that takes no time.
+    outputs. Ranges of activations are those of `attempts.SHARES` that leave the outputs the best signal to
+    noise on held-out samples. Weights are rounded for the outputs of their layers to change least on the
+    other samples (see `compensation`), where that helps the held-out ones. Every fused layer is compared
+    with itself as written, on samples and on inputs of 0 and 255: more than one step of its output apart is
+    what silent saturation looks like, and refused. Layers that do the outputs most harm go back to float
+    while that takes no time.
     `path` must have its batch normalisations folded (the pass `fold-bn`); it stays as it is.
 
     Args:
@@ -153,10 +155,10 @@ def quantize_file(
         )
     factors = find_factors(model, layers, fitted)
     model, layers = spread(model, layers, factors)
-    work = Work(model, layers, left, collect(model, layers, fitted), held, expected, factors)
+    work = Work(model, layers, left, fitted, collect(model, layers, fitted), held, expected, factors)
     progress("choose ranges and check layers", 0.3)
     found = checked(work, grid, own or ("pairs" if adds_in_int16() else "plain"))
-    unsafe = saturating(found.layers, found.choice)
+    unsafe = saturating(model, found.layers, found.choice)
     if unsafe and own == "pairs":
         raise ExportError(
             f"{unsafe[0]}: found weights whose sums can saturate on x86 without VNNI, which the target is "
@@ -204,7 +206,7 @@ def quantize_file(
         in_float=dict.fromkeys(unfused, "the runtime fused nothing there") | dict(found.left),
         given_back=found.given_back,
         operators=operators,
-        saturating=saturating(found.layers, found.choice),
+        saturating=saturating(model, found.layers, found.choice),
         bench=next(iter(benches), None),
         other_benches=benches[1:],
         not_timed=refused,

@@ -7,9 +7,9 @@ portions they came.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,10 @@ BINS = 4096
 """A range has between a half and all of them: a percentile is right to 1/1024 of the largest value."""
 _SMALLEST = -100
 
+Share = float | Literal["mean"] | None
+"""What a range holds: so many per cent of all values; all of them (None); or what the ends of samples are in
+the mean (`mean`), so that a few samples that go far beyond the others do not decide."""
+
 
 @dataclass
 class Histogram:
@@ -32,16 +36,25 @@ class Histogram:
         exponent: k.
         counts: int64 (BINS,).
         low, high: the least and the largest value; inf and -inf before the first.
+        lows, highs, samples: sums of every sample's least and largest value, and of how many samples.
     """
 
     exponent: int = _SMALLEST
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
     low: float = math.inf
     high: float = -math.inf
+    lows: float = 0.0
+    highs: float = 0.0
+    samples: int = 0
 
-    def add(self, values: NDArray[np.float32]) -> None:
-        """Count finite float32 values, of any shape, at least one."""
-        low, high = float(values.min()), float(values.max())
+    def add(self, values: NDArray[np.float32], samples: int = 1) -> None:
+        """Count finite float32 values of so many samples, at least one each, along the first axis."""
+        rows = values.reshape(samples, -1)
+        lows, highs = rows.min(1), rows.max(1)
+        low, high = float(lows.min()), float(highs.max())
+        self.lows += float(lows.sum(dtype=np.float64))
+        self.highs += float(highs.sum(dtype=np.float64))
+        self.samples += samples
         self.low, self.high = min(self.low, low), max(self.high, high)
         peak = max(-low, high)
         needed = math.frexp(peak)[1] if peak else _SMALLEST  # 2^needed is above it
@@ -58,14 +71,16 @@ class Histogram:
         self.counts[BINS // 4 : -BINS // 4] = merged
         self.exponent += 1
 
-    def range(self, percentile: float | None = None) -> tuple[float, float]:
-        """What holds this many per cent of all values, as many left out on each side; None: all of them.
+    def range(self, share: Share = None) -> tuple[float, float]:
+        """See `Share`; of values that are left out as many are on each side.
 
-        Borders of bins, but nowhere outside of the values.
+        Of a share borders of bins, but nowhere outside of the values.
         """
-        if percentile is None:
+        if share is None:
             return self.low, self.high
-        cut = (100 - percentile) / 200 * self.counts.sum()
+        if share == "mean":
+            return self.lows / self.samples, self.highs / self.samples
+        cut = (100 - share) / 200 * self.counts.sum()
         below = np.cumsum(self.counts)
         first = int(np.searchsorted(below, cut, side="right"))
         last = int(np.searchsorted(below, self.counts.sum() - cut, side="left"))
@@ -86,12 +101,12 @@ class Statistics:
     histograms: Mapping[str, Histogram]
     means: Mapping[str, NDArray[np.float64]]
 
-    def ranges(self, percentile: float | None = None) -> dict[str, tuple[float, float]]:
+    def ranges(self, share: Share = None) -> dict[str, tuple[float, float]]:
         """By tensor, see `Histogram.range`."""
-        return {name: histogram.range(percentile) for name, histogram in self.histograms.items()}
+        return {name: histogram.range(share) for name, histogram in self.histograms.items()}
 
 
-def collect(model: ModelProto, layers: Sequence[Layer], batches: Iterable[Feeds]) -> Statistics:
+def collect(model: ModelProto, layers: Sequence[Layer], batches: Sequence[Feeds]) -> Statistics:
     """Run the float model on all batches and look at every float tensor that it reads or makes.
 
     Args:
@@ -106,7 +121,8 @@ def collect(model: ModelProto, layers: Sequence[Layer], batches: Iterable[Feeds]
     sums: dict[str, NDArray[np.float64]] = {}
     counts: dict[str, int] = {}
     last = {layer.x: layer.channels_last for layer in layers}
-    for batch in observed(model, batches):
+    for feeds, batch in zip(batches, observed(model, batches), strict=True):
+        count = len(next(iter(feeds.values())))
         for name, values in batch.items():
             if not values.size:
                 continue
@@ -116,7 +132,8 @@ def collect(model: ModelProto, layers: Sequence[Layer], batches: Iterable[Feeds]
                     f"of 8 bits "
                     "have none; look at the samples with `graphcomp inspect`"
                 )
-            histograms.setdefault(name, Histogram()).add(values)
+            samples = count if values.shape[:1] == (count,) else 1  # without samples in front it is one
+            histograms.setdefault(name, Histogram()).add(values, samples)
             if name in last:
                 by_channel = _channels_last(values, last[name])
                 sums[name] = sums.get(name, 0.0) + by_channel.sum(0, dtype=np.float64)
