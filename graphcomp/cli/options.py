@@ -42,7 +42,7 @@ def _shape_of(text: str) -> tuple[int, ...]:
         shape = tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
         shape = ()
-    if len(shape) < 2 or min(shape) < 1:
+    if not shape or min(shape) < 1:
         raise RecipeError(
             f"--input-shape: found {text!r}, expected positive sizes with the batch, e.g. 1,3,224,224"
         )

@@ -246,7 +246,9 @@ def drift(before: Program, after: Program, batches: Iterable[Batch]) -> Drift:
     classifier = is_classifier(before)
     for x in (part for batch in batches for part in _split(batch, batch_size(before))):
         old, new = output_tensors(before(*x)), output_tensors(after(*x))
-        difference += sum(float((a - b).double().square().sum()) for a, b in zip(old, new, strict=True))
+        difference += sum(
+            float((a.double() - b.double()).square().sum()) for a, b in zip(old, new, strict=True)
+        )
         norm += sum(float(a.double().square().sum()) for a in old)
         if classifier:
             same += int((old[0].argmax(1) == new[0].argmax(1)).sum())

@@ -20,7 +20,8 @@ def by_sample(program: Program, output: Any, samples: int) -> Tensor:
     axes = [_axis(t, one, samples) for t, one in zip(found, ones, strict=True)]
     if None in axes:
         return torch.cat([t.reshape(1, -1) for t in found], 1)
-    return torch.cat([t.movedim(d or 0, 0).flatten(1) for t, d in zip(found, axes, strict=True)], 1)
+    rows = (t.movedim(d or 0, 0) for t, d in zip(found, axes, strict=True))
+    return torch.cat([t.reshape(len(t), -1) for t in rows], 1)
 
 
 def _axis(found: Tensor, one: Tensor, samples: int) -> int | None:

@@ -1,9 +1,9 @@
 """What an ONNX file says of itself without being run: its inputs, its hash, its multiply-accumulates.
 
-MACs are those of Conv, ConvTranspose, Gemm and MatMul nodes that depend on an input; what is computed from
-constants alone is folded when the file is loaded and costs nothing at run time. Nothing is counted for
-bias, normalisation, activation or pooling. A node that multiplies but has no rule here is an error, never a
-zero.
+MACs are those of convolutions, products of matrices, recurrent layers and attention that depend on an input;
+what is computed from constants alone is folded when the file is loaded and costs nothing at run time. Nothing
+is counted for bias, normalisation, activation or pooling. A node that multiplies but has no rule here is an
+error, never a zero. Shapes come from ONNX's inference; where it finds none the file is run once to see them.
 """
 
 import math
@@ -20,13 +20,16 @@ from graphcomp.errors import BenchError, LoadError
 from graphcomp.ir import Shape
 from graphcomp.runtime import external
 from graphcomp.runtime.constants import SMALL, bound_constants, fold_small_constants
+from graphcomp.runtime.seen import seen_shapes
 
 __all__ = ["Input", "NodeWork", "OnnxFile", "count_macs", "feed_shapes", "node_work", "onnx_macs", "read"]
 
 UNCOUNTED = frozenset(
-    {"Einsum", "DeformConv", "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "Attention"}
-    | {"RNN", "GRU", "LSTM", "If", "Loop", "Scan"}
+    {"DeformConv", "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "If", "Loop", "Scan"}
 )
+
+_BY_DATA = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression"})
+"""What yields more or less from input to input: no run shows the shapes behind it."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,12 @@ def _work(model: ModelProto, inputs: tuple[Input, ...], batch: int, place: str) 
     nodes = list(_varying(model.graph, inputs))
     for node in nodes:
         _check_countable(node, place)
-    shapes = _infer(model, nodes, feed_shapes(inputs, batch, place), place)
+    feeds = feed_shapes(inputs, batch, place)
+    shapes = _infer(model, nodes, feeds, place)
+    needed = [name for node in nodes if node.op_type in RULES for name in filter(None, _ends(node))]
+    by_data = any(node.op_type in _BY_DATA for node in nodes)
+    if not set(needed) <= shapes.keys() and not by_data:
+        shapes = seen_shapes(model, {i.name: (i.dtype, feeds[i.name]) for i in inputs}, place) | shapes
     moving = {item.name for item in inputs} | {name for node in nodes for name in node.output}
     sizes = {name: math.prod(shapes[name]) for name in moving & shapes.keys()}
 
@@ -290,7 +298,8 @@ def _varying(graph: GraphProto, inputs: tuple[Input, ...]) -> Iterator[NodeProto
 
 
 def _check_countable(node: NodeProto, place: str) -> None:
-    if node.op_type in UNCOUNTED or node.domain not in ("", "ai.onnx"):
+    odd = node.op_type == "Einsum" and any("..." in a.s.decode() for a in node.attribute)
+    if node.op_type in UNCOUNTED or odd or node.domain not in ("", "ai.onnx"):
         raise BenchError(
             f"{_where(node, place)}: its multiply-accumulates cannot be counted, expected only "
             f"{', '.join(sorted(RULES))} to multiply; export without it"
@@ -302,38 +311,68 @@ def _where(node: NodeProto, place: str) -> str:
     return f"{place}: {node.op_type} {name!r}"
 
 
+def _ends(node: NodeProto) -> tuple[str, ...]:
+    """The values whose shapes say how much a node multiplies."""
+    return (*node.input, node.output[0])
+
+
 def _node_macs(node: NodeProto, shapes: Mapping[str, Shape], place: str) -> int:
-    names = (node.input[0], node.input[1], node.output[0])
-    missing = [name for name in names if name not in shapes]
+    missing = [name for name in filter(None, _ends(node)) if name not in shapes]
     if missing:
         raise BenchError(
             f"{_where(node, place)}: shape inference finds no shape for {missing[0]!r}; "
             "export with fixed sizes"
         )
-    x, w, y = (shapes[name] for name in names)
-    return RULES[node.op_type](node, x, w, y)
+    return RULES[node.op_type](node, *(shapes.get(name, ()) for name in _ends(node)))
 
 
-def _conv(node: NodeProto, x: Shape, w: Shape, y: Shape) -> int:
-    return math.prod(y) * math.prod(w[1:])
+def _conv(node: NodeProto, x: Shape, w: Shape, *more: Shape) -> int:
+    return math.prod(more[-1]) * math.prod(w[1:])
 
 
-def _conv_transpose(node: NodeProto, x: Shape, w: Shape, y: Shape) -> int:
+def _conv_transpose(node: NodeProto, x: Shape, w: Shape, *more: Shape) -> int:
     return math.prod(x) * math.prod(w[1:])
 
 
-def _gemm(node: NodeProto, x: Shape, w: Shape, y: Shape) -> int:
+def _gemm(node: NodeProto, x: Shape, w: Shape, *more: Shape) -> int:
     transposed = any(item.name == "transA" and item.i for item in node.attribute)
-    return math.prod(y) * x[0 if transposed else 1]
+    return math.prod(more[-1]) * x[0 if transposed else 1]
 
 
 def _matmul(node: NodeProto, x: Shape, w: Shape, y: Shape) -> int:
     return math.prod(y) * x[-1]
 
 
-RULES: dict[str, Callable[[NodeProto, Shape, Shape, Shape], int]] = {
+def _recurrent(node: NodeProto, x: Shape, w: Shape, r: Shape, *more: Shape) -> int:
+    """Both matrices of every direction once a step of every sample."""
+    return math.prod(x[:2]) * (math.prod(w) + math.prod(r))
+
+
+def _attention(node: NodeProto, q: Shape, k: Shape, v: Shape, *more: Shape) -> int:
+    """Every query with every key and value; `more` are a mask, past keys and values, and the output."""
+    past = more[1][-2] if len(more) > 2 and more[1] else 0
+    return (math.prod(q) + math.prod(more[-1])) * (k[-2] + past)
+
+
+def _einsum(node: NodeProto, *shapes: Shape) -> int:
+    """One product for every choice of all letters: what two operands take, and one takes none."""
+    (equation,) = (a.s.decode() for a in node.attribute if a.name == "equation")
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    if len(terms) == 1:
+        return 0
+    sizes = {
+        c: n for term, shape in zip(terms, shapes[:-1], strict=True) for c, n in zip(term, shape, strict=True)
+    }
+    return math.prod(sizes.values()) * (len(terms) - 1)
+
+
+RULES: dict[str, Callable[..., int]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Gemm": _gemm,
     "MatMul": _matmul,
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
+    "Attention": _attention,
+    "Einsum": _einsum,
 }
+"""Operator -> its multiply-accumulates, from the shapes of its inputs, () for those left out, and output."""

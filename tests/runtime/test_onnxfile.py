@@ -1,5 +1,6 @@
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ def model(
     inputs: dict[str, Dims],
     weights: dict[str, tuple[int, ...]],
     outputs: list[str] | None = None,
+    opset: int = 18,
 ) -> ModelProto:
     outputs = outputs or [nodes[-1].output[0]]
     graph = helper.make_graph(
@@ -28,7 +30,7 @@ def model(
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
         [numpy_helper.from_array(np.ones(dims, np.float32), name) for name, dims in weights.items()],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
 def conv(x: str = "x", w: str = "w", y: str = "y", **attributes: object) -> NodeProto:
@@ -146,13 +148,52 @@ def test_other_dynamic_dimension_is_an_error() -> None:
         onnx_macs(net)
 
 
-@pytest.mark.parametrize(("op", "domain"), [("LSTM", ""), ("FusedConv", "com.microsoft")])
+@pytest.mark.parametrize(("op", "domain"), [("DeformConv", ""), ("FusedConv", "com.microsoft")])
 def test_what_multiplies_without_a_rule_is_an_error(op: str, domain: str) -> None:
     net = model(
         [helper.make_node(op, ["x", "w"], ["y"], name="odd", domain=domain)], {"x": ["n", 3]}, {"w": (3,)}
     )
     with pytest.raises(BenchError, match=f"{op} 'odd': its multiply-accumulates cannot be counted"):
         onnx_macs(net)
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "weights", "attributes", "macs"),
+    [
+        ("LSTM", {"x": [5, 2, 3]}, {"w": (1, 16, 3), "r": (1, 16, 4)}, {"hidden_size": 4}, 10 * 16 * 7),
+        (
+            "GRU",
+            {"x": [5, 2, 3]},
+            {"w": (2, 12, 3), "r": (2, 12, 4)},
+            {"hidden_size": 4, "direction": "bidirectional"},
+            10 * 2 * 12 * 7,
+        ),
+        ("Attention", {"q": [2, 3, 5, 4], "k": [2, 3, 7, 4], "v": [2, 3, 7, 6]}, {}, {}, 2 * 3 * 5 * 7 * 10),
+        ("Einsum", {"a": [2, 3, 4]}, {"w": (4, 5)}, {"equation": "bij, jk -> bik"}, 2 * 3 * 4 * 5),
+        ("Einsum", {"a": [2, 3, 4]}, {}, {"equation": "bij->b"}, 0),
+    ],
+)
+def test_other_layers_are_counted(
+    op: str, inputs: Any, weights: Any, attributes: dict[str, Any], macs: int
+) -> None:
+    node = helper.make_node(op, [*inputs, *weights], ["y"], **attributes)
+    net = model([node], inputs, weights, opset=23)
+    assert onnx_macs(net, batch=next(iter(inputs.values()))[0]) == macs
+
+
+def test_a_shape_that_inference_does_not_find_is_seen() -> None:
+    """Half of the channels, by arithmetic that inference does not follow."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("ReduceMax", ["s"], ["m"], keepdims=1),
+        helper.make_node("Div", ["m", "two"], ["h"]),
+        helper.make_node("Slice", ["x", "zero", "h", "one"], ["half"]),
+        helper.make_node("MatMul", ["half", "w"], ["y"], name="last"),
+    ]
+    net = model(nodes, {"x": ["n", 8]}, {"w": (4, 3)})
+    for name, number in (("zero", 0), ("one", 1), ("two", 2)):
+        net.graph.initializer.append(numpy_helper.from_array(np.array([number], np.int64), name))
+    assert onnx_macs(net, batch=3) == 3 * 4 * 3
 
 
 def test_shape_that_inference_does_not_find_is_an_error() -> None:
