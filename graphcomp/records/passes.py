@@ -85,6 +85,11 @@ class EpochRow(Record):
         description="score on held-out training data: top-1 accuracy, or minus the mean absolute error where "
         "labels are values; null if there is none"
     )
+    held_out_loss: float | None = Field(
+        default=None,
+        description="loss on held-out training data of a network that learns from another: the best epoch "
+        "has the least; null without a teacher, or if it is not finite",
+    )
     samples: int = Field(description="seen in the epoch")
     seconds: float = Field(description="of the steps alone")
 

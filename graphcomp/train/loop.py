@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from graphcomp.base import Progress, Stop, distributed, save_state
-from graphcomp.data import Split
+from graphcomp.data import Split, Unchanged
 from graphcomp.errors import DataError, PassError
 from graphcomp.ir import Batch
 from graphcomp.records import EpochRow, ModeTrial, RateTrial
@@ -58,6 +58,11 @@ class Average:
                 average.copy_(value)
 
 
+def judges(split: Split, task: Task) -> Batches:
+    """The samples of a split as they are, for `Loop.judge`."""
+    return Batches(split, task.options.batch, 1, Unchanged(), task.seed)
+
+
 def make_optimizer(options: TrainOptions, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:
     """The optimiser of the parameters; those that do not decay are a group of their own."""
     spared = {n for n, p in parameters.items() if options.decay == "weights" and p.ndim < 2}
@@ -88,6 +93,9 @@ class Loop:
         self._restore_momenta(task.momenta)
         self.average = Average(options.ema, self.tensors) if options.ema is not None else None
         self.batches = Batches(task.train, options.batch, options.accumulate, task.augmentation, task.seed)
+        taught = task.held_out is not None and task.teacher is not None
+        self.judges = judges(cast(Split, task.held_out), task) if taught else None
+        """By what the teacher says of these the best epoch is chosen; None: by the metric."""
         self.steps, self.at = task.steps, 0
         self.epochs = math.ceil(self.steps / self.batches.per_epoch)
         self.rows: list[EpochRow] = []
@@ -179,12 +187,14 @@ class Loop:
     def end_epoch(self) -> None:
         """Score the network, write the epoch's row, and remember the network if it is the best."""
         samples = self.clock["samples"]
+        missed = math.nan if self.judges is None else self.judge(self.judges)
         row = EpochRow(
             epoch=len(self.rows),
             steps=self.at,
             rate=self.options.rate(self.at - 1, self.steps) if self.at else None,
             loss=self.clock["loss"] / samples if samples else None,
             held_out=None if self.task.held_out is None else self.score(self.task.held_out),
+            held_out_loss=missed if math.isfinite(missed) else None,
             seconds=self.clock["seconds"],
             samples=int(samples),
         )
@@ -205,9 +215,17 @@ class Loop:
 
     @property
     def kept(self) -> int:
-        """The number of the best epoch so far, the latest of equals; the last one if nothing is held out."""
+        """The number of the best epoch so far, the latest of equals; the last one if nothing is held out.
+
+        Behind a teacher it is the one that is nearest to what that one says: labels of samples that the
+        teacher was trained on are met by whoever is anywhere near it.
+        """
         if self.options.keep == "last" or self.task.held_out is None:
             return len(self.rows) - 1
+        if self.judges is not None:
+            losses = [math.inf if row.held_out_loss is None else row.held_out_loss for row in self.rows]
+            least = min(losses)
+            return max(epoch for epoch, loss in enumerate(losses) if loss == least)
         return max(self.rows, key=lambda row: (row.held_out or 0.0, row.epoch)).epoch
 
     def score(self, split: Split) -> float:
@@ -218,6 +236,21 @@ class Loop:
             found = mean_score(self.network.predict, split, self.task.metric)
             self.network.learn()
         return found
+
+    @torch.no_grad()
+    def judge(self, judges: Batches) -> float:
+        """The mean loss of the current tensors on samples as they are, in eval mode; collective."""
+        total = torch.zeros((), dtype=torch.float64)
+        with _lent(self.tensors, self.current):
+            self.network.module.eval()
+            for step in range(judges.per_epoch):
+                share = len(judges.rows(step)) / len(judges.split)
+                for piece in judges(step):
+                    if len(piece.labels):
+                        total += share * piece.share * self.task.loss(self.look(piece)).double().cpu()
+            self.network.learn()
+        distributed.all_reduce([total])
+        return float(total)
 
     # ------------------------------------------------------------------ what the user sees
 

@@ -15,12 +15,11 @@ from typing import cast
 
 import torch
 
-from graphcomp.base import Progress, Stop, distributed
-from graphcomp.data import Unchanged
+from graphcomp.base import Progress, Stop
 from graphcomp.ir import FrozenBatchNorm2d
 from graphcomp.records import RateTrial
-from graphcomp.train.batches import Batches, random_state
-from graphcomp.train.loop import DivergedError, Loop, anywhere
+from graphcomp.train.batches import random_state
+from graphcomp.train.loop import DivergedError, Loop, anywhere, judges
 from graphcomp.train.network import Mode, Statistics
 from graphcomp.train.normalisation import BatchNorm
 from graphcomp.train.options import Task
@@ -108,11 +107,11 @@ class _Search:
     def __init__(self, task: Task, stop: Stop, progress: Progress) -> None:
         self.task, self.stop, self.progress = task, stop, progress
         self.steps = min(max(STEPS[0], min(STEPS[1], int(SHARE * task.steps))), task.steps)
-        judges = task.train if task.held_out is None else task.held_out
-        chosen = random_state(task.seed, JUDGED).permutation(len(judges))[:JUDGES]
-        self.judges = Batches(judges.subset(chosen), task.options.batch, 1, Unchanged(), task.seed)
+        split = task.train if task.held_out is None else task.held_out
+        chosen = random_state(task.seed, JUDGED).permutation(len(split))[:JUDGES]
+        self.judges = judges(split.subset(chosen), task)
         loop = self.loop(RATES[-1], "batch", None)
-        self.start = self.judge(loop)
+        self.start = loop.judge(self.judges)
         self.clip = task.options.clip if task.options.clip is not None else self.usual(loop)
 
     def loop(self, rate: float, statistics: Statistics, clip: float | None) -> Loop:
@@ -159,23 +158,10 @@ class _Search:
         try:
             for step in range(self.steps):
                 loop.step(loop.batches(step))
-            loss = self.judge(loop)
+            loss = loop.judge(self.judges)
         except DivergedError:
             pass
         return RateTrial(rate=rate, statistics=statistics, loss=loss if math.isfinite(loss) else None)
-
-    @torch.no_grad()
-    def judge(self, loop: Loop) -> float:
-        """Mean loss of the judges as the network is now, in eval mode."""
-        loop.network.module.eval()
-        total = torch.zeros((), dtype=torch.float64)
-        for step in range(self.judges.per_epoch):
-            share = len(self.judges.rows(step)) / len(self.judges.split)
-            for piece in self.judges(step):
-                total += share * piece.share * self.task.loss(loop.look(piece)).double().cpu()
-        distributed.all_reduce([total])
-        loop.network.learn()
-        return float(total)
 
 
 def _loss(trial: RateTrial) -> float:

@@ -18,7 +18,9 @@ loss=kl (Hinton et al. 2015), softened by a temperature t, for classifiers:
     L = alpha * t^2 * KL(softmax(T(x) / t) || softmax(S(x) / t)) + (1 - alpha) * CE(S(x), y)
 
 The method's teacher is the partially pruned network and not the baseline, whose layers have other shapes. It
-is never changed. Epochs are scored by labels if there are any; without, the last one is the result.
+is never changed. Where there are labels, samples are held out, and the epoch that loses least on them is the
+result: labels of samples that the teacher learned by heart are met by whoever is anywhere near it. Without
+labels it is the last one.
 """
 
 from collections.abc import Sequence

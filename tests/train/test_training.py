@@ -183,6 +183,33 @@ def test_of_equal_epochs_the_latest_is_kept() -> None:
     assert record.kept_epoch == len(scores) - 1 - scores[::-1].index(best)
 
 
+def squares(seen: Seen) -> Tensor:
+    return (seen.outputs - seen.teacher_outputs).square().mean()
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_behind_a_teacher_the_nearest_epoch_is_kept(ema: float | None) -> None:
+    """Whatever labels say: here they are met by all alike, and every step leads away from the teacher."""
+    teacher, split, held_out = plain_net(), make_split(), make_split(41, seed=1)
+    made = options(epochs=3, lr=0.3, weight_decay=0.5, ema=ema)
+    alike = {"held_out": held_out, "metric": lambda outputs, labels: torch.ones(len(labels))}
+    fitted = fit(plain_net(), split, made, loss=squares, teacher=teacher, **alike)
+    losses = [row.held_out_loss for row in fitted.record.epochs]
+    assert losses[0] == 0 and all(loss is not None and loss > 0 for loss in losses[1:])
+    assert fitted.record.kept_epoch == 0 and same(fitted.program, teacher)
+
+
+def test_how_near_an_epoch_is_to_the_teacher_is_the_loss_on_all_held_out_samples() -> None:
+    student, teacher, held_out = normalised_net(dropout=0.5), plain_net(), make_split(41, seed=1)
+    made = options(epochs=2, batch=7)
+    fitted = fit(student, make_split(), made, loss=squares, teacher=teacher, held_out=held_out)
+    (x,) = held_out.fetch(held_out.indices)
+    expected = float((fitted.program(x) - teacher(x)).square().mean().detach())
+    row = fitted.record.epochs[fitted.record.kept_epoch]
+    assert row.held_out_loss == pytest.approx(expected, rel=1e-5)
+    assert row.held_out_loss == min(r.held_out_loss or 0 for r in fitted.record.epochs)
+
+
 def test_max_steps_ends_in_the_middle_of_an_epoch() -> None:
     fitted = fit(normalised_net(), make_split(), options(max_steps=6, schedule="constant"))
     assert [(r.steps, r.samples) for r in fitted.record.epochs] == [(0, 0), (4, 96), (6, 48)]
