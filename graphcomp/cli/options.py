@@ -24,7 +24,11 @@ Until = Annotated[
 ]
 Inputs = Annotated[
     list[str] | None,
-    typer.Option("--input", help="value of an argument that is no tensor, e.g. mask=none; once for each"),
+    typer.Option(
+        "--input",
+        help="value of an argument that is no tensor, e.g. mask=none, or of an ONNX file's input that has no "
+        "samples; once for each",
+    ),
 ]
 InputShapes = Annotated[
     list[str] | None,
@@ -37,7 +41,7 @@ InputShapes = Annotated[
 
 
 def _shape_of(text: str) -> tuple[int, ...]:
-    """Of one sample; RecipeError if the text is no shape."""
+    """RecipeError if the text is no shape."""
     try:
         shape = tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
@@ -46,7 +50,7 @@ def _shape_of(text: str) -> tuple[int, ...]:
         raise RecipeError(
             f"--input-shape: found {text!r}, expected positive sizes with the batch, e.g. 1,3,224,224"
         )
-    return (1, *shape[1:])
+    return shape
 
 
 def shapes_of(texts: list[str] | None) -> dict[str, tuple[int, ...]] | None:
@@ -66,7 +70,8 @@ def shapes_of(texts: list[str] | None) -> dict[str, tuple[int, ...]] | None:
 
 def inputs_of(texts: list[str] | None) -> dict[str, Any]:
     """Values by argument; RecipeError if a text is no NAME=VALUE."""
-    return {name: _value(name, value) for name, value in _once("--input", texts, "flag=true").items()}
+    told = _once("--input", texts, "flag=true", any_name=True)
+    return {name: _value(name, value) for name, value in told.items()}
 
 
 def settings_of(texts: list[str] | None) -> dict[str, Any]:
@@ -85,9 +90,9 @@ def labels_of(texts: list[str] | None) -> dict[str, set[str]]:
     return found
 
 
-def _once(option: str, texts: list[str] | None, example: str) -> dict[str, str]:
+def _once(option: str, texts: list[str] | None, example: str, *, any_name: bool = False) -> dict[str, str]:
     found: dict[str, str] = {}
-    for name, value in _pairs(option, texts, example):
+    for name, value in _pairs(option, texts, example, any_name=any_name):
         if name in found:
             text = f"{name}={value}"
             raise RecipeError(f"{option}: found {text!r:.100} beside another {name}, expected each name once")
@@ -95,10 +100,12 @@ def _once(option: str, texts: list[str] | None, example: str) -> dict[str, str]:
     return found
 
 
-def _pairs(option: str, texts: list[str] | None, example: str) -> Iterator[tuple[str, str]]:
+def _pairs(
+    option: str, texts: list[str] | None, example: str, *, any_name: bool = False
+) -> Iterator[tuple[str, str]]:
     for text in texts or ():
         name, equals, value = text.partition("=")
-        if not (name.isidentifier() and equals):
+        if not (equals and (bool(name) if any_name else name.isidentifier())):
             raise RecipeError(f"{option}: found {text!r:.100}, expected NAME=VALUE, e.g. {example}")
         yield name, value
 

@@ -76,10 +76,10 @@ def load_source(
         TraceError: a model that cannot be traced, or an input shape that it does not take.
         VerifyError: weights that no result could be exported with, naming the tensor.
     """
-    if arguments and (is_program_dir(model) or is_onnx(model)):
+    if arguments and is_program_dir(model):
         raise LoadError(
             f"{model}: found values for {', '.join(arguments):.100}, expected a network with its own code: "
-            "a file has taken all of its decisions; leave --input (`arguments:` in a recipe) out"
+            "a program has taken all of its decisions; leave --input (`arguments:` in a recipe) out"
         )
     if region and (is_program_dir(model) or is_onnx(model)):
         raise LoadError(
@@ -97,7 +97,8 @@ def load_source(
     for given in shapes.values():
         check_memory(given)
     if is_onnx(model):
-        return _checked(_from_onnx(model, weights, shapes, rounding))
+        return _checked(_from_onnx(model, weights, shapes, arguments or {}, rounding))
+    shapes = {name: (1, *shape[1:]) for name, shape in shapes.items()}
     loaded = load_model(model)
     weights = weights or loaded.default_weights
     said = load_weights(loaded.module, weights) if weights is not None else loaded.untrained
@@ -114,11 +115,15 @@ def load_source(
 
 
 def _from_onnx(
-    model: str, weights: Path | None, shapes: Mapping[str, tuple[int, ...]], rounding: bool
+    model: str,
+    weights: Path | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    inputs: Mapping[str, Any],
+    rounding: bool,
 ) -> Source:
     if weights is not None:
         raise LoadError(f"{model}: found an ONNX file with --weights, expected none; the file holds its own")
-    program = read_onnx(model, shapes, rounding=rounding)
+    program = read_onnx(model, shapes, inputs=inputs, rounding=rounding)
     told = program.interface
     said = f"the network was read from {model}, which {told.producer or 'something unnamed'} wrote"
     opset = f" with opset {told.opset}" if told.opset else ""

@@ -901,7 +901,6 @@ def test_arguments_of_forward_are_given_by_name(cli: Cli) -> None:
     [
         ("flag", "--input: found 'flag', expected NAME=VALUE, e.g. flag=true"),
         ("=1", "--input: found '=1', expected NAME=VALUE"),
-        ("a-b=1", "--input: found 'a-b=1', expected NAME=VALUE"),
         (
             "flag=",
             "--input: flag: found '', expected true, false, none, a number, a list or a text, in quotes",
@@ -925,8 +924,9 @@ def test_arguments_are_given_once_and_to_code(cli: Cli) -> None:
     Path("m.py").write_text(CHOOSY)
     twice = failing(cli, "inspect", "m.py:Choosy", "--input", "flag=1", "--input", "flag=2")
     assert twice.startswith("error: --input: found 'flag=2' beside another flag, expected each name once")
-    message = failing(cli, "inspect", "net.onnx", "--input", "flag=1")
-    assert message.startswith("error: net.onnx: found values for flag, expected a network with its own code")
+    graphcomp.save(graphcomp.trace(tiny(), torch.zeros(1, 3, 8, 8)), "saved")
+    message = failing(cli, "inspect", "saved", "--input", "flag=1")
+    assert message.startswith("error: saved: found values for flag, expected a network with its own code")
     Path("r.yaml").write_text("model: m.py:Choosy\npasses: [fold-bn]\narguments:\n  flag: {a: 1}\n")
     message = failing(cli, "compile", "--recipe", "r.yaml")
     assert message.startswith("error: r.yaml:4: arguments.flag: found {'a': 1}, expected None, true or false")

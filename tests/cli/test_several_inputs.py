@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import graphcomp
@@ -12,6 +13,8 @@ from graphcomp.errors import LoadError
 from graphcomp.report.report import read_report
 from tests.cli.conftest import Cli
 from tests.learnable import SHAPE
+from tests.onnx.onnx_files import make, typed
+from tests.onnx.read_examples import weight
 from tests.several import NUMBERS, archive, fused
 
 NET = """
@@ -145,3 +148,24 @@ def test_given_examples_may_have_another_size(cli: Cli, spec: str) -> None:
     assert [(x.dtype.is_floating_point, x.shape[1]) for x in words.example_inputs] == [(False, 9), (True, 9)]
     with pytest.raises(LoadError, match="which takes"):
         load_source("net.py:words", None, {"tokens": (1, 1 << 30, 1 << 10)})
+
+
+def test_inputs_of_a_file_that_are_no_samples(cli: Cli) -> None:
+    """A number is settled, whatever its input is called, and the result has no such input."""
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w"], ["c"], kernel_shape=[3, 3]),
+        onnx.helper.make_node("Relu", ["c"], ["r"]),
+        onnx.helper.make_node("Mul", ["r", "gain:0"], ["m"]),
+        onnx.helper.make_node("Conv", ["m", "v"], ["y"], kernel_shape=[3, 3]),
+    ]
+    constants = {"w": weight(32, 3, 3, 3), "v": weight(4, 32, 3, 3)}
+    onnx.save(typed(make(nodes, {"x": ("N", 3, 8, 8), "gain:0": ()}, constants)), "gain.onnx")
+    failed = cli("inspect", "gain.onnx")
+    assert failed.code == 1
+    assert "say what it is once and for all: --input gain:0=VALUE" in failed.err
+    given = ["--input", "gain:0=1.5"]
+    assert cli("inspect", "gain.onnx", *given).code == 0
+    passes = ["--passes", "l1{ratio=0.5}", "--data", "random", "--target", "cpu-avx2", "--no-bench"]
+    assert cli("compile", "gain.onnx", *given, *passes, "-o", "out").code == 0
+    assert [i.name for i in onnx.load("out/model.onnx").graph.input] == ["x"]
+    assert read_report(Path("out/report.json")).recipe["arguments"] == {"gain:0": 1.5}

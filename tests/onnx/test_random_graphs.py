@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from graphcomp.channels import analyse
-from graphcomp.errors import LoadError, VerifyError
+from graphcomp.errors import ExportError, LoadError, VerifyError
 from graphcomp.onnx import export_onnx, read_onnx
 from graphcomp.pipeline.verify import verify_pass
 from tests.onnx.onnx_files import run, truth, typed
@@ -263,11 +262,6 @@ def test_a_drawn_file_is_equal_or_refused(model: onnx.ModelProto) -> None:
         try:
             program = read_onnx(path)
         except LoadError as error:
-            if "expected a file that it runs" in str(error):
-                # the runtime adds the pads of a Pad to those of a pool behind it, and then refuses their sum
-                with pytest.raises(Exception, match="smaller than kernel"):
-                    ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-                return
             assert any(
                 name in str(error) for name in [n.name for n in model.graph.node] + ["output", "input"]
             )
@@ -288,5 +282,10 @@ def test_a_drawn_file_is_equal_or_refused(model: onnx.ModelProto) -> None:
             except VerifyError as error:  # so says the check of a network that a removal makes constant
                 assert "hardly depend on the inputs" in str(error)
         written = Path(folder) / "written.onnx"
+        if any("without fusions" in said for said in program.interface.remarks):
+            # the runtime adds the pads of a Pad to those of a pool behind it, and then refuses their sum
+            with pytest.raises(ExportError, match="cannot load it"):
+                export_onnx(program, written, batches=(1,) if fixed else (1, 3))
+            return
         export_onnx(program, written, batches=(1,) if fixed else (1, 3))
         assert len(onnx.load(written).graph.node) > 0

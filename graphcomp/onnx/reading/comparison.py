@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -168,17 +169,24 @@ class _File:
         name = "float16" if self.half else "bfloat16" if TensorProto.BFLOAT16 in kinds else "float32"
         self.tolerance = TOLERANCES[name]
         self.remarks: tuple[str, ...] = ()
+        # Weights of 8 bits are those that the program has, whatever kernels make of them.
+        file = source.model.SerializeToString() if source.remarks else source.path
         try:
-            # Weights of 8 bits are those that the program has, whatever kernels make of them.
-            file = source.model.SerializeToString() if source.remarks else source.path
             self.session = open_session(file, "cpu", torch.get_num_threads()).session
         except BenchError as error:
+            self.session = self._unfused(file, error)
+
+    def _unfused(self, file: bytes | Path, refused: BenchError) -> Any:
+        """A session that fuses nothing, for valid files that some of the runtime's own fusions break."""
+        why = f"{first_line(refused)!r:.300} by ONNX Runtime"
+        try:
+            session = open_session(file, "cpu", torch.get_num_threads(), plain=True).session
+        except BenchError as error:
             raise LoadError.at(
-                self.name,
-                f"{first_line(error)!r:.300} by ONNX Runtime",
-                "a file that it runs, to compare with",
-                "check the file",
+                self.name, why, "a file that it runs, to compare with", "check the file"
             ) from error
+        self.remarks = (f"compared with ONNX Runtime as it runs without fusions; with them it found {why}",)
+        return session
 
     def feed(self, samples: Samples) -> dict[str, NDArray[Any]]:
         """Inputs in the types that the file takes."""
@@ -225,4 +233,4 @@ class _File:
                         f"at most {most:.3g}",
                         "nothing was read; please report the operators of this file",
                     )
-                self.remarks = (remark(error),)
+                self.remarks = (*self.remarks, remark(error))

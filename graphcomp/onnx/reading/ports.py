@@ -77,9 +77,16 @@ def _input(info: ValueInfoProto) -> Input:
     if not info.type.tensor_type.HasField("shape"):
         raise LoadError.at(place, "no shape", "one", "give the file shapes with onnx.shape_inference")
     dims = info.type.tensor_type.shape.dim
-    if not 1 <= len(dims) <= 16:
+    if not dims:
         raise LoadError.at(
-            place, f"{len(dims)} axes", "1 to 16, the first of them the batch", "export it with a batch"
+            place,
+            "one number for all samples",
+            "an axis of samples",
+            f"say what it is once and for all: --input {info.name}=VALUE",
+        )
+    if len(dims) > 16:
+        raise LoadError.at(
+            place, f"{len(dims)} axes", "1 to 16, one of them the batch", "export it with a batch"
         )
     sizes = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in dims)
     return Input(info.name, kind, sizes, tuple(d.dim_param for d in dims))

@@ -21,6 +21,7 @@ from graphcomp.onnx.origins import Origin, origin_of
 from graphcomp.onnx.reading.comparison import compare
 from graphcomp.onnx.reading.eight_bits import read_in_float
 from graphcomp.onnx.reading.file import OnnxSource, open_file
+from graphcomp.onnx.reading.given import fix_inputs, turn_inputs
 from graphcomp.onnx.reading.ports import (
     BATCHES,
     ODD_STEPS,
@@ -43,6 +44,7 @@ def read_onnx(
     path: str | Path,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     *,
+    inputs: Mapping[str, Any] | None = None,
     rounding: bool = True,
 ) -> Program:
     """Read the ONNX file `path` as a program.
@@ -56,6 +58,8 @@ def read_onnx(
         path: of the file; external data must lie in its folder.
         input_shapes: sizes of examples by input, the batch with them (which is ignored), for axes that the
             file leaves open; "" names the only input.
+        inputs: values of inputs that are settled once and for all, by name: what has no batch (a sampling
+            rate, a threshold) is no input of a program.
         rounding: False: of a file in 8 bits (QDQ) the float network that it stands for, without what it
             rounds between layers, and compared with the file without that. True: such a file is refused.
 
@@ -64,20 +68,24 @@ def read_onnx(
             read, or if the program does not compute what ONNX Runtime computes from it.
     """
     source = open_file(Path(path))
-    source = replace(source, remarks=(*source.remarks, *read_in_float(source, rounding=rounding)))
-    inputs = inputs_of(source.model)
-    sizes = examples(inputs, input_shapes)
-    fixed = _fixed_batch(inputs)
-    larger = opened(inputs, sizes)
-    odd = Case(fixed or 1, {**sizes, **opened(inputs, sizes, ODD_STEPS)})
+    remarks = [*source.remarks, *fix_inputs(source.model, inputs or {})]
+    orders = turn_inputs(source.model)
+    remarks += [f"input {n!r:.120} has its samples along axis {o[0]} in the file, here in front"
+                for n, o in orders.items()]  # fmt: skip
+    source = replace(source, remarks=(*remarks, *read_in_float(source, rounding=rounding)))
+    ports = inputs_of(source.model)
+    sizes = examples(ports, _turned(input_shapes or {}, orders))
+    fixed = _fixed_batch(ports)
+    larger = opened(ports, sizes)
+    odd = Case(fixed or 1, {**sizes, **opened(ports, sizes, ODD_STEPS)})
     first: LoadError | None = None
     for attempt in _attempts(sizes, larger, odd, fixed):
         try:
-            program = build(source, inputs, attempt, first)
-            remarks = compare(
+            program = build(source, ports, attempt, first)
+            rounded = compare(
                 program,
                 source,
-                inputs,
+                ports,
                 fixed,
                 [c for c in attempt.cases if c.sizes != attempt.cases[0].sizes],
                 odd if attempt.others and odd not in attempt.cases else None,
@@ -85,10 +93,22 @@ def read_onnx(
         except LoadError as error:
             first = first or error
         else:
-            said = {"remarks": (*program.interface.remarks, *remarks)}
+            told = {n: tuple(v) if isinstance(v, list) else v for n, v in (inputs or {}).items()}
+            said = {"remarks": (*program.interface.remarks, *rounded), "arguments": told}
             return replace(program, interface=program.interface.model_copy(update=said))
     assert first is not None
     raise first
+
+
+def _turned(
+    shapes: Mapping[str, Sequence[int]], orders: Mapping[str, Sequence[int]]
+) -> dict[str, Sequence[int]]:
+    """Shapes as the file has them, with the axes of inputs that were turned as they are now."""
+    found: dict[str, Sequence[int]] = {}
+    for name, shape in shapes.items():
+        order = orders.get(name, ())
+        found[name] = [shape[d] for d in order] if len(order) == len(shape) else shape
+    return found
 
 
 def origins_in(
