@@ -205,7 +205,7 @@ def build(source: OnnxSource, inputs: Sequence[Input], attempt: Attempt, failed:
     module = graph_module(reading.root, reading.graph, "OnnxNetwork").eval()
     example = example_inputs(inputs, attempt.cases[0])
     open_axes = _open_axes(source, inputs, outputs, attempt)
-    remarks = _remarks(source, attempt, failed)
+    remarks = [*_remarks(source, attempt, failed), *reading.remarks]
     interface = interface_of(source.model, inputs, source.opset, open_axes, remarks)
     props = {p.key: p.value for p in source.model.metadata_props}
     history = read_history(props[HISTORY_PROP]) if HISTORY_PROP in props else ()

@@ -1,10 +1,12 @@
 """The nodes of a file, one after another: evaluated where all is known, else handed to the row of each."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import onnx
+import torch
 from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto
 
 from graphcomp.errors import GraphcompError, LoadError, first_line
@@ -173,9 +175,11 @@ class Walk:
         return result
 
     def _branch(self, proto: NodeProto, inputs: Sequence[Value | None], depth: int) -> Sequence[Value]:
-        """The branch of an If whose condition is known; its nodes are read in place."""
+        """The branch of an If whose condition is known, or both."""
         node = Node(proto, self.opset, inputs)
         condition = inputs[0] if inputs else None
+        if isinstance(condition, Made) and depth < _DEEPEST:
+            return self._both(node, condition, depth)
         if (
             not isinstance(condition, Known)
             or not condition.is_constant
@@ -184,7 +188,37 @@ class Walk:
         ):
             raise _refusal(node, self.opset, False)
         wanted = "then_branch" if bool(condition.array.reshape(-1)[0]) else "else_branch"
-        found = [a.g for a in proto.attribute if a.name == wanted and a.type == AttributeProto.GRAPH]
+        return self._body(node, wanted, depth)
+
+    def _both(self, node: Node, condition: Made, depth: int) -> Sequence[Value]:
+        """Both branches, and of every sample what its own condition chooses, where they yield alike."""
+        first, second = (self._body(node, name, depth) for name in ("then_branch", "else_branch"))
+        node.optional(0)
+        node.ignore("then_branch", "else_branch")
+        pairs = zip(first, second, strict=True)
+        results = self._called(node, lambda: [self._chosen(node, condition, *pair) for pair in pairs])
+        self.reading.remarks.append(
+            f"If {node.name!r:.120} depends on data: both branches are computed, compared where samples go"
+        )
+        return results
+
+    def _chosen(self, node: Node, condition: Made, first: Value, second: Value) -> Value:
+        a, b = self.reading.tensor(first), self.reading.tensor(second)
+        batches = self.reading.batches
+        by_sample = all(s[:1] == (batch,) for s, batch in zip(condition.shapes, batches, strict=True))
+        fits = math.prod(condition.shape[1:]) == 1 and (by_sample or set(batches) == {1})
+        if a.shapes != b.shapes or a.dtype != b.dtype or a.rank < 1 or not fits:
+            raise node.refusal(
+                "a condition that depends on data, and branches that yield something else",
+                "branches of one shape and type, and a condition a sample",
+                _ADVICE["If"],
+            )
+        chosen = self.reading.method("reshape", condition, -1, *(1,) * (a.rank - 1))
+        return self.reading.call(torch.where, chosen, a, b)
+
+    def _body(self, node: Node, wanted: str, depth: int) -> Sequence[Value]:
+        """A branch, whose nodes are read in place."""
+        found = [a.g for a in node.proto.attribute if a.name == wanted and a.type == AttributeProto.GRAPH]
         if len(found) != 1:
             raise node.refusal(f"no {wanted}", "one", "the file is not valid ONNX")
         (graph,) = found
@@ -197,7 +231,7 @@ class Walk:
         self.arrays |= inside
         try:
             return self._read_inside(
-                graph.node, [o.name for o in graph.output], f"If {proto.name!r:.120}", depth
+                graph.node, [o.name for o in graph.output], f"If {node.name!r:.120}", depth
             )
         finally:
             for name in inside:

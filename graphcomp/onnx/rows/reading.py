@@ -38,6 +38,7 @@ class Reading:
         made: every node with its values.
         origin: the first output of the file's node that is being read, which its nodes are tagged with.
         made_by: the pass that this node says it was made by.
+        remarks: what has to be said of how nodes were read.
     """
 
     def __init__(self, batches: Sequence[int], freed: int | None = None) -> None:
@@ -48,6 +49,7 @@ class Reading:
         self.inputs: list[Made] = []
         self.made: dict[fx.Node, Made] = {}
         self.origin, self.made_by = "", "trace"
+        self.remarks: list[str] = []
         self._names = Names()
         self._layers: dict[tuple[Any, ...], str] = {}
         self._meta: dict[str, nn.Module] = {}
