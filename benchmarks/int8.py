@@ -8,7 +8,8 @@
     python benchmarks/int8.py --render
 
 With `as_cpu.py` all of it, of graphcomp `grid=pairs`, is as on a processor without VNNI. The rows of a
-network are kept in `out/int8.json`; `--render` writes them into docs/results.md. Every file is made of the
+network are kept in `out/int8.json`; `--render` writes them into docs/results.md, where networks that it has
+already stay as they are unless they are measured anew. Every file is made of the
 same float file and the same calibration samples, 256 if not said. Accuracy is a paired difference to the
 float file on the same images; signal to noise is that of the logits on them; speed is the ratio of median
 times, files loaded in turn, one thread, against the float file and, with `--dense`, against that of the dense
@@ -32,7 +33,7 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from rows import DOCS, Row, Rows, table, where
-from section import replace_section
+from section import PART, read_parts, read_section, replace_section
 
 from graphcomp import load_data, quantize_onnx
 from graphcomp.data import Split
@@ -216,8 +217,8 @@ def shown(files: Sequence[Row]) -> str:
     return table(list(rows[0]), [[str(cell or "") for cell in row.values()] for row in rows])
 
 
-def missed(name: str, files: Sequence[Row]) -> list[str]:
-    """What graphcomp's file was to do and does not, in words."""
+def missed(files: Sequence[Row]) -> str:
+    """What graphcomp's file was to do and does not, a sentence."""
     by = {row["file"]: row for row in files}
     ours = by["graphcomp"]
     d = ours.get("difference")
@@ -233,32 +234,31 @@ def missed(name: str, files: Sequence[Row]) -> list[str]:
         said.append("ORT's defaults classify more images rightly")
     slower = [k for k, v in ours.items() if isinstance(v, dict) and k[:3] in ("cpu", "ope") and v["high"] < 1]
     said += [f"slower than {'the dense float32' if k.endswith('dense') else 'float32'}: {k}" for k in slower]
-    return [f"{name}: {', '.join(said)}"] if said else []
+    return f"Missed: {'; '.join(said) or 'nothing'}."
 
 
 def render(rows: Rows) -> None:
     """Write the section of docs/results.md."""
-    misses = [line for name, row in rows.found.items() for line in missed(name, row["files"])]
-    parts = [
+    parts = read_parts(read_section(DOCS, BEGIN, END))
+    for name, row in rows.found.items():
+        parts[name] = (
+            f"{row['samples']} images to calibrate, {row['images']:,} to test "
+            f"({row['data'].partition(':')[0]}). {row['where']}, load {row['load']:.1f}"
+            f"{KERNELS[row['as']]}. {missed(row['files'])}\n\n{shown(row['files'])}"
+        )
+    said = [
         BEGIN,
         "## 8 bits, network by network",
         "`benchmarks/int8.py` says how each column is measured. Speeds are ratios of times of files in turn, "
         "on one thread, of CPU time where the machine was busy; `cpu` is ONNX Runtime; empty where OpenVINO "
         "computes something else than it. Differences are paired, with 95 % intervals. Asked of graphcomp's "
         "file: at most 1 point lost, or 1.5 times half of the interval; no layer more than a step off; more "
-        "signal to noise than ONNX Runtime's defaults and NNCF; never slower than float32. Missed: "
-        + ("; ".join(misses) if misses else "nothing")
-        + ". Where 8 bits are slower `quantize` ships the float file and says so.",
+        "signal to noise than ONNX Runtime's defaults and NNCF; never slower than float32. Where 8 bits are "
+        "slower `quantize` ships the float file and says so.",
+        *(f"{PART}{name}\n\n{text}" for name, text in parts.items()),
+        END,
     ]
-    for name, row in rows.found.items():
-        parts += [
-            f"### {name}",
-            f"{row['samples']} images to calibrate, {row['images']:,} to test "
-            f"({row['data'].partition(':')[0]}). {row['where']}, load {row['load']:.1f}"
-            f"{KERNELS[row['as']]}.",
-            shown(row["files"]),
-        ]
-    replace_section(DOCS, BEGIN, END, "\n\n".join([*parts, END]))
+    replace_section(DOCS, BEGIN, END, "\n\n".join(said))
 
 
 def main() -> None:
@@ -302,7 +302,7 @@ def main() -> None:
     row["where"] = where()
     rows.put(asked.name or str(asked.file), row)
     print(shown(files))
-    print(*missed(asked.name or str(asked.file), files), sep="\n")
+    print(missed(files))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+PART = "### "
+"""Heading of a part of a section."""
+
 
 def replace_section(document: Path, begin: str, end: str, new: str) -> None:
     """Put `new`, which has both comments, in the place of the section before, or at the end."""
@@ -18,3 +21,9 @@ def read_section(document: Path, begin: str, end: str) -> str:
     """What the section says now, without the comments; nothing where there is none."""
     text = document.read_text() if document.exists() else ""
     return text.split(begin, 1)[1].split(end, 1)[0].strip() if begin in text else ""
+
+
+def read_parts(section: str) -> dict[str, str]:
+    """What a section says under each of its headings, in its order; not what it says above them."""
+    parts = f"\n{section}".split(f"\n{PART}")[1:]
+    return {title: text.strip() for title, _, text in (part.partition("\n") for part in parts)}

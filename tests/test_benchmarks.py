@@ -82,3 +82,29 @@ def test_what_is_measured_anew_takes_the_place_of_a_line_and_the_others_stay(
     }
     assert list(values) == ["first", "second", "third"] and "Not run: `first`." in first
     assert "Not run" not in again and section(again, 0.75, "machine B", "first", "third") == again
+
+
+def test_parts_of_a_section_stay_where_others_are_measured(
+    rows: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    int8 = import_module("int8")
+    document = tmp_path / "results.md"
+    document.write_text("# Results\n\nbefore\n")
+    monkeypatch.setattr(int8, "DOCS", document)
+    size = {"kB": 1.0, "load ms": 1.0, "worst layer": 0, "in float": 0}
+    decibels = (("float32", 0.0), ("ORT defaults", 10.0), ("NNCF", 30.0), ("graphcomp", 20.0))
+    row = {"files": [{"file": name, "snr_db": db} | size for name, db in decibels], "images": 8, "samples": 8}
+    row |= {"data": "npz:x", "where": "machine A", "load": 1.0, "as": None}
+
+    def render(found: dict[str, object]) -> str:
+        int8.render(rows.Rows(tmp_path / "x", found, {}))
+        return document.read_text()
+
+    first = render({"One": row, "Two": row})
+    assert first.count("Missed: NNCF: 30.0 dB, ours 20.0.") == 2 and render({}) == first
+    again = render({"Two": row | {"where": "machine B"}, "Three": row})
+    assert again.count("machine A") == 2 and "### One\n\n8 images to calibrate" in again
+    assert [again.index(f"### {name}\n") for name in ("One", "Two", "Three")] == sorted(
+        again.index(f"### {name}\n") for name in ("One", "Two", "Three")
+    )
+    assert "machine B" in again.split("### Two")[1].split("### Three")[0]
