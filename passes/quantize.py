@@ -101,6 +101,7 @@ class Quantize:
             own="plain" if context.target.saturates is False else "pairs",
             count=self.samples,
             exclude=self.exclude,
+            kernels="tensorrt" if context.target.provider == "tensorrt" else "cpu",
             evaluate=data.eval if judged else None,
             timing=timing,
             progress=context.progress,

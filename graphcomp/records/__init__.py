@@ -24,7 +24,7 @@ from graphcomp.records.passes import (
     Width,
 )
 from graphcomp.records.program import LayerRow, Score, Snapshot
-from graphcomp.records.quantized import GivenBack, Quantized, QuantizedChoice, QuantizedLayer
+from graphcomp.records.quantized import GivenBack, Kernels, Quantized, QuantizedChoice, QuantizedLayer
 from graphcomp.records.record import Record
 from graphcomp.records.report import (
     CorruptedScore,
@@ -65,6 +65,7 @@ __all__ = [
     "PartKind",
     "Plan",
     "Quantized",
+    "Kernels",
     "QuantizedChoice",
     "QuantizedLayer",
     "Record",

@@ -8,6 +8,11 @@ from graphcomp.records.program import Score
 from graphcomp.records.record import Record
 from graphcomp.records.timing import Bench, Interval
 
+Kernels = Literal["cpu", "tensorrt"]
+"""Whose terms an 8 bit file is written in: u8 activations with zero points, 8 bit weights and int32 biases,
+for runtimes on CPUs; s8 activations without zero points, weights that are rounded in the file and float
+biases, for TensorRT."""
+
 
 class QuantizedLayer(Record):
     """A convolution or product with 8 bit weights."""
@@ -51,12 +56,14 @@ class QuantizedChoice(Record):
     compensated: list[str] = Field(
         default=[], description="weights that are not rounded to the nearest; by how many steps: `bulk`"
     )
+    kernels: Kernels = Field(default="cpu", description="whose terms the file is written in")
 
 
 class Quantized(Record):
     """A float file, its 8 bit form, and which of them is to be shipped."""
 
     path: str | None = Field(description="the 8 bit file; null if it lost against the float file")
+    kernels: Kernels = Field(default="cpu", description="whose terms the file is written in")
     source: str = Field(description="the float file")
     shipped: Literal["int8", "float32"] = Field(description="the faster file; without a race that in 8 bits")
     why: str = Field(description="one sentence")

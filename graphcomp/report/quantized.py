@@ -147,6 +147,11 @@ def _checked(made: Quantized) -> str:
     named = {layer.name for layer in made.layers}
     count, of = len(named - made.in_float.keys()), len(named | made.in_float.keys())
     said = f"{count} of {of} convolutions and products are fused in 8 bits (grid {made.grid})"
+    if made.kernels != "cpu":
+        said = (
+            f"{count} of {of} convolutions and products are in 8 bits (grid {made.grid}) in the terms of "
+            f"{made.kernels}, computed here as they are written; what it fuses is not known"
+        )
     if steps:
         said += (
             f"; {len(steps)} were compared with themselves as written, on samples and on 0 and 255: "

@@ -110,6 +110,8 @@ def open_session(
         return _open_openvino(model, threads, shapes)
     ort = import_runtime()
     options = OPTIONS[provider] | graphs | tensorrt_options(provider, shapes, cache_key)
+    if provider == "tensorrt" and _rounds(model):
+        options |= {"trt_int8_enable": "1"}
     place = str(model) if isinstance(model, Path) else "model"
     model = in_precision(model, provider, precision)
     with _quiet(ort, provider):
@@ -138,6 +140,12 @@ def open_session(
         seconds,
         cpu_seconds,
     )
+
+
+def _rounds(model: Path | bytes) -> bool:
+    """Whether it has 8 bit tensors."""
+    read = onnx.load_model_from_string(model.read_bytes() if isinstance(model, Path) else model)
+    return any(node.op_type == "QuantizeLinear" for node in read.graph.node)
 
 
 def _open_openvino(

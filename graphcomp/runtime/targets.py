@@ -72,7 +72,11 @@ TARGETS = {
         ),
         Target("cuda-tf32", "cuda", 4, "tensor cores at TF32 (NVIDIA's guide; not yet run on a GPU)"),
         Target(
-            "tensorrt-int8", "tensorrt", 16, "tensor cores at INT8 (NVIDIA's guide; not yet run on a GPU)"
+            "tensorrt-int8",
+            "tensorrt",
+            16,
+            "tensor cores at INT8 (NVIDIA's guide; not yet run on a GPU)",
+            saturates=False,
         ),
     )
 }
@@ -83,7 +87,7 @@ def find_target(name: str, *, eight_bits: bool = False) -> Target:
 
     Args:
         name: see above.
-        eight_bits: what is made is an 8 bit file for CPUs. The name of a runtime on CPUs for float files then
+        eight_bits: what is made is an 8 bit file. The name of a runtime on CPUs for float files then
             stands for the target that is safe on every x86, since it does not say whether there is VNNI.
 
     Raises RecipeError if there is none, or none for 8 bit files.
@@ -98,7 +102,7 @@ def find_target(name: str, *, eight_bits: bool = False) -> Target:
     if target.provider not in HOST:
         known = ", ".join(t.name for t in TARGETS.values() if t.saturates is not None)
         raise RecipeError(
-            f"target: found {name!r} with quantize, which writes 8 bits for CPUs, expected auto, {known}; "
+            f"target: found {name!r} with quantize, which has no 8 bits for it, expected auto, {known}; "
             "choose one of these, or leave quantize out"
         )
     return TARGETS[f"{target.provider}-avx2-int8"]

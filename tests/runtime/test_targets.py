@@ -63,12 +63,12 @@ def test_auto_for_8_bits(
 def test_names_of_float_targets_for_8_bits() -> None:
     """They do not say whether there is VNNI: the grid that saturates nowhere."""
     known = {f"{runtime}-{isa}-int8" for runtime in ("cpu", "openvino") for isa in ("avx2", "vnni")}
-    assert {n for n, t in TARGETS.items() if t.saturates is not None} == known
+    assert {n for n, t in TARGETS.items() if t.saturates is not None} == {*known, "tensorrt-int8"}
     assert find_target("openvino", eight_bits=True) is TARGETS["openvino-avx2-int8"]
     for name in ("cpu-avx2", "cpu-avx512", "cpu-avx2-int8"):
         assert find_target(name, eight_bits=True) is TARGETS["cpu-avx2-int8"]
     assert find_target("cpu-vnni-int8", eight_bits=True) is TARGETS["cpu-vnni-int8"]
-    for name in ("cuda-fp16", "tensorrt-int8"):
+    for name in ("cuda-fp16", "cuda-tf32"):
         with pytest.raises(RecipeError, match=f"{name}' with quantize, .* expected auto, cpu-avx2-int8"):
             find_target(name, eight_bits=True)
 

@@ -21,7 +21,7 @@ from graphcomp.onnx.quantization.ranges import Share, Statistics
 from graphcomp.onnx.quantization.samples import outputs
 from graphcomp.onnx.quantization.sessions import Feeds
 from graphcomp.onnx.quantization.spreading import Factors
-from graphcomp.records import GivenBack
+from graphcomp.records import GivenBack, Kernels
 
 SHARES: tuple[Share, ...] = (None, 99.999, 99.99, "mean")
 """Ranges that are tried."""
@@ -46,6 +46,7 @@ class Work:
         held: batches that are held out.
         expected: what the model computes from them.
         factors: that are in the model's weights, see `spreading`.
+        kernels: that the file is for. Those of GPUs do not run here: it is looked at as written.
     """
 
     model: ModelProto
@@ -56,6 +57,7 @@ class Work:
     held: Sequence[Feeds]
     expected: list[NDArray[Any]]
     factors: Factors = field(default_factory=dict)
+    kernels: Kernels = "cpu"
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,17 @@ def _attempt(work: Work, grid: Grid, wrong: Mapping[str, str]) -> Attempt:
     layers = [layer for layer in work.layers if layer.name not in wrong]
     names, others = tuple(layer.name for layer in layers), (*work.left, *wrong)
     choices = [
-        Choice(grid, p, statistics.ranges(p), statistics.means, names, others, work.factors) for p in SHARES
+        Choice(
+            grid,
+            share,
+            statistics.ranges(share),
+            statistics.means,
+            names,
+            others,
+            work.factors,
+            kernels=work.kernels,
+        )
+        for share in SHARES
     ]
     made = [write_qdq(work.model, layers, choice) for choice in choices]
     decibels = [_snr(work, one) for one in made]
@@ -117,7 +129,7 @@ def _attempt(work: Work, grid: Grid, wrong: Mapping[str, str]) -> Attempt:
     decibels.append(_snr(work, made[-1]))
     tried[f"{_said(SHARES[best])}, compensated"] = decibels[-1]
     best = max(best, len(SHARES), key=decibels.__getitem__)
-    steps = checks.errors_by_layer(made[best], layers, work.held[0])
+    steps = _steps(work, made[best], layers)
     left = {**work.left, **wrong}
     return Attempt(made[best], choices[best], tried, decibels[best], steps, layers, left)
 
@@ -129,11 +141,16 @@ def _said(share: Share) -> str:
     return "means of samples" if share == "mean" else f"{share} %"
 
 
+def _steps(work: Work, made: ModelProto, layers: Sequence[Layer]) -> dict[str, int]:
+    """How far fused layers are from themselves as written; nothing of kernels that do not run here."""
+    return checks.errors_by_layer(made, layers, work.held[0]) if work.kernels == "cpu" else {}
+
+
 def _snr(work: Work, made: ModelProto, batches: int | None = None) -> float:
     """Of the outputs on held-out samples, or on the first batches of them."""
     fed = work.held[:batches]
     expected = work.expected[: len(work.expected) * len(fed) // len(work.held)]
-    return checks.snr(expected, outputs(made.SerializeToString(), fed))
+    return checks.snr(expected, outputs(made.SerializeToString(), fed, plain=work.kernels != "cpu"))
 
 
 def give_back(work: Work, found: Attempt, race: Race) -> Attempt:
@@ -173,7 +190,7 @@ def _without(work: Work, found: Attempt, name: str) -> Attempt:
     names, others = tuple(layer.name for layer in layers), (*found.choice.in_float, name)
     choice = replace(found.choice, layers=names, in_float=others)
     made = write_qdq(work.model, layers, choice)
-    steps = checks.errors_by_layer(made, layers, work.held[0])
+    steps = _steps(work, made, layers)
     left = {**found.left, name: "the outputs are better for it, and it takes no time"}
     return replace(
         found, model=made, choice=choice, decibels=_snr(work, made), steps=steps, layers=layers, left=left

@@ -43,9 +43,9 @@ def snr(expected: Iterable[NDArray[Any]], found: Iterable[NDArray[Any]]) -> floa
     return float(10 * np.log10(signal / noise)) if signal and math.isfinite(noise) else float("-inf")
 
 
-def run_all(model: bytes, batches: Iterable[Feeds]) -> list[list[NDArray[Any]]]:
-    """All outputs of a model as the runtime optimises it, batch by batch."""
-    session = open_session(model).session
+def run_all(model: bytes, batches: Iterable[Feeds], *, plain: bool = False) -> list[list[NDArray[Any]]]:
+    """All outputs of a model as the runtime optimises it, or as it is written (`plain`), batch by batch."""
+    session = open_session(model, plain=plain).session
     return [session.run(None, dict(feeds)) for feeds in batches]
 
 

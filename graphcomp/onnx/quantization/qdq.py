@@ -6,7 +6,7 @@ import logging
 import math
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,12 +25,14 @@ from graphcomp.onnx.quantization.sessions import Feeds
 from graphcomp.onnx.quantization.shield import keep_in_float, leave_outputs
 from graphcomp.onnx.quantization.spreading import Factors
 from graphcomp.onnx.subgraphs import count_reads, reads
-from graphcomp.records import Plan, QuantizedChoice
+from graphcomp.records import Kernels, Plan, QuantizedChoice
 
 # The runtime widens scales at which a bias leaves int32; half of its range leaves room for the products.
 _BIAS_LIMIT = 2.0**30
 _MOST_CHANNELS = 1 << 20
 _MOST_WEIGHTS = 1 << 28
+GPU_TYPES = ["Add", "Conv", "Gemm", "MatMul"]
+"""Whose inputs TensorRT is given in 8 bits: layers, and additions, which it fuses into the layer before."""
 _FACTORS, _STEPS = "factors of ", "steps of "  # in front of a tensor's name in a plan
 
 
@@ -47,6 +49,7 @@ class Choice:
         in_float: names of the others that multiply.
         factors: of channels, by tensor, that are in the weights of the model that this was chosen for.
         steps: how far weights are from the nearest multiples, see `compensation`.
+        kernels: whose terms the file is written in, see `FORMS`.
     """
 
     grid: Grid
@@ -57,6 +60,7 @@ class Choice:
     in_float: tuple[str, ...] = ()
     factors: Factors = field(default_factory=dict)
     steps: Steps = field(default_factory=dict)
+    kernels: Kernels = "cpu"
 
     def plan(self) -> tuple[dict[str, Any], dict[str, str]]:
         """As `decisions` and `bulk` of a plan."""
@@ -68,6 +72,7 @@ class Choice:
             ranges=dict(sorted(self.ranges.items())),
             spread=sorted(self.factors),
             compensated=sorted(self.steps),
+            kernels=self.kernels,
         )
         bulk = {name: _packed(mean.astype("<f8")) for name, mean in sorted(self.means.items())}
         bulk |= {_FACTORS + n: _packed(factors.astype("<f8")) for n, factors in sorted(self.factors.items())}
@@ -89,7 +94,9 @@ class Choice:
                 "expected those of plans/NN-quantize.json; quantise anew"
             ) from error
         layers, others = tuple(found.layers), tuple(found.in_float)
-        return cls(found.grid, found.percentile, found.ranges, means, layers, others, factors, steps)
+        return cls(
+            found.grid, found.percentile, found.ranges, means, layers, others, factors, steps, found.kernels
+        )
 
 
 def _packed(values: NDArray[Any]) -> str:
@@ -126,7 +133,7 @@ def write_qdq(
     model = copy.deepcopy(model)
     correct_biases(model, taken, scales, weights, choice.means)
     _put(model, taken, scales, weights)
-    return _quantize(model, choice.ranges, taken, scales, choice.in_float, only)
+    return _quantize(model, choice, taken, scales, only)
 
 
 def compensate(
@@ -262,10 +269,9 @@ def correct_biases(
 
 def _quantize(
     model: ModelProto,
-    ranges: Mapping[str, tuple[float, float]],
+    choice: Choice,
     layers: Sequence[Layer],
     scales: Mapping[str, NDArray[np.float32]],
-    in_float: Collection[str],
     only: str | None,
 ) -> ModelProto:
     from onnxruntime.quantization import CalibrationMethod, QuantType
@@ -276,8 +282,10 @@ def _quantize(
 
     data = {
         name: TensorData(lowest=np.float32(low), highest=np.float32(high))
-        for name, (low, high) in ranges.items()
+        for name, (low, high) in choice.ranges.items()
     }
+    gpu = choice.kernels == "tensorrt"
+    types = GPU_TYPES if gpu else sorted({*QLinearOpsRegistry, *QDQRegistry})
     overrides: dict[str, list[dict[str, Any]]] = {
         layer.weight: [
             {"axis": layer.axis, "quant_type": QuantType.QInt8, "scale": scale, "zero_point": np.int8(0)}
@@ -291,17 +299,22 @@ def _quantize(
             per_channel=True,
             reduce_range=False,
             weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QUInt8,
+            activation_qType=QuantType.QInt8 if gpu else QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, data),
             nodes_to_quantize=[] if only is None else [only],
-            nodes_to_exclude=list(in_float) if only is None else [],
-            op_types_to_quantize=sorted({*QLinearOpsRegistry, *QDQRegistry}),
+            nodes_to_exclude=list(choice.in_float) if only is None else [],
+            op_types_to_quantize=types,
             extra_options={
                 "TensorQuantOverrides": overrides,
-                "ActivationSymmetric": False,
+                "ActivationSymmetric": gpu,
                 "WeightSymmetric": True,
+                # TensorRT rounds weights itself, has float biases, and fuses up to what the next layer reads.
+                "AddQDQPairToWeight": gpu,
+                "QuantizeBias": not gpu,
                 # Alone, a layer's output is rounded by nobody: what reads it is in float.
-                "OpTypesToExcludeOutputQuantization": [] if only is None else sorted({x.op for x in layers}),
+                "OpTypesToExcludeOutputQuantization": types
+                if gpu
+                else ([] if only is None else sorted({x.op for x in layers})),
             },
         )
         quantizer.quantize_model()
@@ -311,8 +324,9 @@ def _quantize(
     del made.metadata_props[:]
     made.metadata_props.extend(model.metadata_props)
     made.producer_name, made.producer_version = model.producer_name, model.producer_version
-    leave_outputs(made)
-    keep_in_float(made, {layer.name for layer in layers})
+    if not gpu:
+        leave_outputs(made)
+        keep_in_float(made, {layer.name for layer in layers})
     return made
 
 

@@ -34,7 +34,7 @@ from graphcomp.onnx.quantization.samples import (
 from graphcomp.onnx.quantization.sessions import Feeds
 from graphcomp.onnx.quantization.spreading import find_factors, spread
 from graphcomp.onnx.subgraphs import required_inputs
-from graphcomp.records import Bench, Plan, Quantized, QuantizedLayer
+from graphcomp.records import Bench, Kernels, Plan, Quantized, QuantizedLayer
 from graphcomp.runtime import Provider, adds_in_int16, benchmark, onnxfile, race
 
 SAMPLES = 256
@@ -55,6 +55,7 @@ def quantize_onnx(
     seconds: float = 10.0,
     providers: Sequence[Provider] = ("cpu",),
     faster_only: bool = True,
+    kernels: Kernels = "cpu",
     progress: Progress = quiet,
 ) -> Quantized:
     """Write the float32 ONNX file `path` with 8 bit weights and activations to `out`.
@@ -83,6 +84,10 @@ def quantize_onnx(
         providers: the runtimes of the race; both files run in each. The first one decides about layers.
         faster_only: write `out` only if it is faster here, and in none of them slower; False: without a race,
             in any case, and no layer goes back to float.
+        kernels: `tensorrt` writes the file in TensorRT's terms: s8 activations without zero points, weights
+            that are rounded in the file, float biases, additions of 8 bit tensors. What the outputs lose is
+            then measured on the file as written, on the CPU; nothing fused is compared. Times are those of
+            `providers`: (`tensorrt`,), or give faster_only=False.
         progress: told which step is due.
 
     Returns:
@@ -105,6 +110,7 @@ def quantize_onnx(
         exclude=exclude,
         evaluate=evaluate,
         timing=timing,
+        kernels=kernels,
         progress=progress,
     )[0]
 
@@ -131,6 +137,7 @@ def quantize_file(
     exclude: Sequence[str] = (),
     evaluate: Split | None = None,
     timing: Timing | None,
+    kernels: Kernels = "cpu",
     progress: Progress = quiet,
 ) -> tuple[Quantized, Choice]:
     """As `quantize_onnx`, with what it decided.
@@ -140,6 +147,11 @@ def quantize_file(
     None for no race, and the file in any case.
     """
     _check_request(path, out, grid)
+    if timing is not None and kernels != "cpu" and set(timing.providers) != {kernels}:
+        raise ExportError(
+            f"{out}: found a race in {', '.join(timing.providers)} of a file in the terms of {kernels}, "
+            f"expected one in {kernels} alone; give it, or no benchmark (--no-bench, faster_only=False)"
+        )
     if evaluate is not None:
         require_classes(evaluate)
     model, batch = _read(path)
@@ -155,9 +167,10 @@ def quantize_file(
         )
     factors = find_factors(model, layers, fitted)
     model, layers = spread(model, layers, factors)
-    work = Work(model, layers, left, fitted, collect(model, layers, fitted), held, expected, factors)
+    work = Work(model, layers, left, fitted, collect(model, layers, fitted), held, expected, factors, kernels)
     progress("choose ranges and check layers", 0.3)
-    found = checked(work, grid, own or ("pairs" if adds_in_int16() else "plain"))
+    here: Grid = "pairs" if kernels == "cpu" and adds_in_int16() else "plain"
+    found = checked(work, grid, own or here)
     unsafe = saturating(model, found.layers, found.choice)
     if unsafe and own == "pairs":
         raise ExportError(
@@ -183,9 +196,13 @@ def quantize_file(
     elif out.is_file():
         remove(out)
     progress("compare with the float file", 0.9)
-    operators, unfused = checks.census(found.model, found.layers)
+    operators, unfused = checks.census(found.model, found.layers) if kernels == "cpu" else ({}, [])
     by_layer = checks.snr_by_tensor(model, found.model, found.layers, held[:2])
-    score, accuracy = (None, None) if evaluate is None else compare(before, content, model, evaluate, batch)
+    score, accuracy = (
+        (None, None)
+        if evaluate is None
+        else compare(before, content, model, evaluate, batch, plain=kernels != "cpu")
+    )
     record = Quantized(
         path=str(out) if wins else None,
         source=str(path),
@@ -206,7 +223,8 @@ def quantize_file(
         in_float=dict.fromkeys(unfused, "the runtime fused nothing there") | dict(found.left),
         given_back=found.given_back,
         operators=operators,
-        saturating=saturating(model, found.layers, found.choice),
+        saturating=saturating(model, found.layers, found.choice) if kernels == "cpu" else [],
+        kernels=kernels,
         bench=next(iter(benches), None),
         other_benches=benches[1:],
         not_timed=refused,

@@ -73,9 +73,9 @@ def counted(fed: Sequence[Feeds]) -> int:
     return sum(len(next(iter(feeds.values()))) for feeds in fed)
 
 
-def outputs(model: bytes, fed: Sequence[Feeds]) -> list[NDArray[Any]]:
-    """All float outputs on all batches."""
-    found = [y for batch in run_all(model, fed) for y in batch]
+def outputs(model: bytes, fed: Sequence[Feeds], *, plain: bool = False) -> list[NDArray[Any]]:
+    """All float outputs on all batches, computed as `run_all` does."""
+    found = [y for batch in run_all(model, fed, plain=plain) for y in batch]
     return [y for y in found if y.dtype == np.float32]
 
 
@@ -86,9 +86,11 @@ def require_classes(split: Split) -> None:
 
 
 def compare(
-    before: bytes, after: bytes, model: ModelProto, split: Split, batch: int | None
+    before: bytes, after: bytes, model: ModelProto, split: Split, batch: int | None, *, plain: bool = False
 ) -> tuple[Score, Interval]:
     """How good `after` is, and how many more, or fewer, of the same samples it gets right than `before`.
+
+    `plain`: `after` is computed as it is written.
 
     Raises DataError unless the first output is a number for each of the classes that labels name.
     """
@@ -96,8 +98,8 @@ def compare(
     fed = batches(model, split, size)
     labels = split.labels.numpy()[: len(fed) * size]
     was, now = (
-        np.concatenate([_logits(y[0], labels).argmax(1) for y in run_all(each, fed)]) == labels
-        for each in (before, after)
+        np.concatenate([_logits(y[0], labels).argmax(1) for y in run_all(each, fed, plain=written)]) == labels
+        for each, written in ((before, False), (after, plain))
     )
     low, high = wilson(int(now.sum()), len(now))
     score = Score(measure="accuracy", value=float(now.mean()), samples=len(now), low=low, high=high)
