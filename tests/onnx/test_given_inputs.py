@@ -120,3 +120,14 @@ def test_a_guess_that_mixes_samples_is_refused(tmp_path: Path) -> None:
     nodes = [helper.make_node("ReduceMax", ["h"], ["m"]), helper.make_node("Mul", ["x", "m"], ["y"])]
     program = read_onnx(save(make(nodes, {"x": ("N", 4), "h": (2, "N")}), tmp_path))
     assert program.interface.one_at_a_time
+
+
+def test_a_file_of_one_sample_that_looks_at_the_first_stays_at_one(tmp_path: Path) -> None:
+    """As frames of one recording are cut out: of two samples together only the first would be read."""
+    nodes = [
+        helper.make_node("Slice", ["x", "zero", "one", "zero"], ["first"]),
+        helper.make_node("Exp", ["first"], ["y"]),
+    ]
+    model = make(nodes, {"x": (1, 4)}, {"zero": np.array([0]), "one": np.array([1])})
+    program = read_onnx(save(model, tmp_path))
+    assert program.interface.one_at_a_time

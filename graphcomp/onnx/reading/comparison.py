@@ -115,6 +115,14 @@ def _joined(file: "_File", parts: Sequence[Arrays], one: Arrays, all_: Arrays) -
                 file.outputs[index], f"{a.shape} and {b.shape}", "one axis that grows", "samples mix"
             )
         joined.append(np.concatenate([p[index] for p in parts], grows[0]) if grows else parts[0][index])
+        for other in parts[1:] if not grows else ():
+            if not disagreement(parts[0][index], other[index], file.tolerance) <= file.tolerance:
+                raise LoadError.at(
+                    f"output {file.outputs[index]!r:.120}",
+                    "one value for all samples, which yield others alone",
+                    "a value a sample",
+                    "samples mix",
+                )
     return joined
 
 
