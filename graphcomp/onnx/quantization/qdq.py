@@ -260,6 +260,11 @@ def correct_biases(
         node = nodes[layer.name]
         del node.input[2:]
         node.input.append(name)
+    _forget_unused(model)
+
+
+def _forget_unused(model: ModelProto) -> None:
+    """Stored values that nothing reads, in place: runtimes warn of each."""
     used = {name for node in model.graph.node for name in reads(node)}
     used |= {o.name for o in model.graph.output} | {i.name for i in model.graph.input}
     kept = [i for i in model.graph.initializer if i.name in used]
@@ -327,6 +332,7 @@ def _quantize(
     if not gpu:
         leave_outputs(made)
         keep_in_float(made, {layer.name for layer in layers})
+    _forget_unused(made)
     return made
 
 
