@@ -11,7 +11,7 @@ from typing import Any, cast
 from torch import fx
 
 from graphcomp.channels import CONCATENATIONS
-from graphcomp.ir import Program, op_name
+from graphcomp.ir import Program, RecurrentLayer, op_name
 from graphcomp.measure import layer_row, plane_of
 from graphcomp.runtime import ACTIVATIONS, Kernel
 
@@ -61,7 +61,21 @@ def calls(program: Program) -> list[Call]:
         if call is not None:
             kernel = replace(call.kernel, activation=_activation(program, node))
             found.append(replace(call, kernel=kernel))
+        found += _recurrent_calls(program, node)
     return found
+
+
+def _recurrent_calls(program: Program, node: fx.Node) -> list[Call]:
+    """A product with the inputs of all steps at once, and a recurrence for every direction."""
+    layer = program.layer(cast(str, node.target)) if node.op == "call_module" else None
+    if not isinstance(layer, RecurrentLayer):
+        return []
+    source = cast(fx.Node, node.args[0])
+    steps, units = (program.shape(source) or ())[:1], layer.hidden_size
+    rows = layer.gates * units * len(layer.ends)
+    name = op_name(program, node)
+    products = Call(node, source, Kernel("linear", steps), layer.input_size, rows)
+    return [products, *(Call(node, node, Kernel(name, steps), units, units) for _ in layer.ends)]
 
 
 def _layer_call(program: Program, node: fx.Node) -> Call | None:

@@ -103,6 +103,8 @@ def _selection(node: fx.Node, plane: tuple[int, ...] | None, width: int) -> Call
 def _channel_shares(channels: Channels, node: fx.Node) -> tuple[NDArray[Any], NDArray[Any]]:
     """The channels that a node's value consists of, and what share of it each is."""
     labels = channels.values[node]
+    if isinstance(labels, tuple):  # outputs in front of states, which have the same channels
+        labels = labels[0]
     if not isinstance(labels, Tensor):
         return np.zeros(1, np.int64), np.zeros(1)
     ids, counts = np.unique(channels.channel_of[compact(labels).flatten().numpy()], return_counts=True)

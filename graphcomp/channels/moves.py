@@ -180,6 +180,7 @@ MOVES: dict[str, Callable[..., Any]] = {
     "cat": _concatenate,
     **{name: _concatenation(axis) for name, axis in _STACKS.items()},
     "stack": torch.stack,
+    "meshgrid": torch.meshgrid,
     "pixel_shuffle": F.pixel_shuffle,
     "pixel_unshuffle": F.pixel_unshuffle,
     "channel_shuffle": _shuffle,

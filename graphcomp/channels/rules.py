@@ -233,7 +233,8 @@ def _outer(tracker: Tracker, node: fx.Node, operands: list[Tensor], axes: list[i
         if not varying(x) and bool(compact(x).any()):
             tracker.pin(node, x, "is broadcast over other channels")
     shape = tracker.shape(node)
-    (axis, labels), (second, beside) = sorted(found, key=lambda f: -f[1].numel())
+    found.sort(key=lambda f: (tracker.is_held(f[1]), -f[1].numel()))
+    (axis, labels), (second, beside) = found
     tracker.second[node] = len(shape) + second, beside
     return along(labels, len(shape) + axis, shape)
 
@@ -369,7 +370,7 @@ FUNCTION_RULES: dict[str, Rule] = {
     ),
     "glu": _glu,
     "getattr": _attribute,
-    **dict.fromkeys(["new_zeros", "new_ones", "new_full"], _made),
+    **dict.fromkeys(["arange", "new_zeros", "new_ones", "new_full"], _made),
     **dict.fromkeys(
         """add sub mul div pow floordiv maximum minimum fmax fmin where lerp addcmul addcdiv atan2 rsub
         remainder fmod masked_fill expand_as lt le gt ge eq ne logical_and logical_or logical_xor

@@ -154,6 +154,10 @@ class Tracker:
                 self.sites[index].tensors[tensor] = None
                 self.site_of[key] = index
 
+    def is_held(self, labels: Tensor) -> bool:
+        """Whether these are elements of a tensor (a mask, a table of positions), and no layer's rows."""
+        return any(site.role == "tensor" and bool((site.labels == labels[0]).any()) for site in self.sites)
+
     def known_rows(self, name: str, dim: int) -> Tensor | None:
         """Labels minted before for the output rows of this tensor (a layer that is called twice)."""
         index = self.site_of.get((id(self.program.tensors[name]), dim))

@@ -22,11 +22,12 @@ from graphcomp.ir.attention import OpenAttention
 from graphcomp.ir.baking import copied
 from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.interface import Arguments
-from graphcomp.ir.opening import holds_closed, open_modules
+from graphcomp.ir.opening import holds_closed, open_modules, unwrapped
 from graphcomp.ir.program import PASS_KEY, Program, disagrees, evaluating, output_tensors
 from graphcomp.ir.region import Region
 from graphcomp.ir.remembered import left_as_it_is
-from graphcomp.ir.tracing import trace, unwrapped
+from graphcomp.ir.renumbering import renumber
+from graphcomp.ir.tracing import trace
 
 _AGREES = 1e-9
 """Largest difference in float64, relative to the largest output."""
@@ -42,6 +43,7 @@ def apply(
     layers, as `join=pad` does, the part cannot be called by the network's own code; if it is one module
     (`start` and `until` are the same), the program takes the place of that module. Attention and recurrent
     layers of torch whose parts a pass has changed are what they were opened to (`ir.opening`), called alike.
+    Numbers that modules hold, and their code counts channels by, become the program's (`ir.renumbering`).
 
     Args:
         program: traced from the network, and rewritten by passes.
@@ -61,7 +63,7 @@ def apply(
             f"{type(module).__name__} takes"
         )
     inputs = program.example_inputs if example_inputs is None else example_inputs
-    with warnings.catch_warnings(), left_as_it_is(module):  # hooks of a copy may write into it
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", GraphcompWarning)  # said when the program was traced
         result = _substituted(program, module, inputs, Region(start, until), told.arguments)
     known = {path: m.training for path, m in module.named_modules(remove_duplicate=False)}
@@ -69,8 +71,8 @@ def apply(
         while path not in known:  # as the innermost module around it that there was
             path = path.rpartition(".")[0]
         new.training = known[path]
-    if start or until:
-        _run(result, inputs, told.arguments, str(Region(start, until)))
+    with left_as_it_is(module):
+        _run(result, inputs, told.arguments, Region(start, until))
     return result
 
 
@@ -85,16 +87,21 @@ def _substituted(
     traced = partial(
         trace, example_inputs=inputs, start=region.start, until=region.until, arguments=arguments
     )
-    layers = traced(module).called_modules()
+    before = traced(module)
+    layers = before.called_modules()
     refusals: list[Exception] = []
-    for own, way in product((True, False), _WAYS if holds_closed(module) else _WAYS[:1]):
+    ways = _WAYS if holds_closed(module) else _WAYS[:1]
+    for own, way, renumbers in product((True, False), ways, (False, True)):
         result = copied(module)
         if way != "closed":
             open_modules(result)
         _put_in(program, layers, result, own)
+        if renumbers and not renumber(before, program, result):
+            continue
         try:
-            _settle(program, result, way == "fewer heads")
-            _compare(program, traced(result, copy_weights=False))
+            with left_as_it_is(module):  # hooks of a copy may write into it
+                _settle(program, result, way == "fewer heads")
+                _compare(program, traced(result, copy_weights=False))
             return result
         except (GraphcompError, RuntimeError) as error:
             refusals.append(error)
@@ -112,8 +119,10 @@ def _settle(program: Program, result: nn.Module, whole_heads: bool) -> None:
             module.settle(called, whole_heads)
 
 
-def _run(result: nn.Module, inputs: Tensor | tuple[Any, ...], arguments: Arguments, region: str) -> None:
-    """What is behind the part may read more of it than what the last module returns."""
+def _run(result: nn.Module, inputs: Tensor | tuple[Any, ...], arguments: Arguments, region: Region) -> None:
+    """What is behind a part may read more of it than what the last module returns, and a network may call
+    layers whose results nothing reads: these are in no program, and as wide as they were.
+    """
     given = (inputs,) if isinstance(inputs, Tensor) else inputs
     args, kwargs = call_with(result.forward, given, arguments)
     try:
@@ -121,9 +130,14 @@ def _run(result: nn.Module, inputs: Tensor | tuple[Any, ...], arguments: Argumen
             result(*args, **kwargs)
     # Whatever a network raises when its parts do not fit.
     except Exception as error:
+        expected = (
+            "a part whose values are read by nothing else; end it earlier"
+            if region
+            else "no calls of layers whose results nothing reads; take them out of forward"
+        )
         raise SurgeryError(
             f"{type(result).__name__}: found {type(error).__name__}: {first_line(error)} with the program's "
-            f"layers from {region}, expected a part whose values are read by nothing else; end it earlier"
+            f"layers from {region}, expected {expected}"
         ) from error
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphcomp.ir.lifting import tensor_at
+from graphcomp.ir.meta import filled_with_zero
 from graphcomp.ir.operators import RESHAPES_IN_PLACE
 from graphcomp.ir.program import map_leaves, with_tensors
 
@@ -25,6 +26,10 @@ _LARGER = 32
 
 class Unknown(Exception):  # noqa: N818 - a signal inside this room, not an error
     """No number can be given; the message says why."""
+
+
+class FollowsBatch(Unknown):
+    """It is another one at other batch sizes."""
 
 
 class Values:
@@ -90,7 +95,7 @@ class Values:
         found = [read(self.of(node, batch)) for batch in BATCHES]
         if any(type(x) is not type(found[0]) or x != found[0] for x in found[1:]):
             said = ", ".join(f"{x} at {batch}" for x, batch in zip(found, BATCHES, strict=True))
-            raise Unknown(f"{what} depends on the batch size ({said})")
+            raise FollowsBatch(f"{what} depends on the batch size ({said})")
         try:
             return found[0], bool(read(self.of(node, grown=True)) != found[0])
         except Unknown:
@@ -103,6 +108,8 @@ class Values:
         given = list(_tensors((args, kwargs)))
         if any(t.is_meta for t in given) or node.op == "call_module":
             args, kwargs = map_leaves((args, kwargs), _on_meta)
+        if node.op in ("call_function", "call_method"):
+            args, kwargs = filled_with_zero(node, args, kwargs)
         self.running = True
         try:
             with torch.no_grad():

@@ -117,6 +117,8 @@ def _input(program: ExportedProgram, root: nn.Module, graph: fx.Graph, node: fx.
         return None
     if spec.kind is InputKind.CONSTANT_TENSOR:
         name = spec.target.replace(".", "_")
+        while hasattr(root, name):
+            name += "_"
         root.register_buffer(name, program.constants[spec.target].detach().clone())
         return graph.get_attr(name)
     if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER):
@@ -201,6 +203,8 @@ def _write(graph: fx.Graph, node: fx.Node, target: OpOverload, name: str, given:
     if name in _METHODS or name.endswith("_") and hasattr(Tensor, name):
         return _add(graph, node, "call_method", name, *_placed(target, given))
     function = getattr(torch, name, None) or getattr(F, name, None)
+    if function is None and hasattr(Tensor, name) and next(iter(given), "") == "self":
+        return _add(graph, node, "call_method", name, *_placed(target, given))
     if function is None or name.startswith("_") or not callable(function):
         raise NotLiftedError(f"{node.name} (aten::{name})")
     return _add(graph, node, "call_function", function, *_placed(target, given))

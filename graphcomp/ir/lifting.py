@@ -243,6 +243,10 @@ def _group_norm(tensors: Tensors, given: Mapping[str, Any], owner: nn.Module) ->
     return nn.GroupNorm(given["num_groups"], cast(Tensor, tensors["weight"]).numel(), given["eps"])
 
 
+def _embedding(tensors: Tensors, given: Mapping[str, Any], owner: nn.Module) -> nn.Module:
+    return nn.Embedding(*cast(Tensor, tensors["weight"]).shape, **given)
+
+
 def _prelu(tensors: Tensors, given: Mapping[str, Any], owner: nn.Module) -> nn.Module:
     return nn.PReLU(cast(Tensor, tensors["weight"]).numel())
 
@@ -257,6 +261,16 @@ _FORMS: dict[Any, Form] = {
     F.conv_transpose2d: _convolution(nn.ConvTranspose2d, True),
     F.conv_transpose3d: _convolution(nn.ConvTranspose3d, True),
     F.prelu: Form(("weight",), _arguments("input weight"), _prelu),
+    F.embedding: Form(
+        ("weight",),
+        _arguments(
+            "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse",
+            norm_type=2.0,
+            scale_grad_by_freq=False,
+            sparse=False,
+        ),
+        _embedding,
+    ),
     F.linear: Form(("weight", "bias"), _arguments("input weight bias"), _linear),
     F.batch_norm: Form(
         ("weight", "bias", "running_mean", "running_var"),

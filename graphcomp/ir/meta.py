@@ -145,11 +145,15 @@ _FILLED = {"full": 1, "full_like": 1, "new_full": 2}
 """Where the value is among the arguments with which these fill a tensor."""
 
 
-def _filled_with_zero(
+def filled_with_zero(
     node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """They ask a tensor for its number, which has none here; shapes do not depend on it."""
-    at = _FILLED[function_name(node.target)]
+    """Arguments of a call. The number of a tensor, by which others are filled, is 0: there is none here, and
+    no shape depends on it.
+    """
+    at = _FILLED.get(function_name(node.target))
+    if at is None:
+        return args, kwargs
     new = tuple(_zero(x) if i == at else x for i, x in enumerate(args))
     return new, {k: _zero(x) if k == "fill_value" else x for k, x in kwargs.items()}
 
@@ -185,8 +189,8 @@ def _run_node(
         module = modules[cast(str, node.target)]
         quick = _quick_module(module, args[0]) if len(args) == 1 else None
         return module(*args, **kwargs) if quick is None else quick
-    if node.op in ("call_function", "call_method") and function_name(node.target) in _FILLED:
-        args, kwargs = _filled_with_zero(node, args, kwargs)
+    if node.op in ("call_function", "call_method"):
+        args, kwargs = filled_with_zero(node, args, kwargs)
     if node.op == "call_function":
         quick = _quick_function(node.target, args, kwargs)
         if quick is not None:

@@ -29,3 +29,17 @@ def open_modules(model: nn.Module) -> None:
                     if id(child) not in made:
                         made[id(child)] = kind(child)
                     parent._modules[name] = made[id(child)]
+
+
+def unwrapped(model: Any) -> Any:
+    """The network inside of what torch.compile and torch's data parallelism return; any other as it is."""
+    while isinstance(model, nn.Module):
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif type(model).__name__ == "OptimizedModule" and isinstance(
+            getattr(model, "_orig_mod", None), nn.Module
+        ):
+            model = model._orig_mod
+        else:
+            break
+    return model

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 PASS_KEY = "graphcomp_pass"
 """`node.meta` key: the name of the pass that made the node or changed it last."""
 
+OWNER_KEY = "graphcomp_owner"
+"""`node.meta` key: the path of the module whose code made the node, where a trace by torch.fx knows it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Program:

@@ -175,11 +175,15 @@ def _put(whole: Any, index: Any, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Side:
-    """What of an axis stays as it is: in front of what is written, behind it; `whole` where nothing does."""
+    """What of an axis stays as it is: in front of what is written, behind it; `whole` where nothing does.
+
+    With a step: where the positions of the result lie in the old ones with the written ones behind them.
+    """
 
     front: bool
     behind: bool
     whole: bool
+    positions: tuple[int, ...] = ()
 
 
 def _sides(target: Any, items: list[Any]) -> list[_Side]:
@@ -205,7 +209,10 @@ def _sides(target: Any, items: list[Any]) -> list[_Side]:
 
 
 def _side(item: Any, size: int) -> _Side:
-    begin, end = _bounds(item, size)
+    begin, end, step = _bounds(item, size)
+    if step != 1:
+        written = {at: size + i for i, at in enumerate(range(begin, end, step))}
+        return _Side(False, False, False, tuple(written.get(at, at) for at in range(size)))
     return _Side(begin > 0, end < size, isinstance(item, slice) and (begin, end) == (0, size))
 
 
@@ -215,6 +222,10 @@ def _placed(whole: Any, items: list[Any], sides: list[_Side], value: Any, first:
     if axis is None:
         return value
     item, before = items[axis], (slice(None),) * axis
+    if sides[axis].positions:
+        written = _placed(whole[(*before, item)], items, sides, value, axis + 1)
+        both: Any = torch.cat([whole, written], axis)
+        return both[(*before, list(sides[axis].positions))]
     # bounds as they were given: negative ones hold for every size
     start, stop = (item.start, item.stop) if isinstance(item, slice) else (item, item + 1 or None)
     parts = [_placed(whole[(*before, slice(start, stop))], items, sides, value, axis + 1)]
@@ -225,14 +236,12 @@ def _placed(whole: Any, items: list[Any], sides: list[_Side], value: Any, first:
     return torch.cat(parts, axis) if len(parts) > 1 else parts[0]
 
 
-def _bounds(item: Any, size: int) -> tuple[int, int]:
+def _bounds(item: Any, size: int) -> tuple[int, int, int]:
     if isinstance(item, slice):
         begin, end, step = slice(*(_index(i) for i in (item.start, item.stop, item.step))).indices(size)
-        if step != 1:
-            raise NotImplementedError(f"a write with step {step}, expected one without")
-        return begin, max(begin, end)
+        return begin, max(begin, end), step
     at = range(size)[_index(item)]
-    return at, at + 1
+    return at, at + 1, 1
 
 
 def _index(item: Any) -> Any:

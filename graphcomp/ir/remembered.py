@@ -1,15 +1,19 @@
 """What networks keep beside what they return: in hooks, attributes and constants that no trace sees."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from graphcomp.errors import TraceError, some_of
+from graphcomp.ir.arguments import call_with
+from graphcomp.ir.concrete import BATCHES
 from graphcomp.ir.hooks import is_hooked
-from graphcomp.ir.program import is_foreign, named_tensors
+from graphcomp.ir.interface import Arguments
+from graphcomp.ir.program import evaluating, is_foreign, named_tensors
 
 _CONTAINERS = (dict, list, set)
 
@@ -34,6 +38,51 @@ def _refill(container: Any, content: Any) -> None:
     (container.extend if isinstance(container, list) else container.update)(content)
 
 
+_OTHER_BATCH = sum(BATCHES) + 1
+"""A batch size that no decision is asked at."""
+
+
+def forgot(model: nn.Module, inputs: tuple[Tensor, ...], arguments: Arguments) -> bool:
+    """Call a network with another batch size, so that what it knows of its last call
+    (`if x.shape != self.shape`) is of none of those that decisions are asked at; whether anything is.
+
+    Args:
+        inputs: of one sample.
+        arguments: of forward, beside them.
+    """
+    return bool(_kept(model, tuple(x.expand(_OTHER_BATCH, *x.shape[1:]) for x in inputs), arguments))
+
+
+def _kept(model: nn.Module, inputs: tuple[Tensor, ...], arguments: Arguments) -> set[str]:
+    """Call a network; dotted names of attributes that are others than before."""
+    before = {path: dict(vars(module)) for path, module in model.named_modules()}
+    args, kwargs = call_with(model.forward, inputs, arguments)
+    with evaluating(model), torch.no_grad():
+        model(*args, **kwargs)
+    return {
+        f"{path}.{name}".lstrip(".")
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if before[path].get(name) is not value
+    }
+
+
+def require_constants(
+    model: nn.Module, names: Iterable[str], inputs: tuple[Tensor, ...], arguments: Arguments
+) -> None:
+    """Raise TraceError for tensors, by the attributes that hold them, that every call replaces.
+
+    torch.export takes what it finds there for constants.
+    """
+    held = [name for name in names if name]
+    if not held:
+        return
+    with left_as_it_is(model):
+        again = sorted(_kept(model, inputs, arguments).intersection(held))
+    if again:
+        raise _kept_from_before(again[0], model)
+
+
 def require_values_of_now(model: nn.Module, graph: fx.Graph) -> None:
     """Raise TraceError, naming the node, for what an earlier call or another trace has left behind."""
     for node in graph.nodes:
@@ -42,11 +91,15 @@ def require_values_of_now(model: nn.Module, graph: fx.Graph) -> None:
             owner, _, leaf = str(node.target).rpartition(".")
             strange = not isinstance(getattr(model.get_submodule(owner), leaf, None), Tensor)
         if strange:
-            raise TraceError(
-                f"{node.name}: found a value that {type(model).__name__} keeps from one call to the next, "
-                "expected outputs that follow from the inputs; return it and pass it as an input, or keep "
-                "what hooks see where a copy of the network finds it"
-            )
+            raise _kept_from_before(node.name, model)
+
+
+def _kept_from_before(name: str, model: nn.Module) -> TraceError:
+    return TraceError(
+        f"{name}: found a value that {type(model).__name__} keeps from one call to the next, expected "
+        "outputs that follow from the inputs; return it and pass it as an input, or keep what hooks see "
+        "where a copy of the network finds it"
+    )
 
 
 def doubts(model: nn.Module, graph: fx.Graph) -> str:

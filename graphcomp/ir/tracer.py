@@ -2,6 +2,7 @@
 
 import builtins
 import dataclasses
+import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -19,7 +20,7 @@ from graphcomp.ir.coefficients import DctLayer
 from graphcomp.ir.concrete import Unknown, Values
 from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.interface import Arguments
-from graphcomp.ir.program import is_foreign, map_leaves
+from graphcomp.ir.program import evaluating, is_foreign, map_leaves
 from graphcomp.ir.proxies import Proxies, ShapedProxy
 from graphcomp.ir.recurrent import RecurrentLayer
 
@@ -115,7 +116,7 @@ class ShapedTracer(fx.Tracer):
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
         """Arguments without an example input are what they are told to be, or by default."""
-        fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        _, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         waiting, told = len(self.inputs), dict(self.arguments)
         for at, proxy in enumerate(args):
             if not isinstance(proxy, fx.Proxy):
@@ -133,7 +134,7 @@ class ShapedTracer(fx.Tracer):
             else:
                 continue
             self.graph.erase_node(node)
-        return lambda *given: plain_output(fn(*given)), args
+        return lambda *given: plain_output(_called(root_fn, given)), args
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """For control flow. Raises Unknown."""
@@ -164,6 +165,39 @@ class ShapedTracer(fx.Tracer):
         line = "" if here is None else f":{here}"
         self.specialised.setdefault(f"{self.path or type(self.root).__name__}{line}")
 
+
+def recorded(model: nn.Module, tracer: ShapedTracer) -> fx.Graph:
+    """The graph of a network in eval mode, sizes of what it makes included."""
+    with evaluating(model), recording_factories(), open_functions():
+        return tracer.trace(model)
+
+
+def _called(function: Callable[..., Any], values: Sequence[Any]) -> Any:
+    """Call forward, decorated or not, with a value for each name of its code: fx has those by position first,
+    then those by name alone, `*args` and `**kwargs`.
+    """
+    parameters = inspect.signature(inspect.unwrap(function)).parameters.values()
+    args: list[Any] = []
+    named: dict[str, Any] = {}
+    for parameter, value in zip(sorted(parameters, key=lambda p: _ORDER.index(p.kind)), values, strict=True):
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            args += value
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            named |= value
+        elif parameter.kind is parameter.KEYWORD_ONLY:
+            named[parameter.name] = value
+        else:
+            args.append(value)
+    return function(*args, **named)
+
+
+_ORDER = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.KEYWORD_ONLY,
+    inspect.Parameter.VAR_POSITIONAL,
+    inspect.Parameter.VAR_KEYWORD,
+)
 
 _LEAVES = (
     torchvision.ops.deform_conv2d,

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from graphcomp.errors import GraphcompWarning, TraceError, first_line, some_of
 from graphcomp.ir.arguments import arguments_of, call_with
 from graphcomp.ir.baking import bake_parametrizations, copied, is_parametrized
-from graphcomp.ir.concrete import Unknown, Values
+from graphcomp.ir.concrete import FollowsBatch, Unknown, Values
 from graphcomp.ir.exported import NotLiftedError, classes_of_script, export, has_open_batch, lifted, of_script
 from graphcomp.ir.factories import hold_constants, state_sizes
 from graphcomp.ir.folding import fold_weights
@@ -24,9 +24,10 @@ from graphcomp.ir.inputs import fresh_inputs
 from graphcomp.ir.interface import Arguments, Interface
 from graphcomp.ir.lifting import lift_layers
 from graphcomp.ir.literals import state_numbers
-from graphcomp.ir.opening import holds_closed, open_modules
+from graphcomp.ir.opening import holds_closed, open_modules, unwrapped
 from graphcomp.ir.operators import OUT_OF_PLACE, name_attributes, name_types, reshape_out_of_place
 from graphcomp.ir.program import (
+    OWNER_KEY,
     PASS_KEY,
     Program,
     cloning,
@@ -39,8 +40,14 @@ from graphcomp.ir.program import (
 )
 from graphcomp.ir.refusals import refuse_exported, require_names
 from graphcomp.ir.region import Region, RegionTracer, call_of, one_sample
-from graphcomp.ir.remembered import doubts, left_as_it_is, require_values_of_now
-from graphcomp.ir.tracer import ShapedTracer, open_functions, own_frames, plain_output, recording_factories
+from graphcomp.ir.remembered import (
+    doubts,
+    forgot,
+    left_as_it_is,
+    require_constants,
+    require_values_of_now,
+)
+from graphcomp.ir.tracer import ShapedTracer, own_frames, plain_output, recorded
 
 
 def trace(
@@ -104,7 +111,8 @@ def trace(
     lift_layers(root, graph)
     module = graph_module(root, graph, captured.name).eval()
     for node in module.graph.nodes:
-        node.meta = {PASS_KEY: "trace"}
+        owner = next(reversed(node.meta.get("nn_module_stack") or {"": ()}))
+        node.meta = {PASS_KEY: "trace", OWNER_KEY: owner}
         _place_operand(node)
     _say_folded(captured.folded)
     interface = Interface(
@@ -234,8 +242,13 @@ def _of_module(
     name, inputs = type(model).__name__, tracer.inputs
     try:
         with left_as_it_is(model):
-            with evaluating(model), recording_factories(), open_functions():
-                graph = tracer.trace(model)
+            try:
+                graph = recorded(model, tracer)
+            except FollowsBatch:
+                if region.start or not forgot(model, tracer.inputs, arguments):
+                    raise
+                tracer = _tracer(model, given, region, arguments)
+                graph = recorded(model, tracer)
             require_values_of_now(model, graph)
             reshape_out_of_place(graph)
             name_types(graph)
@@ -257,6 +270,7 @@ def _of_module(
         try:
             with evaluating(model):
                 exported = export(model, inputs, arguments)
+            require_constants(model, exported.constants, inputs, arguments)
             captured = _lifted(exported, model, inputs, fold, name)
         # Whatever torch.export finds.
         except Exception as second:
@@ -329,20 +343,6 @@ def _lifted(
     hold_constants(root, graph, values)
     folded = fold_weights(root, graph, values) if fold else []
     return _Captured(name, root, graph, inputs, folded, ("torch.export, which knows no other sizes",))
-
-
-def unwrapped(model: Any) -> Any:
-    """The network inside of what torch.compile and torch's data parallelism return; any other as it is."""
-    while isinstance(model, nn.Module):
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif type(model).__name__ == "OptimizedModule" and isinstance(
-            getattr(model, "_orig_mod", None), nn.Module
-        ):
-            model = model._orig_mod
-        else:
-            break
-    return model
 
 
 def _say_folded(names: Sequence[str]) -> None:

@@ -28,6 +28,9 @@ Feeds = Mapping[str, NDArray[Any]]
 Timer = Callable[[Sequence[bytes], Feeds], list[float]]
 """Median ms of several ONNX models that take the same inputs, run in turn; `runtime.turns.race` is one."""
 
+GATES = {"lstm": 4, "gru": 3}
+"""Recurrent operators -> rows of their weights for each of their units."""
+
 COPIES, WORK = 8, 2e8
 """At most so many copies of an operator, or as many as make this much work (MACs)."""
 
@@ -41,8 +44,9 @@ class Kernel:
 
     Attributes:
         op: conv, depthwise or linear; add, mul, scale (by one number a channel), concat, move (a selection of
-            channels), norm, max_pool, avg_pool, or the name of an activation.
-        plane: spatial sizes of the input; of a linear layer the tokens, () if there is one.
+            channels), norm, max_pool, avg_pool, or the name of an activation; lstm or gru: what one direction
+            of a recurrent layer does step by step, the product with all inputs being a linear one in front.
+        plane: spatial sizes of the input; of a linear layer the tokens, () if there is one; steps of time.
         size, stride, dilation: of the window, by dimension; empty where there is none.
         pads: in front by dimension, then behind.
         groups: of a convolution; 1 for depthwise ones, whose groups are their channels.
@@ -76,6 +80,7 @@ class Kernel:
     def work(self, into: int, out: int) -> int:
         """About how many multiply-accumulates it takes."""
         each = math.prod(self.size) * (1 if self.is_square else into // self.groups)
+        each *= GATES.get(self.op, 0) * into or 1
         return math.prod(self.out_plane) * out * each
 
     def describe(self) -> str:
@@ -165,6 +170,8 @@ def _is_blocked(kernel: Kernel) -> bool:
 def _feeds(kernel: Kernel, into: int) -> dict[str, NDArray[Any]]:
     if kernel.op == "linear":
         shape = (1, *kernel.plane, into)
+    elif kernel.op in GATES:
+        shape = (*kernel.plane, 1, 1)
     else:
         shape = (1, 1 if _is_blocked(kernel) else into, *kernel.plane)
     return {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
@@ -229,6 +236,10 @@ class _Graph(gs.Graph):  # type: ignore[misc]
             return self.add("MatMul", value, self.weight(into, out))
         if kernel.op == "linear":
             return self.add("Gemm", value, self.weight(out, into), self.weight(out), transB=1)
+        if kernel.op in GATES:
+            rows, said = GATES[kernel.op] * out, {"linear_before_reset": 1} if kernel.op == "gru" else {}
+            weights = self.weight(1, rows, 1), self.weight(1, rows, out), self.weight(1, 2 * rows)
+            return self.add(kernel.op.upper(), value, *weights, hidden_size=out, **said)
         if kernel.op == "norm":
             return self.add("BatchNormalization", value, *(self.weight(into) for _ in range(4)))
         if kernel.op == "max_pool":

@@ -16,7 +16,7 @@ from graphcomp.base.cache import VARIABLE
 from graphcomp.budget.calls import calls
 from graphcomp.budget.kernel_fit import MOST_POINTS, computed, design, fit, form_of
 from graphcomp.budget.model import CACHES, LatencyModel, cold_bytes
-from graphcomp.budget.remaining import LatencyCost
+from graphcomp.budget.remaining import LatencyCost, Remaining
 from graphcomp.channels import Removal, analyse
 from graphcomp.errors import TraceError
 from graphcomp.runtime.kernel import Kernel
@@ -64,6 +64,39 @@ def test_calls() -> None:
         ("avg_pool k4 s4 @ 4x4", 16, 16),
         ("linear @ 1", 16, 4),
     ]
+
+
+class Recurrent(nn.Module):
+    """Two layers, of which one also runs from the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.LSTM(6, 16, batch_first=True)
+        self.b, self.fc = nn.GRU(16, 8, bidirectional=True, batch_first=True), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.b(self.a(x)[0])[0])  # type: ignore[no-any-return]
+
+
+def test_recurrent_layers_are_a_product_and_a_recurrence_for_each_direction() -> None:
+    found = [(c.kernel.describe(), c.into, c.out) for c in calls(traced(Recurrent(), 1, 5, 6))]
+    assert found == [
+        ("linear @ 5", 6, 4 * 16),
+        ("lstm @ 5", 16, 16),
+        ("linear @ 5", 16, 2 * 3 * 8),
+        ("gru @ 5", 8, 8),
+        ("gru @ 5", 8, 8),
+        ("linear @ 5", 16, 4),
+    ]
+    assert Kernel("lstm", (5,)).work(16, 16) == 5 * 4 * 16 * 16
+
+
+def test_what_is_left_of_recurrent_layers_is_known_before_their_units_go() -> None:
+    channels = analyse(traced(Recurrent(), 1, 5, 6))
+    removal, _ = half(channels).feasible(random_scores(channels))
+    left = Remaining(channels).operators(removal)
+    assert left == [c.operator for c in calls(removal.apply("test"))]
+    assert [op[1:] for op in left if op is not None and op[0].op == "lstm"] == [(8, 8)]
 
 
 class Activated(nn.Module):

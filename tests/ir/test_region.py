@@ -3,6 +3,7 @@
 import copy
 import re
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,9 +12,12 @@ import torchvision
 from torch import Tensor, nn
 
 import graphcomp
+from graphcomp.channels import analyse
 from graphcomp.errors import SurgeryError, TraceError
-from graphcomp.ir import PASS_KEY, fresh_inputs, output_tensors
+from graphcomp.ir import PASS_KEY, Program, fresh_inputs, output_tensors
+from graphcomp.pipeline import relative_error
 from tests.nets import scramble
+from tests.removing import half, random_scores
 
 
 class Head(nn.Module):
@@ -275,21 +279,59 @@ def test_values_that_others_read_end_the_part(detector: Detector) -> None:
         graphcomp.apply(small, model, (IMAGES,))
 
 
+class Counting(nn.Module):
+    """Counts channels by a number that it holds, or by one in its code."""
+
+    def __init__(self, width: int | None) -> None:
+        super().__init__()
+        self.a, self.b, self.width = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), width
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        width = 8 if self.width is None else self.width
+        if x.shape[1] != width:
+            raise ValueError(f"found {x.shape[1]} channels")
+        return self.b(x.view(x.shape[0], width, x.shape[2], x.shape[3]))
+
+
+def test_numbers_that_modules_count_widths_by_follow() -> None:
+    model = Counting(8)
+    small = graphcomp.compile(
+        graphcomp.trace(model, torch.randn(1, 3, 8, 8)), "l1{ratio=0.5, multiple=1}"
+    ).program
+    made = graphcomp.apply(small, model)
+    assert (made.width, model.width) == (4, 8)
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(made(x), small(x))
+
+
 def test_code_that_counts_on_widths_is_refused() -> None:
-    class Counting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.width = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), 8
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.a(x)
-            return self.b(x.view(x.shape[0], self.width, x.shape[2], x.shape[3]))
-
-    model = Counting()
+    model = Counting(None)
     small = graphcomp.compile(
         graphcomp.trace(model, torch.randn(1, 3, 8, 8)), "l1{ratio=0.5, multiple=1}"
     ).program
     with pytest.raises(SurgeryError, match="found view between layers, which passes have added or changed"):
+        graphcomp.apply(small, model)
+
+
+def test_layers_that_are_called_for_nothing_are_named() -> None:
+    """They are in no trace, so that nothing says how wide they are to be."""
+
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.idle = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            self.idle(x)
+            return self.b(x)
+
+    model = Idle()
+    small = graphcomp.compile(
+        graphcomp.trace(model, torch.randn(1, 3, 8, 8)), "l1{ratio=0.5, multiple=1}"
+    ).program
+    with pytest.raises(SurgeryError, match="expected no calls of layers whose results nothing reads"):
         graphcomp.apply(small, model)
 
 
@@ -390,20 +432,82 @@ DETECTORS = [
 ]
 
 
+def returned(model: nn.Module, until: str, images: list[Tensor]) -> list[Tensor]:
+    """What a module returns while the whole network runs."""
+    seen: list[Tensor] = []
+    hook = model.get_submodule(until).register_forward_hook(lambda m, x, y: seen.extend(output_tensors(y)))
+    model(images)
+    hook.remove()
+    return seen
+
+
+def zeroed(model: nn.Module, before: Program, masked: Program) -> nn.Module:
+    """The network itself, with the zeros of a simulation in its weights."""
+    model = copy.deepcopy(model)
+    own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, tensor in masked.tensors.items():
+            if not torch.equal(tensor, before.tensors[name]):
+                own[name].copy_(tensor)
+    return model
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "start", "until"), DETECTORS)
-def test_detectors_of_torchvision(name: str, start: str, until: str) -> None:
-    """Whole: images in, boxes out, by the detector's own class with the smaller part in it."""
+def test_detectors_of_torchvision(name: str, start: str, until: str, tmp_path: Path) -> None:
+    """Whole: images in, boxes or losses out, by the detector's own class with the smaller part in it."""
     build = getattr(torchvision.models.detection, name)
     size = {} if re.search("ssd|320", name) else {"min_size": 96, "max_size": 128}
-    model = build(weights=None, weights_backbone=None, **size).eval()
-    images = ([torch.rand(3, 80, 100), torch.rand(3, 60, 100)],)
-    program = graphcomp.trace(model, images, start=start, until=until)
-    small = graphcomp.compile(program, "l1{ratio=0.5, multiple=1}").program
-    made = graphcomp.apply(small, model, images)
+    model = scramble(build(weights=None, weights_backbone=None, **size), 0).double().eval()
+    images = [torch.rand(3, 80, 100).double(), torch.rand(3, 60, 100).double()]
+    program = graphcomp.trace(model, (images,), start=start, until=until)
+    removal, _ = half(channels := analyse(program)).feasible(random_scores(channels))
+    made = graphcomp.apply(removal.apply("test"), model, (images,))
     assert type(made) is type(model)
     assert sum(p.numel() for p in made.parameters()) < 0.9 * sum(p.numel() for p in model.parameters())
-    assert [found.keys() for found in made(*images)] == [found.keys() for found in model(*images)]
+    assert [found.keys() for found in made(images)] == [found.keys() for found in model(images)]
+    masked = removal.mask()
+    if masked.tensors.keys() == program.tensors.keys():
+        wanted = returned(zeroed(model, program, masked), until, images)
+    else:  # GroupNorm of channels that are left is no change of weights
+        wanted = output_tensors(masked(model.transform(images)[0].tensors))
+    for a, b, c in zip(returned(made, until, images), wanted, returned(model, until, images), strict=True):
+        assert relative_error(a, b) < 1e-10
+        assert relative_error(c, b) > 1e-6
+    targets = [
+        {
+            "boxes": torch.tensor([[10.0, 10, 60, 50]]).double(),
+            "labels": torch.ones(1, dtype=torch.int64),
+            "masks": torch.ones(1, *x.shape[1:], dtype=torch.uint8),
+            "keypoints": torch.full((1, 17, 3), 30.0).double(),
+        }
+        for x in images
+    ]
+    losses = made.train()(images, targets)
+    assert losses.keys() == model.train()(images, targets).keys()
+    sum(losses.values()).backward()
+    torch.save(made.state_dict(), tmp_path / "made.pt")
+    again = graphcomp.apply(removal.apply("test"), model.eval(), (images,))
+    again.load_state_dict(torch.load(tmp_path / "made.pt"))
+    for a, b in zip(returned(again, until, images), returned(made.eval(), until, images), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_the_page_on_detectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its examples, one after the other."""
+    page = Path(__file__).parents[2] / "docs" / "detectors.md"
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        exec(block, names)
+    for a, b in zip(
+        names["smaller"].eval()(names["images"]), names["again"].eval()(names["images"]), strict=True
+    ):
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    whole, smaller = (sum(p.numel() for p in names[n].parameters()) for n in ("detector", "smaller"))
+    assert smaller < whole
+    assert type(names["model"].rpn.head.cls_logits) is nn.Conv2d and len(names["model"](names["images"])) == 2
 
 
 class Opened(nn.Module):

@@ -67,3 +67,35 @@ def test_tensors_that_modules_remember_are_not_constants() -> None:
     with pytest.raises(TraceError, match="last: found a value that Remembers keeps from one"):
         model(X[:1])
         trace(model, X)
+
+
+class Grid(nn.Module):
+    """Makes its grid anew only for another size than that of its last call, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = block(3)
+        self.shape: torch.Size | None = None
+        self.grid = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        if self.shape != x.shape:
+            self.shape = x.shape
+            self.grid = torch.arange(x.shape[3], dtype=x.dtype).expand(x.shape[2], -1)
+        return x * self.grid
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_sizes_of_an_earlier_call_decide_nothing(batch: int) -> None:
+    """Whatever it was called with, batches of all sizes are followed, and it keeps what it kept."""
+    model = Grid().eval()
+    model(X[:1].expand(batch, -1, -1, -1))
+    grid = model.grid
+    program = trace(model, X)
+    assert model.shape == (batch, 8, 8, 8) and model.grid is grid
+    for n in (1, 2, 3, 5):
+        x = X[:1].expand(n, -1, -1, -1) + n
+        torch.testing.assert_close(program(x), model(x))
+    larger = torch.randn(2, 3, 12, 10)
+    torch.testing.assert_close(program(larger), model(larger))

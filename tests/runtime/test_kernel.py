@@ -21,6 +21,8 @@ KERNELS = {
     "depthwise": (Kernel("depthwise", (6, 6), (3, 3), (1, 1), (1, 1), (1,) * 4), 16, 16),
     "linear": (Kernel("linear", ()), 5, 7),
     "tokens": (Kernel("linear", (3,)), 5, 7),
+    "lstm": (Kernel("lstm", (7,)), 6, 6),
+    "gru": (Kernel("gru", (7,)), 6, 6),
     "max_pool": (Kernel("max_pool", (8, 8), (3, 3), (2, 2), (1, 1), (1,) * 4), 16, 16),
     "avg_pool": (Kernel("avg_pool", (8, 8), (8, 8), (8, 8), (1, 1), (0,) * 4), 16, 16),
     **{

@@ -1,5 +1,6 @@
 """Attention: gates on channels and planes, and transformers."""
 
+import functools
 import math
 
 import torch
@@ -8,6 +9,37 @@ from torch import nn
 
 from tests.strangers.images import conv_bn
 from tests.strangers.registry import image, stranger
+
+
+def with_defaults(forward):
+    """As libraries wrap the forward of all their networks: takes options out, and has a say in the result."""
+
+    @functools.wraps(forward)
+    def wrapper(self, *args, **kwargs):
+        whole = kwargs.pop("return_whole", True)
+        result = forward(self, *args, **kwargs)
+        return result if whole else result["logits"]
+
+    return wrapper
+
+
+@stranger()
+class Options(nn.Module):
+    """A transformer's block in a decorated forward, with arguments by name alone and any others."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.q, self.k = nn.Conv2d(3, 24, 8, 8), nn.Linear(24, 16), nn.Linear(24, 16)
+        self.v, self.norm, self.head = nn.Linear(24, 12), nn.LayerNorm(12), nn.Linear(12, 5)
+
+    @with_defaults
+    def forward(self, pixels, mask=None, *, scale=0.25, **options):
+        x = self.patch(pixels).flatten(2).transpose(1, 2)
+        a = (self.q(x) @ self.k(x).transpose(1, 2)) * scale
+        if mask is not None:
+            a = a.masked_fill(mask, options.get("fill", -1e9))
+        x = self.norm(a.softmax(-1) @ self.v(x))
+        return {"logits": self.head(x.mean(1)), "hidden": x}
 
 
 class Gated(nn.Module):

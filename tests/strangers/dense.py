@@ -239,6 +239,37 @@ class Yolo(nn.Module):
         return torch.cat(z, 1)
 
 
+@stranger(image(3, 24, 32))
+class Keypoints(nn.Module):
+    """Features of several resolutions woven into each other; every third number of a point is a probability, and is
+    written where it lies.
+    """
+
+    def __init__(self, points=4):
+        super().__init__()
+        self.stem = conv_bn(3, 12, 3, 2)
+        self.coarse, self.fine = conv_bn(12, 9, 3, 2), conv_bn(12, 9)
+        self.mix, self.points = conv_bn(18, 16), nn.Conv2d(16, 3 * points, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        fine = self.fine(x)
+        both = torch.zeros_like(torch.cat([fine, fine], 1))
+        both[:, ::2] = fine
+        both[:, 1::2] = F.interpolate(self.coarse(x), size=fine.shape[2:])
+        y = self.points(self.mix(both)).flatten(2)
+        y = y.clone()
+        y[:, 2::3] = y[:, 2::3].sigmoid()
+        grid_y, grid_x = torch.meshgrid(
+            torch.arange(fine.shape[2], dtype=y.dtype),
+            torch.arange(fine.shape[3], dtype=y.dtype),
+            indexing="ij",
+        )
+        y[:, 0::3] = y[:, 0::3] * 2.0 + grid_x.flatten()
+        y[:, 1::3] = y[:, 1::3] * 2.0 + grid_y.flatten()
+        return y
+
+
 @stranger(image(3, 33, 33))
 class DeepLab(nn.Module):
     def __init__(self, classes=4):

@@ -76,6 +76,23 @@ def _word(words: tuple[str, ...], said: Any) -> str:
     return said if isinstance(said, str) else words[said]
 
 
+@writes("meshgrid")
+def write_meshgrid(writing: Writing, *tensors: Any, indexing: str = "ij") -> tuple[str, ...]:
+    """Every vector along an axis of its own, repeated along the others."""
+    given = tensors[0] if isinstance(tensors[0], tuple | list) else tensors
+    if any(len(x.shape) != 1 for x in given):
+        raise NoRow("numbers where vectors were expected")
+    axes = list(range(len(given)))
+    if indexing == "xy":
+        axes[:2] = axes[:2][::-1]
+    sizes = writing.sizes([given[axis].shape[0] for axis in axes])
+    others = [[axis for axis in range(len(axes)) if axes[axis] != i] for i in range(len(axes))]
+    return tuple(
+        writing.op("Expand", writing.op("Unsqueeze", x, writing.ints(*rest)) if rest else x, sizes)
+        for x, rest in zip(given, others, strict=True)
+    )
+
+
 @writes("unfold")
 def write_unfold(
     writing: Writing,
