@@ -64,6 +64,7 @@ from graphcomp.errors import DataError
 from graphcomp.ir import Program
 
 RANDOM_SAMPLES = 64
+"""Of `random`, where no limit says how many."""
 
 SampleShape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
 """Without the batch: of the only input, or of inputs by name."""
@@ -206,13 +207,14 @@ def _drawn_of(slot: Slot) -> str:
 def _noise(request: Request, part: int) -> Split:
     # An input's numbers depend on its place, and not on what is beside it.
     keys = ([request.seed, part, *([place] if place else [])] for place in range(len(request.inputs)))
-    source = joined([_drawn(slot, key) for slot, key in zip(request.inputs, keys, strict=True)])
-    return unlabelled(whole_split(np.zeros(RANDOM_SAMPLES, np.int64), source))
+    count = RANDOM_SAMPLES if request.limit is None else request.limit
+    source = joined([_drawn(slot, key, count) for slot, key in zip(request.inputs, keys, strict=True)])
+    return unlabelled(whole_split(np.zeros(count, np.int64), source))
 
 
-def _drawn(slot: Slot, key: list[int]) -> Source:
+def _drawn(slot: Slot, key: list[int], count: int) -> Source:
     """Drawn when it is first asked for: without labels nothing reads what would be evaluated on."""
-    shape, numbers = (RANDOM_SAMPLES, *slot.shape), slot.numbers
+    shape, numbers = (count, *slot.shape), slot.numbers
     unknown = numbers is None and not slot.dtype.is_floating_point  # which numbers it takes
 
     @cache

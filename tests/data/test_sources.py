@@ -67,6 +67,17 @@ def test_random_has_no_labels():
     assert not torch.equal(x, everything(data.eval)[0])
 
 
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("", 64), ("?limit=1", 1), ("?limit=64", 64), ("?limit=200", 200)]
+)
+def test_random_draws_as_many_as_are_asked_for(limit: str, expected: int) -> None:
+    data = load_data(f"random{limit}", input_shape=(3, 4, 4), seed=0)
+    for split in (data.train, data.eval):
+        ((x,), _), *rest = split.batches(1000)
+        assert len(split) == len(x) == expected and not rest
+        assert len(x.unique(dim=0)) == expected
+
+
 def test_random_follows_the_seed():
     a, b, c = (everything(load("random", (4,), seed=s).train)[0] for s in (3, 3, 4))
     assert torch.equal(a, b)
