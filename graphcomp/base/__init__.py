@@ -22,6 +22,7 @@ from graphcomp.base.files import (
 from graphcomp.base.muting import muted
 from graphcomp.base.nesting import nests_at_most
 from graphcomp.base.progress import Progress, part, quiet
+from graphcomp.base.shelf import Shelf
 from graphcomp.base.stopping import Stop, load_state, save_state, stoppable
 from graphcomp.base.user_code import call_in_file
 from graphcomp.base.workers import Engine, Failure, Tell, Told, run_in_processes, run_tasks
@@ -32,6 +33,7 @@ __all__ = [
     "Failure",
     "LOCK",
     "Progress",
+    "Shelf",
     "Stop",
     "Tell",
     "Told",

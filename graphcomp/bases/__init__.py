@@ -3,7 +3,7 @@
 The second public room; see docs/writing-a-pass.md. What is not in `__all__` may move.
 """
 
-from graphcomp.bases.compensation import Compensation, reading
+from graphcomp.bases.compensation import Compensation
 from graphcomp.bases.elimination import best_without, removal_order
 from graphcomp.bases.factoring import Factoring
 from graphcomp.bases.learning import Learning
@@ -32,6 +32,7 @@ from graphcomp.bases.prunable import (
     why_shared,
 )
 from graphcomp.bases.ratio import RatioRemoval
+from graphcomp.bases.reading import reading
 from graphcomp.bases.removal import ChannelRemoval, RowRemoval
 from graphcomp.bases.sensitivity import copied_values, movements
 from graphcomp.bases.teacher import find_step, load_saved, load_step, no_such_step

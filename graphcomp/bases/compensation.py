@@ -6,8 +6,7 @@ layer does to the outputs depends on what is behind it; it is measured, once a g
 statistics were taken of (METHODS 9.4, `sensitivity`).
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -17,35 +16,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graphcomp.base import distributed, part
-from graphcomp.bases.elimination import Curve, Part, best_without, damped, eliminate
-from graphcomp.bases.sensitivity import movements
+from graphcomp.bases.elimination import Curve, Part, best_without, eliminate, inverse
+from graphcomp.bases.reading import POSITIONS, SAMPLES, bytes_to_follow, reading
+from graphcomp.bases.sensitivity import Change, movements
 from graphcomp.bases.sums import own_shares
 from graphcomp.budget import Judgement, Scores
 from graphcomp.channels import ChannelGroup, Channels, Ints, Join
-from graphcomp.data import Split
-from graphcomp.ir import DctLayer, Program
+from graphcomp.ir import DctLayer
 from graphcomp.measure import (
-    Gram,
     as_weight,
-    grams,
     is_mixing,
     matrix,
     matrix_shape,
-    output_weights,
-    plane_of,
 )
-from graphcomp.pipeline import Context, require_data
+from graphcomp.pipeline import Context
 
-SAMPLES, POSITIONS = 1000, 64
-"""Whose patches are looked at, and at how many places of every map."""
-
-ENOUGH = 4
-"""Rows a column below which second moments say too little (T9.1)."""
-
-WEIGHED, MEASURED = 64, 64
-"""Samples that output weights are averaged over, and that sensitivities are measured on."""
-
-TOO_FEW = "a layer that reads it has more columns than samples can tell apart"
+NO_ROOM = (
+    "its readers' second moments take more than half of the memory that a pass may hold: give more --memory"
+)
 UNEVEN = "a layer reads its channels unevenly often"
 COEFFICIENTS = "a layer that reads it is stored as coefficients"
 MULTIPLIED = "its channels are multiplied with others, and no layer that reads them could make up for that"
@@ -124,45 +112,6 @@ def _curve(statistics: "Compensation", judgement: Judgement, group: ChannelGroup
     return Curve(order, judgement.losses[group])
 
 
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """What layers read, and what their outputs weigh.
-
-    Attributes:
-        some: samples, few, that the statistics were taken of.
-        held_out: samples that nothing here was taken of.
-        grams, weights: see `measure.grams` and `measure.output_weights`; without the layers of which samples
-            say too little (`ENOUGH`).
-    """
-
-    some: Split
-    held_out: Split
-    grams: dict[str, Gram]
-    weights: dict[str, Tensor]
-
-
-def reading(
-    program: Program,
-    context: Context,
-    name: str,
-    layers: Sequence[str],
-    samples: int = SAMPLES,
-    positions: int = POSITIONS,
-) -> Reading:
-    """Statistics of layers, over so many samples of a pass's calibration data; collective.
-
-    Raises:
-        DataError: if there are none.
-    """
-    fit, held_out = _parts(require_data(name, context).train, samples, context.seed)
-    enough = [n for n in layers if _rows(program, n, len(fit), positions) >= ENOUGH * _columns(program, n)]
-    seed, tell = context.seed, part(context.progress, 0, 0.6)
-    read = grams(program, fit, enough, positions=positions, seed=seed, memory=context.memory, progress=tell)
-    tell = part(context.progress, 0.6, 0.1)
-    some = fit.subset(np.arange(min(WEIGHED, len(fit))))
-    return Reading(some, held_out, read, output_weights(program, some, enough, seed=seed, progress=tell))
-
-
 class Compensation:
     """Statistics of all readers, and the curves of groups."""
 
@@ -179,6 +128,7 @@ class Compensation:
         layers = list(dict.fromkeys(r.layer for r in self.readers))
         found = reading(self.program, context, name, layers, samples, positions)
         self.held_out, self.grams, self.weights = found.held_out, found.grams, found.weights
+        self.unread, self.room = found.unread, context.memory // 2  # the other half may be full of Grams
         self.own = own_shares(channels, found.some)
         self._inverses: dict[_Reader, Tensor] = {}
         self._reads: dict[ChannelGroup, list[_Columns]] = {}
@@ -194,9 +144,18 @@ class Compensation:
             return MULTIPLIED
         if any(isinstance(self.program.layer(c.reader.layer), DctLayer) for c in found):
             return COEFFICIENTS
-        if any(c.reader.layer not in self.grams for c in found):
-            return TOO_FEW
-        return UNEVEN if any(c.columns is None for c in found) else None
+        unread = [self.unread[c.reader.layer] for c in found if c.reader.layer in self.unread]
+        if unread:
+            return f"a layer that reads it {unread[0]}"
+        if any(c.columns is None for c in found):
+            return UNEVEN
+        return NO_ROOM if self._needed(found) > self.room else None
+
+    def _needed(self, found: Sequence[_Columns]) -> int:
+        """Bytes that a group takes."""
+        shapes = [matrix_shape(self.program.layer(c.reader.layer)) for c in found]
+        sizes = [(c.flat.numel(), o) for c, (_, o, _) in zip(found, shapes, strict=True)]
+        return bytes_to_follow(sizes, max(k for _, _, k in shapes))
 
     def _of(self, group: ChannelGroup) -> list[_Columns]:
         if group not in self._reads:
@@ -222,15 +181,18 @@ class Compensation:
             found.append(_Columns(reader, present, columns, own))
         return found
 
-    def _inverse(self, reader: _Reader) -> Tensor:
-        """H; those that memory has room for are kept, since many groups may be read by one layer."""
-        if reader not in self._inverses:
-            gram = self.grams[reader.layer].matrix[reader.block]
-            if sum(h.nbytes for h in self._inverses.values()) + gram.nbytes > self.context.memory:
-                self._inverses.clear()
-            inner = damped(gram, float(gram.diagonal().mean()))
-            self._inverses[reader] = torch.cholesky_inverse(torch.linalg.cholesky(inner))
-        return self._inverses[reader]
+    def _inverse(self, reader: _Reader, needed: int) -> Tensor:
+        """H; kept if there is room beside what is needed, since many groups may be read by one layer."""
+        kept = self._inverses
+        if reader in kept:
+            return kept[reader]
+        gram = self.grams[reader.layer].matrix[reader.block]
+        h = inverse(gram)
+        while kept and _bytes_of(kept.values()) + h.nbytes + needed > self.room:
+            del kept[next(iter(kept))]
+        if h.nbytes + needed <= self.room:
+            kept[reader] = h
+        return h
 
     def curve(self, group: ChannelGroup, scores: Scores | None = None) -> Curve:
         """Order and losses of a group that can be judged.
@@ -249,12 +211,14 @@ class Compensation:
             group: see `why_unjudged`.
             whole: of padded sums all, not only what is the group's own.
         """
-        parts = []
+        parts, needed = [], self._needed(self._of(group))
+        while self._inverses and _bytes_of(self._inverses.values()) + needed > self.room:
+            del self._inverses[next(iter(self._inverses))]
         for found in self._of(group):
             reader = found.reader
             w = matrix(self.program.layer(reader.layer))[reader.block]
             f = self.weights[reader.layer].reshape(-1, len(w))[reader.block]
-            h = self._inverse(reader)[found.flat][:, found.flat]
+            h = self._inverse(reader, needed)[found.flat.unsqueeze(1), found.flat]
             own = torch.ones_like(found.own) if whole else found.own
             parts.append(Part(found.present, h, (f.unsqueeze(1) * own.flatten()).sqrt() * w[:, found.flat]))
         return parts
@@ -265,10 +229,10 @@ class Compensation:
         Args:
             curves: every group's curve, and the width to which it is narrowed for the measurement.
         """
-        changes = {group: self.change(group, curve, width) for group, (curve, width) in curves.items()}
-        tell = part(self.context.progress, 0.8, 0.2)
+        self._inverses.clear()
+        changes, tell = _Changes(self, curves), part(self.context.progress, 0.8, 0.2)
         moved = distributed.on_first(
-            lambda: list(movements(self.program, self.held_out, changes, tell).values())
+            lambda: list(movements(self.program, self.held_out, changes, self.room // 2, tell).values())
         )
         expected = [self._expected(group, *narrower) for group, narrower in curves.items()]
         return {g: m / e if e > 0 else 0.0 for g, m, e in zip(curves, moved, expected, strict=True)}
@@ -287,7 +251,9 @@ class Compensation:
         offsets: dict[str, Tensor] = {}
         for found in self._of(group):
             reader = found.reader
-            w = weights.setdefault(reader.layer, matrix(self.program.layer(reader.layer)))
+            if reader.layer not in weights:  # a copy: of float64 it would be a view of the network's own
+                weights[reader.layer] = matrix(self.program.layer(reader.layer)).clone()
+            w = weights[reader.layer]
             offset = offsets.setdefault(reader.layer, w.new_zeros(w.shape[:2]))
             is_gone = torch.from_numpy(np.isin(found.present, gone))
             s = cast(Tensor, found.columns)[is_gone].flatten()
@@ -301,24 +267,24 @@ class Compensation:
         }
 
 
-def _rows(program: Program, layer: str, samples: int, positions: int) -> int:
-    """Rows that so many samples give of what a layer reads."""
-    node = next(n for n in program.graph.nodes if n.op == "call_module" and n.target == layer)
-    shape = program.shape(node) or ()
-    plane = plane_of(shape, cast(Tensor, program.layer(layer).weight).ndim)
-    return samples * min(math.prod(plane), positions)
+class _Changes(Mapping[ChannelGroup, Change]):
+    """What narrowing does to the readers of a group, worked out when it is asked for."""
+
+    def __init__(self, statistics: Compensation, curves: Mapping[ChannelGroup, tuple[Curve, int]]) -> None:
+        self.statistics, self.curves = statistics, curves
+
+    def __getitem__(self, group: ChannelGroup) -> Change:
+        return self.statistics.change(group, *self.curves[group])
+
+    def __iter__(self) -> Iterator[ChannelGroup]:
+        return iter(self.curves)
+
+    def __len__(self) -> int:
+        return len(self.curves)
 
 
-def _columns(program: Program, layer: str) -> int:
-    return matrix_shape(program.layer(layer))[2]
-
-
-def _parts(split: Split, samples: int, seed: int) -> tuple[Split, Split]:
-    """Samples for statistics and others for measurements, evenly spaced and in random order."""
-    some = split.spread(samples + MEASURED)
-    order = np.random.default_rng(seed).permutation(len(some))
-    held = min(MEASURED, max(1, len(some) // 4))
-    return some.subset(order[held:] if len(some) > held else order), some.subset(order[:held])
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _readers(channels: Channels) -> list[_Reader]:

@@ -78,11 +78,11 @@ class Part:
         m = self.h.shape[0] // n
         mask = torch.from_numpy(np.repeat(is_gone, m))
         s, k = torch.nonzero(mask).flatten(), torch.nonzero(~mask).flatten()
-        lower = root(self.h[s][:, s])
+        lower = root(self.h[s.unsqueeze(1), s])
         half_w = torch.linalg.solve_triangular(lower, self.w[:, s].T, upper=False)
-        half_h = torch.linalg.solve_triangular(lower, self.h[s][:, k], upper=False)
+        half_h = torch.linalg.solve_triangular(lower, self.h[s.unsqueeze(1), k], upper=False)
         self.w = self.w[:, k] - half_w.T @ half_h
-        self.h = torch.addmm(self.h[k][:, k], half_h.T, half_h, alpha=-1)
+        self.h = self.h[k.unsqueeze(1), k].addmm_(half_h.T, half_h, alpha=-1)
         self.channels = self.channels[~is_gone]
         return float(half_w.square().sum())
 
@@ -125,9 +125,10 @@ def best_without(w: Tensor, gram: Tensor, s: Tensor) -> Tensor:
     kept = torch.ones(w.shape[1], dtype=torch.bool)
     kept[s] = False
     k = torch.nonzero(kept).flatten()
-    inner = damped(gram[k][:, k], float(gram.diagonal().mean()))
+    inner = _damp(gram[k.unsqueeze(1), k], float(gram.diagonal().mean()))
+    lost = gram[k.unsqueeze(1), s] @ w[:, s].T
     new = torch.zeros_like(w)
-    new[:, k] = w[:, k] + torch.cholesky_solve(gram[k][:, s] @ w[:, s].T, torch.linalg.cholesky(inner)).T
+    new[:, k] = w[:, k] + torch.cholesky_solve(lost, torch.linalg.cholesky(inner)).T
     return new
 
 
@@ -138,14 +139,17 @@ def removal_order(w: Tensor, gram: Tensor, f: Tensor, channels: int) -> Curve:
         w, gram, f: W `[o, K]`, G `[K, K]` and f `[o]`, float64.
         channels: of K columns.
     """
-    inner = damped(gram, float(gram.diagonal().mean()))
-    h = torch.cholesky_inverse(torch.linalg.cholesky(inner))
-    reader = Part(np.arange(channels), h, f.sqrt().unsqueeze(1) * w)
+    reader = Part(np.arange(channels), inverse(gram), f.sqrt().unsqueeze(1) * w)
     return eliminate([reader], np.zeros(channels, np.int64))
 
 
-def damped(gram: Tensor, level: float) -> Tensor:
-    """G with a part of the mean energy of what a layer reads added to its diagonal; a copy."""
-    found = gram.clone()
-    found.diagonal().add_(max(RIDGE * level, FLOOR))
-    return found
+def inverse(gram: Tensor) -> Tensor:
+    """H = (G + ridge * mean diag G * I)^-1."""
+    lower = torch.linalg.cholesky(_damp(gram.clone(), float(gram.diagonal().mean())))
+    return torch.cholesky_inverse(lower)
+
+
+def _damp(gram: Tensor, level: float) -> Tensor:
+    """G with a part of the mean energy of what a layer reads added to its diagonal, in place."""
+    gram.diagonal().add_(max(RIDGE * level, FLOOR))
+    return gram

@@ -16,10 +16,10 @@ from graphcomp.base import Progress, part
 from graphcomp.base import cache as disk
 from graphcomp.data import Split
 from graphcomp.ir import Program, editable, evaluating
-from graphcomp.measure import by_sample
+from graphcomp.measure import by_sample, calibrate
 
 BATCH = 32
-"""Samples at a time: what is alive where sets begin is copied."""
+"""Samples at a time, at most: what is alive where sets begin is copied."""
 
 AT_ONCE = 16
 """Sets that are measured in one pass over the samples."""
@@ -34,7 +34,7 @@ Change = Mapping[str, tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def movements(
-    program: Program, split: Split, changes: Mapping[Key, Change], progress: Progress
+    program: Program, split: Split, changes: Mapping[Key, Change], memory: int, progress: Progress
 ) -> dict[Key, float]:
     """Squared distance that the outputs move, a sample, by set of changes.
 
@@ -43,20 +43,36 @@ def movements(
     Args:
         program: left as it is.
         split: the samples, all of which are looked at.
-        changes: of layers whose outputs are (n, channels, …), or (n, …, channels) of linear ones.
+        changes: of layers whose outputs are (n, channels, …), or (n, …, channels) of linear ones. Each is
+            asked for once.
+        memory: bytes of changes that are held at once; one is in any case.
         progress: told a message and a fraction.
     """
     content = {"program": program.fingerprint(), "data": split.fingerprint()}
-    keys = {key: disk.key(__name__, **content, change=_digest(change)) for key, change in changes.items()}
-    known = {key: disk.load(KIND, place) for key, place in keys.items()}
-    found = {key: float(tensors["moved"]) for key, tensors in known.items() if tensors is not None}
-    missing = [key for key in changes if key not in found]
-    for start in range(0, len(missing), AT_ONCE):
-        some = {key: changes[key] for key in missing[start : start + AT_ONCE]}
-        tell = part(progress, start / len(missing), len(some) / len(missing))
-        for key, moved in _Runs(program, some).over(split, tell).items():
+    found, pending, places = dict[Key, float](), dict[Key, Change](), dict[Key, str]()
+    runs: _Runs[Key] = _Runs(program)  # one copy of the network for all
+
+    def measure(done: int) -> None:
+        tell = part(progress, (done - len(pending)) / len(changes), len(pending) / len(changes))
+        for key, moved in runs.over(pending, split, tell).items():
             found[key] = moved
-            disk.store(KIND, keys[key], {"moved": torch.tensor(moved, dtype=torch.float64)})
+            disk.store(KIND, places[key], {"moved": torch.tensor(moved, dtype=torch.float64)})
+        pending.clear()
+
+    held = 0
+    for number, (key, change) in enumerate(changes.items()):
+        size = sum(tensor.nbytes for tensors in change.values() for tensor in tensors)
+        if len(pending) == AT_ONCE or (pending and held + size > memory):
+            measure(number)
+        held = size + (held if pending else 0)
+        places[key] = disk.key(__name__, **content, change=_digest(change))
+        known = disk.load(KIND, places[key])
+        if known is None:
+            pending[key] = change
+        else:
+            found[key] = float(known["moved"])
+    if pending:
+        measure(len(changes))
     return {key: found[key] for key in changes}
 
 
@@ -70,21 +86,21 @@ def _digest(change: Change) -> str:
 
 
 class _Runs(fx.Interpreter, Generic[Key]):
-    def __init__(self, program: Program, changes: Mapping[Key, Change]) -> None:
+    def __init__(self, program: Program) -> None:
         module = editable(program)
         super().__init__(module)
-        self.network, self.changes = module, changes
+        self.network = module
         self.program, self.samples = program, 0
-        self.batch = 1 if program.interface.one_at_a_time else BATCH
+        self.batch = min(calibrate.batch_size(program), BATCH)
         self.nodes: list[fx.Node] = list(module.graph.nodes)
         self.offsets: dict[str, Tensor] = {}
-        self.due: dict[fx.Node, list[Key]] = {}
+
+    def over(self, changes: Mapping[Key, Change], split: Split, progress: Progress) -> dict[Key, float]:
+        due: dict[fx.Node, list[Key]] = {}
         for key, change in changes.items():
             first = next(n for n in self.nodes if n.op == "call_module" and n.target in change)
-            self.due.setdefault(first, []).append(key)
-
-    def over(self, split: Split, progress: Progress) -> dict[Key, float]:
-        moved = dict.fromkeys(self.changes, 0.0)
+            due.setdefault(first, []).append(key)
+        moved = dict.fromkeys(changes, 0.0)
         seen = 0
         with evaluating(self.network):
             for x, _ in split.batches(self.batch):
@@ -92,8 +108,8 @@ class _Runs(fx.Interpreter, Generic[Key]):
                 outputs: dict[Key, Tensor] = {}
                 env: dict[fx.Node, Any] = {}
                 for i, node in enumerate(self.nodes):
-                    for key in self.due.get(node, ()):
-                        outputs[key] = self.changed(self.changes[key], self.nodes[i:], copied_values(env))
+                    for key in due.get(node, ()):
+                        outputs[key] = self.changed(changes[key], self.nodes[i:], copied_values(env))
                     self.step(node, env)
                 base = self.outputs(env)
                 for key, output in outputs.items():

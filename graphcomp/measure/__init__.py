@@ -30,7 +30,7 @@ from graphcomp.measure.evaluate import (
     wilson,
 )
 from graphcomp.measure.gradients import mean_gradients
-from graphcomp.measure.grams import Gram, grams, output_weights
+from graphcomp.measure.grams import Gram, bytes_to_sum, grams, output_weights
 from graphcomp.measure.patches import (
     Positions,
     as_matrix,
@@ -43,7 +43,7 @@ from graphcomp.measure.patches import (
     outputs_at,
     patches_at,
 )
-from graphcomp.measure.regression import Moments, Normal, root
+from graphcomp.measure.regression import Moments, Normal, bytes_to_solve, root, row_space
 from graphcomp.measure.samples import by_sample
 from graphcomp.measure.statistics import Covariance, Request, Statistic, Zeros
 
@@ -64,6 +64,8 @@ __all__ = [
     "as_matrix",
     "as_weight",
     "by_sample",
+    "bytes_to_solve",
+    "bytes_to_sum",
     "calibrate",
     "class_statistics",
     "confusion",
@@ -95,6 +97,7 @@ __all__ = [
     "require_inputs",
     "robustness",
     "root",
+    "row_space",
     "score",
     "snapshot",
     "values_like",

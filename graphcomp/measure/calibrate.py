@@ -18,6 +18,7 @@ from graphcomp.base import cache as disk
 from graphcomp.data import Split
 from graphcomp.errors import AnalysisError, DataError
 from graphcomp.ir import Batch, Program, editable, evaluating, moved
+from graphcomp.measure.samples import at_once, elements
 from graphcomp.measure.statistics import SUMS, Covariance, Request, Statistic, Zeros
 
 BATCHES = 4, 128
@@ -80,11 +81,7 @@ def collect(
 
 def batch_size(program: Program) -> int:
     """Samples at a time: as many as have a largest activation of `ELEMENTS`, within `BATCHES`; or one."""
-    if program.interface.one_at_a_time:
-        return 1
-    shapes = (program.shape(node) for node in program.graph.nodes if node.op != "get_attr")
-    largest = max((int(np.prod(shape)) for shape in shapes if shape is not None), default=1)
-    return min(max(ELEMENTS // largest, BATCHES[0]), BATCHES[1])
+    return at_once(program, ELEMENTS // max([1, *elements(program)]), *BATCHES)
 
 
 def _first(split: Split, samples: int | None) -> Split:

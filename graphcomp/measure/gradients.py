@@ -6,7 +6,6 @@ Summed in float64 sample by sample as it were: neither the batch size nor the nu
 for float32 rounding inside a batch. Results are kept by content (`base.cache`).
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -19,12 +18,16 @@ from graphcomp.data import Split
 from graphcomp.errors import AnalysisError, DataError
 from graphcomp.ir import Program, editable, moved, named_tensors
 from graphcomp.measure.evaluate import is_classifier, require_outputs
+from graphcomp.measure.samples import at_once, elements
 
 BATCH = 250
 """Samples at a time, at most."""
 
 ELEMENTS = 1 << 27
 """Of all activations of a batch together, which the backward pass needs: 512 MiB."""
+
+TIMES = 3
+"""So often activations are held at once: with their gradients, and what these are made of."""
 
 KIND = "gradients"
 """Of entries in the cache."""
@@ -76,13 +79,10 @@ def _key(program: Program, part: Split, names: Sequence[str]) -> str:
     return disk.key(__name__, program=program.fingerprint(), data=part.fingerprint(), tensors=list(names))
 
 
-def batch_size(program: Program) -> int:
-    """Samples at a time whose activations together stay within `ELEMENTS`; or one."""
-    if program.interface.one_at_a_time:
-        return 1
-    shapes = (program.shape(node) for node in program.graph.nodes if node.op != "get_attr")
-    each = sum(math.prod(shape) for shape in shapes if shape is not None)
-    return max(1, min(BATCH, ELEMENTS // max(each, 1)))
+def batch_size(program: Program, memory: int | None = None) -> int:
+    """Samples at a time whose activations together stay within `ELEMENTS`, or a quarter of memory; or one."""
+    most = ELEMENTS if memory is None else min(ELEMENTS, memory // 4 // (4 * TIMES))
+    return at_once(program, most // max(sum(elements(program)), 1), 1, BATCH)
 
 
 def _check(program: Program, split: Split, names: Sequence[str]) -> None:

@@ -6,7 +6,8 @@
 
 One streaming pass each, products in float32, sums in float64; over several processes the batches are those of
 one process. Results are kept by content (`base.cache`); so are the sums of a pass that is under way, and one
-that was interrupted goes on from there.
+that was interrupted goes on from there. What is finished may fill half of the memory that is given; beyond
+that it lies in files that are mapped.
 """
 
 import math
@@ -18,14 +19,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from graphcomp.base import Progress, distributed, quiet
+from graphcomp.base import Progress, Shelf, distributed, quiet
 from graphcomp.base import cache as disk
 from graphcomp.data import Split
 from graphcomp.ir import Batch, Program, editable, evaluating, moved
 from graphcomp.measure import calibrate, gradients
 from graphcomp.measure.cost import plane_of
 from graphcomp.measure.patches import Positions, is_linear, matrix_shape, patches_at
-from graphcomp.measure.regression import Moments
+from graphcomp.measure.regression import BLOCK, Moments
 from graphcomp.measure.samples import by_sample
 
 KIND = "grams"
@@ -66,39 +67,56 @@ def grams(
         split: the samples.
         layers: paths of layers that mix channels (`is_mixing`); calls of one layer add up.
         positions, seed: see `Positions`.
-        memory: bytes of sums to hold at a time: more of them take another pass over the data.
+        memory: bytes of sums to hold at a time: more of them take another pass over the data. What is
+            returned takes half of that at most.
         progress: told a message and a fraction.
     """
     content = {"program": program.fingerprint(), "data": split.fingerprint()}
     keys = {n: disk.key(__name__, **content, layer=n, positions=positions, seed=seed) for n in layers}
-    found = distributed.on_first(lambda: {n: disk.load(KIND, key) for n, key in keys.items()})
+    drawn, shelf = Positions(positions, seed), Shelf(memory // 2)
+    found = {name: _known(key, shelf) for name, key in keys.items()}
     missing = [name for name in layers if found[name] is None]
-    drawn = Positions(positions, seed)
-    for part in _within(program, missing, memory):
+    while missing:
+        part = _first_within(program, missing, memory - shelf.kept)
+        missing = missing[len(part) :]
         process = distributed.rank(), distributed.world_size()
         place = disk.key(__name__, **content, part=part, positions=positions, seed=seed, process=process)
-        for name, gram in _measure(program, split, part, drawn, place, progress).items():
-            found[name] = {"rows": torch.tensor(gram.rows), "mean": gram.mean, "matrix": gram.matrix}
+        for name, gram in _measure(program, split, part, drawn, place, progress):
+            tensors = {"rows": torch.tensor(gram.rows), "mean": gram.mean, "matrix": gram.matrix}
             if distributed.is_first():
-                disk.store(KIND, keys[name], cast(dict[str, Tensor], found[name]))
+                disk.store(KIND, keys[name], tensors)
+            found[name] = {**tensors, "matrix": shelf.keep(gram.matrix)}
+            del gram, tensors  # they would wait for the next one
     packed = cast(dict[str, dict[str, Tensor]], found)
     return {n: Gram(int(t["rows"]), t["mean"], t["matrix"]) for n, t in packed.items()}
 
 
-def _within(program: Program, layers: Sequence[str], memory: int) -> Iterator[list[str]]:
-    """Layers whose sums fit into memory together."""
-    part: list[str] = []
-    held = 0
-    for name in layers:
+def _known(key: str, shelf: Shelf) -> dict[str, Tensor] | None:
+    """What was stored; the first process, which reads it, has it mapped."""
+    found = distributed.on_first(lambda: disk.load(KIND, key))
+    if found is not None and not distributed.is_first():
+        found["matrix"] = shelf.keep(found["matrix"])
+    return found
+
+
+def bytes_to_sum(groups: int, columns: int) -> int:
+    """What the sums of a layer take, with a product that is to be added to them."""
+    return 8 * groups * columns**2 + _product(groups, columns)
+
+
+def _product(groups: int, columns: int) -> int:
+    return 12 * groups * columns * min(columns, BLOCK)
+
+
+def _first_within(program: Program, layers: Sequence[str], memory: int) -> list[str]:
+    """The first layers, one at least, whose sums fit into memory together."""
+    held = largest = 0
+    for number, name in enumerate(layers):
         g, _, k = matrix_shape(program.layer(name))
-        size = 12 * g * k * k  # a float32 product beside the float64 sum
-        if part and held + size > memory:
-            yield part
-            part, held = [], 0
-        part.append(name)
-        held += size
-    if part:
-        yield part
+        held, largest = held + 8 * g * k * k, max(largest, _product(g, k))
+        if number and held + largest > memory:
+            return list(layers[:number])
+    return list(layers)
 
 
 def _measure(
@@ -108,7 +126,7 @@ def _measure(
     drawn: Positions,
     place: str,
     progress: Progress,
-) -> dict[str, Gram]:
+) -> Iterator[tuple[str, Gram]]:
     """Of layers that memory holds together; sums that are under way are kept under the key `place`."""
     device = distributed.device()
     if device.type != "cpu":
@@ -158,13 +176,13 @@ def _measure(
     calibrate.watch(
         program, inputs(), {source: partial(see, nodes) for source, nodes in by_source.items()}, told
     )
-    found = {}
-    for name in layers:
-        distributed.all_reduce(sums[name].sums)
-        normal = sums[name].centred()
-        found[name] = Gram(int(sums[name].rows), normal.mean_a.cpu(), normal.gram.cpu())
     disk.forget(KIND, place)
-    return found
+    for name in layers:
+        total = sums.pop(name)
+        distributed.all_reduce(total.sums)
+        normal = total.centred()
+        del total
+        yield name, Gram(int(normal.rows), normal.mean_a.cpu(), normal.gram.cpu())
 
 
 def _under_way(sums: Mapping[str, Moments]) -> dict[str, Tensor]:
@@ -199,6 +217,7 @@ def output_weights(
     layers: Sequence[str],
     *,
     seed: int,
+    memory: int,
     progress: Progress = quiet,
 ) -> dict[str, Tensor]:
     """f of every output channel of these layers, float64 `[out]`; collective.
@@ -208,6 +227,7 @@ def output_weights(
         split: the samples, all of which are looked at.
         layers: paths of layers; calls of one layer add up.
         seed: of v.
+        memory: bytes, of which activations take a quarter.
         progress: told a message and a fraction.
     """
     key = disk.key(
@@ -215,18 +235,18 @@ def output_weights(
     )
     found = distributed.on_first(lambda: disk.load(KIND, key))
     if found is None:
-        found = _squares(program, split, layers, seed, progress)
+        found = _squares(program, split, layers, seed, memory, progress)
         if distributed.is_first():
             disk.store(KIND, key, found)
     return found
 
 
 def _squares(
-    program: Program, split: Split, layers: Sequence[str], seed: int, progress: Progress
+    program: Program, split: Split, layers: Sequence[str], seed: int, memory: int, progress: Progress
 ) -> dict[str, Tensor]:
     device = distributed.device()
     module = editable(program).to(device).requires_grad_(False)
-    batch = gradients.batch_size(program)
+    batch = gradients.batch_size(program, memory)
     mine = distributed.share(len(split), batch)
     sums: dict[str, Tensor] = {}
     for name in layers:

@@ -1,11 +1,24 @@
-"""The outputs of a network sample by sample, wherever it has the axis of samples."""
+"""How many samples a network takes at a time, and its outputs sample by sample, wherever it has that axis."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from graphcomp.ir import Program, output_tensors
+
+
+def elements(program: Program) -> Sequence[int]:
+    """Of every value that the network computes, for one sample."""
+    shapes = (program.shape(node) for node in program.graph.nodes if node.op != "get_attr")
+    return [math.prod(shape) for shape in shapes if shape is not None]
+
+
+def at_once(program: Program, count: int, fewest: int, most: int) -> int:
+    """So many samples, within bounds; one where the network takes one at a time."""
+    return 1 if program.interface.one_at_a_time else min(max(count, fewest), most)
 
 
 def by_sample(program: Program, output: Any, samples: int) -> Tensor:

@@ -54,8 +54,9 @@ class Context:
         threads: that the result will run with, where times are targets.
         timer: measures ONNX models for such passes; None: the target's provider does.
         timed: whether the run ends with a measurement on the target, so that passes may measure as well.
-        memory: bytes of activations and sums that a pass may hold at once; a quarter of the machine's. More
-            activations lie in files, more sums take another pass over the data.
+        memory: bytes of activations and sums that a pass may hold at once, beside the network and a batch on
+            its way through it; a quarter of the machine's. More activations and finished sums lie in files,
+            more sums under way take another pass over the data.
         earlier: what the run began with, and what each pass before this one yielded: number i is step i.
     """
 

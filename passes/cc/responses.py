@@ -32,8 +32,6 @@ from graphcomp.pipeline import Context
 WIDTHS = 16
 """At most so many widths of a layer are looked at."""
 
-TOO_FEW = "it has more columns than samples can tell apart"
-
 LEAST = 1e-12
 """A step loses at least this, so that there is always a best one."""
 
@@ -132,11 +130,13 @@ def response_forms(
         lost = np.array([every[i][1] for i in best])
         found.append(Forms(layer, shape, whole, [every[i][0] for i in best], lost))
     tell = part(context.progress, 0.7, 0.3)
-    moved = distributed.on_first(lambda: movements(program, seen.held_out, changes, tell))
+    moved = distributed.on_first(
+        lambda: movements(program, seen.held_out, changes, context.memory // 4, tell)
+    )
     for forms in found:
         if forms.layer in moved:
             forms.lost[:] *= moved[forms.layer] / expected[forms.layer]
-    return found, {layer: TOO_FEW for layer in layers if layer not in seen.grams}
+    return found, {layer: f"it {why}" for layer, why in seen.unread.items()}
 
 
 def _frontier(every: Sequence[tuple[Form, float, Tensor]]) -> list[int]:

@@ -23,8 +23,6 @@ from graphcomp.ir import Program
 from graphcomp.measure import Gram, as_weight, matrix
 from graphcomp.pipeline import Context
 
-TOO_FEW = "it has more columns than samples can tell apart"
-
 
 def response_energies(
     program: Program, layers: Sequence[str], context: Context, name: str
@@ -50,9 +48,11 @@ def response_energies(
             offset = (w - near) @ gram.mean[0]
             changes[layer] = {layer: (as_weight(program.layer(layer), near.unsqueeze(0)), offset)}
     tell = part(context.progress, 0.7, 0.3)
-    moved = distributed.on_first(lambda: movements(program, seen.held_out, changes, tell))
+    moved = distributed.on_first(
+        lambda: movements(program, seen.held_out, changes, context.memory // 4, tell)
+    )
     found = {n: v * (moved[n] / expected[n] if n in moved else 1.0) for n, v in found.items()}
-    return found, {layer: TOO_FEW for layer in layers if layer not in seen.grams}
+    return found, {layer: f"it {why}" for layer, why in seen.unread.items()}
 
 
 def _spectrum(w: Tensor, gram: Gram, f: Tensor) -> tuple[NDArray[np.float64], "_Nearest"]:

@@ -24,7 +24,8 @@ class Chunk(fx.Interpreter):
     """Some samples, and what is alive of them where they are.
 
     Attributes:
-        inputs, count, first: the samples, how many, and the number of the first one in its split.
+        inputs, count, first: samples that have not begun, how many all are, and the number of the first one
+            in its split.
         number: of the chunk, over all processes.
         targets: what calls of layers are to yield, by the call's node.
         held: values that are needed again, by what begins with them, with their versions: what is changed in
@@ -34,8 +35,8 @@ class Chunk(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, inputs: Batch, first: int, number: int) -> None:
         super().__init__(module)
         self.env: dict[fx.Node, Any] = {}
-        self.args_iter = iter(inputs)
         self.inputs, self.count, self.first, self.number = inputs, len(inputs[0]), first, number
+        self.args_iter = self._handed_out()
         self.targets: dict[str, Tensor] = {}
         self.held: dict[str, tuple[Tensor, int]] = {}
 
@@ -48,6 +49,13 @@ class Chunk(fx.Interpreter):
     def is_scout(self) -> bool:
         """Whether its samples are among the few by which curvature is measured."""
         return self.number % SCOUTS == 0
+
+    def _handed_out(self) -> Iterator[Tensor]:
+        """The inputs, each of which is the network's from there on."""
+        while self.inputs:
+            x, *rest = self.inputs
+            self.inputs = tuple(rest)
+            yield x
 
     def step(self, node: fx.Node) -> None:
         """Run a node, and forget what nothing needs any more."""
@@ -81,7 +89,8 @@ class Chunk(fx.Interpreter):
         return found
 
     def waiting(self) -> Iterator[Tensor]:
-        """Activations that wait here."""
+        """Activations that wait here, and samples that have not begun."""
+        yield from self.inputs
         yield from (v for n, v in self.env.items() if isinstance(v, Tensor) and n.op != "get_attr")
         yield from (value for value, _ in self.held.values())
 

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from graphcomp.base import distributed
 from graphcomp.channels import batch_norm_affine
-from graphcomp.measure import Moments, patches_at
+from graphcomp.measure import Moments, Normal, patches_at, row_space
 from graphcomp.passes.refit.around import BatchNorm
 from graphcomp.passes.refit.units import Unit
 
@@ -39,8 +39,9 @@ class Rows:
     is_held_out: bool
 
     def patches(self) -> Tensor:
-        """a, `[rows, g, K]`."""
-        return patches_at(self.layer, self.x, self.at)
+        """a, `[rows, g, K]`, at least float32."""
+        a = patches_at(self.layer, self.x, self.at)
+        return a if a.dtype is torch.float64 else a.float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,23 +69,39 @@ def scale_behind(module: fx.GraphModule, unit: Unit, width: int, like: Tensor) -
     return _behind(module, unit, width, like).scale
 
 
+Change = tuple[Tensor, Tensor]
+"""dW `[g, o, K]` and db `[g, o]`."""
+
+
+def are_few(rows: int, columns: int) -> bool:
+    """Whether a regression is solved in the space of its rows."""
+    return 2 * rows <= columns
+
+
 class Comparison:
     """All rows of a layer.
 
     Args:
         module, unit, rows: of the network, the layer and its samples.
         w: its matrix, `[g, o, K]`, for shapes.
+        is_free: whether any W may be fitted, so that coordinates say as much (see `regression`).
 
     Attributes:
         scale: s by group and output, `[g, o]`.
         count, judging: rows of all processes together, and those of them that only judge.
         has_intercept: whether the layer has a bias, or a normalisation whose mean takes the place of one.
         has_columns: whether patches count; else means alone.
+        space: V, where there are far fewer rows than columns: regressions are of coordinates there.
     """
 
-    def __init__(self, module: fx.GraphModule, unit: Unit, rows: Sequence[Rows], w: Tensor) -> None:
+    def __init__(
+        self, module: fx.GraphModule, unit: Unit, rows: Sequence[Rows], w: Tensor, *, is_free: bool
+    ) -> None:
         self.rows, self.like = rows, w
-        bias = getattr(module.get_submodule(unit.layer), "bias", None)
+        layer = module.get_submodule(unit.layer)
+        bias = getattr(layer, "bias", None)
+        kinds = {t.dtype for t in (*layer.parameters(), *layer.buffers())}
+        self.kind = torch.float64 if torch.float64 in kinds else torch.float32  # of rows
         self.has_intercept = bias is not None or unit.norm is not None
         self.has_columns = True
         self.shape = w.shape[:2]
@@ -92,6 +109,27 @@ class Comparison:
         self.scale = self.behind.scale.reshape(self.shape)
         self.count = self._total(rows)
         self.judging = self._total([r for r in rows if r.is_held_out])
+        self.is_free, self.space = is_free, cast(Tensor | None, None)
+
+    def look(self) -> None:
+        """Find the space of the rows, if they are few; collective."""
+        if self.has_columns and self.is_free and are_few(self.count, self.like.shape[2]):
+            self.space = row_space(self._gathered())
+
+    def _gathered(self) -> Tensor:
+        """All rows of all processes, `[rows, g, K]`, in any order that is the same everywhere."""
+        counts = torch.zeros(distributed.world_size(), dtype=torch.int64)
+        counts[distributed.rank()] = sum(rows.at.numel() for rows in self.rows)
+        distributed.all_reduce([counts])
+        start = int(counts[: distributed.rank()].sum())
+        shape = int(counts.sum()), self.like.shape[0], self.like.shape[2]
+        found = torch.zeros(shape, dtype=self.kind, device=self.like.device)
+        for rows in self.rows:
+            a = rows.patches()
+            found[start : start + len(a)] = a
+            start += len(a)
+        distributed.all_reduce([found])
+        return found
 
     def _total(self, rows: Sequence[Rows]) -> int:
         count = self.like.new_tensor(sum(r.at.numel() for r in rows))
@@ -101,7 +139,6 @@ class Comparison:
     def missing(self, rows: Rows, w: Tensor, b: Tensor, *, bent: bool = False) -> tuple[Tensor, Tensor]:
         """a, `[rows, g, K]`, and r, `[rows, g, o]`, of W and b; bent: beyond a bend the side counts."""
         a = rows.patches()
-        a = a if a.dtype is torch.float64 else a.float()
         u = (torch.einsum("ngk,gok->ngo", a, w.to(a.dtype)) + b.to(a.dtype)).flatten(1)
         z = self.behind.scale.to(a.dtype) * u + self.behind.shift.to(a.dtype)
         z = z if rows.other is None else z + rows.other
@@ -112,11 +149,15 @@ class Comparison:
             d = torch.where(d > high, z.clamp(min=high), d)
         strong = self.behind.strong
         r = torch.where(strong, (d - z) / torch.where(strong, self.behind.scale, 1).to(a.dtype), 0)
-        return a if self.has_columns else a[:, :, :0], r.reshape(len(r), *self.shape)
+        r = r.reshape(len(r), *self.shape)
+        if self.space is not None:
+            return torch.einsum("ngk,gkm->ngm", a.double(), self.space), r.double()
+        return a if self.has_columns else a[:, :, :0], r
 
     def moments(self, w: Tensor, b: Tensor) -> tuple[Moments, Moments]:
         """Of the rows that are fitted, and of those that judge; collective."""
         shifts = None
+        w, b = self._lowered(w, b)
         if self.rows:
             a, r = self.missing(self.rows[0], w, b)
             shifts = a.mean(0).cpu(), r.mean(0).cpu()
@@ -131,13 +172,25 @@ class Comparison:
         judge.all_reduce()
         return seen, judge
 
-    def bent(self, moments: Moments, w: Tensor, b: Tensor) -> Moments:
+    def centred(self, moments: Moments) -> Normal:
+        """The normal equations of some rows, whose sums are used up."""
+        return moments.centred(self.has_intercept, columns=self.like.shape[2])
+
+    def bent(self, rows: Moments, normal: Normal, w: Tensor, b: Tensor) -> Normal:
         """The same rows with what is lacking of that which matters of the targets; collective."""
-        again = moments.without_targets()
-        for rows in self.rows:
-            again.retarget(*self.missing(rows, w, b, bent=True))
+        again = rows.without_targets()
+        for some in self.rows:
+            again.retarget(*self.missing(some, *self._lowered(w, b), bent=True))
         again.all_reduce(targets_only=True)
-        return again
+        return again.centred(self.has_intercept, gram=normal.gram, columns=normal.columns)
+
+    def _lowered(self, w: Tensor, b: Tensor) -> Change:
+        """W and b as samples are multiplied with them."""
+        return w.to(self.kind), b.to(self.kind)
+
+    def coordinates(self, w: Tensor) -> Tensor:
+        """What of W `[g, o, K]` the rows tell."""
+        return w if self.space is None else w @ self.space
 
     def power(self) -> float:
         """The variance of D, less what is added behind the layer; all channels together."""

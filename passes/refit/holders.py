@@ -19,12 +19,14 @@ class Holder:
     Attributes:
         w: `[g, o, K]`, float64, as it came.
         is_limited: whether there are matrices that cannot be held.
+        is_free: whether any change can.
     """
 
     is_limited = False
+    is_free = True
 
     def __init__(self, path: str, layer: nn.Module) -> None:
-        self.path, self.layer, self.w = path, layer, matrix(layer)
+        self.path, self.layer, self.w = path, layer, matrix(layer).clone()  # it may be a view of the weight
 
     def factor(self, normal: Normal, ridge: float) -> Tensor | None:
         """What `change` can be given where targets alone differ; None if nothing can be kept."""
@@ -33,7 +35,7 @@ class Holder:
     def change(self, normal: Normal, ridge: float, factor: Tensor | None = None) -> Tensor:
         """What is best added to W."""
         factor = normal.factor(ridge) if factor is None else factor
-        return normal.solve(torch.zeros_like(self.w), factor)
+        return normal.solve(torch.zeros_like(normal.cross).transpose(1, 2), factor)
 
     def nearest(self, w: Tensor, gram: Tensor, scale: Tensor) -> Tensor:
         """What comes closest to W and can be held.
@@ -52,6 +54,8 @@ class Holder:
 
 class Coefficients(Holder):
     """A layer that stores cosine coefficients: W lies in their space, and what is fitted does."""
+
+    is_free = False
 
     def factor(self, normal: Normal, ridge: float) -> Tensor | None:
         """None: conjugate gradients have none."""
@@ -81,6 +85,7 @@ class Pair(Holder):
     """A layer that only mixes what a factor in front yields: W is their product, of a given rank."""
 
     is_limited = True
+    is_free = False
 
     def __init__(self, paths: tuple[str, str], first: nn.Module, last: nn.Module) -> None:
         super().__init__(paths[1], last)

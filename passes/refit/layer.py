@@ -24,8 +24,9 @@ from torch import Tensor, fx
 from graphcomp.errors import PassError
 from graphcomp.measure import Normal
 from graphcomp.passes.refit.around import BatchNorm
-from graphcomp.passes.refit.comparison import Comparison, Rows
+from graphcomp.passes.refit.comparison import Change, Comparison, Rows
 from graphcomp.passes.refit.holders import holder_of
+from graphcomp.passes.refit.needs import bytes_to_fit
 from graphcomp.passes.refit.units import Unit
 from graphcomp.records import FittedLayer
 
@@ -37,9 +38,6 @@ FEW = 1e-2
 
 ENOUGH = 4
 """Rows a column that a fit needs where nothing is held out (T9.1)."""
-
-COPIES, SOLVER = 6, 2 << 30
-"""So many matrices of columns x columns in float64 are held at once; bytes that they may take in any case."""
 
 EXACT = 1e-10
 """Relative error below which a layer computes what the original does, and stays bit for bit."""
@@ -55,7 +53,7 @@ class Choice:
     Attributes:
         ridge: None: what is best on samples that are held out.
         bias_only: no weights.
-        memory: bytes.
+        memory: bytes that a fit may take.
     """
 
     ridge: float | None
@@ -77,25 +75,24 @@ def fit_layer(
     return _Fit(module, unit, rows, choice).run()
 
 
-def obstacle(shape: Sequence[int], rows: int, is_judged: bool, choice: Choice) -> str | None:
+def obstacle(shape: Sequence[int], rows: int, is_judged: bool, needed: int, choice: Choice) -> str | None:
     """Why no weights of a layer can be fitted.
 
     Args:
         shape: of W, (g, o, K).
         rows: of all processes together.
         is_judged: whether some of them are held out.
+        needed: bytes.
         choice: how it may be fitted.
     """
-    groups, _, columns = shape
+    columns = shape[2]
     if rows < ENOUGH * columns and (not is_judged or choice.ridge is not None):
         return f"{rows} rows for {columns} columns are too few: only its bias was fitted"
-    if COPIES * 8 * groups * columns**2 > max(choice.memory, SOLVER):
-        return f"no memory for {columns} columns: only its bias was fitted"
+    if needed > choice.memory:
+        return (
+            f"{columns} columns take {needed / 2**30:.2g} GiB, more than --memory: only its bias was fitted"
+        )
     return None
-
-
-Change = tuple[Tensor, Tensor]
-"""dW `[g, o, K]` and db `[g, o]`."""
 
 
 class _Fit:
@@ -103,45 +100,48 @@ class _Fit:
         self.module, self.unit, self.choice = module, unit, choice
         self.holder = holder_of(module, unit)
         self.w = self.holder.w
-        self.comparison = Comparison(module, unit, rows, self.w)
+        self.comparison = Comparison(module, unit, rows, self.w, is_free=self.holder.is_free)
         self.bias = cast(Tensor | None, getattr(self.holder.layer, "bias", None))
         zeros = self.w.new_zeros(self.w.shape[:2])
         # the mean of a normalisation takes the place of a bias: there it counts from zero
         self.b = zeros if self.bias is None else self.bias.double().reshape(zeros.shape)
-        self.note = obstacle(self.w.shape, self.comparison.count, self.comparison.judging > 0, choice)
+        count, (g, o, k) = self.comparison.count, self.w.shape
+        needed = bytes_to_fit((g, o, k), count, is_free=self.holder.is_free)
+        self.note = obstacle(self.w.shape, count, self.comparison.judging > 0, needed, choice)
         self.comparison.has_columns = self.note is None and not choice.bias_only
+        self.comparison.look()
 
     def run(self) -> tuple[FittedLayer, dict[str, Tensor]]:
-        comparison, intercept = self.comparison, self.comparison.has_intercept
+        comparison = self.comparison
         seen, judge = comparison.moments(self.w, self.b)
-        everything = seen.plus(judge)
-        if not all(bool(x.isfinite().all()) for x in everything.sums):
+        if not all(bool(x.isfinite().all()) for x in (*seen.sums, *judge.sums)):
             raise PassError(
                 f"{self.unit.layer}: found a value that is not finite in what it reads or is to yield, "
                 "expected none"
             )
-        judging = comparison.judging
-        normal = everything.centred(intercept)
-        jury = judge.centred(intercept) if judging else normal
-        stay = torch.zeros_like(self.w), torch.zeros_like(self.b)
-        power = comparison.power()
+        judging, power = comparison.judging, comparison.power()
+        rows = seen.without_targets().plus(judge.without_targets())
+        normal = comparison.centred(seen)
+        jury = comparison.centred(judge) if judging else normal
+        stay = torch.zeros_like(normal.cross).transpose(1, 2), torch.zeros_like(self.b)
         before = self.error(jury, stay) / power
-        if self.error(normal, stay) / power < EXACT:
+        share = jury.rows / float(rows.rows) if judging else 0.0
+        if (1 - share) * self.error(normal, stay) / power + share * before < EXACT:
             return self.record(None, before, before), {}
-        basis = seen.centred(intercept) if judging else normal
-        tried = {ridge: self.change(basis, ridge) for ridge in self.ridges()}
-        errors = {ridge: self.error(jury, change) / power for ridge, change in tried.items()}
+        errors = {r: self.error(jury, self.change(normal, r)) / power for r in self.ridges()}
         chosen = min(errors, key=lambda ridge: errors[ridge])
         if judging and errors[chosen] >= before:
             return self.stays("nothing fits better samples that were held out", before)
         if chosen is None and self.note is None and not self.choice.bias_only:
             self.note = "no weights fit better samples that were held out: only its bias was fitted"
-        start, after = (self.w, self.b), errors[chosen]
+        after = errors[chosen]
+        start = (self.w.clone(), self.b) if self.holder.is_limited else None
+        normal = normal.pooled(jury) if judging else normal
         factor = None if chosen is None else self.holder.factor(normal, chosen)
         self.apply(normal, chosen, factor)
         for _ in range(BENDS if chosen is not None and self.is_bent else 0):
-            self.apply(comparison.bent(everything, self.w, self.b).centred(intercept), chosen, factor)
-        if chosen is not None and self.holder.is_limited:
+            self.apply(comparison.bent(rows, normal, self.w, self.b), chosen, factor)
+        if chosen is not None and start is not None:
             after = self.error(jury, (self.w - start[0], self.b - start[1])) / power
             if after >= before:
                 return self.stays("no factors of its rank fit better samples that were held out", before)
@@ -160,17 +160,21 @@ class _Fit:
         return [None, *RIDGES] if self.comparison.judging else [FEW]
 
     def change(self, normal: Normal, ridge: float | None, factor: Tensor | None = None) -> Change:
-        """What is best added."""
+        """What is best added, to what the rows tell of W."""
         if ridge is None:
-            zeros = torch.zeros_like(self.w)
-            return zeros, normal.bias(zeros[:, :, : normal.gram.shape[2]])
+            zeros = torch.zeros_like(normal.cross).transpose(1, 2)
+            return zeros, normal.bias(zeros)
         found = self.holder.change(normal, ridge, factor)
         return found, normal.bias(found)
 
     def apply(self, normal: Normal, ridge: float | None, factor: Tensor | None) -> None:
         w, b = self.change(normal, ridge, factor)
-        self.w, self.b = self.w + w, self.b + b
-        if ridge is not None and self.holder.is_limited:
+        self.b = self.b + b
+        if ridge is None:
+            return
+        space = self.comparison.space
+        self.w.add_(w) if space is None else self.w.baddbmm_(w, space.transpose(1, 2))
+        if self.holder.is_limited:
             new = self.holder.nearest(self.w, normal.gram, self.comparison.scale)
             if normal.intercept:
                 self.b = self.b + torch.einsum("gok,gk->go", self.w - new, normal.mean_a)
@@ -184,8 +188,7 @@ class _Fit:
 
     def error(self, normal: Normal, change: Change) -> float:
         """E (z - D)^2, all channels together."""
-        w, b = change
-        errors = normal.error(w[:, :, : normal.gram.shape[2]], b)
+        errors = normal.error(*change)
         return float((self.comparison.scale.square() * errors).sum())
 
     def record(self, ridge: float | None, before: float, after: float) -> FittedLayer:

@@ -16,7 +16,10 @@ REACH = 1
 
 
 ELEMENTS = 1 << 26
-"""Of all activations of a line together that are held for gradients: 256 MiB."""
+"""Of all activations of a line together that are held for gradients, at most: 256 MiB."""
+
+TIMES = 3
+"""So often they are held with their gradients; a quarter of the memory is for that."""
 
 PLAIN = "call_module", "call_function", "call_method"
 
@@ -32,6 +35,7 @@ class Line:
         entry: what the first one reads.
         factors: factor in front -> its layer.
         at_once: samples whose activations are held together for gradients.
+        bytes_at_once: that these take.
     """
 
     unit: Unit
@@ -40,27 +44,31 @@ class Line:
     entry: fx.Node
     factors: Mapping[str, str]
     at_once: int
+    bytes_at_once: int
 
     def fitted_with(self, layer: str) -> str:
         """The layer with which one was fitted: a factor in front with its own."""
         return self.factors.get(layer, layer)
 
 
-def find_lines(program: Program, units: Sequence[Unit]) -> dict[str, Line]:
+def find_lines(program: Program, units: Sequence[Unit], memory: int) -> dict[str, Line]:
     """By layer, the lines that end there: of at least two fitted layers, and no part of a longer line."""
+    elements = min(ELEMENTS, memory // 4 // (4 * TIMES))
     calls, tied = calls_of(program), tied_layers(program)
     factors = {u.source: u.layer for u in units if u.factor is not None}
     may = {n for u in units if not u.later for n in (u.layer, u.source)}
     may -= tied | {n for n in may if len(calls[n]) > 1 or isinstance(program.layer(n), DctLayer)}
     found = {}
     for unit in units:
-        if unit.layer in may and (line := _line(program, unit, may, factors)) is not None:
+        if unit.layer in may and (line := _line(program, unit, may, factors, elements)) is not None:
             found[unit.layer] = line
     inner = {line.layers[:n] for line in found.values() for n in range(1, len(line.layers))}
     return {layer: line for layer, line in found.items() if line.layers not in inner}
 
 
-def _line(program: Program, unit: Unit, may: set[str], factors: Mapping[str, str]) -> Line | None:
+def _line(
+    program: Program, unit: Unit, may: set[str], factors: Mapping[str, str], elements: int
+) -> Line | None:
     nodes = [unit.node]
     if unit.norm is not None:
         nodes += [user for user in unit.node.users if user.target == unit.norm]
@@ -80,7 +88,8 @@ def _line(program: Program, unit: Unit, may: set[str], factors: Mapping[str, str
     if not {*layers} - {unit.layer, unit.source} or not isinstance(entry, fx.Node):
         return None
     held = sum(math.prod(program.shape(node) or ()) for node in nodes) // len(program.example_inputs[0])
-    return Line(unit, tuple(layers), tuple(nodes), entry, factors, max(1, ELEMENTS // max(1, held)))
+    at_once = max(1, elements // max(1, held))
+    return Line(unit, tuple(layers), tuple(nodes), entry, factors, at_once, 4 * TIMES * held * at_once)
 
 
 def _only_input(program: Program, node: fx.Node) -> fx.Node | None:

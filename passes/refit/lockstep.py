@@ -4,10 +4,8 @@ A layer is fitted on what the small network, fitted so far, feeds it. So all sam
 what is alive there is held in memory, and beyond a budget in files that are mapped into it.
 """
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -23,8 +21,9 @@ from graphcomp.passes.refit.joint import Together
 from graphcomp.passes.refit.layer import EXACT, RIDGES, Choice, fit_layer, obstacle
 from graphcomp.passes.refit.line_run import LineRun, Sample
 from graphcomp.passes.refit.lines import Line, find_lines
+from graphcomp.passes.refit.needs import bytes_to_improve, most_needed
 from graphcomp.passes.refit.rows import rows_of, watch
-from graphcomp.passes.refit.shelf import Shelf
+from graphcomp.passes.refit.shelf import Waiting
 from graphcomp.passes.refit.units import Unit
 from graphcomp.records import FittedLayer
 
@@ -82,14 +81,17 @@ def fit(
     module = editable(program).to(device)
     nodes = list(module.graph.nodes)
     due = {unit.due: unit for unit in units}
-    lines = find_lines(program, units) if limits.together and not limits.bias_only else {}
+    lines = find_lines(program, units, limits.memory) if limits.together and not limits.bias_only else {}
     starts = {line.nodes[0].name for line in lines.values()}
     records: dict[str, FittedLayer] = {}
-    moves = _moved(original, [unit for unit in units if unit.layer in lines], split, limits.seed)
-    with tempfile.TemporaryDirectory(prefix="graphcomp-refit-") as folder, evaluating(module):
-        shelf = Shelf(Path(folder), limits.memory)
-        drawn = draw(original, split, limits.seed)
-        chunks = [Chunk(module, moved(x, device), first, number) for x, first, number in drawn]
+    moves = _moved(original, [unit for unit in units if unit.layer in lines], split, limits)
+    with evaluating(module):
+        needed = most_needed(program, units, lines, len(split), limits.positions, limits.memory)
+        shelf = Waiting(limits.memory - needed)
+        chunks = []
+        for x, first, number in draw(original, split, limits.seed):
+            chunks.append(Chunk(module, moved(x, device), first, number))
+            shelf.begin(chunks[-1])
         places = Positions(limits.positions, limits.seed)
         missing = [unit for unit in units if unit.layer not in known]
         if missing:
@@ -110,10 +112,13 @@ def fit(
                     records[unit.layer], changed = fit_layer(module, unit, rows, choice)
                     if line is not None:
                         weights = _weights(module, unit, moves)
+                        needed = bytes_to_improve(program, line)
                         changed |= _together(
-                            module, line, weights, records, rows, chunks, choice, limits.seed
+                            module, line, weights, records, rows, chunks, choice, needed, limits.seed
                         )
                     done(records[unit.layer], changed)
+                    for one in rows:
+                        shelf.release(one.other)
                     for later in rows[len(chunks) :]:
                         shelf.release(later.x)
                 if line is not None:
@@ -135,7 +140,7 @@ def _put(module: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
         own[name].copy_(value)
 
 
-def _moved(original: Program, ends: Sequence[Unit], split: Split, seed: int) -> dict[str, Tensor]:
+def _moved(original: Program, ends: Sequence[Unit], split: Split, limits: Limits) -> dict[str, Tensor]:
     """How much each output of layers moves those of the network, squared (METHODS 9.2); by layer.
 
     Empty for a network that cannot be differentiated as it is written (it changes in place what a gradient
@@ -143,7 +148,8 @@ def _moved(original: Program, ends: Sequence[Unit], split: Split, seed: int) -> 
     """
     layers = [unit.origin.layer for unit in ends]
     try:
-        return output_weights(original, split.spread(WEIGHED), layers, seed=seed) if layers else {}
+        some, seed, memory = split.spread(WEIGHED), limits.seed, limits.memory
+        return output_weights(original, some, layers, seed=seed, memory=memory) if layers else {}
     except RuntimeError:
         return {}
 
@@ -166,14 +172,23 @@ def _together(
     rows: Sequence[Rows],
     chunks: Sequence[Chunk],
     choice: Choice,
+    needed: int,
     seed: int,
 ) -> dict[str, Tensor]:
-    """Improve those layers of a line that can be fitted: all their tensors by name, if that helped."""
+    """Improve those layers of a line that can be fitted: all their tensors by name, if that helped.
+
+    Args:
+        needed: bytes that this takes.
+    """
     last = records[line.unit.layer]
+    if needed > choice.memory:
+        why = f"improving it with those before it takes {needed / 2**30:.2g} GiB, more than --memory"
+        records[last.layer] = last.model_copy(update={"note": last.note or why})
+        return {}
     ridges = {}
     for name in line.layers:
         row, shape = records[line.fitted_with(name)], matrix_shape(module.get_submodule(name))
-        if obstacle(shape, row.rows, True, choice) is None:
+        if obstacle(shape, row.rows, True, needed, choice) is None:
             # where no ridge was good enough for held-out samples the largest is taken
             ridges[name] = row.ridge or (0.0 if row.note is None else RIDGES[-1])
     read = [chunk.held_back(line.nodes[0]) for chunk in chunks]
@@ -196,7 +211,7 @@ def _go_again(
     due: fx.Node,
     changed: Mapping[str, Tensor],
     chunks: Sequence[Chunk],
-    shelf: Shelf,
+    shelf: Waiting,
 ) -> None:
     """What waits in front of the last layer of a line, by the weights that those before it have now."""
     before = {*line.layers} - {line.unit.layer, line.unit.source}

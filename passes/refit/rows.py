@@ -14,7 +14,7 @@ from graphcomp.ir import Program, editable
 from graphcomp.measure import Positions, calibrate, outputs_at
 from graphcomp.passes.refit.chunks import Chunk
 from graphcomp.passes.refit.comparison import Rows
-from graphcomp.passes.refit.shelf import Shelf
+from graphcomp.passes.refit.shelf import Waiting
 from graphcomp.passes.refit.units import Unit
 
 
@@ -24,7 +24,7 @@ def watch(
     units: Sequence[Unit],
     chunks: Sequence[Chunk],
     drawn: Positions,
-    shelf: Shelf,
+    shelf: Waiting,
     progress: Progress,
 ) -> None:
     """Run the original over all samples, and give every chunk its targets at the sampled positions."""
@@ -56,12 +56,22 @@ def watch(
 
 def places_of(program: Program, unit: Unit, chunk: Chunk, drawn: Positions) -> Tensor:
     """Which positions of a unit's output are looked at, `[n, P]`; n are maps: a sample may be several."""
+    plane, maps = _maps_of(program, unit)
+    return drawn.of(plane, chunk.first * maps, chunk.count * maps).to(distributed.device())
+
+
+def rows_in(program: Program, unit: Unit, samples: int, positions: int) -> int:
+    """How many rows a unit's call has of so many samples."""
+    plane, maps = _maps_of(program, unit)
+    return samples * maps * min(plane, positions)
+
+
+def _maps_of(program: Program, unit: Unit) -> tuple[int, int]:
+    """Positions of a map of a unit's output, and maps a sample."""
     shape, samples = program.shape(unit.node) or (), len(program.example_inputs[0])
     if unit.is_last:
-        plane, maps = math.prod(shape[:-1]) // samples, 1
-    else:
-        plane, maps = math.prod(shape[2:]), shape[0] // samples
-    return drawn.of(plane, chunk.first * maps, chunk.count * maps).to(chunk.inputs[0].device)
+        return math.prod(shape[:-1]) // samples, 1
+    return math.prod(shape[2:]), shape[0] // samples
 
 
 def rows_of(
@@ -70,7 +80,7 @@ def rows_of(
     unit: Unit,
     chunks: Sequence[Chunk],
     drawn: Positions,
-    shelf: Shelf,
+    shelf: Waiting,
 ) -> list[Rows]:
     """What a layer reads and what it is to yield, chunk by chunk, when asked; call by call.
 
@@ -86,7 +96,7 @@ def rows_of(
         for rows, call in zip(found, unit.calls, strict=True):
             at = places_of(program, call, chunk, drawn)
             read, *added = (seen.get(nodes[call.node.name], chunk.env)[nodes[n.name]] for n in _values(call))
-            base = outputs_at(layer, added[0], at) if added else None
+            base = shelf.keep(outputs_at(layer, added[0], at)) if added else None
             x = read if call is unit else shelf.keep(read)
             rows.append(Rows(reader, call, x, at, chunk.targets[call.node.name], base, chunk.is_held_out))
     return [row for rows in found for row in rows]

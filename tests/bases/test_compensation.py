@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from graphcomp.base import quiet
 from graphcomp.base.cache import VARIABLE
 from graphcomp.bases import movements, sensitivity
-from graphcomp.bases.compensation import TOO_FEW, Compensation
+from graphcomp.bases.compensation import Compensation
 from graphcomp.bases.elimination import Part, eliminate
+from graphcomp.bases.reading import TOO_FEW
 from graphcomp.bases.sums import own_shares
 from graphcomp.channels import ChannelGroup, Channels, analyse
 from graphcomp.data.split import Data, Split
@@ -159,7 +160,7 @@ def test_grams_go_on_where_they_were_interrupted(monkeypatch: pytest.MonkeyPatch
 
 def test_output_weights_are_squared_gradients() -> None:
     program, data = tiny_program(), many(6, *SHAPE[1:])
-    found = output_weights(program, data.train, ["inner", "fc"], seed=5)
+    found = output_weights(program, data.train, ["inner", "fc"], seed=5, memory=1 << 30)
     n = len(data.train)
     x = next(data.train.batches(n))[0][0]
     total = torch.zeros(16, dtype=torch.float64)
@@ -337,8 +338,24 @@ class Wide(nn.Module):
 def test_groups_whose_readers_have_too_few_rows_stay() -> None:
     data = many(100, 3, 8, 8)
     _, steps = Pipeline([Obs(ratio=0.5, multiple=1)]).run(traced(Wide(), 1, 3, 8, 8), context(data))
-    assert ("last", TOO_FEW) in {(k.where, k.reason) for k in steps[0].plan.kept}
+    assert ("last", f"a layer that reads it {TOO_FEW}") in {(k.where, k.reason) for k in steps[0].plan.kept}
     assert [row["group"] for row in steps[0].plan.evidence["groups"]] == ["conv"]
+
+
+def test_a_network_in_float64_is_left_as_it_is() -> None:
+    """Its weights are views where others are copied."""
+    program, data = tiny_program().to(torch.float64), many(400, *SHAPE[1:])
+    train = data.train
+    data = replace(data, train=replace(train, fetch=lambda at: (train.fetch(at)[0].double(),)))
+    before = {name: tensor.clone() for name, tensor in program.tensors.items()}
+    Obs(target={"macs": 0.5}, multiple=1).plan(program, context(data))
+    assert all(torch.equal(program.tensors[name], tensor) for name, tensor in before.items())
+
+
+def test_layers_that_memory_has_no_room_for_stay_by_name() -> None:
+    data = many(400, *SHAPE[1:])
+    plan = Obs(ratio=0.5, multiple=1).plan(tiny_program(), replace(context(data), memory=5000))
+    assert any("has more columns than memory has room for: give --memory of" in k.reason for k in plan.kept)
 
 
 def test_the_evaluation_data_are_not_looked_at() -> None:
@@ -369,7 +386,7 @@ def judged_in_a_process() -> dict[str, Tensor]:
     """All statistics, in batches of 32, none of which was known before."""
     os.environ["GRAPHCOMP_CACHE"] = ""
     for module in (calibrate, gradients):
-        module.batch_size = lambda program: 32  # type: ignore[assignment]
+        module.batch_size = lambda program, memory=0: 32  # type: ignore[assignment]
     torch.manual_seed(0)
     channels = analyse(traced(Added(), 1, 8, 6, 6), "pad")
     statistics = Compensation(channels, context(many(200, 8, 6, 6)), "obs")
@@ -402,17 +419,17 @@ def test_sensitivities_are_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_pa
     ran: list[int] = []
     over = sensitivity._Runs.over
 
-    def counted(self: Any, *args: Any) -> Any:
+    def counted(self: Any, changes: Any, *args: Any) -> Any:
         if len(ran) == 2 and stop:
             raise KeyboardInterrupt
-        ran.extend(self.changes)
-        return over(self, *args)
+        ran.extend(changes)
+        return over(self, changes, *args)
 
     monkeypatch.setattr(sensitivity._Runs, "over", counted)
     stop = True
     with pytest.raises(KeyboardInterrupt):
-        movements(program, split, changes, quiet)
+        movements(program, split, changes, 1 << 30, quiet)
     stop = False
-    found = movements(program, split, changes, quiet)
+    found = movements(program, split, changes, 1 << 30, quiet)
     assert ran == [1, 2, 3] and list(found) == [1, 2, 3] and len(set(found.values())) == 3
-    assert movements(program, split, changes, quiet) == found and len(ran) == 3
+    assert movements(program, split, changes, 1 << 30, quiet) == found and len(ran) == 3

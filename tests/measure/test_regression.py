@@ -9,7 +9,17 @@ from torch import Tensor, nn
 from graphcomp.errors import AnalysisError
 from graphcomp.ir import encode
 from graphcomp.ir.coefficients import decode
-from graphcomp.measure import Moments, Normal, Positions, matrix, outputs_at, patches_at, root
+from graphcomp.measure import (
+    Moments,
+    Normal,
+    Positions,
+    matrix,
+    outputs_at,
+    patches_at,
+    regression,
+    root,
+    row_space,
+)
 from tests.fitting import dense
 
 RIDGE = 1e-2
@@ -98,6 +108,46 @@ def test_halves_add_up() -> None:
         assert torch.allclose(x, y, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("intercept", [True, False])
+def test_few_rows_are_solved_in_the_space_of_them(intercept: bool) -> None:
+    """The same weights as of all columns, and the same errors; a copy of a row adds nothing."""
+    a, t, zeros = normal(20, 2, 64) + 3, normal(20, 2, 5, seed=1), torch.zeros(5, 64, dtype=torch.float64)
+    a[7] = a[3]
+    space = row_space(a)
+    rows = torch.einsum("ngk,gkm->ngm", a, space)
+    found = moments(rows, t, intercept=intercept).centred(intercept, columns=64)
+    w = found.solve(torch.zeros(2, 5, 20, dtype=torch.float64), found.factor(RIDGE))
+    errors = found.error(w, found.bias(w))
+    for g, whole in enumerate(w @ space.transpose(1, 2)):
+        expected, offset = dense(a[:, g], t[:, g], zeros, RIDGE, intercept=intercept)
+        assert torch.allclose(whole, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+        assert torch.allclose(found.bias(w)[g], offset, rtol=1e-9, atol=1e-9)
+        rest = t[:, g] - a[:, g] @ expected.T - offset
+        assert torch.allclose(errors[g], rest.square().mean(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_pooled_rows_are_those_of_both(intercept: bool) -> None:
+    a, t = normal(50, 2, 4) + 2, normal(50, 2, 3, seed=1)
+    one, other, whole = (
+        moments(x, y, intercept=intercept).centred(intercept)
+        for x, y in ((a[:20], t[:20]), (a[20:], t[20:]), (a, t))
+    )
+    pooled = one.pooled(other)
+    for name in ("gram", "cross", "power", "mean_a", "mean_t", "rows"):
+        found, expected = (torch.as_tensor(getattr(n, name)) for n in (pooled, whole))
+        assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12), name
+
+
+@pytest.mark.parametrize("block", [1, 3, 8])
+def test_products_in_blocks_are_whole(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, t = normal(50, 2, 8), normal(50, 2, 3, seed=1)
+    expected = moments(a, t).centred().gram
+    monkeypatch.setattr(regression, "BLOCK", block)
+    found = moments(a, t).centred().gram
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12) and torch.equal(found, found.mT)
+
+
 def test_other_targets_for_the_same_rows() -> None:
     a, t, other = normal(50, 2, 4), normal(50, 2, 3, seed=1), normal(50, 2, 3, seed=2)
     again = moments(a, t).without_targets()
@@ -105,6 +155,7 @@ def test_other_targets_for_the_same_rows() -> None:
         again.retarget(x, y)
     expected = Moments(again.shift_a, again.shift_t)
     expected.add(a, other)
+    expected.aa = again.aa
     for x, y in zip(again.sums, expected.sums, strict=True):
         assert torch.allclose(x, y, rtol=1e-12, atol=1e-12)
 

@@ -62,7 +62,7 @@ def blocks() -> Program:
 
 
 def lines_of(original: Program, program: Program, replays: Any) -> dict[str, Line]:
-    return find_lines(program, find_units(program, original, origins(original, replays))[0])
+    return find_lines(program, find_units(program, original, origins(original, replays))[0], 1 << 40)
 
 
 def test_lines() -> None:
@@ -104,7 +104,7 @@ def lacking(ran: Any, layer: str, x: Tensor) -> float:
     """Mean squared error at the end of a line, on any samples."""
     original, program = ran.programs[0], ran.result
     found = lineage(replace(ran, passes=ran.passes[:-1], plans=ran.plans[:-1]))
-    line = find_lines(program, find_units(program, original, found)[0])[layer]
+    line = find_lines(program, find_units(program, original, found)[0], 1 << 40)[layer]
     own, theirs = recorded(program, x), recorded(original, x)
     y = theirs.yielded[line.unit.seen][:, line.unit.origin.rows]
     at = torch.arange(y.shape[2:].numel()).expand(len(y), -1)
@@ -213,7 +213,7 @@ def _line_of(program: Program) -> Line:
     inf = float("inf")
     unit = Unit("1", last, origin, None, last.name, None, -inf, inf, is_last=True)
     entry = next(n for n in program.graph.nodes if n.op == "placeholder")
-    return Line(unit, ("0", "1"), (first, last), entry, {}, 1)
+    return Line(unit, ("0", "1"), (first, last), entry, {}, 1, 0)
 
 
 def test_samples_in_pieces() -> None:
@@ -223,7 +223,7 @@ def test_samples_in_pieces() -> None:
     inf = float("inf")
     unit = Unit("1", last, cast(Any, None), None, last.name, None, -inf, inf, is_last=False)
     entry = next(n for n in program.graph.nodes if n.op == "placeholder")
-    run_ = LineRun(program.module, Line(unit, ("0", "1"), (first, last), entry, {}, 1))
+    run_ = LineRun(program.module, Line(unit, ("0", "1"), (first, last), entry, {}, 1, 0))
     x = all_of(normal_data(SHAPE, 10))
     at = torch.randint(0, 36, (10, 5))
     whole = Sample(x, at, torch.randn(50, 2).double(), torch.randn(50, 2).double(), False, True, 40, 10)
