@@ -184,3 +184,17 @@ def test_speeds_of_two_runtimes_are_not_multiplied(stand_in: StandIn, data: str,
     assert "about 4.50x" in said([cpu], [second])[0] and "batch 2" in said([cpu], [second])[0]
     assert said([cpu], [eight.model_copy(update={"threads": 2})]) == []
     assert said([cpu], [eight], source="model-dense.onnx") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["openvino", "cpu-avx2"])
+def test_what_does_not_pay_is_timed_where_the_result_runs(
+    target: str, stand_in: StandIn, data: str, tmp_path: Path
+) -> None:
+    """Without a benchmark nothing else is timed."""
+    passes = ["l1{ratio=0.5, revert=always}"]
+    chosen = {"passes": passes, "data": data, "target": target, "bench": False}
+    recipe = Recipe.model_validate(chosen)
+    report = build(Job(SPEC, recipe, make_passes(recipe, PASSES), None, SHAPE), tmp_path / "out")
+    compiled = [one for one in stand_in.asked if isinstance(one, tuple)]
+    assert report.benches == [] and bool(compiled) == (target == "openvino")
