@@ -325,8 +325,14 @@ def their_layers(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def their_pruner(model: nn.Module, x: Tensor, ratio: float = RATIO, round_to: int | None = None) -> Any:
-    """Set up as its README does: this part of all channels, all but the classifier."""
+def their_pruner(
+    model: nn.Module,
+    x: Tensor,
+    ratio: float = RATIO,
+    round_to: int | None = None,
+    ignored: list[nn.Module] | None = None,
+) -> Any:
+    """Set up as its README does: this part of all channels, all but the classifier's (None: by width)."""
     import torch_pruning as tp  # type: ignore[import-not-found] # only in its own venv
 
     importance = tp.importance.GroupMagnitudeImportance(p=2)
@@ -335,7 +341,7 @@ def their_pruner(model: nn.Module, x: Tensor, ratio: float = RATIO, round_to: in
         x,
         importance=importance,
         pruning_ratio=ratio,
-        ignored_layers=their_layers(model),
+        ignored_layers=their_layers(model) if ignored is None else ignored,
         round_to=round_to,
     )
 
@@ -350,20 +356,30 @@ def theirs_timed(name: str) -> dict[str, float]:
 
 
 def theirs_exact(name: str) -> Result:
-    """Prune the float64 network, and compare with the network whose removed weights read nothing.
+    """Prune the float64 network, and judge what is left."""
+    pixels = check_pixels(name)
+    return judged(lively(name), image(pixels).double(), image(pixels, 2).double())
+
+
+def judged(model: nn.Module, one: Tensor, x: Tensor, ignored: list[nn.Module] | None = None) -> Result:
+    """Prune a network, and compare with the network whose removed weights read nothing.
 
     Every weight is unique, so the values that are left say which positions were kept; the reference is the
     unpruned network with zeros in all other positions of the rows that were kept. That asks nothing of the
     engine and accepts whatever it chose to remove, as long as producers and readers agree.
+
+    Args:
+        model: in float64.
+        one: example input, which Torch-Pruning traces it with.
+        x: two samples to compare with.
+        ignored: see `their_pruner`.
     """
-    model, x = lively(name), image(check_pixels(name)).double()
     reference, widths = copy.deepcopy(model), norm_widths(model)
-    their_pruner(model, x).step()
+    their_pruner(model, one, ignored=ignored).step()
     after = params(model)
     facts: Result = {"params_after": after, "params": params(reference)}
     if after == facts["params"]:
         return {**facts, "outcome": "removes nothing"}
-    x = image(check_pixels(name), 2).double()
     with torch.no_grad():
         try:
             found = model(x)

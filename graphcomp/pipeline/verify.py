@@ -305,6 +305,11 @@ def rounding(program: Program, seed: int) -> float:
     return difference(program, moved, seed)
 
 
+def allowed(program: Program, seed: int) -> float:
+    """The largest relative difference that counts as equal where a float64 program amplifies rounding."""
+    return max(TOLERANCE, min(ROUNDINGS * rounding(program, seed), BLIND))
+
+
 def verify_pass(pass_: Any, program: Program, plan: Any, seed: int = 0) -> float:
     """The one check: simulate and rewrite a scrambled float64 copy, and compare.
 
@@ -329,13 +334,10 @@ def verify_pass(pass_: Any, program: Program, plan: Any, seed: int = 0) -> float
             "nothing could be verified; remove less, or check the weights for dead layers"
         )
     error = difference(simulated, pass_.rewrite(simulated, plan), seed + 1, yields)
-    allowed = TOLERANCE
-    if not error <= allowed:
-        allowed = max(allowed, min(ROUNDINGS * rounding(simulated, seed + 1), BLIND))
-    if not error <= allowed:
+    if not error <= TOLERANCE and not error <= (most := allowed(simulated, seed + 1)):
         raise VerifyError(
             f"{pass_.name}: found outputs that differ by {error:.3g} (relative, float64) between simulate "
-            f"and rewrite, expected at most {allowed:.3g}; this is a bug in graphcomp: please report it"
+            f"and rewrite, expected at most {most:.3g}; this is a bug in graphcomp: please report it"
         )
     return error
 
