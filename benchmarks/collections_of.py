@@ -15,19 +15,12 @@ LARGEST = 60e6
 WORDS = "atto femto pico nano tiny xxs extra_small small mini".split()
 PARTS = "xs b0 m0 t0 s".split()
 """What small variants are called: anywhere in a name, and between underscores."""
+SMALL = 128
+"""Pixels of networks that say that they take any."""
+_NARROW = {"depth": 2, "embed_dim": 192, "num_heads": 3}
 SMALLER: dict[str, dict[str, Any]] = {
-    "beit_base_patch16_224": {"depth": 2, "embed_dim": 192, "num_heads": 3},
-    "deepseek_vit_412m": {"depth": 2, "embed_dim": 192, "num_heads": 3},
-    "gemma4_vit_167m": {"depth": 2, "embed_dim": 192, "num_heads": 3},
-    "naflexvit_base_patch16_siglip": {"depth": 2, "embed_dim": 192, "num_heads": 3},
-    "qwen3_vit_88m": {"depth": 2, "embed_dim": 192, "num_heads": 3},
-    "samvit_base_patch16": {
-        "depth": 2,
-        "embed_dim": 192,
-        "num_heads": 3,
-        "img_size": 256,
-        "global_attn_indexes": (1,),
-    },
+    **dict.fromkeys(("beit", "deepseek_vit", "gemma4_vit", "naflexvit", "qwen3_vit"), _NARROW),
+    "vision_transformer_sam": {**_NARROW, "img_size": 256, "global_attn_indexes": (1,)},
 }
 """Families that have no small variant: the same code, narrower and less deep."""
 
@@ -63,7 +56,7 @@ def families(each: int) -> dict[str, list[str]]:
         parts = name.split("_")
         words = [i for i, word in enumerate(WORDS) if word in name]
         words += [len(WORDS) + i for i, part in enumerate(PARTS) if part in parts]
-        numbers = [int(number) for number in re.findall(r"\d+", name)]
+        numbers = [int(number) for number in re.findall(r"(?<!v)\d+", name)]
         return min(words, default=len(WORDS) + len(PARTS)), min(numbers[:1], default=0), len(name)
 
     return {family: sorted(names, key=size)[:each] for family, names in sorted(found.items())}
@@ -74,25 +67,35 @@ def image(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
+def layers_in(head: nn.Module | tuple[nn.Module, ...]) -> tuple[nn.Module, ...]:
+    """What in a head, or in several, has weights."""
+    heads = head if isinstance(head, tuple) else (head,)
+    return tuple(m for h in heads for m in h.modules() if isinstance(m, nn.Linear | nn.Conv2d))
+
+
 def of_timm(each: int) -> Networks:
     """The smallest of every family."""
     import timm
 
-    def build(name: str) -> Network:
-        options = SMALLER.get(name, {})
+    def build(name: str, options: dict[str, Any]) -> Network:
         with torch.device("meta"):
             count = sum(p.numel() for p in timm.create_model(name, **options).parameters())
         if count > LARGEST:
             raise ValueError(f"{count / 1e6:.0f} M parameters")
         with without_random_inits():
             model = timm.create_model(name, **options)
-        heads = model.get_classifier()
-        size = model.default_cfg["input_size"]
-        size = (3, options["img_size"], options["img_size"]) if "img_size" in options else size
-        heads = heads if isinstance(heads, tuple) else (heads,)
-        return Network(model, (image(2, *size),), heads=heads)
+        _, *size = model.default_cfg["input_size"]
+        if "img_size" in options:
+            size = [options["img_size"]] * 2
+        elif not model.default_cfg.get("fixed_input_size"):
+            size = [min(SMALL, pixels) for pixels in size]
+        return Network(model, (image(2, 3, *size),), heads=layers_in(model.get_classifier()))
 
-    return {n: (family, partial(build, n)) for family, names in families(each).items() for n in names}
+    return {
+        name: (family, partial(build, name, SMALLER.get(family, {})))
+        for family, names in families(each).items()
+        for name in names
+    }
 
 
 def of_smp(_: int) -> Networks:
@@ -102,8 +105,7 @@ def of_smp(_: int) -> Networks:
     def build(name: str) -> Network:
         encoder = "tu-vit_tiny_patch16_224" if name == "dpt" else "resnet18"
         model = smp.create_model(name, encoder_name=encoder, encoder_weights=None, classes=3)
-        heads = tuple(m for m in model.segmentation_head.modules() if isinstance(m, nn.Conv2d))
-        return Network(model, (image(2, 3, 224, 224),), heads=heads)
+        return Network(model, (image(2, 3, 224, 224),), heads=layers_in(model.segmentation_head))
 
     return {name: (name, partial(build, name)) for name in smp.MODEL_ARCHITECTURES_MAPPING}
 

@@ -29,9 +29,8 @@ TARGETS = {"CNN": 0.95, "attention": 0.85}
 
 def render(collection: str) -> None:
     """Write the section: what was measured now, and the lines that the document has already."""
-    begin, end = (
-        f"<!-- {collection}: {e}, written by benchmarks/collections_in.py -->" for e in ("begin", "end")
-    )
+    begin = f"<!-- {collection}: begin, written by benchmarks/collections_in.py --render -->"
+    end = f"<!-- {collection}: end -->"
     there = read_section(DOCS, begin, end)
     _, *rest = there.split("\n\n", 2)
     rows = Rows.load(collection)

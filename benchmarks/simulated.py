@@ -103,7 +103,7 @@ def _reader(node: fx.Node, known: set[str]) -> tuple[fx.Node, int]:
 
 
 class _Calls(TorchFunctionMode):
-    """Puts masks in front of functions, which are known by their names and by how many of these came before."""
+    """Puts masks in front of functions, known by their names and by how many of the same came before."""
 
     def __init__(self, masks: dict[tuple[str, int], list[tuple[int, _Mask]]]) -> None:
         super().__init__()
