@@ -56,7 +56,7 @@ from graphcomp.pipeline import TOLERANCE, relative_error, verify
 OUTPUT = "network output"
 """Why channels of what a network returns stay."""
 PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"}
-LIMITS = {"own": Limits(6, 240), "onnx": Limits(6, 120), "theirs": Limits(6, 90)}
+LIMITS = {"own": Limits(6, 90), "onnx": Limits(6, 60), "theirs": Limits(6, 45)}
 """GiB and CPU seconds of a step."""
 
 

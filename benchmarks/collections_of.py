@@ -20,6 +20,7 @@ SMALL = 128
 _NARROW = {"depth": 2, "embed_dim": 192, "num_heads": 3}
 SMALLER: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("beit", "deepseek_vit", "gemma4_vit", "naflexvit", "qwen3_vit"), _NARROW),
+    "convmixer": {"depth": 4, "dim": 128},
     "vision_transformer_sam": {**_NARROW, "img_size": 256, "global_attn_indexes": (1,)},
 }
 """Families that have no small variant: the same code, narrower and less deep."""
