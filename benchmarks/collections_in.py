@@ -236,7 +236,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--of", choices=COLLECTIONS, default="timm", help="the collection")
-    parser.add_argument("--only", default="*", help="families, as patterns between commas")
+    parser.add_argument("--only", default="*", help="families, as patterns between commas, in this order")
     parser.add_argument("--each", type=int, default=1, help="networks of each family of timm")
     parser.add_argument("--steps", default="own", help="of own, onnx, theirs, which; own is first")
     parser.add_argument("--render", action="store_true")
@@ -248,9 +248,11 @@ def main() -> None:
     rows, steps = Rows.open(chosen.of, {}), chosen.steps.split(",")
     if "theirs" in steps:
         import torch_pruning  # type: ignore[import-not-found] # noqa: F401 - once, for all children
-    for name, (family, build) in COLLECTIONS[chosen.of](chosen.each).items():
-        wanted = any(fnmatch.fnmatch(family, pattern) for pattern in chosen.only.split(","))
-        if not wanted or set(steps) <= set(rows.found.get(name, {}).get("steps", ())):
+    networks = COLLECTIONS[chosen.of](chosen.each)
+    asked = [n for p in chosen.only.split(",") for n, (f, _) in networks.items() if fnmatch.fnmatch(f, p)]
+    for name in asked:
+        family, build = networks[name]
+        if set(steps) <= set(rows.found.get(name, {}).get("steps", ())):
             continue
         row = measure(build, steps) | {"family": family, "steps": steps}
         rows.put(name, row | {"where": where()})
