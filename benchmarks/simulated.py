@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from graphcomp.ir import Program, function_name, named_tensors
+from graphcomp.ir import MODULE_NAMES, Program, function_name, named_tensors
 
 
 class NotInModule(Exception):  # noqa: N818 - an answer
@@ -31,22 +30,14 @@ def simulated_in(model: nn.Module, program: Program, masked: Program) -> Iterato
     """
     _fill(model, program, masked)
     known = {n.name for n in program.graph.nodes}
-    calls = _Calls({})
-    hooks = []
+    calls = _Calls(program)
     for node in masked.graph.nodes:
         if node.name in known or node.op != "call_function":
             continue
         mask = _Mask(node.target, masked.tensors[str(node.args[1].target)], node.args[2:])
-        reader, position = _reader(node, known)
-        if reader.op == "call_module" and position == 0:
-            layer = _module(model, str(reader.target))
-            hooks.append(layer.register_forward_pre_hook(partial(_before, mask)))
-        else:
-            calls.add(reader, position, mask)
+        calls.add(*_reader(node, known), mask)
     with calls:
         yield
-    for hook in hooks:
-        hook.remove()
     calls.check()
 
 
@@ -85,10 +76,6 @@ class _Mask:
         return self.function(x, self.held, *self.args)
 
 
-def _before(mask: _Mask, _: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (mask(given[0]), *given[1:])
-
-
 def _reader(node: fx.Node, known: set[str]) -> tuple[fx.Node, int]:
     """The call that a mask, or a chain of them, stands in front of, and which of its operands it is."""
     while True:
@@ -103,20 +90,22 @@ def _reader(node: fx.Node, known: set[str]) -> tuple[fx.Node, int]:
 
 
 class _Calls(TorchFunctionMode):
-    """Puts masks in front of functions, known by their names and by how many of the same came before."""
+    """Puts masks in front of functions, known by their names and by how many of the same came before.
 
-    def __init__(self, masks: dict[tuple[str, int], list[tuple[int, _Mask]]]) -> None:
+    Layers of torch call functions, too: in a graph both count.
+    """
+
+    def __init__(self, program: Program) -> None:
         super().__init__()
-        self.masks = masks
-        self.graph: fx.Graph | None = None
+        self.names = {n.name: _name(program, n) for n in program.graph.nodes}
+        self.masks: dict[tuple[str, int], list[tuple[int, _Mask]]] = {}
         self.seen: dict[str, int] = {}
 
     def add(self, reader: fx.Node, position: int, mask: _Mask) -> None:
-        """In front of an operand of a call in a graph."""
-        self.graph = reader.graph
-        name = _name(reader)
-        same = [n for n in reader.graph.nodes if _name(n) == name]
-        self.masks.setdefault((name, same.index(reader)), []).append((position, mask))
+        """In front of an operand of a call in the graph."""
+        name = self.names[reader.name]
+        same = [n for n, called in self.names.items() if called == name]
+        self.masks.setdefault((name, same.index(reader.name)), []).append((position, mask))
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -133,14 +122,14 @@ class _Calls(TorchFunctionMode):
     def check(self) -> None:
         """Raise NotInModule if the module calls other functions than the graph."""
         for name in {name for name, _ in self.masks}:
-            assert self.graph is not None
-            count = sum(_name(n) == name for n in self.graph.nodes)
-            if self.seen.get(name, 0) != count:
-                found = self.seen.get(name, 0)
+            count, found = list(self.names.values()).count(name), self.seen.get(name, 0)
+            if found != count:
                 raise NotInModule(f"calls {name} {found} times, the graph {count} times")
 
 
-def _name(node: fx.Node) -> str:
+def _name(program: Program, node: fx.Node) -> str:
+    if node.op == "call_module":
+        return MODULE_NAMES.get(type(program.modules[str(node.target)]), "")
     return _called(node.target) if node.op in ("call_function", "call_method") else ""
 
 
