@@ -56,7 +56,7 @@ from graphcomp.pipeline import TOLERANCE, relative_error, verify
 OUTPUT = "network output"
 """Why channels of what a network returns stay."""
 PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"}
-LIMITS = {"own": Limits(6, 90), "onnx": Limits(6, 60), "theirs": Limits(6, 45)}
+LIMITS = {"own": Limits(6, 90), "onnx": Limits(6, 60), "theirs": Limits(6, 20)}
 """GiB and CPU seconds of a step."""
 
 
@@ -141,9 +141,8 @@ def has_products(program: Program) -> bool:
 
 
 @torch.no_grad()
-def own(build: Callable[[], Network]) -> Row:
-    """What graphcomp makes of one network."""
-    network = made(build)
+def own(network: Network, steps: Sequence[str]) -> Row:
+    """What graphcomp makes of one network, and of what is left of it; weights of the module change."""
     count = sum(p.numel() for p in network.model.parameters())
     inputs, whole = reference(network)
     begin = time.process_time()
@@ -166,7 +165,7 @@ def own(build: Callable[[], Network]) -> Row:
     for group in channels.groups:
         if group.pinned and group.pinned[1] != OUTPUT:
             reasons[group.pinned[1]] = reasons.get(group.pinned[1], 0) + len(group.channels)
-    facts = {
+    facts: Row = {
         "door": "torch.export" if any("torch.export" in r for r in program.interface.remarks) else "torch.fx",
         "products": has_products(program),
         "specialised": len(program.interface.specialised),
@@ -178,6 +177,8 @@ def own(build: Callable[[], Network]) -> Row:
         "refusals": list(kept.values()),
         "pins": sorted(reasons, key=lambda reason: -reasons[reason])[:2],
     }
+    if "onnx" in steps:
+        facts["onnx"] = in_child(partial(onnx, smaller), LIMITS["onnx"])
     try:
         with simulated_in(network.model, program, masked):
             errors["module"] = max(map(relative_error, found, reference(network)[1]))
@@ -188,14 +189,13 @@ def own(build: Callable[[], Network]) -> Row:
     return facts | errors | {"allowed": allowed, "exact": worst <= allowed}
 
 
-@torch.no_grad()
-def onnx(build: Callable[[], Network]) -> Row:
-    """The file of the smaller program, in float32."""
-    smaller = halved(analyse(traced(made(build))))[0].apply("benchmark").to(torch.float32)
+def onnx(smaller: Program) -> Row:
+    """The file of a program, in float32."""
     begin = time.process_time()
     with TemporaryDirectory() as folder:
         try:
-            export = graphcomp.export_onnx(smaller, Path(folder) / "model.onnx", batches=(1, 2))
+            path = Path(folder) / "model.onnx"
+            export = graphcomp.export_onnx(smaller.to(torch.float32), path, batches=(1, 2))
         except GraphcompError as error:
             return {"refused": str(error)}
     return {
@@ -206,9 +206,8 @@ def onnx(build: Callable[[], Network]) -> Row:
     }
 
 
-def theirs(build: Callable[[], Network]) -> Row:
+def theirs(network: Network) -> Row:
     """What Torch-Pruning makes of it."""
-    network = made(build)
     if network.until:
         return {"outcome": "not asked: a part of a network"}
     (x,) = network.inputs
@@ -216,18 +215,13 @@ def theirs(build: Callable[[], Network]) -> Row:
     return judged(network.model, x[:1], x, list(network.heads)) | {"s": time.process_time() - begin}
 
 
-STEPS: dict[str, Callable[[Callable[[], Network]], Row]] = {"own": own, "onnx": onnx, "theirs": theirs}
-
-
 def measure(build: Callable[[], Network], steps: Sequence[str]) -> Row:
-    """One network, step by step, up to one that `own` did not come through."""
+    """One network; steps beside the first are children of its process, which fork with the network made."""
+    network = made(build)
     row: Row = {}
-    for step in steps:
-        found = in_child(partial(STEPS[step], build), LIMITS[step])
-        row |= found if step == "own" else {step: found}
-        if step == "own" and "rows" not in found:
-            break
-    return row
+    if "theirs" in steps:
+        row["theirs"] = in_child(partial(theirs, network), LIMITS["theirs"])
+    return row | own(network, steps)
 
 
 def main() -> None:
@@ -254,7 +248,7 @@ def main() -> None:
         family, build = networks[name]
         if set(steps) <= set(rows.found.get(name, {}).get("steps", ())):
             continue
-        row = measure(build, steps) | {"family": family, "steps": steps}
+        row = in_child(partial(measure, build, steps), LIMITS["own"]) | {"family": family, "steps": steps}
         rows.put(name, row | {"where": where()})
         print(name, {k: v for k, v in row.items() if k not in ("family", "steps", "pins")}, flush=True)
     return None

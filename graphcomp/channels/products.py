@@ -220,6 +220,11 @@ def _none(tracker: Tracker, sources: Sequence[fx.Node], shape: tuple[int, ...]) 
     return lead.reshape([1] * len(shape)).expand(shape)
 
 
+_PICKS = ("getitem", "select", "unbind")
+"""Take one of several: what is left may vary along one axis, as with a single head, and what they take it of
+along two."""
+
+
 def tie_packed(tracker: Tracker, node: fx.Node) -> None:
     """Where q, k and v come out of one reshape their widths are equal: no rearrangement undoes that."""
     waiting, seen = list(node.all_input_nodes), set[fx.Node]()
@@ -229,7 +234,8 @@ def tie_packed(tracker: Tracker, node: fx.Node) -> None:
         parts = [
             x for x in (labels if isinstance(labels, tuple | list) else (labels,)) if isinstance(x, Tensor)
         ]
-        if source in seen or not any(len(varying(x)) > 1 for x in parts):
+        picks = isinstance(labels, tuple | list) or op_name(tracker.program, source) in _PICKS
+        if source in seen or not (picks or any(len(varying(x)) > 1 for x in parts)):
             continue
         seen.add(source)
         for part in parts:
