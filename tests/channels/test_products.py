@@ -127,6 +127,30 @@ def test_heads_are_narrowed_exactly(kind: str, packing: str) -> None:
     assert not torch.allclose(smaller(x), program(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("pick", ["unbind", "items"])
+def test_one_head_out_of_one_reshape_is_narrowed(pick: str) -> None:
+    """q, k and v vary along one axis each, and keep equal widths all the same."""
+
+    class OneHead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.head = nn.Conv2d(3, WIDTH, 4, 4), nn.Linear(WIDTH, 5)
+            self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.patches(x).flatten(2).transpose(1, 2)
+            packed = self.qkv(tokens).reshape(len(x), 16, 3, 1, WIDTH).permute(2, 0, 3, 1, 4)
+            q, k, v = packed.unbind(0) if pick == "unbind" else (packed[0], packed[1], packed[2])
+            y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            return self.head((tokens + self.out(y)).mean(1))
+
+    model = scramble(OneHead(), 0).double().eval()
+    program = graphcomp.trace(model, torch.zeros(1, 3, 16, 16, dtype=torch.float64))
+    removal = narrowed(program)
+    assert len(removal.rows["qkv.weight"]) == 3 * WIDTH // 2
+    verify_pass(ByRows(), program, removal.rows)
+
+
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_dead_widths_go_without_loss(packing: str) -> None:
     """Against the original module: what is zero on both sides of every product is not missed."""
