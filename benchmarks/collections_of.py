@@ -19,7 +19,8 @@ SMALL = 128
 """Pixels of networks that say that they take any."""
 _NARROW = {"depth": 2, "embed_dim": 192, "num_heads": 3}
 SMALLER: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("beit", "deepseek_vit", "gemma4_vit", "naflexvit", "qwen3_vit"), _NARROW),
+    **dict.fromkeys(("beit", "gemma4_vit", "naflexvit", "qwen3_vit"), _NARROW),
+    "deepseek_vit": {**_NARROW, "img_size": 112},
     "convmixer": {"depth": 4, "dim": 128},
     "vision_transformer_sam": {**_NARROW, "img_size": 256, "global_attn_indexes": (1,)},
 }

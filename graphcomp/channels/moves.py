@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from graphcomp.channels.labels import concatenate
-from graphcomp.ir import CASTS, Program, op_name
+from graphcomp.ir import CASTS, Program, Unknown, Values, op_name
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,7 @@ def move(
             and source is not node.args[0]
             and op_name(program, node) in INDEXERS
         ):
-            if source.op != "get_attr":
-                raise NotMovable
-            return program.tensors[cast(str, source.target)]
+            return _index(program, source)
         return tensor(source)
 
     args, kwargs = fx.node.map_arg(node.args, load), fx.node.map_arg(node.kwargs, load)
@@ -105,6 +103,26 @@ def move(
     if any(isinstance(a, torch.dtype) for a in args) and name == "view":
         raise NotMovable
     return MOVES[name](*args, **kwargs)
+
+
+def _index(program: Program, source: fx.Node) -> Tensor:
+    """An index that is held, or that follows from sizes: positions that are compared, as in MViT.
+
+    One that other heights and widths change is known where the program takes no others.
+    """
+    if source.op == "get_attr":
+        return program.tensors[cast(str, source.target)]
+    known = program.findings.setdefault("sizes", {})
+    values = known.setdefault("values", Values(program.module, program.example_inputs))
+    try:
+        found = [values.of(source, batch) for batch in (1, 2)]
+        if not program.interface.specialised:
+            found.append(values.of(source, grown=True))
+    except Unknown as error:
+        raise NotMovable from error
+    if any(x.is_meta or not torch.equal(x, found[0]) for x in found):
+        raise NotMovable
+    return cast(Tensor, found[0])
 
 
 INDEXERS = {"getitem", "index_select"}
@@ -167,7 +185,7 @@ MOVES: dict[str, Callable[..., Any]] = {
     "repeat": torch.Tensor.repeat,
     "tile": torch.tile,
     "roll": torch.roll,
-    "flip": lambda x, *dims: torch.flip(x, dims[0] if isinstance(dims[0], tuple | list) else dims),
+    "flip": torch.Tensor.flip,
     "repeat_interleave": torch.repeat_interleave,
     "chunk": torch.chunk,
     "split": torch.split,

@@ -15,7 +15,7 @@ from graphcomp.ir.coefficients import (
     narrowest,
     spectrum,
 )
-from graphcomp.ir.concrete import Values
+from graphcomp.ir.concrete import Unknown, Values
 from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.hooks import is_hooked
 from graphcomp.ir.inputs import fresh_inputs, input_names, numbers_of
@@ -72,6 +72,7 @@ __all__ = [
     "Region",
     "Shape",
     "Value",
+    "Unknown",
     "Values",
     "WHOLE",
     "acts_in_place",
