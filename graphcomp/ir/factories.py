@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from graphcomp.ir.concrete import Unknown, Values
 from graphcomp.ir.lifting import tensor_at
+from graphcomp.ir.operators import function_name
 from graphcomp.ir.program import acts_in_place, same_memory
 
 _FILLED = {torch.zeros: 0, torch.ones: 1, "new_zeros": 0, "new_ones": 1, torch.full: None, "new_full": None}
@@ -86,6 +87,32 @@ def hold_constants(root: nn.Module, graph: fx.Graph, values: Values) -> None:
                 new = graph.call_method("clone", (new,))
         node.replace_all_uses_with(new)
         graph.erase_node(node)
+
+
+def drop_empty(graph: fx.Graph, values: Values) -> None:
+    """Take operands without elements out of concatenations, in place: `q[:, :, :0]`, if no token is special.
+
+    They have no channels that could go, and would have to keep all.
+    """
+    for node in graph.nodes:
+        operands = node.args[0] if node.args else ()
+        if function_name(node.target) != "cat" or not isinstance(operands, tuple | list):
+            continue
+        left = [x for x in operands if not _is_empty(x)]
+        with suppress(Unknown):
+            if 0 < len(left) < len(operands) and len({values.of(x).dtype for x in operands}) == 1:
+                node.args = (left, *node.args[1:])
+    for node in reversed(list(graph.nodes)):
+        if _is_empty(node) and not node.users:
+            graph.erase_node(node)
+
+
+def _is_empty(node: Any) -> bool:
+    """`x[:, :0]`."""
+    if not isinstance(node, fx.Node) or node.target is not operator.getitem:
+        return False
+    items = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    return any(isinstance(i, slice) and i.stop == 0 and i.start in (None, 0) for i in items)
 
 
 def _constant(values: Values, node: fx.Node) -> tuple[Tensor, Sequence[Any]] | None:

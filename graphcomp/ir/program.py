@@ -380,7 +380,7 @@ def disagrees(found: Any, wanted: Any, tolerance: float) -> int | None:
     None: there is none. Raises ValueError: there are more tensors in one of them.
     """
     for index, (x, y) in enumerate(zip(output_tensors(found), output_tensors(wanted), strict=True)):
-        peak = float(y.abs().max()) if y.numel() else 0.0
+        peak = float(y.abs().nan_to_num().max()) if y.numel() else 0.0  # equal NaNs are equal
         if x.shape != y.shape or not torch.allclose(x, y, rtol=0.0, atol=tolerance * peak, equal_nan=True):
             return index
     return None

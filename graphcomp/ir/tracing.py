@@ -16,7 +16,7 @@ from graphcomp.ir.arguments import arguments_of, call_with
 from graphcomp.ir.baking import bake_parametrizations, copied, is_parametrized
 from graphcomp.ir.concrete import FollowsBatch, Unknown, Values
 from graphcomp.ir.exported import NotLiftedError, classes_of_script, export, has_open_batch, lifted, of_script
-from graphcomp.ir.factories import hold_constants, state_sizes
+from graphcomp.ir.factories import drop_empty, hold_constants, state_sizes
 from graphcomp.ir.folding import fold_weights
 from graphcomp.ir.frozen import as_layers, holds_frozen
 from graphcomp.ir.hooks import is_hooked
@@ -259,6 +259,7 @@ def _of_module(
             root = with_tensors(model, cloning() if copy_later else lambda t: t)
             values = Values(root, inputs)
             hold_constants(root, graph, values)
+            drop_empty(graph, values)
             folded = fold_weights(root, graph, values) if fold else []
         remarks = (f"the part of {name} from {region}",) if region else ()
         checked, specialised = original if doubt else None, tuple(tracer.specialised)
@@ -341,6 +342,7 @@ def _lifted(
     root, graph = lifted(exported, model, script)
     values = Values(root, inputs)
     hold_constants(root, graph, values)
+    drop_empty(graph, values)
     folded = fold_weights(root, graph, values) if fold else []
     return _Captured(name, root, graph, inputs, folded, ("torch.export, which knows no other sizes",))
 

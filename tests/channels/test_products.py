@@ -151,6 +151,50 @@ def test_one_head_out_of_one_reshape_is_narrowed(pick: str) -> None:
     verify_pass(ByRows(), program, removal.rows)
 
 
+class Compared(nn.Module):
+    """Scores of q with a table, at places that are computed of sizes."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, WIDTH, 4, 4), nn.Linear(WIDTH, 5)
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.table = nn.Parameter(torch.randn(rows, WIDTH))
+
+    def places(self, x: Tensor) -> Tensor:
+        here = torch.arange(x.shape[1], device=x.device)
+        return (here[:, None] * 1.0 - here[None, :] + x.shape[1] - 1).long()
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        q, k, v = self.q(tokens), self.k(tokens), self.v(tokens)
+        beside = torch.einsum("bqc,qkc->bqk", q, self.table[self.places(tokens)])
+        return self.head((tokens + (q @ k.transpose(1, 2) + beside).softmax(-1) @ v).mean(1))
+
+
+@pytest.mark.parametrize("rows", [31, 40], ids=["every row is read", "some rows are not"])
+def test_places_of_a_table_that_follow_from_sizes(rows: int) -> None:
+    class OneSize(Compared):
+        def places(self, x: Tensor) -> Tensor:
+            assert x.shape[1] == 16
+            return super().places(x)
+
+    model = scramble(OneSize(rows), 0).double().eval()
+    program = graphcomp.trace(model, torch.zeros(1, 3, 16, 16, dtype=torch.float64))
+    removal = narrowed(program)
+    assert len(removal.rows["q.weight"]) == WIDTH // 2
+    verify_pass(ByRows(), program, removal.rows)
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(program(x), model(x))
+    torch.testing.assert_close(removal.apply("test")(x), removal.mask()(x), rtol=0, atol=1e-12)
+
+
+def test_places_of_a_table_that_follow_the_image_keep_its_channels() -> None:
+    program = graphcomp.trace(Compared(40).eval(), torch.zeros(1, 3, 16, 16))
+    assert not program.interface.specialised
+    pinned = {g.pinned[1] for g in analyse(program).groups if g.pinned}
+    assert "einsum meets no channels along them" in pinned
+
+
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_dead_widths_go_without_loss(packing: str) -> None:
     """Against the original module: what is zero on both sides of every product is not missed."""

@@ -58,6 +58,7 @@ WAYS: dict[str, tuple[Callable[[Any, Tensor], Tensor], int]] = {
     "ones that are written into": (_written, 8),
     "written part by part": (_placed, 16),
     "concatenated": (lambda m, x: torch.cat([m.a(x), torch.full((x.size(0), 4, *x.shape[2:]), 0.5)], 1), 12),
+    "empty": (lambda m, x: torch.cat([m.a(x)[:, :, :0], m.a(x).sin()], 2), 8),
     "ones of a number of channels": (lambda m, x: m.a(x) + torch.ones(1, m.a(x).size(1), 1, 1), 8),
     "ones by the size of a weight": (lambda m, x: m.a(x) * x.new_ones(m.a.weight.shape[0], 1, 1), 8),
     "numbered": (lambda m, x: m.a(x) * torch.linspace(0, 1, 8, dtype=x.dtype)[:, None, None], 8),
@@ -101,3 +102,15 @@ def test_what_follows_the_inputs_stays_a_computation() -> None:
     program = trace(Net(lambda m, x: m.a(x) + torch.arange(x.size(3)) / 9).eval(), torch.zeros(1, 3, 6, 5))
     assert "arange" in {op_name(program, n) for n in program.graph.nodes}
     assert program(torch.zeros(2, 3, 4, 8)).shape == (2, 2, 4, 8)
+
+
+def test_an_empty_operand_of_another_type_stays() -> None:
+    def widened(m: Any, x: Tensor) -> Tensor:
+        return torch.cat([m.a(x)[:, :, :0].double(), m.a(x)[:, :, :0].long(), m.a(x)], 2).float()
+
+    program = trace(
+        Net(lambda m, x: torch.cat([m.a(x)[..., :0], m.a(x)], -1)).eval(), torch.zeros(1, 3, 6, 5)
+    )
+    assert [len(n.args[0]) for n in program.graph.nodes if op_name(program, n) == "cat"] == [1]
+    program = trace(Net(widened).eval(), torch.zeros(1, 3, 6, 5))
+    assert [len(n.args[0]) for n in program.graph.nodes if op_name(program, n) == "cat"] == [3]
