@@ -144,7 +144,7 @@ def of_torchvision(_: int) -> Networks:
         heads = tuple(m for m in model.modules() if getattr(m, "out_features", None) == 400)
         return Network(model, (image(2, 3, 16, CLIPS[name], CLIPS[name]),), heads=heads)
 
-    found = {name: ("detection", partial(detector, name)) for name in DETECTORS}
+    found: Networks = {name: ("detection", partial(detector, name)) for name in DETECTORS}
     found |= {name: ("video", partial(clips, name)) for name in CLIPS}
     return found
 
