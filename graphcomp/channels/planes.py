@@ -2,7 +2,7 @@
 
 from typing import Any, cast
 
-from torch import fx
+from torch import fx, nn
 
 from graphcomp.channels.labels import along, canonical, compact, varying
 from graphcomp.channels.layers import is_beside
@@ -21,6 +21,18 @@ def shaped_like(tracker: Tracker, node: fx.Node) -> Any:
     else:
         tracker.couple(node, labels, like)
     return labels
+
+
+def glu(tracker: Tracker, node: fx.Node) -> Any:
+    """a * sigmoid(b) for the two halves of an axis: position k meets position k + n/2."""
+    labels = operand(tracker, node)
+    if node.op == "call_module":
+        dim = cast(nn.GLU, tracker.program.layer(cast(str, node.target))).dim
+    else:
+        dim = argument(tracker, node, 1, "dim", -1)
+    a, b = labels.chunk(2, dim)
+    tracker.couple(node, a, b)
+    return a
 
 
 def sample(tracker: Tracker, node: fx.Node) -> Any:

@@ -36,11 +36,20 @@ from graphcomp.channels.opaque import (
     what,
     why_opaque,
 )
-from graphcomp.channels.planes import fold, sample, shaped_like, unfold, unpool
+from graphcomp.channels.planes import fold, glu, sample, shaped_like, unfold, unpool
 from graphcomp.channels.products import along_second, attention, carry, einsum, matmul
 from graphcomp.channels.recurrent import recurrent
 from graphcomp.channels.tracker import Tracker, Unread
-from graphcomp.ir import LAYERS, MASKS, MODULE_NAMES, Program, is_hooked, is_read_later, op_name
+from graphcomp.ir import (
+    LAYERS,
+    MASKS,
+    MODULE_NAMES,
+    Program,
+    acts_in_place,
+    is_hooked,
+    is_read_later,
+    op_name,
+)
 
 
 def apply_rule(tracker: Tracker, node: fx.Node) -> Any:
@@ -98,13 +107,18 @@ def constants_in(program: Program) -> frozenset[fx.Node]:
 
 
 def unfollowed(program: Program, constant: frozenset[fx.Node]) -> frozenset[fx.Node]:
-    """Those of `constants_in` that are read by nobody who takes labels: weights of functions."""
+    """Those of `constants_in` that are neither read by who takes labels nor written into what is: weights."""
     followed: set[fx.Node] = set()
     for node in reversed(program.graph.nodes):
-        if node in constant and any(
-            user in followed if user in constant else _find_rule(program, user) not in (None, computed_conv)
-            for user in node.users
-            if user.op.startswith("call_")
+        readers = [user for user in node.users if user.op.startswith("call_")]
+        if node in constant and (
+            any(
+                user in followed
+                if user in constant
+                else _find_rule(program, user) not in (None, computed_conv)
+                for user in readers
+            )
+            or (acts_in_place(program.module, node) and is_read_later(program, node))
         ):
             followed.add(node)
     return frozenset(n for n in constant - followed if n.op != "get_attr")
@@ -164,18 +178,6 @@ def _reduce(tracker: Tracker, node: fx.Node) -> Any:
 def _made(tracker: Tracker, node: fx.Node) -> Tensor:
     """A tensor of a size, in the type of another."""
     return unlabelled(tracker.shape(node))
-
-
-def _glu(tracker: Tracker, node: fx.Node) -> Any:
-    """a * sigmoid(b) for the two halves of an axis: position k meets position k + n/2."""
-    labels = operand(tracker, node)
-    if node.op == "call_module":
-        dim = cast(nn.GLU, tracker.program.layer(cast(str, node.target))).dim
-    else:
-        dim = argument(tracker, node, 1, "dim", -1)
-    a, b = labels.chunk(2, dim)
-    tracker.couple(node, a, b)
-    return a
 
 
 def _couple(tracker: Tracker, node: fx.Node) -> Any:
@@ -368,7 +370,7 @@ FUNCTION_RULES: dict[str, Rule] = {
         any all""".split(),
         _reduce,
     ),
-    "glu": _glu,
+    "glu": glu,
     "getattr": _attribute,
     **dict.fromkeys(["arange", "new_zeros", "new_ones", "new_full"], _made),
     **dict.fromkeys(

@@ -42,6 +42,27 @@ class Options(nn.Module):
         return {"logits": self.head(x.mean(1)), "hidden": x}
 
 
+@stranger(image(3, 4, 16, 16))
+class Clips(nn.Module):
+    """Positions in space and time, added up in place in front of a transformer's block over a clip."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv3d(3, 16, (2, 4, 4), (2, 4, 4))
+        self.first, self.first_pos = nn.Parameter(torch.randn(16)), nn.Parameter(torch.randn(16))
+        self.space, self.time = nn.Parameter(torch.randn(16, 16)), nn.Parameter(torch.randn(2, 16))
+        self.norm, self.head = nn.LayerNorm(16), nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 5))
+
+    def forward(self, x):
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        x = torch.cat((self.first.expand(x.size(0), -1).unsqueeze(1), x), dim=1)
+        places, width = self.space.shape
+        positions = torch.repeat_interleave(self.time, places, dim=0)
+        positions.add_(self.space.unsqueeze(0).expand(len(self.time), -1, -1).reshape(-1, width))
+        x.add_(torch.cat((self.first_pos.unsqueeze(0), positions), dim=0).unsqueeze(0))
+        return self.head(self.norm(x).mean(1))
+
+
 class Gated(nn.Module):
     """A network around one block of attention."""
 
