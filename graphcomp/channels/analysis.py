@@ -181,14 +181,14 @@ def _pin_unproduced(
 def _ties(node: str, channels: Ints) -> list[tuple[str, Ints, Ints]]:
     """Edges that leave only hyperplanes of one axis apart: the longest, of equals the innermost-counting.
 
-    Before that the one whose hyperplanes are tied already, but for what is not read: a few rows of a table.
+    Before that one along which most is tied already: all but the rows of a table that nobody reads.
     """
     varies = [d for d in range(channels.ndim) if (channels != channels.take([0], axis=d)).any()]
     if len(varies) < 2:
         return []
     step = {d: int(abs(np.diff(channels.take([0, 1], axis=d), axis=d).flat[0])) for d in varies}
     planes = {d: np.moveaxis(channels, d, 0).reshape(channels.shape[d], -1) for d in varies}
-    tied = {d: int((flat[:, 1:] == flat[:, :1]).sum()) for d, flat in planes.items()}
+    tied = {d: bool((flat[:, 1:] == flat[:, :1]).mean() > 0.5) for d, flat in planes.items()}
     axis = max(varies, key=lambda d: (tied[d], channels.shape[d], -step[d]))
     flat = planes[axis]
     first = np.broadcast_to(flat[:, :1], flat.shape)
