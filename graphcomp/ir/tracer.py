@@ -116,7 +116,9 @@ class ShapedTracer(fx.Tracer):
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
         """Arguments without an example input are what they are told to be, or by default."""
-        _, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        # fx would change the code of what it calls, which is another function where forward is decorated
+        with patch.object(fx._symbolic_trace, "_patch_function", lambda function, _: function):
+            _, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         waiting, told = len(self.inputs), dict(self.arguments)
         for at, proxy in enumerate(args):
             if not isinstance(proxy, fx.Proxy):

@@ -116,3 +116,14 @@ def test_captured_programs_have_no_arguments() -> None:
     for model in (scripted, exported):
         with pytest.raises(TraceError, match=r"arguments: found flag for .* expected a torch.nn.Module"):
             graphcomp.trace(model, X, arguments={"flag": True})
+
+
+def test_a_decorated_forward_is_followed_by_torch_fx() -> None:
+    """Whatever names the decorator's own code has, and how many."""
+    from tests.strangers.attention import Options
+
+    torch.manual_seed(0)
+    model, x = Options().eval(), torch.randn(2, 3, 32, 32)
+    program = graphcomp.trace(model, x)
+    assert program.interface.remarks == ()
+    torch.testing.assert_close(program(x), model(x))
