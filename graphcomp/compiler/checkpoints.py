@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from graphcomp.base import is_dir, is_file
 from graphcomp.errors import LoadError, first_line, some_of
-from graphcomp.ir import without_inputs
-from graphcomp.train import negative_variances
+from graphcomp.ir import damaged, negative_variances, without_inputs
 
 __all__ = ["load_weights"]
 
@@ -51,7 +50,7 @@ def load_weights(module: nn.Module, path: str | Path) -> str | None:
 
     Raises:
         LoadError: and the module is unchanged, if the file cannot be read without running code in it, if
-            names or shapes differ, if two sets of weights fit, if a weight is NaN or infinite, or if a
+            names or shapes differ, if two sets of weights fit, if a weight is damaged (`ir.damaged`), or if a
             variance is negative.
     """
     path = Path(path)
@@ -265,8 +264,7 @@ def _difference(key: str, found: Tensor, expected: Tensor) -> str:
 
 
 def _require_numbers(path: Path, module: nn.Module, state: State) -> None:
-    bad = [k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())]
-    if bad:
+    if bad := list(damaged(module, state)):
         raise LoadError.at(
             path,
             f"NaN or infinite values in {some_of(bad, LISTED)}",

@@ -47,6 +47,7 @@ from graphcomp.ir.recurrent import GruLayer, LstmLayer, RecurrentLayer
 from graphcomp.ir.region import WHOLE, Region
 from graphcomp.ir.saved.storage import load, save, without_inputs
 from graphcomp.ir.shapes import Shape
+from graphcomp.ir.soundness import damaged, negative_variances
 from graphcomp.ir.text import describe, describe_module, op_name
 from graphcomp.ir.tracing import trace
 
@@ -81,6 +82,7 @@ __all__ = [
     "bound_arguments",
     "compressed",
     "copy_graph",
+    "damaged",
     "decode",
     "describe",
     "describe_module",
@@ -103,6 +105,7 @@ __all__ = [
     "moved",
     "named_tensors",
     "narrowest",
+    "negative_variances",
     "numbers_of",
     "op_name",
     "output_tensors",

@@ -53,6 +53,8 @@ def store_half(model: ModelProto) -> HalfWeights:
 
 def _why_not(full: NDArray[Any], half: NDArray[np.float16]) -> str | None:
     """Why a tensor stays in float32, None if it need not."""
+    finite = np.isfinite(full)  # of masks the rest is as it was
+    full, half = full[finite], half[finite]
     if not np.isfinite(half).all():
         return f"its largest value, {np.abs(full).max():.3g}, is beyond float16"
     norm = float(np.linalg.norm(full.astype(np.float64).ravel()))

@@ -13,12 +13,13 @@ from graphcomp.ir import (
     DctLayer,
     DctLinear,
     Program,
+    damaged,
     fresh_inputs,
     named_tensors,
+    negative_variances,
     output_tensors,
     run_on_meta,
 )
-from graphcomp.train import negative_variances
 
 TOLERANCE = 1e3 * torch.finfo(torch.float64).eps
 """Largest relative difference in float64 that counts as equal: room for another order of summation."""
@@ -38,7 +39,7 @@ def check(program: Program) -> None:
     """Raise VerifyError, naming the place, if the program is not sound.
 
     Checks: the graph is well formed, every shape follows from the inputs, module attributes agree with
-    weights, every tensor is used and finite, no variance is negative.
+    weights, every tensor is used and none is damaged (`ir.damaged`), no variance is negative.
     """
     try:
         program.graph.lint()
@@ -49,13 +50,13 @@ def check(program: Program) -> None:
         _check_attributes(name, module)
     called = tuple(f"{t}." for t in program.called_modules())
     direct = {n.target for n in program.graph.nodes if n.op == "get_attr"}
-    for name, tensor in named_tensors(program.module).items():
+    tensors = named_tensors(program.module)
+    for name in tensors:
         if not (name.startswith(called) or name in direct):
             raise VerifyError(f"{name}: found a tensor that no node uses, expected every tensor to be used")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise VerifyError(f"{name}: found {bad} NaN or infinite values, expected finite weights")
-    for name in negative_variances(program.module, named_tensors(program.module)):
+    for name, bad in damaged(program.module, tensors).items():
+        raise VerifyError(f"{name}: found {bad} NaN or infinite values, expected finite weights")
+    for name in negative_variances(program.module, tensors):
         raise VerifyError(f"{name}: found a negative variance, expected 0 or more; the weights are damaged")
 
 

@@ -1,6 +1,6 @@
 """Training a program: options, schedules, batches, the loop."""
 
-from graphcomp.train.normalisation import BatchNorm, negative_variances, normalisations
+from graphcomp.train.normalisation import BatchNorm, normalisations
 from graphcomp.train.options import (
     Distance,
     Loss,
@@ -28,7 +28,6 @@ __all__ = [
     "cross_entropy",
     "fit",
     "is_correct",
-    "negative_variances",
     "normalisations",
     "value_loss",
 ]

@@ -1,6 +1,6 @@
 """Batch normalisation where the statistics matter: estimated anew, or shared by the processes of a run."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -27,16 +27,6 @@ def normalisations(module: nn.Module) -> dict[str, BatchNorm]:
             "0 (refit adapts weights instead)"
         )
     return found
-
-
-def negative_variances(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the running variances below `module` that are negative somewhere in `tensors`."""
-    names = (f"{path}.running_var".lstrip(".") for path, part in module.named_modules() if _tracks(part))
-    return [name for name in names if name in tensors and bool((tensors[name] < 0).any())]
-
-
-def _tracks(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "running_var", None), Tensor)
 
 
 # ---------------------------------------------------------------------- estimated anew

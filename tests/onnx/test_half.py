@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from graphcomp.errors import ExportError
 from graphcomp.ir import Program, trace
@@ -27,6 +27,15 @@ def network(scale: float = 1.0) -> Program:
     with torch.no_grad():
         net.inner.weight *= scale
     return trace(net, (torch.randn(1, 3, 12, 12),))
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.full((64, 64), -torch.inf).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.mask).softmax(2)
 
 
 def test_the_file_is_the_rounded_network(tmp_path: Path) -> None:
@@ -72,6 +81,12 @@ def test_what_float16_does_not_hold_stays(scale: float, why: str, tmp_path: Path
     assert re.search(why, record.half.kept["inner.weight"])
     kinds = {i.name: i.data_type for i in onnx.load(tmp_path / "half.onnx").graph.initializer}
     assert kinds["inner.weight"] == TensorProto.FLOAT and kinds["outer.weight.float16"] == TensorProto.FLOAT16
+
+
+def test_masks_become_float16(tmp_path: Path) -> None:
+    program = trace(Masked(), (torch.ones(1, 64, 64),))
+    record = export_onnx(program, tmp_path / "half.onnx", batches=(1, 2), weights="fp16")
+    assert record.half is not None and record.half.kept == {} and record.half.tensors == 1
 
 
 def test_it_can_be_undone_and_read(tmp_path: Path) -> None:

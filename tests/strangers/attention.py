@@ -350,6 +350,40 @@ class OwnTransformer(nn.Module):
         return self.head(x.mean(1))
 
 
+class CausalBlock(nn.Module):
+    def __init__(self, dim, block_size, low, high):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
+        self.fc1, self.fc2 = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
+        mask = torch.full((block_size, block_size), float("-inf"))
+        self.register_buffer("mask", torch.triu(mask, diagonal=1))
+        self.register_buffer("low", torch.tensor(low))
+        self.register_buffer("high", torch.tensor(high))
+
+    def forward(self, x):
+        T = x.size(1)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        att = q @ k.transpose(1, 2) / math.sqrt(q.size(-1)) + self.mask[:T, :T]
+        x = x + self.out(att.softmax(dim=-1) @ v)
+        return x + self.fc2(torch.clamp(self.fc1(x), self.low, self.high).relu())
+
+
+@stranger(image(12, 8))
+class Causal(nn.Module):
+    def __init__(self, dim=16):
+        super().__init__()
+        self.embed = nn.Linear(8, dim)
+        bounds = (-6.0, 6.0), (-float("inf"), float("inf"))
+        self.blocks = nn.ModuleList([CausalBlock(dim, 20, *b) for b in bounds])
+        self.head = nn.Linear(dim, 5)
+
+    def forward(self, x):
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x[:, -1])
+
+
 @stranger()
 class ShiftedWindows(nn.Module):
     def __init__(self, dim=16, heads=2, window=4):

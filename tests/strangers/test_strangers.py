@@ -144,6 +144,7 @@ OWN_CODE = {
     "Retrieval": _WIDTHS,  # a weight that forward computes
     "OldStyle": _ADDED,
     "ShiftedWindows": _WIDTHS,  # scales of attention that follow from widths
+    "Causal": _WIDTHS,
     "Queries": "the feature number of src and tgt must be equal to d_model",
     "Keypoints": _ADDED,  # places that are woven together are others
     "RotaryTransformer": _ADDED,
@@ -187,6 +188,8 @@ def test_a_network_of_a_stranger(name: str, tmp_path: Path) -> None:
     assert share(channels) == pytest.approx(least, abs=0.01), reasons(channels)
     assert next(iter(dict(reasons(channels).most_common(1))), "") == why
     smaller = removed(program, inputs, module)
+    if channels.removable:
+        graphcomp.compile(program, "l1{ratio=0.5, multiple=1}")
     put_back(name, smaller, module, inputs)
     smaller = smaller.to(torch.float32)
 

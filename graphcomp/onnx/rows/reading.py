@@ -106,11 +106,10 @@ class Reading:
     def tensor(self, value: Value, what: str = "constant") -> Made:
         """A value as a node: known numbers become a tensor that the program holds.
 
-        Floating point initialisers become parameters; numbers that were computed, or stand in a node, are
-        buffers: they are not weights that somebody trained. What is the same for every sample is held once
-        and expanded to the batch. Infinite numbers (masks) are written into a finite tensor: a program holds
-        finite ones only. What is read again is held once, but for vectors: exporters merge equal ones, and
-        one tensor would couple the channels of unrelated layers.
+        Floating point initialisers become parameters; numbers that were computed, stand in a node, or have
+        infinities among them (masks) are buffers: they are not weights that somebody trained. What is the
+        same for every sample is held once and expanded to the batch. What is read again is held once, but for
+        vectors: exporters merge equal ones, and one tensor would couple the channels of unrelated layers.
         """
         if isinstance(value, Made):
             return value
@@ -119,13 +118,9 @@ class Reading:
         if value in self._held:
             return self._held[value]
         held = as_tensor(value.array)
-        infinite = {n: held == n for n in (float("inf"), float("-inf")) if bool((held == n).any())}
-        for mask in infinite.values():
-            held = held.masked_fill(mask, 0)
-        trained = bool(value.name) and held.is_floating_point() and held.ndim > 0 and not infinite
+        is_numbers = held.is_floating_point() and held.ndim > 0 and not bool(held.isinf().any())
+        trained = bool(value.name) and is_numbers
         made = self._hold(value.name or what, nn.Parameter(held) if trained else held)
-        for number, mask in infinite.items():
-            made = self.call(torch.where, self._hold("mask", mask), number, made)
         if sum(n > 1 for n in held.shape) > 1:
             self._held[value] = made
         return made
