@@ -140,6 +140,7 @@ class Moments:
             gram = gram if known else _shifted(gram, mean_a, mean_a, 1)
             cross = _shifted(cross, mean_a, mean_t, 1)
             power += mean_t.square()
+        del self.aa, self.at  # no sums any more: nobody takes them for such
         return Normal(n, columns or self.shift_a.shape[1], gram, cross, power, mean_a, mean_t, intercept)
 
 

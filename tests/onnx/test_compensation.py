@@ -1,5 +1,6 @@
 """Weights that make up for each other: against least squares, within what pairs allow, and what is read."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,17 @@ def some_layer(out: int, inner: int, kernel: int, groups: int, seed: int) -> tup
     return Layer("layer", "Conv", "x", "y", "w", 0, values, None, groups=groups), moments
 
 
+def rounded(
+    layer: Layer, moments: Moments, scale: NDArray[np.float32], largest: int, pairs: bool
+) -> NDArray[np.int8]:
+    """With sums of its own, which are used up."""
+    return compensation.rounded(layer, copy.deepcopy(moments), scale, largest, pairs=pairs)
+
+
 def quadratic(layer: Layer, moments: Moments) -> NDArray[np.float64]:
     """C + ridge (groups, taps, taps), taps as kernels add them."""
     order = np.arange(layer.taps().shape[1]).reshape(layer.values.shape[1], -1).T.ravel()
-    gram = moments.centred().gram.numpy()[:, order][:, :, order]
+    gram = copy.deepcopy(moments).centred().gram.numpy()[:, order][:, :, order]
     level = compensation.RIDGE * np.trace(gram, axis1=1, axis2=2) / gram.shape[1]
     return np.asarray(gram + level[:, None, None] * np.eye(gram.shape[1]))
 
@@ -102,7 +110,7 @@ def test_every_tap_is_the_nearest_to_what_least_squares_asks_for(sizes: tuple[in
     """Of the errors in front of a tap and its own, given those behind it, the least are solved for anew."""
     layer, moments = some_layer(*sizes, seed=0)
     scale = grids.scales(layer.taps(), "plain") * 8
-    found = compensation.rounded(layer, moments, scale, 127, pairs=False).astype(np.float64)
+    found = rounded(layer, moments, scale, 127, pairs=False).astype(np.float64)
     lost = (layer.taps() - found * scale[:, None]).reshape(layer.groups, -1, found.shape[1])
     for group, matrix in enumerate(quadratic(layer, moments)):
         for row, errors in enumerate(lost[group]):
@@ -121,7 +129,9 @@ def test_every_tap_is_the_nearest_to_what_least_squares_asks_for(sizes: tuple[in
 def test_weights_stay_on_their_grid(seed: int, grid: Grid, sizes: tuple[int, int, int]) -> None:
     layer, moments = some_layer(*sizes, 1, seed)
     scale = grids.scales(layer.taps(), grid)
-    found = compensation.rounded(layer, moments, scale, grids.LARGEST[grid], pairs=grid == "pairs")
+    found = compensation.rounded(
+        layer, copy.deepcopy(moments), scale, grids.LARGEST[grid], pairs=grid == "pairs"
+    )
     assert grid == "plain" or not grids.saturates(found).any()
     assert np.abs(found.astype(np.int16)).max() <= grids.LARGEST[grid]
 
@@ -133,7 +143,9 @@ def test_outputs_change_less_than_by_the_nearest(grid: Grid) -> None:
     for seed in range(8):
         layer, moments = some_layer(8, 12, 3, 1, seed)
         scale, matrix = grids.scales(layer.taps(), grid), quadratic(layer, moments)[0]
-        found = compensation.rounded(layer, moments, scale, grids.LARGEST[grid], pairs=grid == "pairs")
+        found = compensation.rounded(
+            layer, copy.deepcopy(moments), scale, grids.LARGEST[grid], pairs=grid == "pairs"
+        )
         changes = []
         for steps in (found, grids.quantised(layer.taps(), scale)):
             lost = layer.taps().astype(np.float64) - steps * scale.astype(np.float64)[:, None]

@@ -71,7 +71,8 @@ def test_corrected_biases_leave_what_a_body_reads() -> None:
     nodes = [node("Gemm", ["x", "w", "b"], ["h"], name="gemm")]
     model = beside(nodes, node("Identity", ["b"], ["inner"]), w=np.eye(4, dtype=F32), b=bias)
     before, (layer,) = copied(model), find_layers(model)[0]
-    correct_biases(model, [layer], {layer.weight: np.full(4, 1 / 127, F32)}, {layer.x: np.zeros(4)})
+    scales, weights = {layer.weight: np.full(4, 1 / 127, F32)}, {layer.weight: 127 * np.eye(4, dtype=np.int8)}
+    correct_biases(model, [layer], scales, weights, {layer.x: np.zeros(4)})
     assert_same(model, before)
 
 

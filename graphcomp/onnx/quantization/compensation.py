@@ -124,9 +124,8 @@ def _within(by_weight: Mapping[str, Sequence[Layer]]) -> Iterator[dict[str, Sequ
     part: dict[str, Sequence[Layer]] = {}
     held = 0
     for name, layers in by_weight.items():
-        size = (
-            12 * layers[0].groups * layers[0].taps().shape[1] ** 2
-        )  # a float32 product beside the float64 sum
+        # a float32 product beside the float64 sum
+        size = 12 * layers[0].groups * layers[0].taps().shape[1] ** 2
         if size > MEMORY:
             continue
         if held + size > MEMORY:
