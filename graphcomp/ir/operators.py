@@ -18,6 +18,7 @@ import torchvision
 from torch import fx, nn
 
 from graphcomp.ir.frozen import FrozenBatchNorm2d
+from graphcomp.ir.places import put_in_places
 from graphcomp.ir.recurrent import GruLayer, LstmLayer
 
 NAMESPACES = (torch, F, operator, torch.Tensor, torch.special, torch.linalg, torch.fft, math, builtins)
@@ -184,6 +185,14 @@ def follow_type(graph: fx.Graph, dtype: torch.dtype) -> None:
         node.args, node.kwargs = (
             _map(given, lambda a: _followed(a, dtype)) for given in (node.args, node.kwargs)
         )
+
+
+def spell_alike(graph: fx.Graph) -> None:
+    """Give a traced graph, in place, the one form of every call that tables of operators know."""
+    reshape_out_of_place(graph)
+    name_types(graph)
+    name_attributes(graph)
+    put_in_places(graph)
 
 
 RESHAPES_IN_PLACE = ("squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_")

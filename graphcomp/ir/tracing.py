@@ -25,7 +25,7 @@ from graphcomp.ir.interface import Arguments, Interface
 from graphcomp.ir.lifting import lift_layers
 from graphcomp.ir.literals import state_numbers
 from graphcomp.ir.opening import holds_closed, open_modules, unwrapped
-from graphcomp.ir.operators import OUT_OF_PLACE, name_attributes, name_types, reshape_out_of_place
+from graphcomp.ir.operators import OUT_OF_PLACE, spell_alike
 from graphcomp.ir.program import (
     OWNER_KEY,
     PASS_KEY,
@@ -250,9 +250,7 @@ def _of_module(
                 tracer = _tracer(model, given, region, arguments)
                 graph = recorded(model, tracer)
             require_values_of_now(model, graph)
-            reshape_out_of_place(graph)
-            name_types(graph)
-            name_attributes(graph)
+            spell_alike(graph)
             state_sizes(model, graph)
             doubt = "" if region else doubts(model, graph)
             # shallow copies: the caller's modules keep their training mode, these are in eval mode

@@ -332,7 +332,7 @@ def functions(row: str) -> dict[str, Callable[..., Any]]:
 
 
 def method(name: str) -> Callable[..., Any]:
-    return lambda x, *args: getattr(x, name)(*args)
+    return lambda x, *args, **named: getattr(x, name)(*args, **named)
 
 
 def modules(row: str) -> list[type[nn.Module]]:
@@ -419,6 +419,33 @@ class Branches(nn.Module):
         return found
 
 
+def branches_by_name(row: str) -> list[Branch]:
+    """Functions and methods with all arguments behind the first by their names, where torch takes them so."""
+    example, found = EXAMPLES[row], []
+    for label, function in functions(row).items():
+        schemas = torch._C._jit_get_schemas_for_operator(f"aten::{label.rpartition('.')[2]}")
+        for names in [[a.name for a in schema.arguments] for schema in schemas]:
+            branch = Branch(label, partial(example, partial(by_name, function, names)))
+            if runs(branch):
+                found.append(branch)
+                break
+    return found
+
+
+def by_name(function: Callable[..., Any], names: Sequence[str], x: Any, *args: Any, **named: Any) -> Any:
+    if len(args) >= len(names):
+        raise TypeError("more arguments than this overload has")
+    return function(x, **dict(zip(names[1:], args, strict=False)), **named)
+
+
+def runs(branch: Branch) -> bool:
+    try:
+        Branches([branch])(torch.zeros(SHAPE))
+    except (TypeError, RuntimeError, IndexError):
+        return False
+    return True
+
+
 def network(ways: Sequence[Branch]) -> Program:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -472,6 +499,23 @@ def test_row(row: str) -> None:
     assert gone == {way.label: type(way.module) not in KEPT for way in ways}
     kernels = {kernels_of(program, i) for i in range(len(ways))}
     assert len(kernels) == len({found[-1] for found in kernels})  # a plane and a volume are read by others
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", sorted(FUNCTION_RULES))
+def test_arguments_by_name(row: str) -> None:
+    """The channels that the call by places has, and an exact removal."""
+    ways = branches_by_name(row)
+    if not ways:
+        pytest.skip("no native function or method takes its arguments by name")
+    places = {way.label: way for way in branches(row)}
+    gone = []
+    for some in (ways, [places[way.label] for way in ways]):
+        program = network(some)
+        drop, _ = half(analyse(program)).feasible(random_scores(analyse(program)))
+        verify_pass(ByRows(), program, drop.rows)
+        gone.append([f"holders.{i}.a.weight" in drop.rows for i in range(len(some))])
+    assert gone[0] == gone[1]
 
 
 def kernels_of(program: Program, i: int) -> tuple[str, ...]:

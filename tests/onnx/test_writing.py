@@ -23,7 +23,7 @@ from graphcomp.ir.recurrent import RecurrentLayer
 from graphcomp.ir.tracing import trace
 from graphcomp.onnx.rows import WRITES, NoRow
 from graphcomp.onnx.writing import write
-from tests.ir.test_operators import ROWS, branches, network
+from tests.ir.test_operators import EXAMPLES, ROWS, branches, branches_by_name, network
 from tests.nets import scramble
 
 LAYERS_OF_COEFFICIENTS = {"DctConv2d", "DctLinear"}
@@ -215,6 +215,14 @@ def test_row(row: str) -> None:
         except NoRow as reason:
             assert "positions of the maxima" in str(reason)
     assert count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", sorted(set(EXAMPLES) & set(WRITES)))
+def test_row_with_arguments_by_name(row: str) -> None:
+    for way in branches_by_name(row):
+        if way.label != "torch.adaptive_max_pool1d":  # with positions of the maxima
+            assert_same(network([way]))
 
 
 @pytest.mark.parametrize("row", sorted(MORE))
