@@ -5,11 +5,12 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from graphcomp.errors import OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Shelf:
@@ -28,7 +29,7 @@ class Shelf:
         self.budget, self.kept = budget, 0
         self.mapped: set[int] = set()  # addresses
 
-    def keep(self, tensor: Tensor) -> Tensor:
+    def keep(self, tensor: "Tensor") -> "Tensor":
         """The tensor, or a copy in a file if memory is spent; for tensors that nothing else views."""
         if self.kept + tensor.nbytes > self.budget and self.can_be_mapped(tensor):
             return self.in_file(tensor)
@@ -36,25 +37,27 @@ class Shelf:
             self.kept += tensor.nbytes
         return tensor
 
-    def release(self, tensor: Tensor | None) -> None:
+    def release(self, tensor: "Tensor | None") -> None:
         """Nobody needs what was kept any more."""
         if tensor is not None and not self.is_mapped(tensor):
             self.kept -= tensor.nbytes
 
-    def can_be_mapped(self, tensor: Tensor) -> bool:
+    def can_be_mapped(self, tensor: "Tensor") -> bool:
         """Whether it has to lie in memory no longer."""
         return tensor.device.type == "cpu" and bool(tensor.nbytes) and not self.is_mapped(tensor)
 
-    def is_mapped(self, tensor: Tensor) -> bool:
+    def is_mapped(self, tensor: "Tensor") -> bool:
         """Whether it lies in a file already."""
         return tensor.untyped_storage().data_ptr() in self.mapped
 
-    def in_file(self, tensor: Tensor) -> Tensor:
+    def in_file(self, tensor: "Tensor") -> "Tensor":
         """A copy in a file without a name, which goes with the last use of it.
 
         Raises:
             OutputError: no room on the disk.
         """
+        import torch
+
         folder = Path(tempfile.gettempdir())
         free = shutil.disk_usage(folder).free
         if free < tensor.nbytes:

@@ -149,6 +149,9 @@ def function_name(target: Any) -> str:
     return ALIASES.get(name, name)
 
 
+_INNER = ("torch._C._nn", "torch.nn.functional")
+
+
 def _owned(target: Any, name: str) -> str | None:
     """The name that a known namespace has for a function: torch.special.expit calls itself special_expit."""
     if target in _ON_SEQUENCES:
@@ -157,7 +160,8 @@ def _owned(target: Any, name: str) -> str | None:
         for spelled in (name, name.removeprefix("special_").removeprefix("linalg_")):
             if getattr(space, spelled, None) is target:
                 return spelled
-    return name if getattr(target, "__module__", "") in ("torch._C._nn", "torch.nn.functional") else None
+    hidden = getattr(torch._VF, name, None) is target  # what torch.meshgrid itself calls
+    return name if hidden or getattr(target, "__module__", "") in _INNER else None
 
 
 def spelling(target: Any) -> str:

@@ -479,7 +479,7 @@ def test_detectors_of_torchvision(name: str, start: str, until: str, tmp_path: P
             "boxes": torch.tensor([[10.0, 10, 60, 50]]).double(),
             "labels": torch.ones(1, dtype=torch.int64),
             "masks": torch.ones(1, *x.shape[1:], dtype=torch.uint8),
-            "keypoints": torch.full((1, 17, 3), 30.0).double(),
+            "keypoints": torch.full((1, 17, 3), 30.0),  # torchvision takes no other type
         }
         for x in images
     ]

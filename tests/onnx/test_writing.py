@@ -153,6 +153,7 @@ MORE: dict[str, list[Callable[[], Net]]] = {
     "new_full": [lambda: Net(lambda m, x: x + x.new_full((x.size(0), 1, 1, 1), 0.5))],
     "full_like": [lambda: Net(lambda m, x: x * torch.full_like(x, 0.5))],
     "arange": [lambda: Net(lambda m, x: x + torch.arange(x.size(0)).view(-1, 1, 1, 1))],
+    "one_hot": [lambda: Net(lambda m, x: F.one_hot(whole(x).abs() % 4, 5))],
     "bool": [lambda: Net(lambda m, x: F.relu(x).bool())],
     **{
         name: [

@@ -132,6 +132,14 @@ def write_gather(writing: Writing, input: Wire, dim: int, index: Any, sparse_gra
     return writing.op("GatherElements", input, index, axis=input.axis(dim))
 
 
+@writes("one_hot")
+def write_one_hot(writing: Writing, input: Wire, num_classes: Any = -1) -> str:
+    """OneHot."""
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise NoRow("a number of classes that follows from the data")
+    return writing.op("OneHot", input, writing.ints(num_classes), writing.ints(0, 1), axis=-1)
+
+
 @writes("Embedding", "embedding")
 def write_embedding(
     writing: Writing,
