@@ -2,6 +2,7 @@
 end to end."""
 
 import base64
+import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from graphcomp.measure import paired_difference
 from graphcomp.onnx import export_onnx, quantize_file, quantize_onnx, requantize
 from graphcomp.onnx.quantization import attempts, checks, grids, qdq, sessions
 from graphcomp.onnx.quantization import quantize as quantizing
+from graphcomp.onnx.quantization.checks import run_all
 from graphcomp.onnx.quantization.layers import find_layers
 from graphcomp.onnx.quantization.ranges import BINS, Histogram, collect
 from graphcomp.records import BatchTiming, Bench, Interval, ModelFile, Plan, TimingStats
@@ -397,8 +399,40 @@ def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     path = exported(tmp_path)
     images = torch.full((64, 3, 12, 12), float("nan"))
     bad = Split(torch.zeros(64), np.arange(64), lambda i: (images[torch.from_numpy(i)],), False)
-    with pytest.raises(ExportError, match="infinities or NaN"):
+    with pytest.raises(ExportError, match="found NaN"):
         quantize_onnx(path, tmp_path / "out.onnx", bad)
+
+
+class Causal(nn.Module):
+    """Scores of samples in time behind a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.register_buffer("mask", torch.full((8, 8), -torch.inf).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.out(((q @ k.transpose(1, 2)) / 4 + self.mask).softmax(2) @ v)
+
+
+def test_what_a_mask_makes_infinite_is_in_float_and_the_mask_holds(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(96, 8, 16)
+    path, out, again = (tmp_path / f"{name}.onnx" for name in ("float", "int8", "again"))
+    export_onnx(trace(Causal().eval(), (x[:1],)), path, batches=(1, 2))
+    samples = Split(torch.zeros(96), np.arange(96), lambda i: (x[torch.from_numpy(i)],), False)
+    record, choice = quantize_file(path, out, samples, timing=None)
+    assert record.snr_db > 25 and math.inf in {high for _, high in choice.ranges.values()}
+    decisions, bulk = choice.plan()
+    plan = Plan.model_validate_json(Plan(name="quantize", decisions=decisions, bulk=bulk).model_dump_json())
+    requantize(path, again, plan)
+    assert again.read_bytes() == out.read_bytes()
+    late = x[:4].clone()
+    late[:, 4:] += 1  # what comes later must not be seen
+    found = [run_all(out.read_bytes(), [{"input": y.numpy()}])[0][0] for y in (x[:4], late)]
+    np.testing.assert_array_equal(found[0][:, :4], found[1][:, :4])
+    assert not np.array_equal(found[0][:, 4:], found[1][:, 4:])
 
 
 def test_vnni_and_arm_need_no_pairs() -> None:

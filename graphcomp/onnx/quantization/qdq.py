@@ -43,7 +43,8 @@ class Choice:
     Attributes:
         grid: of the weights.
         percentile: what of the activations `ranges` hold.
-        ranges: low and high of every float tensor, by its name.
+        ranges: low and high of every float tensor, by its name; of one with infinities these, and what
+            makes or reads it is in float.
         means: float64 (channels,) of every tensor that a layer reads, by its name.
         layers: names of nodes with 8 bit weights.
         in_float: names of the others that multiply.
@@ -288,7 +289,10 @@ def _quantize(
     data = {
         name: TensorData(lowest=np.float32(low), highest=np.float32(high))
         for name, (low, high) in choice.ranges.items()
+        if math.isfinite(high - low)
     }
+    boundless = choice.ranges.keys() - data.keys()
+    in_float = {n.name for n in model.graph.node if not boundless.isdisjoint([*n.input, *n.output])}
     gpu = choice.kernels == "tensorrt"
     types = GPU_TYPES if gpu else sorted({*QLinearOpsRegistry, *QDQRegistry})
     overrides: dict[str, list[dict[str, Any]]] = {
@@ -307,7 +311,7 @@ def _quantize(
             activation_qType=QuantType.QInt8 if gpu else QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, data),
             nodes_to_quantize=[] if only is None else [only],
-            nodes_to_exclude=list(choice.in_float) if only is None else [],
+            nodes_to_exclude=[*choice.in_float, *sorted(in_float)] if only is None else [],
             op_types_to_quantize=types,
             extra_options={
                 "TensorQuantOverrides": overrides,

@@ -167,7 +167,11 @@ def quantize_file(
         )
     factors = find_factors(model, layers, fitted)
     model, layers = spread(model, layers, factors)
-    work = Work(model, layers, left, fitted, collect(model, layers, fitted), held, expected, factors, kernels)
+    statistics = collect(model, layers, fitted)
+    boundless = [x.name for x in layers if not statistics.infinite.isdisjoint((x.x, x.y))]
+    left |= dict.fromkeys(boundless, "infinities on the calibration samples")
+    layers = [layer for layer in layers if layer.name not in boundless]
+    work = Work(model, layers, left, fitted, statistics, held, expected, factors, kernels)
     progress("choose ranges and check layers", 0.3)
     here: Grid = "pairs" if kernels == "cpu" and adds_in_int16() else "plain"
     found = checked(work, grid, own or here)

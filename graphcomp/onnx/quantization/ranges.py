@@ -96,14 +96,18 @@ class Statistics:
     Attributes:
         histograms: by tensor.
         means: float64 (channels,) of every tensor that a layer reads.
+        infinite: tensors with infinities among their values, as scores behind a mask are; the others have
+            none.
     """
 
     histograms: Mapping[str, Histogram]
     means: Mapping[str, NDArray[np.float64]]
+    infinite: frozenset[str] = frozenset()
 
     def ranges(self, share: Share = None) -> dict[str, tuple[float, float]]:
-        """By tensor, see `Histogram.range`."""
-        return {name: histogram.range(share) for name, histogram in self.histograms.items()}
+        """By tensor, see `Histogram.range`; from -inf to inf where there are infinities."""
+        found = {name: histogram.range(share) for name, histogram in self.histograms.items()}
+        return found | dict.fromkeys(sorted(self.infinite), (-math.inf, math.inf))
 
 
 def collect(model: ModelProto, layers: Sequence[Layer], batches: Sequence[Feeds]) -> Statistics:
@@ -115,9 +119,10 @@ def collect(model: ModelProto, layers: Sequence[Layer], batches: Sequence[Feeds]
         batches: at least one.
 
     Raises:
-        ExportError: naming the tensor that is infinite or not a number.
+        ExportError: naming the tensor that is not a number.
     """
     histograms: dict[str, Histogram] = {}
+    infinite: set[str] = set()
     sums: dict[str, NDArray[np.float64]] = {}
     counts: dict[str, int] = {}
     last = {layer.x: layer.channels_last for layer in layers}
@@ -126,19 +131,26 @@ def collect(model: ModelProto, layers: Sequence[Layer], batches: Sequence[Feeds]
         for name, values in batch.items():
             if not values.size:
                 continue
-            if not np.isfinite(values).all():
+            if np.isnan(values).any():
                 raise ExportError(
-                    f"{name}: found infinities or NaN on the calibration samples, expected numbers; ranges "
-                    f"of 8 bits "
+                    f"{name}: found NaN on the calibration samples, expected numbers; ranges of 8 bits "
                     "have none; look at the samples with `graphcomp inspect`"
                 )
+            if name in infinite or np.isinf(values).any():
+                infinite.add(name)
+                continue
             samples = count if values.shape[:1] == (count,) else 1  # without samples in front it is one
             histograms.setdefault(name, Histogram()).add(values, samples)
             if name in last:
                 by_channel = _channels_last(values, last[name])
                 sums[name] = sums.get(name, 0.0) + by_channel.sum(0, dtype=np.float64)
                 counts[name] = counts.get(name, 0) + len(by_channel)
-    return Statistics(histograms, {name: total / counts[name] for name, total in sums.items()})
+    means = {name: total / counts[name] for name, total in sums.items()}
+    return Statistics(
+        {n: h for n, h in histograms.items() if n not in infinite},
+        {n: m for n, m in means.items() if n not in infinite},
+        frozenset(infinite),
+    )
 
 
 def _channels_last(values: NDArray[Any], last: bool) -> NDArray[Any]:
