@@ -289,20 +289,14 @@ def _bound(
     elif order is not None:
         kwargs, args = {**dict(zip(order, args, strict=False)), **kwargs}, ()
     open_ended = any(p.kind is p.VAR_KEYWORD for p in wanted)
-    others: dict[str, Any] = {}
     for key, value in kwargs.items():
         name = key if key in named else _SAID_OTHERWISE.get(key, key)
         if name in named or open_ended:
             given[name] = value
         elif key not in _NOT_OF_VALUES and value is not None:
-            others[key] = value
-    if _takes_rest(row):
-        if "input" in given:
-            args = (given.pop("input"), *args)
-        if len(args) == len(others) == 1:  # what follows the input, under its name: dims, size, repeats
-            args, others = (*args, *others.values()), {}
-    if others:
-        raise NoRow(f"the argument {next(iter(others))}")
+            raise NoRow(f"the argument {key}")
+    if isinstance(call.target, nn.Module) and "input" in given and _takes_rest(row):
+        args = (given.pop("input"),)
     try:
         signature.bind(None, *args, **given)
     except TypeError as error:
