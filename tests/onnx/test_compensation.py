@@ -171,7 +171,7 @@ def test_outputs_keep_more_and_the_file_has_these_weights(tmp_path: Path) -> Non
     for choice, one in zip((nearest, better), made.values(), strict=True):
         stored = {i.name: numpy_helper.to_array(i) for i in one.graph.initializer}
         assert stored.keys() <= count_reads(one).keys()  # runtimes warn of what nothing reads
-        weights = rounded_weights(model, layers, choice)
+        weights = rounded_weights(model, layers, choice, qdq.scales_of(layers, choice.ranges, "pairs"))
         for layer in layers:
             assert (layer.taps(stored[layer.weight + "_quantized"]) == weights[layer.weight]).all()
     expected = [y[0] for y in run_all(model.SerializeToString(), feeds)]
@@ -188,9 +188,9 @@ def test_a_weight_that_something_else_reads_is_rounded_to_the_nearest(tmp_path: 
     layer = layers[0]
     scales = qdq.scales_of(layers, choice.ranges, "pairs")
     nearest = grids.quantised(layer.taps(), scales[layer.weight])
-    assert (rounded_weights(model, layers, choice)[layer.weight] != nearest).any()
+    assert (rounded_weights(model, layers, choice, scales)[layer.weight] != nearest).any()
     model.graph.node.append(helper.make_node("Identity", [layer.weight], ["also"]))
-    assert (rounded_weights(model, layers, choice)[layer.weight] == nearest).all()
+    assert (rounded_weights(model, layers, choice, scales)[layer.weight] == nearest).all()
 
 
 def test_steps_beyond_eight_bits_are_refused(tmp_path: Path) -> None:

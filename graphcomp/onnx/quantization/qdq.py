@@ -50,7 +50,7 @@ class Choice:
         in_float: names of the others that multiply.
         factors: of channels, by tensor, that are in the weights of the model that this was chosen for.
         steps: how far weights are from the nearest multiples, see `compensation`.
-        kernels: whose terms the file is written in, see `FORMS`.
+        kernels: whose terms the file is written in.
     """
 
     grid: Grid
@@ -130,7 +130,7 @@ def write_qdq(
     taken = [x for x in layers if (x.name in choice.layers if only is None else x.name == only)]
     _check_fits(taken, choice)
     scales = scales_of(taken, choice.ranges, choice.grid)
-    weights = rounded_weights(model, taken, choice)
+    weights = rounded_weights(model, taken, choice, scales)
     model = copy.deepcopy(model)
     correct_biases(model, taken, scales, weights, choice.means)
     _put(model, taken, scales, weights)
@@ -147,22 +147,21 @@ def compensate(
 
 
 def rounded_weights(
-    model: ModelProto, layers: Sequence[Layer], choice: Choice
+    model: ModelProto, layers: Sequence[Layer], choice: Choice, scales: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, NDArray[np.int8]]:
-    """Multiples (output channels, taps) of their scales that the weights of these layers become, by name.
+    """Multiples (output channels, taps) of these scales that the weights of these layers become, by name.
 
     The nearest ones where something else reads the weight, which must not see what these layers make up for.
 
     Raises:
         ExportError: if the choice is one for another model.
     """
-    scales, read = scales_of(layers, choice.ranges, choice.grid), count_reads(model)
-    readers = Counter(layer.weight for layer in layers)
+    own = _read_by_these(model, layers)
     found: dict[str, NDArray[np.int8]] = {}
     for layer in layers:
         nearest = grids.quantised(layer.taps(), scales[layer.weight])
         steps = choice.steps.get(layer.weight)
-        if steps is not None and read[layer.weight] == readers[layer.weight]:
+        if steps is not None and layer.weight in own:
             fits = steps.size == nearest.size
             moved = nearest.astype(np.int16) + steps.reshape(nearest.shape) if fits else None
             if moved is None or (np.abs(moved) > grids.LARGEST[choice.grid] + 1).any():
@@ -175,6 +174,12 @@ def rounded_weights(
     return found
 
 
+def _read_by_these(model: ModelProto, layers: Sequence[Layer]) -> set[str]:
+    """Weights of layers that nothing else reads."""
+    read, readers = count_reads(model), Counter(layer.weight for layer in layers)
+    return {name for name, count in readers.items() if read[name] == count}
+
+
 def _put(
     model: ModelProto,
     layers: Sequence[Layer],
@@ -185,10 +190,9 @@ def _put(
 
     Only where nothing else reads them.
     """
-    read, readers = count_reads(model), Counter(layer.weight for layer in layers)
-    stored = {i.name: i for i in model.graph.initializer}
+    own, stored = _read_by_these(model, layers), {i.name: i for i in model.graph.initializer}
     for layer in layers:
-        if read[layer.weight] == readers[layer.weight]:
+        if layer.weight in own:
             values = weights[layer.weight].astype(np.float32) * scales[layer.weight][:, None]
             new = np.ascontiguousarray(layer.weight_of(values))
             stored[layer.weight].CopyFrom(numpy_helper.from_array(new, layer.weight))
@@ -226,7 +230,7 @@ def scales_of(
 def saturating(model: ModelProto, layers: Sequence[Layer], choice: Choice) -> list[str]:
     """Those of the chosen layers whose sums can leave int16 on x86 without VNNI, whatever runs here."""
     taken = [layer for layer in layers if layer.name in choice.layers and not layer.depthwise]
-    weights = rounded_weights(model, taken, choice)
+    weights = rounded_weights(model, taken, choice, scales_of(taken, choice.ranges, choice.grid))
     return [layer.name for layer in taken if grids.saturates(weights[layer.weight]).any()]
 
 
