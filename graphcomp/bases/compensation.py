@@ -6,7 +6,7 @@ layer does to the outputs depends on what is behind it; it is measured, once a g
 statistics were taken of (METHODS 9.4, `sensitivity`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -186,13 +186,17 @@ class Compensation:
         kept = self._inverses
         if reader in kept:
             return kept[reader]
-        gram = self.grams[reader.layer].matrix[reader.block]
-        h = inverse(gram)
-        while kept and _bytes_of(kept.values()) + h.nbytes + needed > self.room:
-            del kept[next(iter(kept))]
+        h = inverse(self.grams[reader.layer].matrix[reader.block])
+        self._make_room(h.nbytes + needed)
         if h.nbytes + needed <= self.room:
             kept[reader] = h
         return h
+
+    def _make_room(self, needed: int) -> None:
+        """Forget the oldest inverses until the others leave so many bytes."""
+        kept = self._inverses
+        while kept and sum(h.nbytes for h in kept.values()) + needed > self.room:
+            del kept[next(iter(kept))]
 
     def curve(self, group: ChannelGroup, scores: Scores | None = None) -> Curve:
         """Order and losses of a group that can be judged.
@@ -212,8 +216,7 @@ class Compensation:
             whole: of padded sums all, not only what is the group's own.
         """
         parts, needed = [], self._needed(self._of(group))
-        while self._inverses and _bytes_of(self._inverses.values()) + needed > self.room:
-            del self._inverses[next(iter(self._inverses))]
+        self._make_room(needed)
         for found in self._of(group):
             reader = found.reader
             w = matrix(self.program.layer(reader.layer))[reader.block]
@@ -281,10 +284,6 @@ class _Changes(Mapping[ChannelGroup, Change]):
 
     def __len__(self) -> int:
         return len(self.curves)
-
-
-def _bytes_of(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _readers(channels: Channels) -> list[_Reader]:

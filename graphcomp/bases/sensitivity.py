@@ -61,16 +61,16 @@ def movements(
 
     held = 0
     for number, (key, change) in enumerate(changes.items()):
+        places[key] = disk.key(__name__, **content, change=_digest(change))
+        known = disk.load(KIND, places[key])
+        if known is not None:
+            found[key] = float(known["moved"])
+            continue
         size = sum(tensor.nbytes for tensors in change.values() for tensor in tensors)
         if len(pending) == AT_ONCE or (pending and held + size > memory):
             measure(number)
-        held = size + (held if pending else 0)
-        places[key] = disk.key(__name__, **content, change=_digest(change))
-        known = disk.load(KIND, places[key])
-        if known is None:
-            pending[key] = change
-        else:
-            found[key] = float(known["moved"])
+            held = 0
+        pending[key], held = change, held + size
     if pending:
         measure(len(changes))
     return {key: found[key] for key in changes}

@@ -21,7 +21,7 @@ from graphcomp.channels.model import Channels
 from graphcomp.channels.moves import CONCATENATIONS, move, padding_of
 from graphcomp.channels.rules import is_move
 from graphcomp.errors import SurgeryError
-from graphcomp.ir import PASS_KEY, Program, Values, acts_in_place, op_name, same_memory
+from graphcomp.ir import PASS_KEY, Program, acts_in_place, op_name, same_memory, values_of
 
 
 class Layouts:
@@ -183,11 +183,8 @@ class Layouts:
         """Whether a size is another one for two samples."""
         if not isinstance(size, fx.Node):
             return False
-        return bool(self._sizes.of(size, 2) != self._sizes.of(size))
-
-    @cached_property
-    def _sizes(self) -> Values:
-        return Values(self.program.module, self.program.example_inputs)
+        values = values_of(self.program)
+        return bool(values.of(size, 2) != values.of(size))
 
     def settled(self, argument: Any) -> int:
         """A dimension, which a network may compute."""

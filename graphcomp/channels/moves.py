@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from graphcomp.channels.labels import concatenate
-from graphcomp.ir import CASTS, Program, Unknown, Values, op_name
+from graphcomp.ir import CASTS, Program, Unknown, op_name, values_of
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,7 @@ def _index(program: Program, source: fx.Node) -> Tensor:
     """
     if source.op == "get_attr":
         return program.tensors[cast(str, source.target)]
-    known = program.findings.setdefault("sizes", {})
-    values = known.setdefault("values", Values(program.module, program.example_inputs))
+    values = values_of(program)
     try:
         found = [values.of(source, batch) for batch in (1, 2)]
         if not program.interface.specialised:

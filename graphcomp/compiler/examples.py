@@ -37,7 +37,8 @@ def examples_for(
     Raises:
         LoadError: no shape, one of an input that there is not, or one that memory has no room for.
     """
-    return tuple(x[:1] if x.dim() else x for x in _examples(loaded, model, shapes, arguments))
+    of_one = {name: (1, *shape[1:]) for name, shape in shapes.items()}
+    return tuple(x[:1] if x.dim() else x for x in _examples(loaded, model, of_one, arguments))
 
 
 def _examples(

@@ -98,7 +98,6 @@ def load_source(
         check_memory(given)
     if is_onnx(model):
         return _checked(_from_onnx(model, weights, shapes, arguments or {}, rounding))
-    shapes = {name: (1, *shape[1:]) for name, shape in shapes.items()}
     loaded = load_model(model)
     weights = weights or loaded.default_weights
     said = load_weights(loaded.module, weights) if weights is not None else loaded.untrained

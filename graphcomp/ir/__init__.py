@@ -15,7 +15,7 @@ from graphcomp.ir.coefficients import (
     narrowest,
     spectrum,
 )
-from graphcomp.ir.concrete import Unknown, Values
+from graphcomp.ir.concrete import Unknown, values_of
 from graphcomp.ir.frozen import FrozenBatchNorm2d
 from graphcomp.ir.hooks import is_hooked
 from graphcomp.ir.inputs import fresh_inputs, input_names, numbers_of
@@ -74,7 +74,6 @@ __all__ = [
     "Shape",
     "Value",
     "Unknown",
-    "Values",
     "WHOLE",
     "acts_in_place",
     "apply",
@@ -116,6 +115,7 @@ __all__ = [
     "save",
     "spectrum",
     "trace",
+    "values_of",
     "with_tensors",
     "without_inputs",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from graphcomp.ir.lifting import tensor_at
 from graphcomp.ir.meta import filled_with_zero
 from graphcomp.ir.operators import RESHAPES_IN_PLACE
-from graphcomp.ir.program import map_leaves, with_tensors
+from graphcomp.ir.program import Program, map_leaves, with_tensors
 
 BATCHES = (1, 2, 3)
 """Batch sizes at which an answer must be the same."""
@@ -153,6 +153,14 @@ class Values:
         if shape:
             shape[0] = batch
         return torch.empty(shape, dtype=example.dtype, device="meta")
+
+
+def values_of(program: Program) -> Values:
+    """Those of a program's nodes, which all who ask share."""
+    known = program.findings.setdefault(__name__, {})
+    if not known:
+        known["values"] = Values(program.module, program.example_inputs)
+    return cast(Values, known["values"])
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

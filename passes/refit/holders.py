@@ -114,9 +114,16 @@ def _set(layer: nn.Module, values: Tensor) -> Tensor:
     return weight
 
 
+def kind_of(unit: Unit, layer: nn.Module) -> type[Holder]:
+    """What holds the fitted weights of a unit's layer."""
+    if unit.factor is not None:
+        return Pair
+    return Coefficients if isinstance(layer, DctLayer) else Holder
+
+
 def holder_of(module: fx.GraphModule, unit: Unit) -> Holder:
     """Of a unit's layer."""
     layer = module.get_submodule(unit.layer)
     if unit.factor is not None:
         return Pair((unit.factor[0], unit.layer), module.get_submodule(unit.factor[0]), layer)
-    return (Coefficients if isinstance(layer, DctLayer) else Holder)(unit.layer, layer)
+    return kind_of(unit, layer)(unit.layer, layer)

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 
-from graphcomp.ir import DctLayer, Program
+from graphcomp.ir import Program
 from graphcomp.measure import bytes_to_solve, matrix_shape
 from graphcomp.passes.refit.comparison import are_few
+from graphcomp.passes.refit.holders import kind_of
 from graphcomp.passes.refit.lines import Line
 from graphcomp.passes.refit.rows import rows_in
 from graphcomp.passes.refit.units import Unit
@@ -51,5 +52,4 @@ def _of(program: Program, unit: Unit, samples: int, positions: int) -> int:
     g, o, _ = matrix_shape(layer)
     k = matrix_shape(program.layer(unit.source))[2]
     rows = sum(rows_in(program, call, samples, positions) for call in unit.calls)
-    is_free = unit.factor is None and not isinstance(layer, DctLayer)
-    return bytes_to_fit((g, o, k), rows, is_free=is_free)
+    return bytes_to_fit((g, o, k), rows, is_free=kind_of(unit, layer).is_free)
